@@ -1,0 +1,39 @@
+# make demo   install, rebuild real photos from codes, show them   (IMAGES="a.jpg b.png" for yours)
+# make test   install, run the tests
+# CPU torch by default. For CUDA: make demo TORCH="torch==2.13.0 --index-url <address of a CUDA index>"
+VENV ?= .venv
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+IMAGES ?=
+BIN = $(VENV)/bin
+
+.PHONY: demo test check clean
+
+demo: $(VENV)/.demo
+	$(BIN)/viq demo $(IMAGES) -o demo
+	@echo "open demo/gallery.html"
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+# Lint, format and types, beside the tests in continuous integration.
+check: $(VENV)/.dev
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q $(TORCH)
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[demo]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml constraints.txt
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,demo,bench,vae]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo

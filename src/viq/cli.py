@@ -1,0 +1,462 @@
+"""The command line. Every command is a thin door: it parses, calls a job, and shows its result.
+
+Heavy modules are imported inside the commands, so that `viq --help` answers at once. Exit codes:
+0 all done; 2 the command cannot run (one line says why); 3 some inputs failed, the rest is done.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from viq.encode import Report
+    from viq.models.tokenizer import VisualTokenizer
+
+USAGE, SOME_FAILED, INTERRUPTED = 2, 3, 130
+
+app = typer.Typer(
+    name="viq",
+    help="Images of any size to discrete codes, and back.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+eval_app = typer.Typer(help="Measure quality and stability.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure speed and memory, as ratios.", no_args_is_help=True)
+app.add_typer(eval_app, name="eval")
+app.add_typer(bench_app, name="bench")
+
+Images = Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")]
+Model = Annotated[str, typer.Option(help="Bundled name, model folder, or Hugging Face hub id.")]
+Tile = Annotated[
+    int | None,
+    typer.Option(help="Encode in tiles above this side, px; 0 never. Default: the model's own."),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto: cuda if there is one.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16. Other dtypes than "
+                                         "float32 change a few codes.")]  # fmt: skip
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Overwrite = Annotated[bool, typer.Option(help="Replace an existing output.")]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def guarded(command: Command) -> Command:
+    """Turn what can go wrong with input into one line and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        from viq.types import ViqError
+
+        try:
+            return command(*args, **kwargs)
+        except ViqError as error:
+            message, code = str(error), USAGE
+        except KeyboardInterrupt:
+            message, code = "interrupted; no unfinished file was left", INTERRUPTED
+        except BrokenPipeError:
+            sys.stderr.close()
+            raise typer.Exit(0) from None
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            message, code = f"{where}{error.strerror or error}", USAGE
+        if kwargs.get("as_json"):
+            print(json.dumps({"error": message}))
+        print(f"viq: {message}", file=sys.stderr)
+        raise typer.Exit(code)
+
+    return run  # type: ignore[return-value]
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False):
+    """Images of any size to discrete codes, and back."""
+    if version:
+        import viq
+
+        print(viq.__version__)
+        raise typer.Exit()
+
+
+@app.command()
+@guarded
+def encode(
+    images: Images,
+    out: Annotated[Path, typer.Option("-o", "--out", help="NAME.parquet, or NAME.viq for one.")],
+    model: Model = "viq-tiny",
+    tile: Tile = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(help="Shrink larger images to this area. Default: never.")
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Images to codes, at native resolution."""
+    from viq.encode import encode_files
+    from viq.image import list_images
+
+    paths = list_images(images)
+    tokenizer = _load(model, device, dtype)
+    with _progress("encoding", len(paths), hidden=as_json) as advance:
+        report = encode_files(
+            tokenizer, paths, out, tile=tile, max_pixels=max_pixels, overwrite=overwrite,
+            progress=lambda pixels: advance(),
+        )  # fmt: skip
+    if report.shrunk and not as_json:
+        print(f"{report.shrunk} images had more than {max_pixels:,} pixels and were made smaller")
+    _show(report, as_json)
+
+
+@app.command()
+@guarded
+def decode(
+    files: Annotated[list[Path], typer.Argument(help="codes.parquet, or .viq files.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the PNG files.")],
+    model: Model = "viq-tiny",
+    device: Device = "auto",
+    force: Annotated[
+        bool, typer.Option(help="Decode codes that another tokenizer made. They look wrong.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Codes to PNG images at their original sizes."""
+    from viq.encode import decode_files
+    from viq.store import CodesReader
+
+    total = sum(len(CodesReader(f)) if f.suffix == ".parquet" else 1 for f in files)
+    tokenizer = _load(model, device, "float32")
+    with _progress("decoding", total, hidden=as_json) as advance:
+        report = decode_files(tokenizer, files, out, force=force, progress=lambda pixels: advance())
+    _show(report, as_json)
+
+
+@app.command()
+@guarded
+def info(
+    what: Annotated[str, typer.Argument(help="A model (bundled, folder, hub id) or a code file.")],
+    as_json: Json = False,
+) -> None:
+    """What is this: a model's dims, levels and fingerprint; a file's counts, sizes, code use."""
+    from viq import info as describe
+
+    _print(describe.describe(what), as_json)
+
+
+@eval_app.command()
+@guarded
+def reconstruction(
+    images: Images,
+    model: Model = "viq-tiny",
+    crop: Annotated[
+        int | None, typer.Option(help="Shorter side to this many px, then the central square.")
+    ] = None,
+    tile: Tile = None,
+    codecs: Annotated[str, typer.Option(help="Codecs to compare with, by commas.")] = "jpeg,webp",
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    as_json: Json = False,
+) -> None:
+    """PSNR, SSIM, bits per pixel and code use, beside JPEG and WebP at the same bytes."""
+    from viq.eval.reconstruction import evaluate
+    from viq.image import list_images
+
+    paths = list_images(images)
+    tokenizer = _load(model, device, dtype)
+    names = [name for name in codecs.split(",") if name]
+    with _progress("evaluating", len(paths), hidden=as_json) as advance:
+        result = evaluate(
+            tokenizer, paths, crop=crop, tile=tile, codecs=names, progress=lambda n: advance()
+        )
+    if as_json:
+        print(json.dumps(result))
+    else:
+        _reconstruction_table(result)
+    if result["failed"]:
+        _failures(result["failed"])
+        raise typer.Exit(SOME_FAILED)
+
+
+@eval_app.command()
+@guarded
+def stability(
+    images: Images,
+    model: Model = "viq-tiny",
+    random_sizes: Annotated[int, typer.Option(help="Add this many crops of random sizes.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Do codes depend on batch, order, threads, dtype or device? Counts the codes that flip."""
+    from viq.eval.stability import measure
+    from viq.image import list_images
+
+    paths = list_images(images)
+    tokenizer = _load(model, "cpu", "float32")
+    with _progress("comparing", 0, hidden=as_json):
+        result = measure(tokenizer, paths, random_sizes=random_sizes)
+    _print(result, as_json)
+
+
+@bench_app.command("encode")
+@guarded
+def bench_encode(
+    model: Model = "viq-tiny",
+    repeats: Annotated[int, typer.Option(help="Interleaved runs; medians are shown.")] = 5,
+    quick: Annotated[bool, typer.Option(help="Smaller sizes, about a minute.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Images/s, patches/s, peak memory, time against size, and each fast path as a ratio."""
+    from viq.bench import encode as bench
+
+    tokenizer = _load(model, "auto", "float32")
+    with _progress("measuring", 0, hidden=as_json):
+        result = bench.run(tokenizer, repeats=repeats, quick=quick)
+    print(json.dumps(result) if as_json else bench.format(result))
+
+
+@app.command()
+@guarded
+def convert(
+    source: Annotated[Path, typer.Argument(help="Official weights: .pth or .safetensors.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Model folder to write.")],
+    size: Annotated[str | None, typer.Option(help="2k, 4k, 8k, 16k or 64k.")] = None,
+    levels: Annotated[str | None, typer.Option(help="FSQ levels by commas: 8,8,8,5,5,5")] = None,
+    heads: Annotated[int | None, typer.Option(help="Attention heads.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model.")] = None,
+    rope_angle: Annotated[
+        str, typer.Option(help="bfloat16 as published weights need it, or float32.")
+    ] = "bfloat16",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Weights of the official release to a model folder."""
+    from viq.extras.convert import convert as run
+    from viq.types import ViqError
+
+    if rope_angle not in ("bfloat16", "float32"):
+        raise ViqError(f"--rope-angle {rope_angle}: give bfloat16 or float32")
+    try:
+        numbers = [int(level) for level in levels.split(",")] if levels else None
+    except ValueError:
+        raise ViqError(f"--levels {levels}: give integers by commas, as 8,8,8,5,5,5") from None
+    _print(
+        run(
+            source, out, size=size, levels=numbers, heads=heads, name=name,
+            rope_angle_dtype=rope_angle, force=overwrite,
+        ),
+        as_json,
+    )  # fmt: skip
+
+
+@app.command()
+@guarded
+def train(
+    recipe: Annotated[str, typer.Argument(help="tiny, or debug for a few steps.")],
+    data: Annotated[
+        list[Path], typer.Option(help="Photos: Parquet files with an image column, or folders.")
+    ] = [],  # noqa: B006
+    out: Annotated[Path, typer.Option("-o", "--out", help="Run folder; resumed if begun.")] = Path(
+        "runs/tiny"
+    ),
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a tokenizer through the stages of a recipe. Run again to resume."""
+    import torch
+
+    from viq.data.photos import Photos
+    from viq.recipes import RECIPES
+    from viq.train import stages
+    from viq.types import ViqError
+
+    if recipe not in RECIPES:
+        raise ViqError(f"no recipe {recipe}: choose one of {', '.join(RECIPES)}")
+    chosen = RECIPES[recipe]()
+    if threads:
+        torch.set_num_threads(threads)
+    photos = Photos(data)
+    for key, reason in photos.skipped:
+        print(f"viq: skipped {key}: {reason}", file=sys.stderr)
+    show = (lambda record: None) if as_json else _training_line
+    stages.run(chosen.model, chosen.stages, photos, out, seed=chosen.seed, report=show)
+    last = out / chosen.stages[-1].name / "model"
+    _print({"model": str(last), "photos": len(photos), "skipped": len(photos.skipped)}, as_json)
+
+
+@app.command()
+@guarded
+def demo(
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Image files or folders; else sample photos.")
+    ] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")] = Path("demo"),
+    model: Model = "viq-tiny",
+    as_json: Json = False,
+) -> None:
+    """Originals, reconstructions and JPEGs of equal size, in one PNG and one HTML file."""
+    from viq.demo.gallery import make_gallery, sample_photos
+    from viq.image import list_images
+
+    sources = list_images(images) if images else sample_photos()
+    tokenizer = _load(model, "auto", "float32")
+    result = make_gallery(tokenizer, sources, out, title="ViQ")
+    if as_json:
+        print(json.dumps(result))
+    else:
+        print(f"wrote {out / 'gallery.html'} and {out / 'gallery.png'}")
+
+
+@app.command()
+@guarded
+def doctor(as_json: Json = False) -> None:
+    """Versions, devices, known traps, and what to install for what."""
+    from viq.doctor import examine
+
+    _print(examine(), as_json)
+
+
+def _load(model: str, device: str, dtype: str) -> VisualTokenizer:
+    import torch
+
+    from viq.loading import load
+    from viq.types import ViqError
+
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in dtypes:
+        raise ViqError(f"--dtype {dtype}: give one of {', '.join(dtypes)}")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise ViqError(f"--device {device}: not available here; see viq doctor") from None
+    return load(model, device=device, dtype=dtypes[dtype])
+
+
+@contextmanager
+def _progress(what: str, total: int, *, hidden: bool) -> Iterator[Callable[[], None]]:
+    """A progress bar on stderr; gives the function that advances it by one."""
+    if hidden:
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, *times, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total or None)
+        yield lambda: bar.advance(task)
+
+
+def _show(report: Report, as_json: bool) -> None:
+    values = report.as_dict()
+    if as_json:
+        print(json.dumps(values))
+    else:
+        print(
+            f"{values['images']} images, {values['megapixels']:.2f} megapixels, "
+            f"{values['codes']:,} codes, {values['bytes']:,} bytes "
+            f"(1/{values['ratio'] or 0:g} of RGB), {values['seconds']:.1f} s, "
+            f"{values['megapixels_per_second']:.2f} megapixels/s"
+        )
+        if len(report.outputs) <= 4:
+            for output in report.outputs:
+                print(f"wrote {output}")
+        else:
+            print(f"wrote {len(report.outputs)} files")
+    if report.failures:
+        _failures(report.failures)
+        raise typer.Exit(SOME_FAILED)
+
+
+def _failures(failures: list[dict[str, str]]) -> None:
+    for failure in failures[:20]:
+        print(f"viq: failed: {failure['reason']}", file=sys.stderr)
+    if len(failures) > 20:
+        print(f"viq: and {len(failures) - 20} more failed", file=sys.stderr)
+
+
+def _print(values: dict[str, Any], as_json: bool, indent: str = "") -> None:
+    """A dictionary as aligned lines, or as one JSON object."""
+    if as_json:
+        print(json.dumps(values))
+        return
+    width = max(map(len, values), default=0)
+    for key, value in values.items():
+        if isinstance(value, dict):
+            print(f"{indent}{key}:")
+            _print(value, False, indent + "  ")
+        elif isinstance(value, list) and value and isinstance(value[0], str) and len(value) > 1:
+            print(f"{indent}{key}:", *(f"\n{indent}  {item}" for item in value), sep="")
+        else:
+            print(f"{indent}{key:<{width}}  {value}")
+
+
+def _reconstruction_table(result: dict[str, Any]) -> None:
+    def number(value: float | None, digits: int = 2) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    codecs = result["settings"]["codecs"]
+    print(f"{'image':<32}{'size':>11}{'bpp':>7}{'PSNR':>8}{'SSIM':>7}",
+          *(f"{name + ' PSNR':>11}{'SSIM':>7}" for name in codecs), sep="")  # fmt: skip
+    for image in result["images"]:
+        cells = [image["codecs"][name] for name in codecs]
+        print(
+            f"{Path(image['key']).name[-31:]:<32}{image['height']:>6}x{image['width']:<4}"
+            f"{number(image['bpp']):>7}{number(image['psnr']):>8}{number(image['ssim'], 3):>7}",
+            *(
+                f"{number(cell and cell['psnr']):>11}{number(cell and cell['ssim'], 3):>7}"
+                for cell in cells
+            ),
+            sep="",
+        )
+    totals = result["totals"]
+    print(f"mean of {totals['images']}: {number(totals['psnr'])} dB, SSIM "
+          f"{number(totals['ssim'], 3)}, {number(totals['bpp'], 3)} bits per pixel")  # fmt: skip
+    for name in codecs:
+        codec = totals["codecs"][name]
+        print(
+            f"{name} at the same bytes: {number(codec['psnr'])} dB, SSIM {number(codec['ssim'], 3)}"
+            f" on the {codec['fits']} images that fit; there ours: "
+            f"{number(codec['ours']['psnr'])} dB, SSIM {number(codec['ours']['ssim'], 3)}"
+        )
+    use = result["code_use"]
+    if use:
+        print(f"code use: {use['used']:,} of {use['codebook']:,} codes hit, perplexity "
+              f"{use['perplexity']:,.0f}, {use['entropy_bits']:.2f} bits a code")  # fmt: skip
+
+
+def _training_line(record: dict[str, Any]) -> None:
+    print(
+        f"{record['stage']} {record['step']}/{record['steps']}"
+        f"  loss {record['loss']:.4f}  PSNR {record['psnr']:.2f} dB"
+        + (f"  perplexity {record['code_perplexity']:.0f}" if "code_perplexity" in record else "")
+        + f"  {record['patches_per_second']:.0f} patches/s",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Entry point of the `viq` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Data: pictures and conversations, from files or drawn here, ready for training."""

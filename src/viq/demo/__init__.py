@@ -1,0 +1,1 @@
+"""Demo: what the codes keep of a picture, to look at."""

@@ -1,0 +1,1 @@
+"""Evaluation: how much of an image the codes keep, and how well the codebook is used."""

@@ -1,0 +1,1 @@
+"""Beside the house: parts that need optional libraries or serve another project's formats."""

@@ -1,0 +1,108 @@
+"""What is this: a tokenizer, a Parquet file of codes, or a single .viq file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from viq.encode import PARQUET, SINGLE, read_codes
+from viq.eval.metrics import code_counts, summarize_counts
+from viq.loading import load
+from viq.store import CodesReader
+from viq.types import Codes, CodesError
+
+
+def describe(what: str) -> dict[str, Any]:
+    """Facts about a model or a file of codes, JSON-able.
+
+    Raises:
+        ViqError: neither a model nor a readable file of codes.
+    """
+    path = Path(what)
+    if path.suffix == SINGLE:
+        ((_, codes, _),) = read_codes([path])
+        return {"kind": "codes of one image", **_single(codes)}
+    if path.suffix == PARQUET or path.is_file():
+        return {"kind": "codes", **_file(path)}
+    return {"kind": "tokenizer", **_model(what)}
+
+
+def _model(name: str) -> dict[str, Any]:
+    tokenizer = load(name)
+    config = tokenizer.config
+    computed = tokenizer.compute_fingerprint()
+    if computed != tokenizer.fingerprint:
+        raise CodesError(
+            f"{name}: config.json says fingerprint {tokenizer.fingerprint}, the weights have "
+            f"{computed}: weights and config belong to different models, copy both again"
+        )
+    head = tokenizer.quantizer
+    return {
+        "name": config.name,
+        "fingerprint": tokenizer.fingerprint,
+        "parameters": sum(p.numel() for p in tokenizer.parameters()),
+        "width": config.encoder.width,
+        "depth": config.encoder.depth,
+        "heads": config.encoder.heads,
+        "patch_size": config.encoder.patch_size,
+        "bottleneck": config.quantizer.bottleneck,
+        "levels": list(config.quantizer.levels),
+        "codebook": int(np.prod(config.quantizer.levels)),
+        "codes_per_patch": 4,
+        "bits_per_pixel": 4 * 16 / config.encoder.patch_size**2,
+        "tile": config.tile,
+        "pixel_decoder": tokenizer.decoder is not None,
+        "latent_head": tokenizer.latent_head is not None,
+        "restore_megaflops_per_patch": {
+            "folded": head.restore_flops(folded=True) / 1e6,
+            "unfolded": head.restore_flops(folded=False) / 1e6,
+        },
+    }
+
+
+def _single(codes: Codes) -> dict[str, Any]:
+    return {
+        "height": codes.size[0],
+        "width": codes.size[1],
+        "rows": codes.grid[0],
+        "cols": codes.grid[1],
+        "codes": codes.ids.size,
+        "bytes": codes.nbytes,
+        "tile": codes.tile,
+        "fingerprint": codes.fingerprint,
+        "different_codes": len(np.unique(codes.ids)),
+    }
+
+
+def _file(path: Path) -> dict[str, Any]:
+    reader = CodesReader(path)
+    pixels, codes_total, sizes = 0, 0, []
+    counts = None
+    for _, codes in reader:
+        pixels += codes.size[0] * codes.size[1]
+        codes_total += codes.ids.size
+        sizes.append(codes.size)
+        if reader.info.levels:
+            found = code_counts(codes.ids, reader.info.levels)
+            counts = found if counts is None else counts + found
+    areas = [height * width for height, width in sizes]
+    facts: dict[str, Any] = {
+        "model": reader.info.model,
+        "fingerprint": reader.info.fingerprint,
+        "levels": list(reader.info.levels),
+        "images": len(sizes),
+        "megapixels": round(pixels / 1e6, 3),
+        "codes": codes_total,
+        "bytes_of_codes": 2 * codes_total,
+        "bytes_of_file": path.stat().st_size,
+        "ratio_to_rgb": round(3 * pixels / (2 * codes_total), 2) if codes_total else None,
+    }
+    if sizes:
+        facts["smallest"] = list(sizes[int(np.argmin(areas))])
+        facts["largest"] = list(sizes[int(np.argmax(areas))])
+    if counts is not None:
+        use = summarize_counts(counts, reader.info.levels)
+        facts["code_use"] = {k: v for k, v in use.items() if k != "levels"}
+    return facts

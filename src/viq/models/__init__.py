@@ -1,0 +1,1 @@
+"""The models: encoder, quantizer, decoders, and the tokenizer that joins them."""

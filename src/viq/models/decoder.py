@@ -1,0 +1,75 @@
+"""Features to pixels: our own light decoder, convolutional over the grid of patches.
+
+Depthwise convolutions see a fixed neighbourhood, so one decoder holds at every image size, takes
+time and memory linear in pixels, and smooths the borders between tiles that were encoded apart.
+
+n = images, C = width, T = patches of all images, D = values per patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from viq.nn.blocks import Mlp
+from viq.types import Grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Shape of the pixel decoder."""
+
+    width: int
+    depth: int
+    kernel_size: int = 5  # patches, odd
+    mlp_ratio: float = 4
+
+
+class ConvBlock(nn.Module):
+    """x += MLP(LN(depthwise convolution of x)), on images (n, rows, cols, C)."""
+
+    def __init__(self, width: int, kernel_size: int, mlp_width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, kernel_size, padding=kernel_size // 2, groups=width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, mlp_width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x + self.mlp(self.norm(mixed))
+
+
+class PixelDecoder(nn.Module):
+    """Features (T, C) to patches (T, D) of pixels, about [-1, 1]."""
+
+    def __init__(self, features: int, config: DecoderConfig, patch_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.project_in = nn.Linear(features, config.width)
+        self.blocks = nn.ModuleList(
+            ConvBlock(config.width, config.kernel_size, round(config.width * config.mlp_ratio))
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.project_out = nn.Linear(config.width, 3 * patch_size**2)
+
+    @property
+    def reach(self) -> int:
+        """How many patches away, at most, a patch still changes an output patch."""
+        return self.config.depth * (self.config.kernel_size // 2)
+
+    def forward(self, features_TC: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
+        x_TC, outputs, start = self.project_in(features_TC), [], 0
+        for (rows, cols), run in groupby(grids_hw):
+            count = len(list(run))
+            stop = start + count * rows * cols
+            x = x_TC[start:stop].reshape(count, rows, cols, -1)
+            for block in self.blocks:
+                x = block(x)
+            outputs.append(x.flatten(0, 2))
+            start = stop
+        return self.project_out(self.norm(torch.cat(outputs)))

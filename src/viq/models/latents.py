@@ -1,0 +1,57 @@
+"""Features to latents of the Qwen-Image VAE: the reconstruction head of the official model.
+
+T = patches of all images, C = width, L = latent channels (spec section 5, "In training").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from viq.nn.blocks import Block, Mlp
+from viq.patches import lengths_of
+from viq.types import Grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentConfig:
+    """Shape of the latent head."""
+
+    heads: int = 16
+    depth: int = 3
+    channels: int = 16  # of the VAE's latents, at 1/8 of the image's resolution
+    groups: int = 32  # of the group norm
+    mlp_ratio: float = 4
+
+
+class LatentHead(nn.Module):
+    """MLP, LayerNorm, attention blocks, GroupNorm, SiLU, 3x3 convolution, pixel shuffle by 2."""
+
+    def __init__(self, width: int, config: LatentConfig) -> None:
+        super().__init__()
+        self.mlp = Mlp(width, width, width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, round(width * config.mlp_ratio)) for _ in range(config.depth)
+        )
+        self.group_norm = nn.GroupNorm(config.groups, width, eps=1e-6)
+        self.conv = nn.Conv2d(width, 4 * config.channels, 3, padding=1)
+
+    def adapt(self, features_TC: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
+        """Adapted tokens (T, C)."""
+        x_TC, lengths = self.norm(self.mlp(features_TC)), lengths_of(grids_hw)
+        for block in self.blocks:
+            x_TC = block(x_TC, lengths)
+        return x_TC
+
+    def forward(self, features_TC: Tensor, grids_hw: Sequence[Grid]) -> list[Tensor]:
+        """Raw latents (L, 2*rows, 2*cols) of each image, without the VAE's mean and std."""
+        parts = self.adapt(features_TC, grids_hw).split(lengths_of(grids_hw))
+        return [self._latents(part, grid) for part, grid in zip(parts, grids_hw, strict=True)]
+
+    def _latents(self, x_NC: Tensor, grid: Grid) -> Tensor:
+        x_1Chw = x_NC.T.unflatten(1, grid)[None]
+        return F.pixel_shuffle(self.conv(F.silu(self.group_norm(x_1Chw))), 2)[0]

@@ -1,0 +1,366 @@
+"""The visual tokenizer: images to codes, codes to features, features to images.
+
+One class for training and inference. `forward` and `reconstruct` are differentiable and work on
+packed batches; `encode`, `embed`, `pool` and `decode` are what users call.
+
+T = patches of all images, S = 4 slots, C = width, d = FSQ dims, n = images.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from viq import checkpoint
+from viq.files import write_atomically
+from viq.image import Source, limit_pixels, open_image
+from viq.models.decoder import DecoderConfig, PixelDecoder
+from viq.models.encoder import Encoder, EncoderConfig
+from viq.models.latents import LatentConfig, LatentHead
+from viq.models.quantizer import FSQBottleneck, QuantizerConfig, QuantizerHead
+from viq.nn.blocks import AttentionPool
+from viq.patches import PatchBatch, denormalize, lengths_of, normalize, pack, tile_grid, unpatchify
+from viq.types import Codes, CodesError, Grid, grid_of
+
+_BAND = 4096  # patches decoded at a time: bounds memory, the result is the same
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """All that shapes a tokenizer; `config.json` of a model folder."""
+
+    encoder: EncoderConfig
+    quantizer: QuantizerConfig
+    decoder: DecoderConfig | None = None  # features to pixels
+    latents: LatentConfig | None = None  # features to latents of the Qwen-Image VAE
+    tile: int = 0  # px; images with a longer side are encoded in tiles; 0: never
+    name: str = "viq"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerOutput:
+    """What one pass over packed images gives; all differentiable."""
+
+    z_TSd: Tensor  # bottleneck values before the limit
+    codes_TSd: Tensor  # after it: FSQ codes, or points in the unit ball
+    features_TC: Tensor  # what language model, pooling head and decoders read
+
+
+class VisualTokenizer(nn.Module):
+    """ViQ: any image in, four codes a 16x16 patch out, features and the image back.
+
+    Build one from a config to train it, or with `from_pretrained` to use it.
+    """
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        c, heads = config.encoder.width, config.encoder.heads
+        self.encoder = Encoder(config.encoder)
+        self.quantizer = QuantizerHead(c, config.quantizer)
+        self.pool_norm = nn.LayerNorm(c, eps=1e-6)
+        self.pool_head = AttentionPool(c, heads, config.encoder.mlp_width)
+        self.decoder = (
+            PixelDecoder(c, config.decoder, config.encoder.patch_size) if config.decoder else None
+        )
+        self.latent_head = LatentHead(c, config.latents) if config.latents else None
+        self._fingerprint: str | None = None
+        self._vae_folder: Path | None = None  # of a converted model: its Qwen-Image VAE
+        self._vae: list[Any] = []  # loaded on first use; in a list to stay out of the state dict
+
+    # Packed and differentiable
+
+    def forward(self, batch: PatchBatch) -> TokenizerOutput:
+        """Tokenize packed images."""
+        z_TSd = self.quantizer(self.encoder(batch), batch.grids_hw)
+        codes_TSd = self.quantizer.bottleneck.limit(z_TSd)
+        return TokenizerOutput(
+            z_TSd=z_TSd, codes_TSd=codes_TSd, features_TC=self.quantizer.restore(codes_TSd)
+        )
+
+    def ids(self, batch: PatchBatch) -> Tensor:
+        """Codebook indices (T, S), int64, of packed images."""
+        return self._fsq.fsq.indices(self.quantizer(self.encoder(batch), batch.grids_hw))
+
+    def features(self, ids_TS: Tensor) -> Tensor:
+        """Features (T, C) of codebook indices (T, S)."""
+        return self.quantizer.restore(self._fsq.fsq.decode(ids_TS))
+
+    def pooled(self, features_TC: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
+        """Semantic token (n, C) of each image."""
+        return self.pool_head(self.pool_norm(features_TC), lengths_of(grids_hw))
+
+    def reconstruct(self, features_TC: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
+        """Patches of pixels (T, 3 * patch_size**2), about [-1, 1]."""
+        if self.decoder is None:
+            raise ValueError(
+                f"{self.config.name} has no pixel decoder: it gives codes and features; "
+                "decode with a model that has one, or one converted together with its VAE"
+            )
+        return self.decoder(features_TC, grids_hw)
+
+    # What users call
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        images: Source | Iterable[Source],
+        *,
+        tile: int | None = None,
+        max_pixels: int | None = None,
+        packed: bool = False,
+    ) -> list[Codes]:
+        """Codes of images of any sizes, each at its native resolution.
+
+        Args:
+            images: paths, bytes, PIL images or uint8 arrays (H, W, 3), or one of these.
+            tile: images with a side above this many px are encoded in near-equal tiles of at
+                most this side; 0 never tiles; None takes the model's own setting.
+            max_pixels: larger images are first shrunk to this area, aspect kept.
+            packed: run all images in one sequence instead of one after another. Faster for many
+                small images on an accelerator, but matrix libraries choose their order of
+                summation by shape, so a value on a rounding boundary may then flip.
+
+        Raises:
+            ImageError: an image cannot be read; names it.
+        """
+        tile = self.config.tile if tile is None else tile
+        patch = self.config.encoder.patch_size
+        if tile < 0 or tile % patch:
+            raise ValueError(f"tile must be 0 or a multiple of {patch} px, got {tile}")
+        if packed:
+            opened = [self._open(image, max_pixels) for image in _listed(images)]
+            pieces = [list(self._tiles(image, tile)) for image in opened]
+            ids = iter(self._ids([pixels for tiles in pieces for _, pixels in tiles]))
+            return [
+                self._join(image, tile, [(place, next(ids)) for place, _ in tiles])
+                for image, tiles in zip(opened, pieces, strict=True)
+            ]
+        codes = []
+        for source in _listed(images):
+            image = self._open(source, max_pixels)
+            parts = [(where, self._ids([pixels])[0]) for where, pixels in self._tiles(image, tile)]
+            codes.append(self._join(image, tile, parts))
+        return codes
+
+    @torch.inference_mode()
+    def embed(self, codes: Codes | Iterable[Codes]) -> list[Tensor]:
+        """Features (rows*cols, C) of each image, in the dtype and on the device of the model."""
+        return [self.features(self._checked(item)) for item in _listed(codes)]
+
+    @torch.inference_mode()
+    def pool(self, codes: Codes | Iterable[Codes]) -> Tensor:
+        """Semantic tokens (n, C)."""
+        listed = _listed(codes)
+        pooled = [self.pooled(self.embed(item)[0], [item.grid]) for item in listed]
+        return torch.cat(pooled) if pooled else self.pool_head.latent.new_empty(0, self.width)
+
+    @torch.inference_mode()
+    def decode(self, codes: Codes | Iterable[Codes]) -> list[Image.Image]:
+        """RGB images at their original sizes."""
+        return [self._decode(item) for item in _listed(codes)]
+
+    # Loading and saving, in the Hugging Face manner
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+    ) -> VisualTokenizer:
+        """A tokenizer from a folder, or from a Hugging Face hub id; in eval mode.
+
+        Args:
+            dtype: of the parameters; float32 by default, whatever the file holds, because codes
+                in half precision differ.
+
+        Raises:
+            CheckpointError: the folder is incomplete, damaged, or does not fit its config.
+        """
+        folder = Path(name)
+        if not folder.is_dir():
+            from viq.hub import download
+
+            folder = download(str(name), revision, token, cache_dir, local_files_only)
+        values = checkpoint.read_config(folder)
+        stamp = values.pop("fingerprint", None)
+        values.pop("format", None)
+        config = checkpoint.from_dict(TokenizerConfig, values, str(folder / "config.json"))
+        with torch.device("meta"):
+            model = cls(config)
+        weights = checkpoint.read_weights(folder / checkpoint.WEIGHTS_FILE)
+        weights = {k: v.to(device, dtype or torch.float32) for k, v in weights.items()}
+        checkpoint.load_strictly(model, weights, str(folder / checkpoint.WEIGHTS_FILE))
+        model._fingerprint = stamp
+        if model.latent_head is not None and (folder / "vae" / checkpoint.CONFIG_FILE).is_file():
+            model._vae_folder = folder / "vae"
+        return model.requires_grad_(False).eval()
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write `config.json` and `model.safetensors`, each aside and renamed, weights first."""
+        folder = Path(folder)
+        vae, copy = self._vae_folder, folder / "vae"
+        if vae is not None and vae.resolve() != copy.resolve():
+            shutil.copytree(vae, copy, dirs_exist_ok=True)
+        self._fingerprint = None  # weights may have been trained since they were loaded
+        checkpoint.write_weights(folder / checkpoint.WEIGHTS_FILE, self.state_dict())
+        values = {"format": 1, **checkpoint.to_dict(self.config), "fingerprint": self.fingerprint}
+        write_atomically(folder / checkpoint.CONFIG_FILE, _pretty(values))
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, **kwargs: Any) -> str:
+        """Upload to the Hugging Face hub; gives the address of the commit."""
+        from viq.hub import upload
+
+        return upload(self, repo_id, private=private, **kwargs)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that two tokenizers share only if they make and read the same codes."""
+        if self._fingerprint is None:
+            self._fingerprint = self.compute_fingerprint()
+        return self._fingerprint
+
+    def compute_fingerprint(self) -> str:
+        """The fingerprint of the weights as they are now, in the dtype they now have."""
+        config = checkpoint.to_dict(self.config)
+        parts = ("encoder", "quantizer")
+        weights = {k: v for k, v in self.state_dict().items() if k.split(".")[0] in parts}
+        return checkpoint.fingerprint({part: config[part] for part in parts}, weights)
+
+    @property
+    def width(self) -> int:
+        """C, channels of a feature."""
+        return self.config.encoder.width
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """FSQ levels; their product is the size of the codebook."""
+        return self._fsq.fsq.levels
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.encoder.position.device
+
+    # Steps of the above
+
+    @property
+    def _fsq(self) -> FSQBottleneck:
+        bottleneck = self.quantizer.bottleneck
+        if not isinstance(bottleneck, FSQBottleneck):
+            raise ValueError(
+                f"{self.config.name} has a proximal bottleneck, which is continuous and gives no "
+                "codes: train its FSQ stage first"
+            )
+        return bottleneck
+
+    def _open(self, source: Source, max_pixels: int | None) -> np.ndarray:
+        return np.asarray(limit_pixels(open_image(source), max_pixels))
+
+    def _tiles(self, image: np.ndarray, tile: int) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
+        patch = self.config.encoder.patch_size
+        size = image.shape[:2]
+        tile = tile if max(size) > tile else 0
+        for rows, cols in tile_grid(grid_of(size, patch), tile // patch):
+            piece = image[
+                rows.start * patch : rows.stop * patch, cols.start * patch : cols.stop * patch
+            ]
+            yield (rows, cols), normalize(piece)
+
+    def _ids(self, pixels: Sequence[Tensor]) -> list[np.ndarray]:
+        batch = pack([p.to(self.device) for p in pixels], self.config.encoder.patch_size)
+        parts = self.ids(batch).cpu().split(lengths_of(batch.grids_hw))
+        return [
+            part.numpy().astype(np.uint16).reshape(*grid, -1)
+            for part, grid in zip(parts, batch.grids_hw, strict=True)
+        ]
+
+    def _join(
+        self,
+        image: np.ndarray,
+        tile: int,
+        parts: Sequence[tuple[tuple[slice, slice], np.ndarray]],
+    ) -> Codes:
+        size = (image.shape[0], image.shape[1])
+        grid = grid_of(size, self.config.encoder.patch_size)
+        ids = np.empty((*grid, parts[0][1].shape[-1]), np.uint16)
+        for where, part in parts:
+            ids[where] = part
+        return Codes(ids, size, tile if len(parts) > 1 else 0, self.fingerprint)
+
+    def _checked(self, codes: Codes) -> Tensor:
+        """Indices (T, S) on the device of the model."""
+        self.require(codes.fingerprint)
+        ids = torch.from_numpy(codes.ids.astype(np.int64))
+        size = self._fsq.fsq.codebook_size
+        if ids.numel() and int(ids.max()) >= size:
+            raise CodesError(
+                f"code {int(ids.max())} is outside the codebook of {size}: the codes are damaged "
+                "or were made by a model with other levels"
+            )
+        return ids.flatten(0, 1).to(self.device)
+
+    def require(self, fingerprint: str) -> None:
+        """Refuse codes of another tokenizer; codes of unknown origin ("") pass."""
+        if fingerprint and fingerprint != self.fingerprint:
+            raise CodesError(
+                f"these codes were made by the tokenizer {fingerprint}, but {self.config.name} is "
+                f"{self.fingerprint}: load the tokenizer that made them"
+            )
+
+    def _decode(self, codes: Codes) -> Image.Image:
+        """Decode in bands of rows, each with as much context as the decoder can see."""
+        if self.decoder is None and self._vae_folder is not None:
+            return self._decode_with_vae(codes)
+        ids = self._checked(codes).unflatten(0, codes.grid)
+        rows, cols = codes.grid
+        patch = self.config.encoder.patch_size
+        halo = self.decoder.reach if self.decoder else 0
+        step = max(1, _BAND // cols)
+        bands = []
+        for top in range(0, rows, step):
+            first, last = max(0, top - halo), min(rows, top + step + halo)
+            window = ids[first:last]
+            patches = self.reconstruct(self.features(window.flatten(0, 1)), [(last - first, cols)])
+            wanted = patches.unflatten(0, (last - first, cols))[top - first :][:step]
+            height = min(step * patch, codes.size[0] - top * patch)
+            pixels = unpatchify(wanted.flatten(0, 1), (height, codes.size[1]), patch)
+            bands.append(denormalize(pixels).cpu().numpy())
+        return Image.fromarray(np.concatenate(bands))
+
+    def _decode_with_vae(self, codes: Codes) -> Image.Image:
+        """Decode in one piece: latent head and VAE attend across the whole image."""
+        from viq.models.qwen_vae import decode_latents, load_vae
+
+        assert self.latent_head is not None and self._vae_folder is not None
+        if not self._vae:
+            self._vae.append(load_vae(self._vae_folder, self.device, self.encoder.position.dtype))
+        latents = self.latent_head(self.features(self._checked(codes)), [codes.grid])
+        pixels = decode_latents(self._vae[0].to(self.device), latents)[0]
+        height, width = codes.size
+        return Image.fromarray(denormalize(pixels[:, :height, :width]).cpu().numpy())
+
+
+def _listed(items: Any) -> list[Any]:
+    single = isinstance(items, str | bytes | os.PathLike | Image.Image | np.ndarray | Codes)
+    return [items] if single else list(items)
+
+
+def _pretty(values: dict[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2) + "\n").encode()

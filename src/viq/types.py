@@ -1,0 +1,134 @@
+"""The words everybody in the project shares: grids, sizes and the codes of one image.
+
+numpy only, no torch: reading, checking and storing codes must not wait for torch to load.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+PATCH_SIZE = 16  # px; the only patch size of published models
+CODES_PER_PATCH = 4  # the four slots of one patch (spec: token shuffle)
+
+Grid = tuple[int, int]  # (rows, columns) of patches
+Size = tuple[int, int]  # (height, width) in px
+
+# magic, version, patch size, tile side, height, width, fingerprint of the tokenizer, CRC-32
+_HEADER = struct.Struct("<4sBBHIIQI")
+_MAGIC = b"ViQc"
+_VERSION = 1
+
+
+class ViqError(ValueError):
+    """Something is wrong with what the user gave. One line: what, where, how to mend."""
+
+
+class CodesError(ViqError):
+    """Codes that are damaged, inconsistent, or made by another tokenizer. One line."""
+
+
+def grid_of(size: Size, patch_size: int = PATCH_SIZE) -> Grid:
+    """Patches (rows, columns) that cover an image of `size` (height, width) px."""
+    height, width = size
+    return -(-height // patch_size), -(-width // patch_size)
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """The discrete codes of one image.
+
+    Attributes:
+        ids: uint16 array (rows, cols, 4). Patches in raster order, the four slots of a patch
+            last. A value is an index into the codebook of the tokenizer's FSQ levels.
+        size: (height, width) of the original image, px. `decode` cuts its output back to it.
+        tile: side in px above which the image was encoded in tiles; 0 if encoded whole.
+        fingerprint: of the tokenizer that made the codes (16 hex digits), "" if unknown.
+
+    Raises:
+        CodesError: ids of another dtype or shape, or a grid that does not fit the size.
+    """
+
+    ids: np.ndarray
+    size: Size
+    tile: int = 0
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        if self.ids.dtype != np.uint16:
+            raise CodesError(f"codes must be uint16, got {self.ids.dtype}: cast the ids first")
+        expected = (*grid_of(self.size), CODES_PER_PATCH)
+        if min(self.size) < 1 or self.ids.shape != expected:
+            raise CodesError(
+                f"an image of {self.size[0]}x{self.size[1]} px has codes of shape {expected}, "
+                f"got {self.ids.shape}: ids and size belong to different images"
+            )
+
+    @property
+    def grid(self) -> Grid:
+        """(rows, columns) of patches."""
+        return self.ids.shape[0], self.ids.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the ids alone: two a code."""
+        return self.ids.size * 2
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Codes):
+            return NotImplemented
+        return (
+            self.size == other.size
+            and self.tile == other.tile
+            and self.fingerprint == other.fingerprint
+            and np.array_equal(self.ids, other.ids)
+        )
+
+    def __repr__(self) -> str:
+        rows, cols = self.grid
+        return f"Codes({rows}x{cols}x{CODES_PER_PATCH}, size={self.size}, {self.nbytes} bytes)"
+
+    def to_bytes(self) -> bytes:
+        """A 28-byte header, then the ids as little-endian uint16, two bytes a code.
+
+        The CRC-32 in the header covers the rest of the header and the ids.
+        """
+        payload = np.ascontiguousarray(self.ids, dtype="<u2").tobytes()
+        fields = (
+            _MAGIC, _VERSION, PATCH_SIZE, self.tile, *self.size, int(self.fingerprint or "0", 16)
+        )  # fmt: skip
+        checksum = zlib.crc32(payload, zlib.crc32(_HEADER.pack(*fields, 0)))
+        return _HEADER.pack(*fields, checksum) + payload
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Codes:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            CodesError: not ViQ codes, another version, cut short, too long, or damaged.
+        """
+        if len(data) < _HEADER.size or data[:4] != _MAGIC:
+            raise CodesError("these bytes are not ViQ codes: they do not start with a ViQ header")
+        magic, version, patch_size, tile, height, width, stamp, checksum = _HEADER.unpack_from(data)
+        if version != _VERSION or patch_size != PATCH_SIZE:
+            raise CodesError(
+                f"codes of format {version} with {patch_size}-px patches: this release reads "
+                f"format {_VERSION} with {PATCH_SIZE}-px patches; update viq"
+            )
+        rows, cols = grid_of((height, width))
+        expected = _HEADER.size + rows * cols * CODES_PER_PATCH * 2
+        if len(data) != expected:
+            raise CodesError(
+                f"codes of a {height}x{width} px image take {expected} bytes, got {len(data)}: "
+                "the data is cut short or has something appended"
+            )
+        head = _HEADER.pack(magic, version, patch_size, tile, height, width, stamp, 0)
+        payload = memoryview(data)[_HEADER.size :]
+        if zlib.crc32(payload, zlib.crc32(head)) != checksum:
+            raise CodesError("the checksum of these codes is wrong: the data is damaged")
+        ids = np.frombuffer(payload, dtype="<u2").astype(np.uint16)
+        fingerprint = f"{stamp:016x}" if stamp else ""
+        return cls(ids.reshape(rows, cols, CODES_PER_PATCH), (height, width), tile, fingerprint)

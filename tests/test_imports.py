@@ -1,0 +1,94 @@
+"""The architecture in one rule: a file imports only lower floors, or files above it in the list.
+
+The same picture stands in docs/architecture.md.
+"""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import viq
+
+FLOORS = [
+    ["types", "files"],
+    [
+        "image", "patches", "fsq", "store", "checkpoint", "hub",
+        "nn.attention", "nn.rope2d", "nn.blocks",
+    ],
+    [
+        "models.encoder", "models.quantizer", "models.decoder", "models.latents",
+        "models.qwen_vae", "models.tokenizer",
+        "data.synthetic_base", "data.synthetic_text", "data.synthetic_chart",
+        "data.synthetic_shapes", "data.synthetic_fields", "data.synthetic",
+        "data.photos", "data.crops",
+    ],
+    [
+        "loading", "encode", "train.losses", "train.init", "train.loop", "train.stages",
+        "eval.metrics", "eval.codecs", "eval.reconstruction", "eval.stability",
+    ],
+    ["recipes", "info", "doctor", "bench.measure", "bench.parts", "bench.report",
+     "bench.encode"],
+    ["extras.official", "extras.convert", "demo.gallery"],
+    ["cli", ""],
+]  # fmt: skip
+ROOT = Path(viq.__file__).parent
+ORDER = {name: place for place, name in enumerate(n for floor in FLOORS for n in floor)}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):  # names that only annotations use are no dependency
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    ours = {name.removeprefix("viq.") for name in found if name.startswith("viq.")}
+    return {known for name in ours for known in (name, name.rpartition(".")[0]) if known in ORDER}
+
+
+def test_every_file_is_on_a_floor() -> None:
+    packages = {"nn", "models", "data", "train", "eval", "bench", "extras", "demo"}
+    names = {module_name(path) for path in ROOT.rglob("*.py")} - packages
+    assert names == set(ORDER)
+
+
+def test_imports_point_down() -> None:
+    breaches = [
+        f"{module_name(path) or 'viq'} imports {imported}"
+        for path in ROOT.rglob("*.py")
+        for imported in imports_of(path) - {""}
+        if module_name(path) in ORDER and ORDER[imported] >= ORDER[module_name(path)]
+    ]
+    assert breaches == []
+
+
+def test_models_and_data_never_meet() -> None:
+    for path in (ROOT / "models").glob("*.py"):
+        assert not any(name.startswith("data.") for name in imports_of(path))
+    for path in (ROOT / "data").glob("*.py"):
+        assert not any(name.startswith("models.") for name in imports_of(path))
+
+
+def test_front_doors_are_light() -> None:
+    """Neither `import viq` nor building the command line loads a heavy library."""
+    heavy = ["torch", "transformers", "pyarrow", "PIL", "huggingface_hub", "numpy", "rich.progress"]
+    for module in ("viq", "viq.cli"):
+        code = f"import sys, {module}; print(*[m for m in {heavy} if m in sys.modules])"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == []
+
+
+def test_no_names_but_the_public_ones() -> None:
+    assert set(viq.__all__) <= set(dir(viq))
+    assert all(getattr(viq, name) is not None for name in viq.__all__)
