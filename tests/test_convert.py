@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import errors
@@ -30,7 +31,7 @@ from viq.extras.convert import convert
 from viq.fsq import PRESETS
 from viq.models import qwen_vae
 from viq.models.tokenizer import VisualTokenizer
-from viq.types import CODES_PER_PATCH
+from viq.types import CODES_PER_PATCH, Codes
 
 GOLDEN = Path(__file__).parent / "golden"
 PREFIX = "base_model.model.model.vision_tower.vision_tower."
@@ -157,6 +158,20 @@ def test_vae_decodes_golden_pixels(converted: Path) -> None:
     torch.testing.assert_close(
         pixels, expected["pixels.0"].reshape(pixels.shape), rtol=0, atol=1e-3
     )
+
+
+def test_decode_of_a_converted_model_goes_through_its_vae(converted: Path, tmp_path: Path) -> None:
+    pytest.importorskip("diffusers", reason="diffusers, the extra `vae`, is not installed")
+    inputs, expected = fixture("drawer_tiny", "inputs"), fixture("drawer_tiny", "outputs")
+    settings = json.loads((GOLDEN / "drawer_tiny" / "config.json").read_text())
+    VisualTokenizer.from_pretrained(converted).save_pretrained(tmp_path / "copy")
+    model = VisualTokenizer.from_pretrained(tmp_path / "copy")  # the VAE is saved along
+    for i, (rows, cols) in enumerate(settings["grid_sizes_hw"]):
+        ids = inputs[f"indices.{i}"].reshape(rows, cols, CODES_PER_PATCH).numpy()
+        size = (16 * rows, 16 * cols)
+        decoded = np.asarray(model.decode(Codes(ids.astype(np.uint16), size))[0], int)
+        reference = expected[f"recon_u8.{i}"].numpy().astype(int)
+        assert abs(decoded - reference).max() <= 1  # the official code truncates, ours rounds
 
 
 def test_incomplete_vae_folder(weights: dict[str, Tensor], converted: Path, tmp_path: Path) -> None:

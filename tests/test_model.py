@@ -166,7 +166,7 @@ def test_flops_of_the_code_to_feature_path_at_paper_size() -> None:
     mlps = 4 * c * c + 2 * c * c + 3 * 4 * c * c  # after the first map of step 7
     assert head.restore_flops(folded=False) == 2 * (4 * d * c + 16 * c * c + mlps)
     assert head.restore_flops(folded=True) == 2 * (4 * d * 4 * c + mlps)
-    # The code-to-feature path, steps 6 to 9, has 80M parameters (spec section 2).
+    # The code-to-feature path, steps 6 to 9, has 80M parameters (docs/model.md).
     parts = [head.bottleneck.project_out, head.merge_mlp, head.post_mlp, head.post_blocks]
     count = sum(p.numel() for part in parts for p in part.parameters()) + 2 * c
     assert count == pytest.approx(80e6, rel=0.01)

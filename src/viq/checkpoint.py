@@ -99,7 +99,7 @@ def fingerprint(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str
     for name in sorted(weights):
         tensor = weights[name].detach().to("cpu", torch.float32).contiguous()
         digest.update(f"{name}{list(tensor.shape)}".encode())
-        digest.update(tensor.numpy())
+        digest.update(tensor.numpy().data)
     return digest.hexdigest()[:16]
 
 

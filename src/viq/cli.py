@@ -134,7 +134,7 @@ def decode(
     from viq.encode import decode_files
     from viq.store import CodesReader
 
-    total = sum(len(CodesReader(f)) if f.suffix == ".parquet" else 1 for f in files)
+    total = sum(1 if f.suffix == ".viq" else len(CodesReader(f)) for f in files)
     tokenizer = _load(model, device, "float32")
     with _progress("decoding", total, hidden=as_json) as advance:
         report = decode_files(tokenizer, files, out, force=force, progress=lambda pixels: advance())
@@ -206,6 +206,25 @@ def stability(
     _print(result, as_json)
 
 
+@eval_app.command()
+@guarded
+def tiles(
+    images: Images,
+    side: Annotated[int, typer.Option("--tile", help="Side of the tiles, px.")] = 1024,
+    model: Model = "viq-tiny",
+    as_json: Json = False,
+) -> None:
+    """PSNR encoded whole against encoded in tiles, and the error along the seams of tiles."""
+    from viq.eval.reconstruction import compare_tiles
+    from viq.image import list_images
+
+    paths = list_images(images)
+    tokenizer = _load(model, "auto", "float32")
+    with _progress("comparing", 0, hidden=as_json):
+        result = compare_tiles(tokenizer, paths, side)
+    _print(result, as_json)
+
+
 @bench_app.command("encode")
 @guarded
 def bench_encode(
@@ -218,8 +237,8 @@ def bench_encode(
     from viq.bench import encode as bench
 
     tokenizer = _load(model, "auto", "float32")
-    with _progress("measuring", 0, hidden=as_json):
-        result = bench.run(tokenizer, repeats=repeats, quick=quick)
+    show = None if as_json else lambda name: print(f"measuring {name}", file=sys.stderr)
+    result = bench.run(tokenizer, repeats=repeats, quick=quick, progress=show)
     print(json.dumps(result) if as_json else bench.format(result))
 
 
@@ -262,8 +281,9 @@ def convert(
 def train(
     recipe: Annotated[str, typer.Argument(help="tiny, or debug for a few steps.")],
     data: Annotated[
-        list[Path], typer.Option(help="Photos: Parquet files with an image column, or folders.")
-    ] = [],  # noqa: B006
+        list[Path] | None,
+        typer.Option(help="Photos: Parquet files with an image column, or folders."),
+    ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Run folder; resumed if begun.")] = Path(
         "runs/tiny"
     ),
@@ -274,6 +294,7 @@ def train(
     import torch
 
     from viq.data.photos import Photos
+    from viq.loading import load
     from viq.recipes import RECIPES
     from viq.train import stages
     from viq.types import ViqError
@@ -283,13 +304,23 @@ def train(
     chosen = RECIPES[recipe]()
     if threads:
         torch.set_num_threads(threads)
-    photos = Photos(data)
+    photos = Photos(data or [])
     for key, reason in photos.skipped:
         print(f"viq: skipped {key}: {reason}", file=sys.stderr)
     show = (lambda record: None) if as_json else _training_line
-    stages.run(chosen.model, chosen.stages, photos, out, seed=chosen.seed, report=show)
-    last = out / chosen.stages[-1].name / "model"
-    _print({"model": str(last), "photos": len(photos), "skipped": len(photos.skipped)}, as_json)
+    # Numbers too small for the normal range make a CPU many times slower and mean nothing here.
+    torch.set_flush_denormal(True)
+    model = stages.run(chosen.model, chosen.stages, photos, out, seed=chosen.seed, report=show)
+    model.save_pretrained(out / "model", dtype=torch.float16)
+    _print(
+        {
+            "model": str(out / "model"),
+            "photos": len(photos),
+            "skipped": len(photos.skipped),
+            "fingerprint": load(out / "model").fingerprint,
+        },
+        as_json,
+    )
 
 
 @app.command()
@@ -303,12 +334,18 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Originals, reconstructions and JPEGs of equal size, in one PNG and one HTML file."""
+    import shlex
+
     from viq.demo.gallery import make_gallery, sample_photos
     from viq.image import list_images
 
     sources = list_images(images) if images else sample_photos()
     tokenizer = _load(model, "auto", "float32")
-    result = make_gallery(tokenizer, sources, out, title="ViQ")
+    command = shlex.join(["viq", "demo", *map(str, images or []), "-o", str(out)])
+    with _progress("rebuilding", len(sources), hidden=as_json) as advance:
+        result = make_gallery(
+            tokenizer, sources, out, title="ViQ", command=command, progress=lambda n: advance()
+        )
     if as_json:
         print(json.dumps(result))
     else:

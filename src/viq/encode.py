@@ -6,6 +6,7 @@ One bad input never stops a job: it is listed with its reason and the rest goes 
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -209,6 +210,8 @@ def decode_files(
 ) -> Report:
     """Decode .parquet or .viq files to PNG files in a folder, named after the keys.
 
+    Folders that all keys have in common are left out.
+
     Args:
         force: decode codes of another tokenizer all the same.
 
@@ -216,6 +219,11 @@ def decode_files(
         CodesError: a file is damaged, or was made by another tokenizer and not `force`.
     """
     report, start, taken = Report(), time.perf_counter(), set()
+    common = _common_folder(
+        key
+        for path in paths
+        for key in ([path.stem] if path.suffix == SINGLE else CodesReader(path).keys())
+    )
     for key, codes, model in read_codes(paths):
         if force:
             codes = Codes(codes.ids, codes.size, codes.tile)
@@ -226,7 +234,7 @@ def decode_files(
                 made_by = f" (its model is called {model})" if model else ""
                 raise CodesError(f"{key}: {error}{made_by}; or --force") from None
         (image,) = tokenizer.decode(codes)
-        path = _png_path(out, key, taken)
+        path = _png_path(out, key.removeprefix(common), taken)
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_aside(path) as aside:
             image.save(aside, format="PNG")
@@ -238,6 +246,12 @@ def decode_files(
         progress(image.width * image.height)
     report.seconds = time.perf_counter() - start
     return report
+
+
+def _common_folder(keys: Iterable[str]) -> str:
+    """The longest folder, with its slash, that all keys begin with; "" if none."""
+    prefix = os.path.commonprefix(list(keys))
+    return prefix[: prefix.rfind("/") + 1]
 
 
 def _png_path(out: Path, key: str, taken: set[Path]) -> Path:

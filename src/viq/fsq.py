@@ -2,7 +2,7 @@
 
 The implicit codebook is the product of the levels; there is nothing to learn, no loss and no
 state. Levels are Python integers, never buffers, so that models built on the meta device keep
-them. Formulas follow the official implementation (spec section 2, "FSQ").
+them. Formulas follow the official implementation (docs/model.md, "FSQ").
 """
 
 from __future__ import annotations

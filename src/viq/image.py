@@ -117,7 +117,7 @@ def limit_pixels(image: Image.Image, max_pixels: int | None) -> Image.Image:
     pixel. Raises `ValueError` for `max_pixels` < 1.
     """
     if max_pixels is not None and max_pixels < 1:
-        raise ValueError(f"max_pixels is {max_pixels}; pass at least 1, or None for no limit")
+        raise ViqError(f"max_pixels is {max_pixels}; pass at least 1, or None for no limit")
     width, height = image.size
     if max_pixels is None or width * height <= max_pixels:
         return image

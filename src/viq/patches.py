@@ -56,7 +56,7 @@ def denormalize(pixels: Tensor) -> Tensor:
 def patchify(pixels: Tensor, patch_size: int = PATCH_SIZE) -> Tensor:
     """Pixels (..., 3, H, W) in [-1, 1] to patches (..., rows*cols, D).
 
-    Right and bottom are padded with zeros, which is mid-grey, to whole patches (spec section 2).
+    Right and bottom are padded with zeros, which is mid-grey, to whole patches (docs/model.md).
     """
     *lead, channels, height, width = pixels.shape
     rows, cols = grid_of((height, width), patch_size)

@@ -165,6 +165,10 @@ class CodesReader:
     def __len__(self) -> int:
         return self._file.metadata.num_rows
 
+    def keys(self) -> list[str]:
+        """The keys of all rows, without reading their codes."""
+        return self._file.read(columns=["key"]).column("key").to_pylist()
+
     def __iter__(self) -> Iterator[tuple[str, Codes]]:
         import pyarrow as pa
 

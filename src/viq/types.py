@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 PATCH_SIZE = 16  # px; the only patch size of published models
-CODES_PER_PATCH = 4  # the four slots of one patch (spec: token shuffle)
+CODES_PER_PATCH = 4  # the four slots of one patch (docs/model.md, quantizer step 3)
 
 Grid = tuple[int, int]  # (rows, columns) of patches
 Size = tuple[int, int]  # (height, width) in px

@@ -9,9 +9,10 @@ can be made ahead on another thread.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,7 +23,13 @@ from viq.data import synthetic
 from viq.patches import PatchBatch, normalize, patchify
 from viq.types import PATCH_SIZE, Size, grid_of
 
-Pictures = Sequence[Image.Image]
+
+class Pictures(Protocol):
+    """Any list of RGB images."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Image.Image: ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ from viq.files import write_atomically
 from viq.fsq import codebook_size
 from viq.image import ImageError, Source, open_image
 from viq.models.tokenizer import VisualTokenizer
-from viq.types import Codes
+from viq.types import Codes, ViqError
 
 _DETAIL = 192  # px a side of the crops at 1:1
 _CELL = 8  # px a side of the cells whose variance tells detail
@@ -77,7 +77,7 @@ def sample_photos() -> list[tuple[str, Image.Image]]:
     found = find_spec("skimage")  # its files are enough: importing it would take a while
     folders = found.submodule_search_locations if found else None
     if not folders:
-        raise ValueError(
+        raise ViqError(
             "the sample photos come with scikit-image, which is not installed: run "
             "pip install 'viq[demo]', or give pictures of your own"
         )
@@ -87,7 +87,7 @@ def sample_photos() -> list[tuple[str, Image.Image]]:
         try:
             photo = open_image(folder / file)
         except ImageError as error:
-            raise ValueError(
+            raise ViqError(
                 f"this release of scikit-image has other sample photos ({error}): run "
                 "pip install --upgrade 'viq[demo]', or give pictures of your own"
             ) from error
@@ -137,7 +137,7 @@ def make_gallery(
             a file of the gallery would overwrite.
     """
     if tokenizer.decoder is None:
-        raise ValueError(
+        raise ViqError(
             f"{tokenizer.config.name} has no pixel decoder, so it gives no pictures to show: "
             "choose another model"
         )
@@ -166,7 +166,7 @@ def make_gallery(
             progress(done)
     if not rows:
         reason = f": {failed[0]['reason']}" if failed else "; give at least one"
-        raise ValueError(f"no picture to show{reason}")
+        raise ViqError(f"no picture to show{reason}")
     summary = {
         "title": title,
         "command": command,
@@ -631,7 +631,7 @@ def _protect(named: Sequence[tuple[str, Source]], out: Path) -> None:
     for name in [*ours, "gallery.png", "gallery.html"]:
         target = out / name
         if target.exists() and _identity(target) in given:
-            raise ValueError(
+            raise ViqError(
                 f"{target} is one of the given pictures and would be overwritten: choose another "
                 "output folder"
             )

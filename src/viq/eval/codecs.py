@@ -7,14 +7,13 @@ few hundred bytes they leave no room, and the answer is None.
 from __future__ import annotations
 
 import io
-from typing import Literal, TypeAlias, get_args
 
 from PIL import Image
 
 from viq.image import open_image
+from viq.types import ViqError
 
-Codec: TypeAlias = Literal["jpeg", "webp"]
-CODECS: tuple[Codec, ...] = get_args(Codec)
+CODECS = ("jpeg", "webp")
 
 _LOWEST = {"jpeg": 1, "webp": 0}  # quality; the highest is 100
 _LONGEST = {"jpeg": 65500, "webp": 16383}  # px a side, by the libraries that write them
@@ -23,11 +22,11 @@ _LONGEST = {"jpeg": 65500, "webp": 16383}  # px a side, by the libraries that wr
 def check_codec(codec: str) -> None:
     """Raise ValueError if `codec` is not in `CODECS`."""
     if codec not in CODECS:
-        raise ValueError(f"unknown codec {codec!r}: use one of {', '.join(CODECS)}")
+        raise ViqError(f"unknown codec {codec!r}: use one of {', '.join(CODECS)}")
 
 
 def fit_codec(
-    image: Image.Image, codec: Codec, max_bytes: int
+    image: Image.Image, codec: str, max_bytes: int
 ) -> tuple[bytes, Image.Image, int] | None:
     """The file of the highest quality (up to 100) that takes at most `max_bytes` bytes.
 
@@ -47,7 +46,7 @@ def fit_codec(
     """
     check_codec(codec)
     if image.mode != "RGB":
-        raise ValueError(f"image must be RGB, got mode {image.mode}: open it with viq.image")
+        raise ViqError(f"image must be RGB, got mode {image.mode}: open it with viq.image")
     if max(image.size) > _LONGEST[codec]:
         return None
     bare = image.copy()
@@ -67,7 +66,7 @@ def fit_codec(
     return best, open_image(best, name=f"{codec} file"), fits
 
 
-def _save(image: Image.Image, codec: Codec, quality: int) -> bytes:
+def _save(image: Image.Image, codec: str, quality: int) -> bytes:
     if codec == "webp":
         return _written(image, "WEBP", quality=quality, method=4)
     jpeg = {"quality": quality, "subsampling": "4:2:0", "optimize": True}

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from viq.fsq import check_levels, codebook_size
+from viq.types import ViqError
 
 _WINDOW, _SIGMA = 11, 1.5  # px; Wang et al. 2004
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -97,9 +98,9 @@ def code_counts(ids: np.ndarray, levels: Sequence[int]) -> np.ndarray:
     """
     size = codebook_size(check_levels(levels))
     if not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(f"codes must be integers, got {ids.dtype}")
+        raise ViqError(f"codes must be integers, got {ids.dtype}")
     if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < size:
-        raise ValueError(
+        raise ViqError(
             f"codes {int(ids.min())}..{int(ids.max())} are not in the codebook of {size}: pass the "
             "levels of the tokenizer that made them"
         )
@@ -143,10 +144,10 @@ def summarize_counts(counts: np.ndarray, levels: Sequence[int]) -> dict[str, Any
     """
     levels = check_levels(levels)
     if counts.shape != (codebook_size(levels),):
-        raise ValueError(f"levels {list(levels)} need counts of {codebook_size(levels)} codes")
+        raise ViqError(f"levels {list(levels)} need counts of {codebook_size(levels)} codes")
     total, used = int(counts.sum()), int(np.count_nonzero(counts))
     if not total:
-        raise ValueError("no codes to count: pass the codes of at least one image")
+        raise ViqError("no codes to count: pass the codes of at least one image")
     share = counts[counts > 0] / total
     entropy = max(0.0, -float((share * np.log2(share)).sum()))
     # The first dimension is the least significant, so it is the last axis in C order.
@@ -167,10 +168,10 @@ def summarize_counts(counts: np.ndarray, levels: Sequence[int]) -> dict[str, Any
 def _check(a: np.ndarray, b: np.ndarray) -> None:
     for picture in (a, b):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-            raise ValueError(
+            raise ViqError(
                 f"pictures must be uint8 of shape (H, W, 3), got {picture.dtype} {picture.shape}"
             )
     if a.shape != b.shape or not a.size:
-        raise ValueError(
+        raise ViqError(
             f"pictures must have the same size, at least 1x1 px, got {a.shape} and {b.shape}"
         )

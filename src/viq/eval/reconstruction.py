@@ -19,11 +19,12 @@ import numpy as np
 import PIL
 from PIL import Image, ImageOps
 
-from viq.eval.codecs import Codec, check_codec, fit_codec
+from viq.eval.codecs import check_codec, fit_codec
 from viq.eval.metrics import code_counts, psnr, ssim, summarize_counts
 from viq.image import ImageError, Source, open_image
 from viq.models.tokenizer import VisualTokenizer
 from viq.patches import tile_grid
+from viq.types import ViqError
 
 _SEAM_BAND = 4  # px on each side of a seam
 
@@ -34,7 +35,7 @@ def evaluate(
     *,
     crop: int | None = None,
     tile: int | None = None,
-    codecs: Sequence[Codec] = ("jpeg", "webp"),
+    codecs: Sequence[str] = ("jpeg", "webp"),
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Encode and decode every image, and measure what comes back.
@@ -68,7 +69,7 @@ def evaluate(
     for codec in codecs:
         check_codec(codec)
     if crop is not None and crop < 1:
-        raise ValueError(f"crop is {crop} px: pass at least 1, or None to take whole images")
+        raise ViqError(f"crop is {crop} px: pass at least 1, or None to take whole images")
     tile = tokenizer.config.tile if tile is None else tile
     levels = tokenizer.levels
     rows: list[dict[str, Any]] = []
@@ -132,7 +133,7 @@ def seams(tokenizer: VisualTokenizer, image: Source, tile: int) -> dict[str, Any
     _check(tokenizer, tile)
     opened = open_image(image)
     if not 0 < tile < max(opened.size):
-        raise ValueError(
+        raise ViqError(
             f"an image of {opened.height}x{opened.width} px is not cut at tile {tile}: pass a "
             "larger image or a smaller tile"
         )
@@ -179,7 +180,7 @@ def tiling_gap(tokenizer: VisualTokenizer, images: Iterable[Source], tile: int) 
     """
     _check(tokenizer, tile)
     if not tile:
-        raise ValueError("tile is 0, which never cuts an image: pass the side of a tile in px")
+        raise ViqError("tile is 0, which never cuts an image: pass the side of a tile in px")
     failed: list[dict[str, str]] = []
     pairs: list[tuple[float, float]] = []
     counted = smaller = 0
@@ -208,17 +209,41 @@ def tiling_gap(tokenizer: VisualTokenizer, images: Iterable[Source], tile: int) 
     }
 
 
+def compare_tiles(
+    tokenizer: VisualTokenizer, images: Sequence[Source], tile: int
+) -> dict[str, Any]:
+    """`tiling_gap`, and the means of `seams` over the images that are cut at this tile.
+
+    Returns:
+        What `tiling_gap` returns, and seams: mse_seam, mse_border, mse_elsewhere (means over
+        images), ratio and ratio_border of these means.
+    """
+    result = tiling_gap(tokenizer, images, tile)
+    failed: list[dict[str, str]] = []
+    cut = [i for _, i in _opened(images, failed) if i is not None and max(i.size) > tile]
+    found = [seams(tokenizer, image, tile) for image in cut]
+    means = {
+        name: _mean([item[name] for item in found if item[name] is not None])
+        for name in ("mse_seam", "mse_border", "mse_elsewhere")
+    }
+    seam = means["mse_seam"]
+    for name, other in (("ratio", "mse_elsewhere"), ("ratio_border", "mse_border")):
+        divisor = means[other]
+        means[name] = seam / divisor if seam is not None and divisor else None
+    return {**result, "seams": means}
+
+
 def _check(tokenizer: VisualTokenizer, tile: int | None) -> None:
     """Refuse what would fail on every image, before the first one is read."""
     if tokenizer.decoder is None:
-        raise ValueError(
+        raise ViqError(
             f"{tokenizer.config.name} has no pixel decoder, so it gives no images to measure: "
             "train one or choose another model"
         )
     _ = tokenizer.levels  # raises for a continuous bottleneck
     patch = tokenizer.config.encoder.patch_size
     if tile is not None and (tile < 0 or tile % patch):
-        raise ValueError(f"tile must be 0 or a multiple of {patch} px, got {tile}")
+        raise ViqError(f"tile must be 0 or a multiple of {patch} px, got {tile}")
 
 
 def _opened(
@@ -247,7 +272,7 @@ def _measured(image: Image.Image, restored: Image.Image, size: int) -> dict[str,
     }
 
 
-def _fitted(image: Image.Image, codec: Codec, max_bytes: int) -> dict[str, Any] | None:
+def _fitted(image: Image.Image, codec: str, max_bytes: int) -> dict[str, Any] | None:
     fitted = fit_codec(image, codec, max_bytes)
     if fitted is None:
         return None
@@ -255,7 +280,7 @@ def _fitted(image: Image.Image, codec: Codec, max_bytes: int) -> dict[str, Any] 
     return {"quality": quality, **_measured(image, decoded, len(data))}
 
 
-def _comparison(rows: Sequence[dict[str, Any]], codec: Codec) -> dict[str, Any]:
+def _comparison(rows: Sequence[dict[str, Any]], codec: str) -> dict[str, Any]:
     """A codec beside us, over the images it has a small enough file for."""
     ours = [row for row in rows if row["codecs"][codec] is not None]
     theirs = [row["codecs"][codec] for row in ours]

@@ -72,7 +72,7 @@ def random_crops(
     rng = np.random.default_rng(seed)
     crops = []
     for _ in range(count):
-        image = images[rng.integers(len(images))]
+        image = images[int(rng.integers(len(images)))]
         width = int(rng.integers(1, min(largest, image.width) + 1))
         height = int(rng.integers(1, min(largest, image.height) + 1))
         left = int(rng.integers(image.width - width + 1))

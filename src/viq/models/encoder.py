@@ -1,4 +1,4 @@
-"""Native-resolution vision transformer over a packed sequence of images (spec section 2, "Trunk").
+"""Native-resolution vision transformer over a packed sequence of images (docs/model.md, "Encoder").
 
 T = patches of all images, C = width, D = values per patch, G = side of the position grid.
 """

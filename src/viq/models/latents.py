@@ -1,6 +1,6 @@
 """Features to latents of the Qwen-Image VAE: the reconstruction head of the official model.
 
-T = patches of all images, C = width, L = latent channels (spec section 5, "In training").
+T = patches of all images, C = width, L = latent channels (docs/model.md, "Decoders").
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Two bottlenecks are interchangeable: the proximal one of stage 2-1 (continuous, limited to the
 unit L-infinity ball) and the position-aware finite scalar quantization of stage 2-2. Step numbers
-are those of spec section 2, "Quantiser head".
+are those of docs/model.md, "Quantizer head".
 
 T = patches of all images, S = 4 slots, C = width, d = bottleneck dims, M = slot attention width.
 """
@@ -177,13 +177,15 @@ class QuantizerHead(nn.Module):
         """Steps 6 and 7, (T, C), with the two adjacent linear maps folded into one.
 
         d -> C in every slot, then 4C -> 4C over the joined slots, is one map 4d -> 4C. It is
-        formed anew in each call: that costs as much as d patches do unfolded, needs no state to
-        keep in step with the weights, and gradients flow through it.
+        formed anew in each call: that needs no state to keep in step with the weights, gradients
+        flow through it, and it pays from about 64 patches on.
         """
         out, fc1 = self.bottleneck.project_out, self.merge_mlp.fc1
         weight_KSC = fc1.weight.unflatten(1, (CODES_PER_PATCH, -1))
-        folded = (weight_KSC @ out.weight).flatten(1)
-        bias = fc1.bias + weight_KSC.sum(1) @ out.bias
+        # Weight and bias of the inner map in one product: fc1's weights are read only once.
+        folded_KSd = weight_KSC @ torch.cat([out.weight, out.bias[:, None]], dim=1)
+        bias = fc1.bias + folded_KSd[..., -1].sum(1)
+        folded = folded_KSd[..., :-1].flatten(1)
         hidden = F.linear(codes_TSd.to(folded.dtype).flatten(1), folded, bias)
         return self.merge_mlp.fc2(self.merge_mlp.act(hidden))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from viq.models.latents import LatentConfig, LatentHead
 from viq.models.quantizer import FSQBottleneck, QuantizerConfig, QuantizerHead
 from viq.nn.blocks import AttentionPool
 from viq.patches import PatchBatch, denormalize, lengths_of, normalize, pack, tile_grid, unpatchify
-from viq.types import Codes, CodesError, Grid, grid_of
+from viq.types import Codes, CodesError, Grid, ViqError, grid_of
 
 _BAND = 4096  # patches decoded at a time: bounds memory, the result is the same
 
@@ -103,7 +103,7 @@ class VisualTokenizer(nn.Module):
     def reconstruct(self, features_TC: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
         """Patches of pixels (T, 3 * patch_size**2), about [-1, 1]."""
         if self.decoder is None:
-            raise ValueError(
+            raise ViqError(
                 f"{self.config.name} has no pixel decoder: it gives codes and features; "
                 "decode with a model that has one, or one converted together with its VAE"
             )
@@ -137,7 +137,7 @@ class VisualTokenizer(nn.Module):
         tile = self.config.tile if tile is None else tile
         patch = self.config.encoder.patch_size
         if tile < 0 or tile % patch:
-            raise ValueError(f"tile must be 0 or a multiple of {patch} px, got {tile}")
+            raise ViqError(f"tile must be 0 or a multiple of {patch} px, got {tile}")
         if packed:
             opened = [self._open(image, max_pixels) for image in _listed(images)]
             pieces = [list(self._tiles(image, tile)) for image in opened]
@@ -212,15 +212,25 @@ class VisualTokenizer(nn.Module):
             model._vae_folder = folder / "vae"
         return model.requires_grad_(False).eval()
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `config.json` and `model.safetensors`, each aside and renamed, weights first."""
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None
+    ) -> None:
+        """Write `config.json` and `model.safetensors`, each aside and renamed, weights first.
+
+        Args:
+            dtype: of the stored weights; as they are by default. Weights rounded to half
+                precision are another tokenizer, with another fingerprint than this object's.
+        """
         folder = Path(folder)
         vae, copy = self._vae_folder, folder / "vae"
         if vae is not None and vae.resolve() != copy.resolve():
             shutil.copytree(vae, copy, dirs_exist_ok=True)
-        self._fingerprint = None  # weights may have been trained since they were loaded
-        checkpoint.write_weights(folder / checkpoint.WEIGHTS_FILE, self.state_dict())
-        values = {"format": 1, **checkpoint.to_dict(self.config), "fingerprint": self.fingerprint}
+        weights = {k: v.to(dtype or v.dtype) for k, v in self.state_dict().items()}
+        stamp = self._stamp(weights)
+        if dtype is None:
+            self._fingerprint = stamp  # it may have been trained since it was loaded
+        checkpoint.write_weights(folder / checkpoint.WEIGHTS_FILE, weights)
+        values = {"format": 1, **checkpoint.to_dict(self.config), "fingerprint": stamp}
         write_atomically(folder / checkpoint.CONFIG_FILE, _pretty(values))
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, **kwargs: Any) -> str:
@@ -238,10 +248,13 @@ class VisualTokenizer(nn.Module):
 
     def compute_fingerprint(self) -> str:
         """The fingerprint of the weights as they are now, in the dtype they now have."""
+        return self._stamp(self.state_dict())
+
+    def _stamp(self, weights: Mapping[str, Tensor]) -> str:
         config = checkpoint.to_dict(self.config)
         parts = ("encoder", "quantizer")
-        weights = {k: v for k, v in self.state_dict().items() if k.split(".")[0] in parts}
-        return checkpoint.fingerprint({part: config[part] for part in parts}, weights)
+        decisive = {k: v for k, v in weights.items() if k.split(".")[0] in parts}
+        return checkpoint.fingerprint({part: config[part] for part in parts}, decisive)
 
     @property
     def width(self) -> int:
@@ -264,7 +277,7 @@ class VisualTokenizer(nn.Module):
     def _fsq(self) -> FSQBottleneck:
         bottleneck = self.quantizer.bottleneck
         if not isinstance(bottleneck, FSQBottleneck):
-            raise ValueError(
+            raise ViqError(
                 f"{self.config.name} has a proximal bottleneck, which is continuous and gives no "
                 "codes: train its FSQ stage first"
             )

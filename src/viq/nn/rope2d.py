@@ -2,7 +2,7 @@
 
 Every head and frequency has its own direction in the plane; directions advance by the golden
 angle, so they never line up. Positions span the same range whatever the number of patches, so
-a picture keeps its angles when its resolution changes (spec section 2, "2D RoPE").
+a picture keeps its angles when its resolution changes (docs/model.md, "Rotary positions").
 
 N = patches of one image, S = slots (heads), D = head dim, F = D/2 frequencies.
 """

@@ -26,10 +26,11 @@ from viq.data.crops import CropBatch, CropConfig, Pictures, batches
 from viq.models.quantizer import FSQBottleneck
 from viq.models.tokenizer import VisualTokenizer
 from viq.train import losses
+from viq.types import ViqError
 
 
-class TrainingError(RuntimeError):
-    """Training cannot go on. One line: what happened and what to do."""
+class TrainingError(ViqError):
+    """Training cannot go on."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,241 @@
+"""The command line as a user meets it: exit codes, files, one-line errors, JSON."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tiny
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+import viq
+from viq.cli import app
+
+FAMILY = [(20, 50), (33, 16), (1, 1)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    tiny.tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures" / "deep"
+    folder.mkdir(parents=True)
+    for i, (h, w) in enumerate(FAMILY):
+        pixels = np.random.default_rng(i).integers(0, 256, (h, w, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path / "pictures"
+
+
+def run(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output
+    if code == 0:
+        assert "viq:" not in result.stderr
+    return result
+
+
+def run_json(*arguments: object, code: int = 0) -> dict[str, Any]:
+    return json.loads(run(*arguments, "--json", code=code).stdout)
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def one_line(result: Result) -> str:
+    lines = [line for line in result.stderr.splitlines() if line.startswith("viq:")]
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+def test_encode_decode_info(model: str, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "codes.parquet"
+    shown = run("encode", pictures, "-o", out, "--model", model).stdout
+    assert "3 images" in shown
+    assert "codes" in shown
+
+    report = run_json("encode", pictures, "-o", out, "--model", model, "--overwrite")
+    pixels = sum(h * w for h, w in FAMILY)
+    codes = 4 * (2 * 4 + 3 * 1 + 1)
+    assert report["images"] == 3
+    assert report["codes"] == codes
+    assert report["bytes"] == 2 * codes
+    assert report["ratio"] == round(3 * pixels / (2 * codes), 2)
+    assert report["failures"] == []
+
+    facts = run_json("info", out)
+    assert facts["images"] == 3
+    assert facts["fingerprint"] == viq.load(model).fingerprint
+    assert facts["smallest"] == [1, 1]
+    assert facts["code_use"]["codes"] == codes
+
+    decoded = run_json("decode", out, "-o", tmp_path / "back", "--model", model)
+    assert decoded["images"] == 3
+    found = sorted((tmp_path / "back").rglob("*"))
+    assert [p.name for p in found] == ["0.png", "1.png", "2.png"]
+    assert [size_of(p) for p in found] == [(w, h) for h, w in FAMILY]
+
+
+def test_single_image_file(model: str, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "one.viq"
+    run("encode", pictures / "deep" / "0.png", "-o", out, "--model", model)
+    assert viq.Codes.from_bytes(out.read_bytes()).size == (20, 50)
+    assert run_json("info", out)["rows"] == 2
+    run("decode", out, "-o", tmp_path / "back", "--model", model)
+    assert size_of(tmp_path / "back" / "one.png") == (50, 20)
+    assert "one image" in one_line(run("encode", pictures, "-o", out, "--model", model, code=2))
+
+
+def test_bad_inputs_do_not_stop_the_rest(model: str, pictures: Path, tmp_path: Path) -> None:
+    good = (pictures / "deep" / "0.png").read_bytes()
+    (pictures / "empty.jpg").write_bytes(b"")
+    (pictures / "text.jpg").write_text("hello")
+    (pictures / "cut.png").write_bytes(good[: len(good) // 2])
+    out = tmp_path / "codes.parquet"
+    report = run_json("encode", pictures, "-o", out, "--model", model, code=3)
+    assert report["images"] == 3
+    assert len(report["failures"]) == 3
+    ledger = (tmp_path / "codes.failures.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in ledger] == report["failures"]
+    assert {Path(f["key"]).name for f in report["failures"]} == {"empty.jpg", "text.jpg", "cut.png"}
+    assert all("\n" not in f["reason"] and f["key"] in f["reason"] for f in report["failures"])
+    assert pq.read_table(out).num_rows == 3
+
+    result = run("encode", pictures, "-o", out, "--model", model, "--overwrite", code=3)
+    assert result.stderr.count("viq: failed:") == 3
+    for name in ("empty.jpg", "text.jpg", "cut.png"):
+        (pictures / name).unlink()
+    run("encode", pictures, "-o", out, "--model", model, "--overwrite")
+    assert not (tmp_path / "codes.failures.jsonl").exists()  # no stale list
+
+
+def test_if_all_inputs_fail_no_codes_are_written(model: str, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no")
+    run("encode", bad, "-o", tmp_path / "c.parquet", "--model", model, code=3)
+    assert not (tmp_path / "c.parquet").exists()
+
+
+def test_options_reach_the_codes(model: str, tmp_path: Path) -> None:
+    Image.new("RGB", (100, 60), "red").save(tmp_path / "a.png")
+    out = tmp_path / "c.parquet"
+    shown = run("encode", tmp_path / "a.png", "-o", out, "--model", model, "--tile", 48,
+                "--max-pixels", 5000).stdout  # fmt: skip
+    assert "1 images had more than 5,000 pixels and were made smaller" in shown
+    row = pq.read_table(out).to_pylist()[0]
+    assert row["tile"] == 48
+    assert row["height"] * row["width"] <= 5000
+
+
+def test_codes_of_another_model_are_refused(model: str, pictures: Path, tmp_path: Path) -> None:
+    out, other = tmp_path / "codes.parquet", tmp_path / "other"
+    run("encode", pictures, "-o", out, "--model", model)
+    tiny.tokenizer(seed=9).save_pretrained(other)
+    line = one_line(run("decode", out, "-o", tmp_path / "b", "--model", other, code=2))
+    assert "--force" in line
+    assert not (tmp_path / "b").exists()
+    run("decode", out, "-o", tmp_path / "b", "--model", other, "--force")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("encode", "missing.jpg", "-o", "{tmp}/c.parquet"), "missing.jpg"),
+        (("encode", "{pictures}", "-o", "{tmp}/c.csv"), "NAME.parquet"),
+        (("encode", "{pictures}", "-o", "{tmp}/c.parquet", "--tile", "50"), "multiple of 16"),
+        (("encode", "{pictures}", "-o", "{tmp}/c.parquet", "--model", "nope"), "nope"),
+        (("encode", "{pictures}", "-o", "{tmp}/c.parquet", "--device", "tpu9"), "--device tpu9"),
+        (("encode", "{pictures}", "-o", "{tmp}/c.parquet", "--dtype", "int3"), "--dtype int3"),
+        (("encode", "{pictures}", "-o", "{tmp}/c.parquet", "--max-pixels", "0"), "0"),
+        (("decode", "{tmp}/none.parquet", "-o", "{tmp}/b"), "no such file"),
+        (("decode", "{pictures}/deep/0.png", "-o", "{tmp}/b"), "0.png"),
+        (("info", "{tmp}/none.viq"), "none.viq"),
+        (("info", "{pictures}"), "no config.json"),
+        (("eval", "reconstruction", "{pictures}", "--codecs", "gif"), "gif"),
+        (("convert", "{tmp}/none.pth", "-o", "{tmp}/m"), "none.pth"),
+        (("convert", "{pictures}/deep/0.png", "-o", "{tmp}/m", "--levels", "a,b"), "--levels a,b"),
+        (("train", "huge"), "choose one of tiny, debug"),
+    ],
+)
+def test_usage_errors_are_one_line(
+    arguments: tuple[str, ...], words: str, model: str, pictures: Path, tmp_path: Path
+) -> None:
+    filled = [a.format(pictures=pictures, tmp=tmp_path) for a in arguments]
+    if filled[0] in ("encode", "eval") and "--model" not in filled:
+        filled += ["--model", model]
+    assert words in one_line(run(*filled, code=2))
+    assert "error" in run_json(*filled, code=2)
+    assert not (tmp_path / "c.parquet").exists()
+
+
+def test_existing_output_is_kept(model: str, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "codes.parquet"
+    out.write_text("precious")
+    assert "--overwrite" in one_line(run("encode", pictures, "-o", out, "--model", model, code=2))
+    assert out.read_text() == "precious"
+
+
+def test_folders_that_keys_share_are_left_out() -> None:
+    from viq.encode import _common_folder
+
+    assert _common_folder(["/a/b/c.jpg", "/a/bc/d.jpg"]) == "/a/"
+    assert _common_folder(["/a/b/c.jpg"]) == "/a/b/"
+    assert _common_folder(["x.jpg", "y/z.jpg"]) == ""
+    assert _common_folder([]) == ""
+
+
+def test_keys_never_leave_the_output_folder(model: str, pictures: Path, tmp_path: Path) -> None:
+    from viq.encode import _png_path
+
+    taken: set[Path] = set()
+    root = tmp_path / "out"
+    for key in ("../../etc/passwd", "/etc/passwd", "a/../../b.jpg", "", ".", "a.jpg", "a.png"):
+        path = _png_path(root, key, taken)
+        assert root in path.parents
+        assert ".." not in path.parts
+    assert len(taken) == 7
+
+
+def test_eval_and_stability(model: str, pictures: Path) -> None:
+    result = run_json("eval", "reconstruction", pictures, "--model", model)
+    assert result["totals"]["images"] == 3
+    assert "mean of 3" in run("eval", "reconstruction", pictures, "--model", model).stdout
+    tiles = run_json("eval", "tiles", pictures, "--tile", 32, "--model", model)
+    assert (tiles["images"], tiles["smaller"]) == (2, 1)
+    assert tiles["gap"] == pytest.approx(tiles["psnr_whole"] - tiles["psnr_tiled"])
+    assert tiles["seams"]["ratio"] > 0
+    stability = run_json("eval", "stability", pictures, "--model", model, "--random-sizes", 3)
+    assert stability["images"] == 6
+    assert stability["flips"]["again"] == stability["flips"]["in another order"] == 0
+
+
+def test_train_debug(tmp_path: Path, pictures: Path) -> None:
+    out = tmp_path / "run"
+    result = run_json("train", "debug", "--data", pictures, "--out", out)
+    assert viq.load(result["model"]).levels == (8, 8, 8, 5, 5, 5)
+
+
+def test_demo(model: str, pictures: Path, tmp_path: Path) -> None:
+    run("demo", pictures, "-o", tmp_path / "demo", "--model", model)
+    assert (tmp_path / "demo" / "gallery.html").stat().st_size > 1000
+    assert (tmp_path / "demo" / "gallery.png").exists()
+
+
+def test_doctor_help_version() -> None:
+    facts = run_json("doctor")
+    assert facts["viq"] == viq.__version__
+    assert "cpu" in facts["devices"]
+    assert "bundled_models" in facts
+    assert run("--version").stdout.strip() == viq.__version__
+    for command in ("encode", "decode", "info", "eval", "bench", "convert", "train", "doctor"):
+        assert command in run("--help").stdout
+        run(command, "--help")
