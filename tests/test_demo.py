@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from viq.demo import gallery
+from viq.demo import gallery, parts, sheet
 from viq.demo.gallery import make_gallery, sample_photos
 from viq.fsq import PRESETS
 from viq.image import open_image
@@ -184,20 +184,20 @@ def test_the_detail_is_where_the_texture_is():
 
 
 def test_fitting_never_invents_pixels():
-    assert gallery._fitted(noise(1000, 500), (480, 320)).size == (480, 240)
-    assert gallery._fitted(noise(2000, 1), (480, 320)).size == (480, 1)
-    assert gallery._fitted(noise(450, 300), (480, 320)).size == (450, 300)
+    assert parts.fitted(noise(1000, 500), (480, 320)).size == (480, 240)
+    assert parts.fitted(noise(2000, 1), (480, 320)).size == (480, 1)
+    assert parts.fitted(noise(450, 300), (480, 320)).size == (450, 300)
     small = noise(100, 100)
-    large = gallery._fitted(small, (480, 320))
+    large = parts.fitted(small, (480, 320))
     assert large.size == (300, 300)
     assert large.resize((100, 100), Image.Resampling.NEAREST).tobytes() == small.tobytes()
 
 
 def test_sheet_text_has_only_known_glyphs_and_fits():
-    assert gallery._plain("Häggström 2 × 2 · 日") == "Haggstrom 2 x 2 · ?"
-    lines = gallery._wrapped("two words " + "w" * 80, 20, 200)
+    assert sheet._plain("Häggström 2 × 2 · 日") == "Haggstrom 2 x 2 · ?"
+    lines = sheet._wrapped("two words " + "w" * 80, 20, 200)
     assert "".join(lines).replace(" ", "") == "twowords" + "w" * 80
-    assert all(gallery._font(20).getlength(line) <= 200 for line in lines)
+    assert all(sheet._font(20).getlength(line) <= 200 for line in lines)
 
 
 def test_sample_photos_have_their_own_sizes():

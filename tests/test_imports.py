@@ -29,8 +29,9 @@ FLOORS = [
     ],
     ["recipes", "info", "doctor", "bench.measure", "bench.parts", "bench.report",
      "bench.encode"],
-    ["extras.official", "extras.convert", "demo.gallery"],
-    ["cli", ""],
+    ["extras.official", "extras.convert", "demo.parts", "demo.sheet", "demo.page",
+     "demo.gallery"],
+    ["console", "cli", ""],
 ]  # fmt: skip
 ROOT = Path(viq.__file__).parent
 ORDER = {name: place for place, name in enumerate(n for floor in FLOORS for n in floor)}

@@ -9,15 +9,22 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from viq.console import (
+    progress,
+    show,
+    show_failures,
+    show_reconstruction,
+    show_report,
+    show_training,
+)
+
 if TYPE_CHECKING:
-    from viq.encode import Report
     from viq.models.tokenizer import VisualTokenizer
 
 USAGE, SOME_FAILED, INTERRUPTED = 2, 3, 130
@@ -108,14 +115,16 @@ def encode(
 
     paths = list_images(images)
     tokenizer = _load(model, device, dtype)
-    with _progress("encoding", len(paths), hidden=as_json) as advance:
+    with progress("encoding", len(paths), hidden=as_json) as advance:
         report = encode_files(
             tokenizer, paths, out, tile=tile, max_pixels=max_pixels, overwrite=overwrite,
             progress=lambda pixels: advance(),
         )  # fmt: skip
     if report.shrunk and not as_json:
         print(f"{report.shrunk} images had more than {max_pixels:,} pixels and were made smaller")
-    _show(report, as_json)
+    show_report(report, as_json)
+    if report.failures:
+        raise typer.Exit(SOME_FAILED)
 
 
 @app.command()
@@ -136,9 +145,9 @@ def decode(
 
     total = sum(1 if f.suffix == ".viq" else len(CodesReader(f)) for f in files)
     tokenizer = _load(model, device, "float32")
-    with _progress("decoding", total, hidden=as_json) as advance:
+    with progress("decoding", total, hidden=as_json) as advance:
         report = decode_files(tokenizer, files, out, force=force, progress=lambda pixels: advance())
-    _show(report, as_json)
+    show_report(report, as_json)
 
 
 @app.command()
@@ -150,7 +159,7 @@ def info(
     """What is this: a model's dims, levels and fingerprint; a file's counts, sizes, code use."""
     from viq import info as describe
 
-    _print(describe.describe(what), as_json)
+    show(describe.describe(what), as_json)
 
 
 @eval_app.command()
@@ -174,16 +183,16 @@ def reconstruction(
     paths = list_images(images)
     tokenizer = _load(model, device, dtype)
     names = [name for name in codecs.split(",") if name]
-    with _progress("evaluating", len(paths), hidden=as_json) as advance:
+    with progress("evaluating", len(paths), hidden=as_json) as advance:
         result = evaluate(
             tokenizer, paths, crop=crop, tile=tile, codecs=names, progress=lambda n: advance()
         )
     if as_json:
         print(json.dumps(result))
     else:
-        _reconstruction_table(result)
+        show_reconstruction(result)
     if result["failed"]:
-        _failures(result["failed"])
+        show_failures(result["failed"])
         raise typer.Exit(SOME_FAILED)
 
 
@@ -201,9 +210,9 @@ def stability(
 
     paths = list_images(images)
     tokenizer = _load(model, "cpu", "float32")
-    with _progress("comparing", 0, hidden=as_json):
+    with progress("comparing", 0, hidden=as_json):
         result = measure(tokenizer, paths, random_sizes=random_sizes)
-    _print(result, as_json)
+    show(result, as_json)
 
 
 @eval_app.command()
@@ -220,9 +229,9 @@ def tiles(
 
     paths = list_images(images)
     tokenizer = _load(model, "auto", "float32")
-    with _progress("comparing", 0, hidden=as_json):
+    with progress("comparing", 0, hidden=as_json):
         result = compare_tiles(tokenizer, paths, side)
-    _print(result, as_json)
+    show(result, as_json)
 
 
 @bench_app.command("encode")
@@ -237,8 +246,8 @@ def bench_encode(
     from viq.bench import encode as bench
 
     tokenizer = _load(model, "auto", "float32")
-    show = None if as_json else lambda name: print(f"measuring {name}", file=sys.stderr)
-    result = bench.run(tokenizer, repeats=repeats, quick=quick, progress=show)
+    announce = None if as_json else lambda name: print(f"measuring {name}", file=sys.stderr)
+    result = bench.run(tokenizer, repeats=repeats, quick=quick, progress=announce)
     print(json.dumps(result) if as_json else bench.format(result))
 
 
@@ -267,7 +276,7 @@ def convert(
         numbers = [int(level) for level in levels.split(",")] if levels else None
     except ValueError:
         raise ViqError(f"--levels {levels}: give integers by commas, as 8,8,8,5,5,5") from None
-    _print(
+    show(
         run(
             source, out, size=size, levels=numbers, heads=heads, name=name,
             rope_angle_dtype=rope_angle, force=overwrite,
@@ -307,12 +316,12 @@ def train(
     photos = Photos(data or [])
     for key, reason in photos.skipped:
         print(f"viq: skipped {key}: {reason}", file=sys.stderr)
-    show = (lambda record: None) if as_json else _training_line
+    report = (lambda record: None) if as_json else show_training
     # Numbers too small for the normal range make a CPU many times slower and mean nothing here.
     torch.set_flush_denormal(True)
-    model = stages.run(chosen.model, chosen.stages, photos, out, seed=chosen.seed, report=show)
+    model = stages.run(chosen.model, chosen.stages, photos, out, seed=chosen.seed, report=report)
     model.save_pretrained(out / "model", dtype=torch.float16)
-    _print(
+    show(
         {
             "model": str(out / "model"),
             "photos": len(photos),
@@ -342,7 +351,7 @@ def demo(
     sources = list_images(images) if images else sample_photos()
     tokenizer = _load(model, "auto", "float32")
     command = shlex.join(["viq", "demo", *map(str, images or []), "-o", str(out)])
-    with _progress("rebuilding", len(sources), hidden=as_json) as advance:
+    with progress("rebuilding", len(sources), hidden=as_json) as advance:
         result = make_gallery(
             tokenizer, sources, out, title="ViQ", command=command, progress=lambda n: advance()
         )
@@ -358,7 +367,7 @@ def doctor(as_json: Json = False) -> None:
     """Versions, devices, known traps, and what to install for what."""
     from viq.doctor import examine
 
-    _print(examine(), as_json)
+    show(examine(), as_json)
 
 
 def _load(model: str, device: str, dtype: str) -> VisualTokenizer:
@@ -377,117 +386,6 @@ def _load(model: str, device: str, dtype: str) -> VisualTokenizer:
     except (RuntimeError, AssertionError):
         raise ViqError(f"--device {device}: not available here; see viq doctor") from None
     return load(model, device=device, dtype=dtypes[dtype])
-
-
-@contextmanager
-def _progress(what: str, total: int, *, hidden: bool) -> Iterator[Callable[[], None]]:
-    """A progress bar on stderr; gives the function that advances it by one."""
-    if hidden:
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, *times, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total or None)
-        yield lambda: bar.advance(task)
-
-
-def _show(report: Report, as_json: bool) -> None:
-    values = report.as_dict()
-    if as_json:
-        print(json.dumps(values))
-    else:
-        print(
-            f"{values['images']} images, {values['megapixels']:.2f} megapixels, "
-            f"{values['codes']:,} codes, {values['bytes']:,} bytes "
-            f"(1/{values['ratio'] or 0:g} of RGB), {values['seconds']:.1f} s, "
-            f"{values['megapixels_per_second']:.2f} megapixels/s"
-        )
-        if len(report.outputs) <= 4:
-            for output in report.outputs:
-                print(f"wrote {output}")
-        else:
-            print(f"wrote {len(report.outputs)} files")
-    if report.failures:
-        _failures(report.failures)
-        raise typer.Exit(SOME_FAILED)
-
-
-def _failures(failures: list[dict[str, str]]) -> None:
-    for failure in failures[:20]:
-        print(f"viq: failed: {failure['reason']}", file=sys.stderr)
-    if len(failures) > 20:
-        print(f"viq: and {len(failures) - 20} more failed", file=sys.stderr)
-
-
-def _print(values: dict[str, Any], as_json: bool, indent: str = "") -> None:
-    """A dictionary as aligned lines, or as one JSON object."""
-    if as_json:
-        print(json.dumps(values))
-        return
-    width = max(map(len, values), default=0)
-    for key, value in values.items():
-        if isinstance(value, dict):
-            print(f"{indent}{key}:")
-            _print(value, False, indent + "  ")
-        elif isinstance(value, list) and value and isinstance(value[0], str) and len(value) > 1:
-            print(f"{indent}{key}:", *(f"\n{indent}  {item}" for item in value), sep="")
-        else:
-            print(f"{indent}{key:<{width}}  {value}")
-
-
-def _reconstruction_table(result: dict[str, Any]) -> None:
-    def number(value: float | None, digits: int = 2) -> str:
-        return "-" if value is None else f"{value:.{digits}f}"
-
-    codecs = result["settings"]["codecs"]
-    print(f"{'image':<32}{'size':>11}{'bpp':>7}{'PSNR':>8}{'SSIM':>7}",
-          *(f"{name + ' PSNR':>11}{'SSIM':>7}" for name in codecs), sep="")  # fmt: skip
-    for image in result["images"]:
-        cells = [image["codecs"][name] for name in codecs]
-        print(
-            f"{Path(image['key']).name[-31:]:<32}{image['height']:>6}x{image['width']:<4}"
-            f"{number(image['bpp']):>7}{number(image['psnr']):>8}{number(image['ssim'], 3):>7}",
-            *(
-                f"{number(cell and cell['psnr']):>11}{number(cell and cell['ssim'], 3):>7}"
-                for cell in cells
-            ),
-            sep="",
-        )
-    totals = result["totals"]
-    print(f"mean of {totals['images']}: {number(totals['psnr'])} dB, SSIM "
-          f"{number(totals['ssim'], 3)}, {number(totals['bpp'], 3)} bits per pixel")  # fmt: skip
-    for name in codecs:
-        codec = totals["codecs"][name]
-        print(
-            f"{name} at the same bytes: {number(codec['psnr'])} dB, SSIM {number(codec['ssim'], 3)}"
-            f" on the {codec['fits']} images that fit; there ours: "
-            f"{number(codec['ours']['psnr'])} dB, SSIM {number(codec['ours']['ssim'], 3)}"
-        )
-    use = result["code_use"]
-    if use:
-        print(f"code use: {use['used']:,} of {use['codebook']:,} codes hit, perplexity "
-              f"{use['perplexity']:,.0f}, {use['entropy_bits']:.2f} bits a code")  # fmt: skip
-
-
-def _training_line(record: dict[str, Any]) -> None:
-    print(
-        f"{record['stage']} {record['step']}/{record['steps']}"
-        f"  loss {record['loss']:.4f}  PSNR {record['psnr']:.2f} dB"
-        + (f"  perplexity {record['code_perplexity']:.0f}" if "code_perplexity" in record else "")
-        + f"  {record['patches_per_second']:.0f} patches/s",
-        flush=True,
-    )
 
 
 def main() -> None:

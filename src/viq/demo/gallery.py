@@ -12,24 +12,21 @@ disk beside a JPEG file.
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import os
 import re
-import unicodedata
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
-from html import escape
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import PIL
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from viq.demo.page import make_page, section
+from viq.demo.parts import encoded
+from viq.demo.sheet import block, make_sheet
 from viq.eval.codecs import fit_codec
 from viq.eval.metrics import psnr, ssim
 from viq.files import write_atomically
@@ -40,12 +37,6 @@ from viq.types import Codes, ViqError
 
 _DETAIL = 192  # px a side of the crops at 1:1
 _CELL = 8  # px a side of the cells whose variance tells detail
-
-# All px. The page holds larger pictures than the sheet because fine screens show them smaller.
-_SHEET_BOX, _PAGE_BOX = (480, 320), (768, 512)
-_MARGIN, _GAP = 48, 24
-_WIDTH = 3 * _SHEET_BOX[0] + 2 * (_GAP + _MARGIN)
-_INK, _SOFT, _LINE, _BLANK = "#1a1a1a", "#5f5f5f", "#d8d8d4", "#efefec"
 
 # Name: file in scikit-image, origin and licence.
 _SAMPLES = {
@@ -160,8 +151,8 @@ def make_gallery(
             rows.append({"name": name, "credit": str(credit) if credit else None, **row})
             files += [f"{name}.viq", f"{name}.png"]
             # Full-size pictures go no further: a gallery may hold many.
-            blocks.append(_block(rows[-1], pictures))
-            sections.append(_section(rows[-1], pictures, len(rows)))
+            blocks.append(block(rows[-1], pictures))
+            sections.append(section(rows[-1], pictures, len(rows)))
         if progress is not None:
             progress(done)
     if not rows:
@@ -182,8 +173,8 @@ def make_gallery(
         "failed": failed,
         "files": [*files, "gallery.png", "gallery.html"],
     }
-    write_atomically(out / "gallery.png", _encoded(_sheet(summary, blocks), "PNG"))
-    write_atomically(out / "gallery.html", _page(summary, sections).encode())
+    write_atomically(out / "gallery.png", encoded(make_sheet(summary, blocks), "PNG"))
+    write_atomically(out / "gallery.html", make_page(summary, sections).encode())
     return summary
 
 
@@ -200,7 +191,7 @@ def _compare(
     data = file.read_bytes()
     codes = Codes.from_bytes(data)
     decoded = tokenizer.decode(codes)[0]
-    write_atomically(out / f"{name}.png", _encoded(decoded, "PNG"))
+    write_atomically(out / f"{name}.png", encoded(decoded, "PNG"))
     jpeg = fit_codec(original, "jpeg", len(data))
     pixels = original.width * original.height
     row: dict[str, Any] = {
@@ -261,333 +252,6 @@ def _most_detailed(image: Image.Image) -> tuple[int, int, int, int]:
     return x, y, width, height
 
 
-def _fitted(image: Image.Image, box: tuple[int, int]) -> Image.Image:
-    """Shrunk to a box (width, height); enlarged only by whole factors, which invents no pixels."""
-    scale = min(box[0] / image.width, box[1] / image.height)
-    if scale >= 1:
-        factor = int(scale)
-        size = (image.width * factor, image.height * factor)
-        return image.resize(size, Image.Resampling.NEAREST)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-
-
-def _shown(
-    row: dict[str, Any], pictures: Sequence[Image.Image | None], box: tuple[int, int]
-) -> list[tuple[Image.Image, Image.Image] | None]:
-    """Scaled picture and detail at 1:1 of each; the detail's place is marked in the original."""
-    left, top, width, height = row["detail"]
-    shown: list[tuple[Image.Image, Image.Image] | None] = []
-    for picture in pictures:
-        if picture is None:
-            shown.append(None)
-            continue
-        detail = picture.crop((left, top, left + width, top + height))
-        small = _fitted(picture, box)
-        if not shown and (width, height) != picture.size:
-            x, y = small.width / picture.width, small.height / picture.height
-            right, bottom = (left + width) * x - 1, (top + height) * y - 1
-            draw = ImageDraw.Draw(small)
-            # White between black: one of them shows on any ground.
-            for inset, colour in ((0, "black"), (1, "white"), (2, "black")):
-                x1, y1 = right - inset, bottom - inset
-                x0, y0 = min(left * x + inset, x1), min(top * y + inset, y1)
-                draw.rectangle((x0, y0, x1, y1), outline=colour)
-        shown.append((small, detail))
-    return shown
-
-
-# Words, the same on sheet and page
-
-
-def _intro(summary: dict[str, Any]) -> tuple[str, str]:
-    """What the gallery shows, and by which tokenizer."""
-    tokenizer = summary["tokenizer"]
-    levels = " × ".join(map(str, tokenizer["levels"]))
-    story = (
-        "Every picture is encoded at its own size, written to a .viq file, read back and decoded. "
-        "Beside it stands the best JPEG of at most as many bytes. Whole pictures are scaled to "
-        "fit; below them are details at 1:1, from where the frame in the original is. PSNR and "
-        "SSIM are of the full-size pictures."
-    )
-    about = (
-        f"Tokenizer {tokenizer['name']} · fingerprint {tokenizer['fingerprint']} · levels {levels} "
-        f"({tokenizer['codebook']:,} codes, four a patch of 16 × 16 px) · JPEG by Pillow "
-        f"{summary['pillow']}"
-    )
-    return story, about
-
-
-def _facts(row: dict[str, Any]) -> str:
-    mega, ratio = row["megapixels"], row["ratio"]
-    return " · ".join(
-        [
-            f"{row['width']:,} × {row['height']:,} px",
-            f"{mega:.2f} megapixels" if mega >= 0.01 else "under 0.01 megapixels",
-            f"grid {row['grid'][0]:,} × {row['grid'][1]:,} (rows × columns)",
-            f"{row['codes']:,} codes",
-            f"{row['bytes']:,} bytes, "
-            + (f"1/{ratio:.0f} of raw RGB" if ratio >= 1 else f"{1 / ratio:.1f} times raw RGB"),
-            f"{row['bpp']:.2f} bits per pixel",
-        ]
-    )
-
-
-def _captions(row: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """Heading and lines below each of the three."""
-    jpeg = row["jpeg"]
-    raw = f"{3 * row['width'] * row['height']:,} bytes of raw RGB"
-    return [
-        ("Original", [raw, "24 bits per pixel"]),
-        ("ViQ", _numbers({**row, **row["viq"]})),
-        (f"JPEG, quality {jpeg['quality']}", _numbers(jpeg)) if jpeg else ("JPEG", []),
-    ]
-
-
-def _numbers(part: dict[str, Any]) -> list[str]:
-    decibels = part["psnr"]
-    return [
-        f"{part['bytes']:,} bytes",
-        f"{part['bpp']:.2f} bits per pixel",
-        "exact copy" if decibels is None else f"PSNR {decibels:.2f} dB",
-        f"SSIM {part['ssim']:.3f}",
-    ]
-
-
-def _unfit(row: dict[str, Any]) -> str:
-    return f"does not fit in {row['bytes']:,} bytes"
-
-
-# The sheet
-
-
-def _sheet(summary: dict[str, Any], blocks: Sequence[Image.Image]) -> Image.Image:
-    story, about = _intro(summary)
-    width = _WIDTH - 2 * _MARGIN
-    texts = [(summary["title"], 36, _INK), (story, 19, _INK), (about, 17, _SOFT)]
-    head = _stack([_text([item], width) for item in texts], 10)
-    again = _text([(f"Made by: {summary['command']}", 17, _SOFT)], width)
-    rule = Image.new("RGB", (width, 1), _LINE)
-    parts = [_stack([head, again], 4)]
-    for block in blocks:
-        parts += [rule, block]
-    whole = _stack(parts, 26)
-    sheet = Image.new("RGB", (_WIDTH, whole.height + 2 * _MARGIN), "white")
-    sheet.paste(whole, (_MARGIN, _MARGIN))
-    return sheet
-
-
-def _block(row: dict[str, Any], pictures: Sequence[Image.Image | None]) -> Image.Image:
-    """One picture's part of the sheet."""
-    full = _WIDTH - 2 * _MARGIN
-    facts = [(_facts(row), 17, _SOFT)]
-    if row["credit"]:
-        facts.append((f"Photo: {row['credit']}", 17, _SOFT))
-    shown = _shown(row, pictures, _SHEET_BOX)
-    width, height = next(item[0].size for item in shown if item)
-    columns = []
-    for item, (heading, lines) in zip(shown, _captions(row), strict=True):
-        offset = item[1].width + 20 if item else 0
-        space = _SHEET_BOX[0] - offset
-        caption = _text([(heading, 21, _INK), *((line, 17, _SOFT) for line in lines)], space)
-        if item:
-            columns.append(_stack([item[0], _beside([item[1], caption], [offset, space])], 12))
-        else:
-            blank = _blank(_unfit(row), (max(240, width), max(64, height)))
-            columns.append(_stack([blank, caption], 12))
-    three = _beside(columns, [_SHEET_BOX[0] + _GAP] * 2 + [_SHEET_BOX[0]])
-    head = _stack([_text([(row["name"], 26, _INK)], full), _text(facts, full)], 2)
-    return _stack([head, three], 14)
-
-
-def _blank(text: str, size: tuple[int, int]) -> Image.Image:
-    """What stands in the place of a JPEG that cannot be."""
-    image = Image.new("RGB", size, _BLANK)
-    centre = (size[0] / 2, size[1] / 2)
-    ImageDraw.Draw(image).text(centre, _plain(text), _SOFT, _font(17), anchor="mm")
-    return image
-
-
-def _text(items: Iterable[tuple[str, int, str]], width: int) -> Image.Image:
-    """Paragraphs (text, size in px, colour), wrapped to a width."""
-    lines = [
-        (line, size, colour)
-        for text, size, colour in items
-        for line in _wrapped(_plain(text), size, width)
-    ]
-    leading = [round(1.4 * size) for _, size, _ in lines]
-    image = Image.new("RGB", (width, sum(leading)), "white")
-    draw, y = ImageDraw.Draw(image), 0
-    for (line, size, colour), step in zip(lines, leading, strict=True):
-        draw.text((0, y + size), line, colour, _font(size), anchor="ls")
-        y += step
-    return image
-
-
-def _wrapped(text: str, size: int, width: int) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if _font(size).getlength(longer) <= width:
-            lines[-1] = longer
-            continue
-        if lines[-1]:
-            lines.append("")
-        for letter in word:  # a word longer than the line is cut where it has to be
-            if lines[-1] and _font(size).getlength(lines[-1] + letter) > width:
-                lines.append("")
-            lines[-1] += letter
-    return lines
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Aileron, which comes inside Pillow: the sheet looks the same on every machine."""
-    return ImageFont.load_default(size)
-
-
-def _plain(text: str) -> str:
-    """Only what Aileron has glyphs for: accents are dropped, other scripts become "?"."""
-    letters = unicodedata.normalize("NFKD", text.replace("×", "x"))
-    return "".join(
-        c if c.isascii() or c == "·" else "?" for c in letters if not unicodedata.combining(c)
-    )
-
-
-def _stack(parts: Sequence[Image.Image], gap: int) -> Image.Image:
-    """One below the other, flush left."""
-    height = sum(part.height for part in parts) + gap * (len(parts) - 1)
-    image = Image.new("RGB", (max(part.width for part in parts), height), "white")
-    y = 0
-    for part in parts:
-        image.paste(part, (0, y))
-        y += part.height + gap
-    return image
-
-
-def _beside(parts: Sequence[Image.Image], widths: Sequence[int]) -> Image.Image:
-    """In columns of these widths, flush left and top."""
-    image = Image.new("RGB", (sum(widths), max(part.height for part in parts)), "white")
-    x = 0
-    for part, width in zip(parts, widths, strict=True):
-        image.paste(part, (x, 0))
-        x += width
-    return image
-
-
-# The page
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1a1a1a; --soft: #5f5f5f; --line: #d8d8d4;
-  --paper: #fdfdfb; --blank: #efefec; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8e6e1; --soft: #a8a59f; --line: #3a3936;
-  --paper: #161615; --blank: #262523; } }
-html { background: var(--paper); color: var(--ink); }
-body { margin: 0 auto; max-width: 84rem; padding: clamp(1.25rem, 4vw, 4rem);
-  font: 1.0625rem/1.5 "Iowan Old Style", "Palatino Linotype", Palatino, "Book Antiqua", Georgia,
-  serif; font-variant-numeric: lining-nums tabular-nums; overflow-wrap: anywhere; }
-h1 { font-size: 2.1rem; font-weight: normal; line-height: 1.2; margin: 0 0 .75rem; }
-h2 { font-size: 1.4rem; font-weight: normal; line-height: 1.3; margin: 0; }
-p { margin: 0 0 .5rem; }
-header p { max-width: 48rem; }
-section, footer { border-top: 1px solid var(--line); margin-top: 2rem; padding-top: 1.5rem; }
-code { font: .875em ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
-a { color: inherit; text-decoration-color: var(--soft); text-underline-offset: .15em; }
-.soft, figcaption, footer { color: var(--soft); font-size: .9375rem; }
-.three { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 1.5rem;
-  margin-top: 1rem; }
-figure { margin: 0; display: flex; flex-wrap: wrap; align-content: flex-start;
-  align-items: flex-start; gap: .75rem 1.25rem; }
-figure > div { flex: 0 0 100%; min-width: 0; }
-img { display: block; max-width: 100%; height: auto; }
-div > img { width: auto; max-height: 24rem; }
-.sharp, figure > img { image-rendering: pixelated; }
-.blank { background: var(--blank); color: var(--soft); min-height: 4rem; max-height: 24rem;
-  display: grid; place-items: center; text-align: center; }
-figcaption { flex: 1 1 9rem; min-width: 0; }
-figcaption span { display: block; }
-figcaption span:first-child { color: var(--ink); font-size: 1.0625rem; }
-@media (max-width: 46rem) { .three { grid-template-columns: minmax(0, 1fr); gap: 2rem; } }
-"""
-
-
-def _page(summary: dict[str, Any], sections: Sequence[str]) -> str:
-    title = escape(summary["title"])
-    story, about = map(escape, _intro(summary))
-    again = 'tokenizer.decode(Codes.from_bytes(Path("NAME.viq").read_bytes()))[0].save("NAME.png")'
-    failed = "".join(
-        f"<p>{escape(item['name'])} is left out. {escape(item['reason'])}</p>\n"
-        for item in summary["failed"]
-    )
-    # The policy forbids requests, should an edited page hold any.
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<header>
-<h1>{title}</h1>
-<p>{story}</p>
-<p class="soft">{about}</p>
-<p class="soft">Made by <code>{escape(summary["command"])}</code></p>
-</header>
-<main>
-{"".join(sections)}</main>
-<footer>
-<p>A .viq file and the tokenizer are enough to get the picture back:
-<code>{escape(again)}</code></p>
-{failed}</footer>
-</body>
-</html>
-"""
-
-
-def _section(row: dict[str, Any], pictures: Sequence[Image.Image | None], number: int) -> str:
-    """One picture's part of the page."""
-    name = escape(row["name"])
-    size = (row["width"], row["height"])
-    kinds = ("original", "decoded from ViQ codes", "JPEG of equal bytes")
-    shown = _shown(row, pictures, _PAGE_BOX)
-    figures = []
-    for item, kind, (heading, lines) in zip(shown, kinds, _captions(row), strict=True):
-        if item is None:
-            ratio = f"aspect-ratio: {size[0]} / {size[1]}"
-            picture = f'<div class="blank" style="{ratio}">{escape(_unfit(row))}</div>\n'
-        else:
-            sharp = ' class="sharp"' if item[0].width > size[0] else ""
-            whole = _image(item[0], f"{row['name']}, {kind}", sharp)
-            detail = _image(item[1], f"Detail of {row['name']} at 1:1, {kind}")
-            picture = f"<div>{whole}</div>\n{detail}\n"
-        words = "".join(f"<span>{escape(text)}</span>" for text in (heading, *lines))
-        figures.append(f"<figure>\n{picture}<figcaption>{words}</figcaption>\n</figure>\n")
-    credit = f" · Photo: {escape(row['credit'])}" if row["credit"] else ""
-    links = " · ".join(
-        f'<a href="{quote(row["name"])}.{kind}">{name}.{kind}</a>' for kind in ("viq", "png")
-    )
-    return f"""<section aria-labelledby="picture-{number}">
-<h2 id="picture-{number}">{name}</h2>
-<p class="soft">{escape(_facts(row))}</p>
-<p class="soft">{links}{credit}</p>
-<div class="three">
-{"".join(figures)}</div>
-</section>
-"""
-
-
-def _image(image: Image.Image, alt: str, more: str = "") -> str:
-    data = base64.b64encode(_encoded(image, "WEBP", lossless=True)).decode()
-    return (
-        f'<img src="data:image/webp;base64,{data}" width="{image.width}" height="{image.height}"'
-        f' alt="{escape(alt)}"{more}>'
-    )
-
-
 # Files
 
 
@@ -640,9 +304,3 @@ def _protect(named: Sequence[tuple[str, Source]], out: Path) -> None:
 def _identity(path: str | os.PathLike[str]) -> tuple[int, int]:
     status = os.stat(path)
     return status.st_dev, status.st_ino
-
-
-def _encoded(image: Image.Image, form: str, **options: Any) -> bytes:
-    with io.BytesIO() as stream:
-        image.save(stream, form, **options)
-        return stream.getvalue()

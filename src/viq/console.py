@@ -1,0 +1,123 @@
+"""What the command line shows: progress, tables, and dictionaries as lines or as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from viq.encode import Report
+
+
+@contextmanager
+def progress(what: str, total: int, *, hidden: bool) -> Iterator[Callable[[], None]]:
+    """A progress bar on stderr; gives the function that advances it by one."""
+    if hidden:
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, *times, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total or None)
+        yield lambda: bar.advance(task)
+
+
+def show_report(report: Report, as_json: bool) -> None:
+    values = report.as_dict()
+    if as_json:
+        print(json.dumps(values))
+    else:
+        print(
+            f"{values['images']} images, {values['megapixels']:.2f} megapixels, "
+            f"{values['codes']:,} codes, {values['bytes']:,} bytes "
+            f"(1/{values['ratio'] or 0:g} of RGB), {values['seconds']:.1f} s, "
+            f"{values['megapixels_per_second']:.2f} megapixels/s"
+        )
+        if len(report.outputs) <= 4:
+            for output in report.outputs:
+                print(f"wrote {output}")
+        else:
+            print(f"wrote {len(report.outputs)} files")
+    if report.failures:
+        show_failures(report.failures)
+
+
+def show_failures(failures: list[dict[str, str]]) -> None:
+    for failure in failures[:20]:
+        print(f"viq: failed: {failure['reason']}", file=sys.stderr)
+    if len(failures) > 20:
+        print(f"viq: and {len(failures) - 20} more failed", file=sys.stderr)
+
+
+def show(values: dict[str, Any], as_json: bool, indent: str = "") -> None:
+    """A dictionary as aligned lines, or as one JSON object."""
+    if as_json:
+        print(json.dumps(values))
+        return
+    width = max(map(len, values), default=0)
+    for key, value in values.items():
+        if isinstance(value, dict):
+            print(f"{indent}{key}:")
+            show(value, False, indent + "  ")
+        elif isinstance(value, list) and value and isinstance(value[0], str) and len(value) > 1:
+            print(f"{indent}{key}:", *(f"\n{indent}  {item}" for item in value), sep="")
+        else:
+            print(f"{indent}{key:<{width}}  {value}")
+
+
+def show_reconstruction(result: dict[str, Any]) -> None:
+    def number(value: float | None, digits: int = 2) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    codecs = result["settings"]["codecs"]
+    print(f"{'image':<32}{'size':>11}{'bpp':>7}{'PSNR':>8}{'SSIM':>7}",
+          *(f"{name + ' PSNR':>11}{'SSIM':>7}" for name in codecs), sep="")  # fmt: skip
+    for image in result["images"]:
+        cells = [image["codecs"][name] for name in codecs]
+        print(
+            f"{Path(image['key']).name[-31:]:<32}{image['height']:>6}x{image['width']:<4}"
+            f"{number(image['bpp']):>7}{number(image['psnr']):>8}{number(image['ssim'], 3):>7}",
+            *(
+                f"{number(cell and cell['psnr']):>11}{number(cell and cell['ssim'], 3):>7}"
+                for cell in cells
+            ),
+            sep="",
+        )
+    totals = result["totals"]
+    print(f"mean of {totals['images']}: {number(totals['psnr'])} dB, SSIM "
+          f"{number(totals['ssim'], 3)}, {number(totals['bpp'], 3)} bits per pixel")  # fmt: skip
+    for name in codecs:
+        codec = totals["codecs"][name]
+        print(
+            f"{name} at the same bytes: {number(codec['psnr'])} dB, SSIM {number(codec['ssim'], 3)}"
+            f" on the {codec['fits']} images that fit; there ours: "
+            f"{number(codec['ours']['psnr'])} dB, SSIM {number(codec['ours']['ssim'], 3)}"
+        )
+    use = result["code_use"]
+    if use:
+        print(f"code use: {use['used']:,} of {use['codebook']:,} codes hit, perplexity "
+              f"{use['perplexity']:,.0f}, {use['entropy_bits']:.2f} bits a code")  # fmt: skip
+
+
+def show_training(record: dict[str, Any]) -> None:
+    print(
+        f"{record['stage']} {record['step']}/{record['steps']}"
+        f"  loss {record['loss']:.4f}  PSNR {record['psnr']:.2f} dB"
+        + (f"  perplexity {record['code_perplexity']:.0f}" if "code_perplexity" in record else "")
+        + f"  {record['patches_per_second']:.0f} patches/s",
+        flush=True,
+    )
