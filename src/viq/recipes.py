@@ -83,7 +83,7 @@ def train_tiny() -> Recipe:
         model=tiny(),
         stages=(
             StageConfig(name="proximal", steps=400, crops=small, learning_rate=1e-3),
-            StageConfig(name="fsq", steps=2400, crops=every, learning_rate=2e-4, decay_share=0.6),
+            StageConfig(name="fsq", steps=1700, crops=every, learning_rate=2e-4, decay_share=0.647),
         ),
     )
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from viq.checkpoint import read_weights, write_weights
 from viq.data.crops import CropBatch, CropConfig, Pictures, batches
+from viq.files import write_atomically
 from viq.models.quantizer import FSQBottleneck
 from viq.models.tokenizer import VisualTokenizer
 from viq.train import losses
@@ -185,4 +186,13 @@ def _resume(model: VisualTokenizer, optimizer: torch.optim.Optimizer, folder: Pa
     weights = read_weights(found[-1] / "model.safetensors")
     model.load_state_dict(weights)
     optimizer.load_state_dict(state["optimizer"])
+    _cut_log(folder / "log.jsonl", state["step"])
     return state["step"]
+
+
+def _cut_log(log: Path, step: int) -> None:
+    """Drop the lines of steps that will be done again, so that the log holds each step once."""
+    if log.exists():
+        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        write_atomically(log, "".join(kept).encode())
