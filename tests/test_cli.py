@@ -163,6 +163,7 @@ def test_codes_of_another_model_are_refused(model: str, pictures: Path, tmp_path
         (("eval", "reconstruction", "{pictures}", "--codecs", "gif"), "gif"),
         (("convert", "{tmp}/none.pth", "-o", "{tmp}/m"), "none.pth"),
         (("convert", "{pictures}/deep/0.png", "-o", "{tmp}/m", "--levels", "a,b"), "--levels a,b"),
+        (("bench", "encode", "--only", "luck"), "luck"),
         (("train", "huge"), "choose one of tiny, debug"),
     ],
 )
@@ -170,7 +171,7 @@ def test_usage_errors_are_one_line(
     arguments: tuple[str, ...], words: str, model: str, pictures: Path, tmp_path: Path
 ) -> None:
     filled = [a.format(pictures=pictures, tmp=tmp_path) for a in arguments]
-    if filled[0] in ("encode", "eval") and "--model" not in filled:
+    if filled[0] in ("encode", "eval", "bench") and "--model" not in filled:
         filled += ["--model", model]
     assert words in one_line(run(*filled, code=2))
     assert "error" in run_json(*filled, code=2)

@@ -240,6 +240,7 @@ def bench_encode(
     model: Model = "viq-tiny",
     repeats: Annotated[int, typer.Option(help="Interleaved runs; medians are shown.")] = 5,
     quick: Annotated[bool, typer.Option(help="Smaller sizes, about a minute.")] = False,
+    only: Annotated[str | None, typer.Option(help="Sections by commas. Default: all.")] = None,
     as_json: Json = False,
 ) -> None:
     """Images/s, patches/s, peak memory, time against size, and each fast path as a ratio."""
@@ -247,7 +248,10 @@ def bench_encode(
 
     tokenizer = _load(model, "auto", "float32")
     announce = None if as_json else lambda name: print(f"measuring {name}", file=sys.stderr)
-    result = bench.run(tokenizer, repeats=repeats, quick=quick, progress=announce)
+    sections = only.split(",") if only else None
+    result = bench.run(
+        tokenizer, repeats=repeats, quick=quick, sections=sections, progress=announce
+    )
     print(json.dumps(result) if as_json else bench.format(result))
 
 

@@ -30,7 +30,7 @@ from viq.loading import load
 from viq.models.encoder import EncoderConfig
 from viq.models.tokenizer import VisualTokenizer
 from viq.recipes import MODELS
-from viq.types import Codes, Size, grid_of
+from viq.types import Codes, Size, ViqError, grid_of
 
 __all__ = ["FULL", "QUICK", "SECTIONS", "Work", "format", "mixed_images", "picture", "run"]
 
@@ -94,7 +94,7 @@ def run(
     """
     unknown = sorted(set(sections or ()) - set(SECTIONS))
     if unknown:
-        raise ValueError(f"unknown sections {unknown}: choose from {', '.join(SECTIONS)}")
+        raise ViqError(f"unknown sections {unknown}: choose from {', '.join(SECTIONS)}")
     tokenizer = load(model) if isinstance(model, str) else model
     with tempfile.TemporaryDirectory() as folder:
         if not isinstance(model, str):
