@@ -138,19 +138,14 @@ class VisualTokenizer(nn.Module):
         patch = self.config.encoder.patch_size
         if tile < 0 or tile % patch:
             raise ViqError(f"tile must be 0 or a multiple of {patch} px, got {tile}")
-        if packed:
-            opened = [self._open(image, max_pixels) for image in _listed(images)]
-            pieces = [list(self._tiles(image, tile)) for image in opened]
-            ids = iter(self._ids([pixels for tiles in pieces for _, pixels in tiles]))
-            return [
-                self._join(image, tile, [(place, next(ids)) for place, _ in tiles])
-                for image, tiles in zip(opened, pieces, strict=True)
-            ]
-        codes = []
-        for source in _listed(images):
-            image = self._open(source, max_pixels)
-            parts = [(where, self._ids([pixels])[0]) for where, pixels in self._tiles(image, tile)]
-            codes.append(self._join(image, tile, parts))
+        sources, codes = _listed(images), []
+        for group in [sources] if packed else [[source] for source in sources]:
+            opened = [self._open(source, max_pixels) for source in group]
+            tiles = [list(self._tiles(image, tile)) for image in opened]
+            pixels = [piece for parts in tiles for _, piece in parts]
+            ids = iter(self._ids(pixels) if packed else (self._ids([p])[0] for p in pixels))
+            for image, parts in zip(opened, tiles, strict=True):
+                codes.append(self._join(image, tile, [(where, next(ids)) for where, _ in parts]))
         return codes
 
     @torch.inference_mode()
@@ -297,6 +292,9 @@ class VisualTokenizer(nn.Module):
             yield (rows, cols), normalize(piece)
 
     def _ids(self, pixels: Sequence[Tensor]) -> list[np.ndarray]:
+        """Indices (rows, cols, S), uint16, of images run in one sequence."""
+        if not pixels:
+            return []
         batch = pack([p.to(self.device) for p in pixels], self.config.encoder.patch_size)
         parts = self.ids(batch).cpu().split(lengths_of(batch.grids_hw))
         return [
