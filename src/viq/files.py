@@ -21,6 +21,9 @@ def written_aside(path: Path) -> Iterator[Path]:
         yield aside
         with aside.open("rb+") as file:
             os.fsync(file.fileno())
+        mask = os.umask(0)  # the only way to read it
+        os.umask(mask)
+        aside.chmod(0o666 & ~mask)  # some libraries write private files
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
