@@ -90,6 +90,13 @@ def test_front_doors_are_light() -> None:
         assert done.stdout.split() == []
 
 
+def test_loading_a_model_does_not_load_the_compiler() -> None:
+    """Drawing initial weights on the meta device would import it, for seconds."""
+    code = "import sys, viq; viq.load('viq-tiny'); print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["False"], done.stderr
+
+
 def test_no_names_but_the_public_ones() -> None:
     assert set(viq.__all__) <= set(dir(viq))
     assert all(getattr(viq, name) is not None for name in viq.__all__)

@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from viq.files import written_aside
 from viq.types import ViqError
@@ -63,6 +64,25 @@ def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with written_aside(path) as aside:
         save_file(whole, aside, metadata={"format": "pt"})
+
+
+class WithoutInit(TorchFunctionMode):
+    """Leave out the drawing of initial weights, where they are about to be loaded.
+
+    On the meta device drawing does nothing, yet it imports torch's compiler, which takes seconds.
+    """
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:

@@ -197,7 +197,7 @@ class VisualTokenizer(nn.Module):
         stamp = values.pop("fingerprint", None)
         values.pop("format", None)
         config = checkpoint.from_dict(TokenizerConfig, values, str(folder / "config.json"))
-        with torch.device("meta"):
+        with torch.device("meta"), checkpoint.WithoutInit():
             model = cls(config)
         weights = checkpoint.read_weights(folder / checkpoint.WEIGHTS_FILE)
         weights = {k: v.to(device, dtype or torch.float32) for k, v in weights.items()}

@@ -75,7 +75,7 @@ class AttentionPool(nn.Module):
     def __init__(self, width: int, heads: int, mlp_width: int) -> None:
         super().__init__()
         self.heads = heads
-        self.latent = nn.Parameter(torch.randn(1, 1, width) * width**-0.5)
+        self.latent = nn.Parameter(nn.init.normal_(torch.empty(1, 1, width), std=width**-0.5))
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
