@@ -5,15 +5,14 @@ import sys
 from dataclasses import replace
 
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
 
 from viq.bench import encode, parts
 from viq.bench.measure import compare, machine, peak_memory, run_command
-from viq.models.decoder import DecoderConfig
 from viq.models.encoder import Encoder, EncoderConfig
-from viq.models.quantizer import QuantizerConfig
-from viq.models.tokenizer import TokenizerConfig, VisualTokenizer
+from viq.models.tokenizer import VisualTokenizer
 from viq.patches import PatchBatch, lengths_of
 
 WORK = encode.Work(
@@ -33,15 +32,7 @@ WORK = encode.Work(
 @pytest.fixture(scope="module")
 def tokenizer() -> VisualTokenizer:
     torch.manual_seed(0)
-    config = TokenizerConfig(
-        encoder=EncoderConfig(width=32, depth=1, heads=2, mlp_width=64, position_grid=4),
-        quantizer=QuantizerConfig(
-            heads=2, pre_depth=1, slot_depth=1, slot_attention_width=16, post_depth=1
-        ),
-        decoder=DecoderConfig(width=32, depth=1),
-        tile=48,
-    )
-    return VisualTokenizer(config).eval()
+    return VisualTokenizer(tiny.config(name="viq", tile=48)).eval()
 
 
 # Measuring

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image
 
@@ -17,24 +18,15 @@ from viq.demo.gallery import make_gallery, sample_photos
 from viq.fsq import PRESETS
 from viq.image import open_image
 from viq.models.decoder import DecoderConfig
-from viq.models.encoder import EncoderConfig
-from viq.models.quantizer import QuantizerConfig
-from viq.models.tokenizer import TokenizerConfig, VisualTokenizer
+from viq.models.tokenizer import VisualTokenizer
 from viq.types import Codes
 
 VOID = {"meta", "img"}
 
 
-def tiny(decoder: DecoderConfig | None) -> VisualTokenizer:
+def random_model(decoder: DecoderConfig | None) -> VisualTokenizer:
     torch.manual_seed(0)
-    config = TokenizerConfig(
-        name="random <model>",
-        encoder=EncoderConfig(width=32, depth=1, heads=2, mlp_width=64, position_grid=4),
-        quantizer=QuantizerConfig(
-            heads=2, pre_depth=1, slot_depth=1, slot_attention_width=16, post_depth=1
-        ),
-        decoder=decoder,
-    )
+    config = tiny.config(name="random <model>", decoder=decoder, tile=0)
     model = VisualTokenizer(config).eval()
     for parameter in model.parameters():  # some start at zero, which would hide the input
         torch.nn.init.normal_(parameter, std=0.1)
@@ -43,7 +35,7 @@ def tiny(decoder: DecoderConfig | None) -> VisualTokenizer:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> VisualTokenizer:
-    return tiny(DecoderConfig(width=32, depth=1))
+    return random_model(DecoderConfig(width=32, depth=1))
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -171,7 +163,7 @@ def test_pictures_that_cannot_be_read_are_named(tokenizer, tmp_path):
 
 def test_a_tokenizer_without_decoder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no pixel decoder"):
-        make_gallery(tiny(None), [noise(8, 8)], tmp_path / "out", title="t")
+        make_gallery(random_model(None), [noise(8, 8)], tmp_path / "out", title="t")
     assert not (tmp_path / "out").exists()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,8 +19,6 @@ from viq.eval.codecs import fit_codec
 from viq.eval.metrics import code_counts, code_use, psnr, ssim, summarize_counts
 from viq.eval.reconstruction import evaluate, seams, tiling_gap
 from viq.fsq import FSQ
-from viq.models.decoder import DecoderConfig
-from viq.models.encoder import EncoderConfig
 from viq.models.quantizer import QuantizerConfig
 from viq.models.tokenizer import TokenizerConfig, VisualTokenizer
 
@@ -212,15 +211,7 @@ def test_fit_codec_refuses():
 @pytest.fixture(scope="module")
 def tokenizer() -> VisualTokenizer:
     torch.manual_seed(0)
-    config = TokenizerConfig(
-        encoder=EncoderConfig(width=32, depth=1, heads=2, mlp_width=64, position_grid=4),
-        quantizer=QuantizerConfig(
-            heads=2, pre_depth=1, slot_depth=1, slot_attention_width=16, post_depth=1
-        ),
-        decoder=DecoderConfig(width=32, depth=1),
-        name="tiny",
-    )
-    return VisualTokenizer(config).requires_grad_(False).eval()
+    return VisualTokenizer(tiny.config(name="tiny", tile=0)).requires_grad_(False).eval()
 
 
 def test_evaluate(tokenizer, tmp_path):

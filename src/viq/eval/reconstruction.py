@@ -220,8 +220,11 @@ def compare_tiles(
     """
     result = tiling_gap(tokenizer, images, tile)
     failed: list[dict[str, str]] = []
-    cut = [i for _, i in _opened(images, failed) if i is not None and max(i.size) > tile]
-    found = [seams(tokenizer, image, tile) for image in cut]
+    found = [  # one image in memory at a time
+        seams(tokenizer, image, tile)
+        for _, image in _opened(images, failed)
+        if image is not None and max(image.size) > tile
+    ]
     means = {
         name: _mean([item[name] for item in found if item[name] is not None])
         for name in ("mse_seam", "mse_border", "mse_elsewhere")

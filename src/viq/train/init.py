@@ -35,9 +35,7 @@ def initialize(model: VisualTokenizer) -> None:
         if isinstance(module, Mlp):
             module.fc2.weight *= _GELU_GAIN
     for module in model.modules():
-        if isinstance(module, Block):
-            nn.init.zeros_(module.attn.proj.weight)
-        if isinstance(module, SlotBlock):
+        if isinstance(module, Block | SlotBlock):
             nn.init.zeros_(module.attn.proj.weight)
         if isinstance(module, Block | SlotBlock | ResidualMlp | AttentionPool | ConvBlock):
             nn.init.zeros_(module.mlp.fc2.weight)
