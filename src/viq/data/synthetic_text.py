@@ -353,7 +353,7 @@ def draw_word(size: tuple[int, int], rng: random.Random, system_fonts: bool) -> 
         text = rng.choice((rng.choice(WORDS), pseudo_word(rng), str(rng.randrange(10_000))))
         text = rng.choice((str.lower, str.capitalize, str.upper))(text)
         bold, slant = rng.random() < 0.3, rng.choice((0.0, 0.0, 0.0, 0.2))
-        text = fit_text(text, page.path, 12, room - 3)
+        text = fit_text(text, page.path, 12, room - 3) or "1"  # 16 px are too narrow for a "W"
         em = text_width(text, page.path, 40) / 40 + slant
         fitting = min(40.0, 0.95 * room / em, 40 * step / line_height(page.path, 40))
         large = max(12, int(fitting * rng.uniform(0.75, 1)))
