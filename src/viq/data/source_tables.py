@@ -219,13 +219,13 @@ class _Cache:
         return future.result()
 
     def _trim(self) -> None:
-        """Forget failed loads, and the oldest tables above the limit."""
+        """Forget failed loads, and the oldest tables above the limit, but never the newest."""
         size = 0
-        for number, future in reversed(list(self._tables.items())):
+        for age, (number, future) in enumerate(reversed(list(self._tables.items()))):
             if future.done():
                 failed = future.exception() is not None
                 size += 0 if failed else future.result().nbytes
-                if failed or size > self._limit:
+                if failed or (age and size > self._limit):
                     del self._tables[number]
 
 
