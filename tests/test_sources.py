@@ -200,6 +200,19 @@ def test_tar_names_longer_than_a_header(make_tar: MakeTar, format: int) -> None:
     assert [shade(source[n]) for n in (2, 0, 1)] == [2, 0, 1]
 
 
+def test_tar_of_the_webdataset_library(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset", reason="writes the shard that is read")
+    with webdataset.TarWriter(str(tmp_path / "w.tar")) as writer:
+        for n in range(3):
+            writer.write(
+                {"__key__": f"x/{n:03}", "png": picture(n), "json": {"n": n}, "txt": f"c{n}"}
+            )
+    source = open_source(tmp_path / "w.tar")
+    assert keys(source) == ["w/x/000", "w/x/001", "w/x/002"]
+    assert [row.extras for row in source] == [{"n": n, "caption": f"c{n}"} for n in range(3)]
+    assert [shade(row) for row in source] == [0, 1, 2]
+
+
 def test_tar_patterns(make_tar: MakeTar, tmp_path: Path) -> None:
     for number in range(3):
         make_tar(f"s-{number:04}.tar", {"a.png": picture(number), "b.png": picture(10 + number)})
@@ -314,6 +327,8 @@ def test_parquet_columns(tmp_path: Path) -> None:
     assert keys(source) == ["x", "y"]
     assert source[0].extras == {"id": 5}
     assert [shade(source[0], 0), shade(source[0], 1)] == [2, 1]
+    (row, _) = open_source(path, image_column="name", key_column="name")
+    assert (row.key, row.images) == ("x", (ImageFile(tmp_path / "x"),))
     source = open_source(path, image_column=(), key_column="")
     assert keys(source) == ["t.parquet:0", "t.parquet:1"]
     assert source[0].images == () and len(source[0].extras) == 4
@@ -341,30 +356,27 @@ def test_damaged_parquet(tmp_path: Path) -> None:
     refused(write_parquet(path, {"image": pa.array([], pa.binary())}), "is empty")
 
 
-def test_row_groups_are_read_once_in_order_and_forgotten(tmp_path: Path) -> None:
-    rows = {"image": [bytes([n]) * 1000 for n in range(40)]}
-    path = write_parquet(tmp_path / "t.parquet", rows, row_group_size=4)
-    source = source_tables.ParquetSource([path], cache_bytes=9000)
+@pytest.mark.parametrize("limit", [9000, 10])  # bytes: two row groups of 4 KB, and less than one
+def test_row_groups_are_read_once_in_order_and_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
     loads: list[int] = []
     kept: list[int] = []
-    cache = source._cache
-    load = cache._load
-    cache._load = lambda number: (loads.append(number), load(number))[1]
-    for number, row in enumerate(source):
-        assert row.images[0].read() == bytes([number]) * 1000
-        kept.append(sum(f.result().nbytes for f in cache._tables.values()))
-    assert loads == list(range(10))
-    assert 4000 < max(kept) <= 9000
-
-
-def test_a_row_group_above_the_limit_is_still_kept_while_it_is_read(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "t.parquet", {"image": [bytes(1000)] * 8}, row_group_size=4)
-    source = source_tables.ParquetSource([path], cache_bytes=10)
-    loads: list[int] = []
-    load = source._cache._load
-    source._cache._load = lambda number: (loads.append(number), load(number))[1]
-    assert len(list(source)) == 8
-    assert loads == [0, 1]
+    cache = source_tables.Cache(limit)
+    read = source_tables.ParquetSource._read_group
+    monkeypatch.setattr(
+        source_tables.ParquetSource,
+        "_read_group",
+        lambda self, place: (loads.append(place), read(self, place))[1],
+    )
+    for half in range(2):
+        rows = {"image": [bytes([20 * half + n]) * 1000 for n in range(20)]}
+        path = write_parquet(tmp_path / "t.parquet", rows, row_group_size=4)
+        for number, row in enumerate(source_tables.ParquetSource([path], cache=cache)):
+            assert row.images[0].read() == bytes([20 * half + number]) * 1000
+            kept.append(cache.nbytes)
+    assert loads == [0, 1, 2, 3, 4] * 2
+    assert 4000 < max(kept) <= max(limit, 4100)
 
 
 # Hugging Face datasets
@@ -398,6 +410,12 @@ def test_dataset_object(datasets: Any) -> None:
     captions = open_source(a_dataset(datasets, [4, 5]), key_column="caption")
     assert keys(captions) == ["c4", "c5"]
     assert captions[1].where == "dataset:c5"
+
+
+def test_what_cannot_be_indexed_is_refused(datasets: Any) -> None:
+    streamed = a_dataset(datasets, [4, 5]).to_iterable_dataset()
+    refused(streamed, "a IterableDataset has no rows by number; .* without streaming")
+    refused({"train": 1}, "a int has no rows by number")
 
 
 def test_dataset_with_lists_of_images(datasets: Any) -> None:
@@ -593,7 +611,7 @@ def test_many_threads_read_the_right_bytes(tmp_path: Path, make_tar: MakeTar) ->
             open_source(
                 make_tar("t.tar", {f"{n:02}.png": data for n, data in enumerate(pictures)})
             ),
-            source_tables.ParquetSource([tmp_path / "t.parquet"], cache_bytes=700),
+            source_tables.ParquetSource([tmp_path / "t.parquet"], cache=source_tables.Cache(700)),
             open_source(tmp_path / "data.jsonl"),
         ]
     )
