@@ -21,7 +21,6 @@ from viq.console import (
     show_failures,
     show_reconstruction,
     show_report,
-    show_training,
 )
 
 if TYPE_CHECKING:
@@ -292,48 +291,92 @@ def convert(
 @app.command()
 @guarded
 def train(
-    recipe: Annotated[str, typer.Argument(help="tiny, or debug for a few steps.")],
+    recipe: Annotated[str, typer.Argument(help="tiny, so400m, g, debug, or a recipe file.json.")],
     data: Annotated[
-        list[Path] | None,
-        typer.Option(help="Photos: Parquet files with an image column, or folders."),
+        list[str] | None,
+        typer.Option(
+            help="Pictures with captions, questions or labels: JSON, JSONL, Parquet, WebDataset, "
+            "a folder, hf:OWNER/NAME. Again for more. Drawn pictures are always there."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Run folder; resumed if begun.")] = Path(
         "runs/tiny"
     ),
+    where: Annotated[
+        list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE, as for a licence.")
+    ] = None,
+    start: Annotated[str | None, typer.Option(help="SigLIP2 the encoder begins from.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="SigLIP2 that is distilled.")] = None,
+    language: Annotated[str | None, typer.Option(help="Causal language model.")] = None,
+    vae: Annotated[str | None, typer.Option(help="Folder of the Qwen-Image VAE.")] = None,
+    alignment: Annotated[str | None, typer.Option(help="DINOv2 for the decoder stage.")] = None,
+    scale: Annotated[float, typer.Option(help="Times the steps of every stage.")] = 1.0,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    workers: Annotated[int, typer.Option(help="Threads that make samples.")] = 1,
+    tensorboard: Annotated[bool, typer.Option(help="Also log for TensorBoard.")] = False,
+    show_recipe: Annotated[
+        bool, typer.Option("--print", help="Print the recipe as JSON and stop.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a tokenizer through the stages of a recipe. Run again to resume."""
+    from viq.checkpoint import to_dict
+    from viq.recipes import find_recipe, scaled, with_places
+
+    places = {"start": start, "teacher": teacher, "vae": vae, "alignment": alignment}
+    chosen = with_places(find_recipe(recipe), {**places, "language": language})
+    chosen = scaled(chosen, scale) if scale != 1 else chosen
+    if show_recipe:
+        print(json.dumps(to_dict(chosen), indent=2))
+        return
     import torch
 
-    from viq.data.photos import Photos
-    from viq.loading import load
-    from viq.recipes import RECIPES
-    from viq.train import stages
-    from viq.types import ViqError
+    from viq.data.corpora import open_corpora
+    from viq.train.stages import Run, TrainingData
 
-    if recipe not in RECIPES:
-        raise ViqError(f"no recipe {recipe}: choose one of {', '.join(RECIPES)}")
-    chosen = RECIPES[recipe]()
     if threads:
         torch.set_num_threads(threads)
-    photos = Photos(data or [])
-    for key, reason in photos.skipped:
-        print(f"viq: skipped {key}: {reason}", file=sys.stderr)
-    report = (lambda record: None) if as_json else show_training
     # Numbers too small for the normal range make a CPU many times slower and mean nothing here.
     torch.set_flush_denormal(True)
-    model = stages.run(chosen.model, chosen.stages, photos, out, seed=chosen.seed, report=report)
+    material = TrainingData.of(open_corpora(data or [], "train", where=_conditions(where)))
+    run = Run(chosen, material, out, hidden=as_json, tensorboard=tensorboard, threads=workers)
+    model = run.train()
+    if model is None or not run.accelerator.is_main_process:
+        return
     model.save_pretrained(out / "model", dtype=torch.float16)
     show(
         {
             "model": str(out / "model"),
-            "photos": len(photos),
-            "skipped": len(photos.skipped),
-            "fingerprint": load(out / "model").fingerprint,
+            "rows": {corpus.name: corpus.length for corpus in material.rows},
+            "photos": len(material.photos),
+            "report": f"viq report {out}",
         },
         as_json,
     )
+
+
+def _conditions(where: list[str] | None) -> dict[str, str] | None:
+    from viq.types import ViqError
+
+    for condition in where or []:
+        if "=" not in condition:
+            raise ViqError(f"--where {condition}: give COLUMN=VALUE")
+    return dict(condition.split("=", 1) for condition in where or []) or None
+
+
+@app.command()
+@guarded
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder that viq train wrote.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="NAME.html or NAME.png; default in the run.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Curves, code use and pictures of a training run in one file."""
+    from viq.train.report import make_report
+
+    show(make_report(run, out or run / "report.html"), as_json)
 
 
 @app.command()

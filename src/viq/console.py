@@ -111,13 +111,3 @@ def show_reconstruction(result: dict[str, Any]) -> None:
     if use:
         print(f"code use: {use['used']:,} of {use['codebook']:,} codes hit, perplexity "
               f"{use['perplexity']:,.0f}, {use['entropy_bits']:.2f} bits a code")  # fmt: skip
-
-
-def show_training(record: dict[str, Any]) -> None:
-    print(
-        f"{record['stage']} {record['step']}/{record['steps']}"
-        f"  loss {record['loss']:.4f}  PSNR {record['psnr']:.2f} dB"
-        + (f"  perplexity {record['code_perplexity']:.0f}" if "code_perplexity" in record else "")
-        + f"  {record['patches_per_second']:.0f} patches/s",
-        flush=True,
-    )
