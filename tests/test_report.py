@@ -66,7 +66,7 @@ def texts(drawing: ElementTree.Element) -> list[str | None]:
 
 def test_page(run: Path, tmp_path: Path) -> None:
     result = make_report(run, tmp_path / "report.html")
-    align, fsq, decoder = result["stages"]
+    align, fsq, decoder = (result["stages"][name] for name in ("align", "fsq", "decoder"))
     json.dumps(result, allow_nan=False)
     assert (align["state"], align["step"], align["seconds"]) == ("finished", 200, 120.0)
     assert align["last"] == {
@@ -147,6 +147,12 @@ def test_sheet(run: Path, tmp_path: Path) -> None:
     assert (255, 0, 0) in colours  # the grid
 
 
+def test_a_stage_that_trained_a_tower_is_finished(run: Path) -> None:
+    (run / "fsq" / "tower").mkdir()
+    (run / "fsq" / "tower" / "config.json").write_text("{}")
+    assert [s.state for s in read_run(run).stages] == ["finished", "finished", "not begun"]
+
+
 def test_a_folder_of_one_stage(run: Path) -> None:
     assert [stage.name for stage in read_run(run / "fsq").stages] == ["fsq"]
 
@@ -164,13 +170,13 @@ def test_runs_with_nothing_yet(tmp_path: Path, suffix: str) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "recipe.json").write_text("{}")
-    assert make_report(empty, tmp_path / f"a.{suffix}")["stages"] == []
+    assert make_report(empty, tmp_path / f"a.{suffix}")["stages"] == {}
     stage = empty / "align"
     stage.mkdir()
     (stage / "log.jsonl").write_text('{"stage": "al')
     (stage / "codes.jsonl").write_text('{"step": 1, "codes": 0}\n{"step": 2, "levels": 3}\n')
     (stage / "skipped.jsonl").write_text('{"key": "a", "reason": "torn \\ud800"}\n')
-    (report,) = make_report(empty, tmp_path / f"a.{suffix}")["stages"]
+    report = make_report(empty, tmp_path / f"a.{suffix}")["stages"]["align"]
     assert (report["state"], report["last"], report["skipped"]) == ("not begun", {}, 1)
 
 
@@ -203,7 +209,7 @@ def test_the_log_of_the_bundled_model(tmp_path: Path) -> None:
         with (stage / "log.jsonl").open("a") as file:
             file.write(line)
     report = make_report(tmp_path / "run", tmp_path / "a.html")
-    last = {stage["name"]: stage["last"]["psnr"] for stage in report["stages"]}
+    last = {name: stage["last"]["psnr"] for name, stage in report["stages"].items()}
     assert last == {"proximal": 22.758985, "fsq": 22.595444}
 
 

@@ -39,8 +39,8 @@ def make_report(run: Path, out: Path) -> dict[str, Any]:
     """Write the report of a run folder, finished or not, to `out`: .html, or .png.
 
     Returns:
-        run, report (the paths) and stages: for each name, state, step, steps, seconds, last
-        (value of each measure, in the unit of the report), warnings, skipped (how many).
+        run, report (the paths), and stages: by name, state, step, steps, seconds, last (value of
+        each measure, in the unit of the report), warnings, skipped (how many).
 
     Raises:
         ViqError: not a run folder, or another suffix.
@@ -55,9 +55,8 @@ def make_report(run: Path, out: Path) -> dict[str, Any]:
     return {
         "run": str(run),
         "report": str(out),
-        "stages": [
-            {
-                "name": stage.name,
+        "stages": {
+            stage.name: {
                 "state": stage.state,
                 "step": stage.step,
                 "steps": stage.steps,
@@ -67,7 +66,7 @@ def make_report(run: Path, out: Path) -> dict[str, Any]:
                 "skipped": len(stage.skipped),
             }
             for stage in found.stages
-        ],
+        },
     }
 
 

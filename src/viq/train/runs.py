@@ -34,6 +34,7 @@ _NAMES = {
     "loss": ("Loss, weighted sum", ""),
     "psnr": ("PSNR", "dB"),
     "answer_accuracy": ("Answers right", "%"),
+    "caption_accuracy": ("Captions matched", "%"),
     "code_perplexity": ("Perplexity of a batch", "codes"),
     "codes": ("Codes in a batch", ""),
     "learning_rate": ("Learning rate", ""),
@@ -155,7 +156,7 @@ class Stage:
 
     def _series(self, key: str) -> list[tuple[int, float]]:
         scale = 100 if words(key)[1] == "%" else 1
-        return [(int(r["step"]), scale * r[key]) for r in self.log if key in r]
+        return [(int(r["step"]), round(scale * r[key], 12)) for r in self.log if key in r]
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ def _stage(name: str, folder: Path) -> Stage:
         codes=[record for record in steps_of(CODES) if _is_code_use(record)],
         skipped=read_lines(folder / SKIPPED),
         grids=list(_grids(folder / GRIDS)),
-        finished=(folder / "model" / "config.json").exists(),
+        finished=any((folder / name / "config.json").exists() for name in ("model", "tower")),
     )
 
 
