@@ -21,6 +21,7 @@ from viq.console import (
     show_failures,
     show_reconstruction,
     show_report,
+    show_understanding,
 )
 
 if TYPE_CHECKING:
@@ -231,6 +232,54 @@ def tiles(
     with progress("comparing", 0, hidden=as_json):
         result = compare_tiles(tokenizer, paths, side)
     show(result, as_json)
+
+
+@eval_app.command()
+@guarded
+def understanding(
+    models: Annotated[list[str], typer.Argument(help="Models whose codes are examined.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Pictures with questions or labels, beside drawn ones; again for more."),
+    ] = None,
+    where: Annotated[list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE.")] = None,
+    continuous: Annotated[
+        list[str] | None, typer.Option(help="Examine this model's features before quantization.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Language models trained a model.")] = 3,
+    steps: Annotated[int, typer.Option(help="Training steps of each.")] = 600,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write JSON here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a small language model on frozen codes and ask it about held-out pictures."""
+    import torch
+
+    from viq.data.corpora import open_corpora
+    from viq.eval.understanding import UnderstandingConfig, compare, make_exam
+    from viq.files import write_atomically
+
+    if threads:
+        torch.set_num_threads(threads)
+    conditions = _conditions(where)
+    corpora = [open_corpora(data or [], split, where=conditions) for split in ("train", "held-out")]
+    held_out = {corpus.name: corpus for corpus in corpora[1]}
+    rows = [(c, held_out[c.name]) for c in corpora[0] if c.name in held_out]
+    config = UnderstandingConfig(seeds=seeds, steps=steps)
+    exam = make_exam(rows, config)
+    named = [(name, "codes") for name in models] + [(n, "continuous") for n in continuous or []]
+    candidates = [(f"{name} ({kind})", _load(name, "cpu", "float32"), kind) for name, kind in named]
+
+    def keep(result: dict[str, Any]) -> None:
+        if out is not None:
+            write_atomically(out, (json.dumps(result, indent=1) + "\n").encode())
+
+    with progress("examining", len(named) * seeds * steps, hidden=as_json) as advance:
+        result = compare(exam, candidates, config, progress=lambda step: advance(), done=keep)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        show_understanding(result)
 
 
 @bench_app.command("encode")

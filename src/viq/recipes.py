@@ -22,7 +22,7 @@ from viq.models.discriminator import DiscriminatorConfig
 from viq.models.encoder import EncoderConfig
 from viq.models.language import AdapterConfig, LanguageConfig
 from viq.models.latents import LatentConfig
-from viq.models.quantizer import QuantizerConfig
+from viq.models.quantizer import Limit, QuantizerConfig
 from viq.models.tokenizer import TokenizerConfig
 from viq.models.tower import TowerConfig
 from viq.train.loop import LoopConfig
@@ -99,15 +99,15 @@ def train_tiny() -> Recipe:
     )
     both = replace(talk, max_side=192, tokens=640, patches=1024, crops=_CROPS)
     align = {"text": 1.0, "distill": 1.0}
-    whole = {**align, "reconstruction": 4.0}
+    whole = {**align, "reconstruction": 2.0}
     return Recipe(
         name="tiny",
         model=tiny(),
         language=LanguageConfig(),
         tower=TowerConfig(
             name="tiny-teacher",
-            side=128,
-            encoder=EncoderConfig(width=192, depth=4, heads=3, mlp_width=768, position_grid=8),
+            side=96,
+            encoder=EncoderConfig(width=192, depth=4, heads=3, mlp_width=768, position_grid=6),
         ),
         stages=(
             StageConfig(
@@ -115,22 +115,22 @@ def train_tiny() -> Recipe:
                 kind="tower",
                 parts=(),
                 data=replace(talk, patches=4096, drawn_share=0.4, drawn_sides=(96, 160)),
-                loop=LoopConfig(steps=500, losses={"contrast": 1.0}, optim=scratch),
+                loop=LoopConfig(steps=600, losses={"contrast": 1.0}, optim=scratch),
             ),
             StageConfig(
                 name="1a-align",
                 bottleneck="none",
                 parts=("encoder", "pool", "reader"),
                 data=talk,
-                loop=LoopConfig(steps=400, losses=align, optim=replace(scratch, final_share=1.0)),
+                loop=LoopConfig(steps=1200, losses=align, optim=replace(scratch, final_share=1.0)),
             ),
             StageConfig(
                 name="1b-align",
                 bottleneck="none",
                 parts=("encoder", "pool", "reader"),
-                data=replace(talk, max_side=256, patches=2048),
+                data=replace(talk, max_side=224, patches=2048),
                 loop=LoopConfig(
-                    steps=200,
+                    steps=400,
                     losses=align,
                     optim=replace(scratch, warmup_share=0.0, final_share=0.5),
                 ),
@@ -141,7 +141,7 @@ def train_tiny() -> Recipe:
                 new=("quantizer", "decoder"),
                 data=both,
                 loop=LoopConfig(
-                    steps=500,
+                    steps=700,
                     losses=whole,
                     optim=replace(
                         scratch, learning_rate=5e-4, new_learning_rate=1e-3, final_share=0.4
@@ -153,7 +153,7 @@ def train_tiny() -> Recipe:
                 bottleneck="fsq",
                 data=both,
                 loop=LoopConfig(
-                    steps=1500,
+                    steps=2200,
                     losses=whole,
                     optim=replace(scratch, learning_rate=4e-4, final_share=0.0),
                     average=0.99,
@@ -167,7 +167,7 @@ def train_tiny() -> Recipe:
                 discriminator=DiscriminatorConfig(),
                 data=DataConfig(crops=replace(_CROPS, patches_per_step=2048)),
                 loop=LoopConfig(
-                    steps=600,
+                    steps=700,
                     losses={
                         "mse": 1.0,
                         "perceptual": 0.02,
@@ -217,6 +217,61 @@ def train_debug() -> Recipe:
         language=LanguageConfig(width=32, depth=1, heads=2, mlp_width=64, vocabulary=400),
         tower=replace(recipe.tower, side=32, encoder=replace(model.encoder, position_grid=2)),
         stages=tuple(short(stage) for stage in recipe.stages),
+    )
+
+
+def ablation(
+    *,
+    text: bool = True,
+    distill: bool = True,
+    proximal: bool = True,
+    limit: Limit = "linf",
+    rope: bool = True,
+) -> Recipe:
+    """`tiny` in short, with one choice of the paper taken back: what docs/training.md compares.
+
+    Every variant sees as many pictures in as many steps. Without a text loss, stage 1 has nothing
+    to learn from, so its steps go to reconstruction; without the proximal stage, its steps go to
+    FSQ. Give all of them the same teacher (`--teacher`).
+    """
+    recipe = train_tiny()
+    by_name = {stage.name: stage for stage in recipe.stages}
+    # About 960 patches a step for every variant: conversations bring some 320 of them.
+    crops = replace(_CROPS, patches_per_step=640 if text else 960)
+    losses = {"text": 1.0, "distill": 1.0, "reconstruction": 2.0}
+    kept = {
+        name: weight
+        for name, weight in losses.items()
+        if (text or name == "reconstruction") and (distill or name != "distill")
+    }
+
+    def stage(name: str, steps: int, **changes: Any) -> StageConfig:
+        found = by_name[name]
+        data = replace(found.data, max_side=128, crops=None if name == "1a-align" else crops)
+        loop = replace(
+            found.loop,
+            steps=steps,
+            losses={k: v for k, v in kept.items() if k in found.loop.losses},
+            save_every=100,
+        )
+        return replace(found, data=data, loop=loop, **changes)
+
+    first, second, third = 400, 150, 300
+    stages = [stage("1a-align", first)] if text else []
+    if proximal:
+        stages.append(stage("2-1-proximal", second if text else first + second))
+    stages.append(stage("2-2-fsq", third if proximal else second + third))
+    quantizer = replace(
+        recipe.model.quantizer,
+        proximal_limit=limit,
+        rope_angle_dtype="float32" if rope else "none",
+    )
+    return replace(
+        recipe,
+        name="ablation",
+        model=replace(recipe.model, quantizer=quantizer),
+        stages=tuple(stages),
+        tower=None,
     )
 
 
@@ -320,6 +375,12 @@ def train_so400m() -> Recipe:
 RECIPES: Mapping[str, Callable[[], Recipe]] = {
     "tiny": train_tiny,
     "debug": train_debug,
+    "ablation-full": ablation,
+    "ablation-reconstruction": lambda: ablation(text=False, distill=False),
+    "ablation-no-distill": lambda: ablation(distill=False),
+    "ablation-straight-to-fsq": lambda: ablation(proximal=False),
+    "ablation-l2": lambda: ablation(limit="l2"),
+    "ablation-no-rope": lambda: ablation(rope=False),
     "so400m": train_so400m,
     "g": train_g,
 }

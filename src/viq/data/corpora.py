@@ -127,14 +127,14 @@ class RowCorpus:
 
     def example(self, index: int, rng: random.Random) -> Example:
         """Raises SourceError, ConversationError or ImageError for a bad row."""
-        chat = self.chat(index, rng)
+        row, chat = self.row(index), self.chat(index, rng)
         pictures = tuple(open_image(image.read(), name=chat.where) for image in chat.images)
         pairs = len(chat.turns) // 2
         return Example(
             chat=chat,
             pictures=pictures,
-            kinds=(self.name,) * pairs,
-            caption=_caption(self.row(index)),
+            kinds=(self.name if _has_text(row) else f"{self.name}/label",) * pairs,
+            caption=_caption(row),
         )
 
 
@@ -211,8 +211,7 @@ def open_corpora(
             name = re.sub(r"[-_.]?\d+(-of-\d+)?$", "", Path(file).stem) or Path(file).stem
             named.setdefault(name, []).append(open_source(file))
     corpora = [
-        RowCorpus(name, concatenate(sources), split, where=where)
-        for name, sources in named.items()
+        RowCorpus(name, concatenate(sources), split, where=where) for name, sources in named.items()
     ]
     if corpora and not any(corpus.length for corpus in corpora):
         raise ViqError(f"no row of the data passes {where}: check the column and the value")

@@ -11,12 +11,13 @@ T = patches of an image, C = width of features.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -31,11 +32,15 @@ from viq.data.words import train_tokenizer
 from viq.image import limit_pixels
 from viq.models.language import LanguageConfig, LanguageReader, build_language
 from viq.models.tokenizer import VisualTokenizer
-from viq.patches import normalize, pack
+from viq.patches import lengths_of, normalize, pack
 from viq.types import IGNORE, Grid, ViqError, grid_of, language_tokens
 
 Features = Literal["codes", "continuous"]
 _T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, 95%, by number of seeds
+# Kinds of questions whose answer depends on a word of the question.
+_ARGUMENTS = ("_of", "exists", "position", "relation", "compare", "value", "max", "min", "word",
+              "line", "letter", "price")  # fmt: skip
+_GROUP = 32  # pictures a pass
 _PROBE_CLASS = 15  # fewest training pictures of an answer that a probe tells apart
 
 
@@ -45,7 +50,7 @@ class UnderstandingConfig:
 
     drawn: tuple[str, ...] = ("scene", "word", "chart")
     train_pictures: int = 3000  # half drawn, half from files, where there are files
-    test_pictures: int = 600
+    test_pictures: int = 900
     pairs: int = 6  # questions a training picture at most
     test_pairs: int = 2  # questions a held-out picture
     max_side: int = 128  # px, images are shrunk to this area squared
@@ -103,9 +108,11 @@ def make_exam(
     for held, found in gathered.items():
         for number, example in found:
             pairs = _pairs(example)
-            probes += [(number, q, a, held) for _, q, a in pairs]
+            probes += [(number, _probe(kind, q), a, held) for kind, q, a in pairs]
             rng.shuffle(pairs)
-            groups = [pairs[: config.pairs]] if not held else [[p] for p in pairs[: config.test_pairs]]
+            groups = (
+                [pairs[: config.pairs]] if not held else [[p] for p in pairs[: config.test_pairs]]
+            )
             for group in groups:
                 chat = _encode(group, pictures[number].shape[:2], words)  # type: ignore[arg-type]
                 kind, _, answer = group[0]
@@ -127,16 +134,17 @@ def features_of(
 ) -> list[Tensor]:
     """Features (T, C) of each picture: of its codes, or the encoder's tokens before the quantizer.
 
-    Pictures are encoded one by one, as `encode` does.
+    Pictures are small here and run in groups.
     """
-    found = []
-    for picture in pictures:
+    found: list[Tensor] = []
+    for start in range(0, len(pictures), _GROUP):
+        batch = pack([normalize(p) for p in pictures[start : start + _GROUP]])
         if kind == "codes":
-            (codes,) = tokenizer.encode(picture, tile=0)
-            found.append(tokenizer.embed(codes)[0])
+            features_TC = tokenizer.features(tokenizer.ids(batch))
         else:
-            found.append(tokenizer.encoder(pack([normalize(picture)])))
-    return [feature.clone() for feature in found]
+            features_TC = tokenizer.encoder(batch)
+        found += [part.clone() for part in features_TC.split(lengths_of(batch.grids_hw))]
+    return found
 
 
 def examine(
@@ -174,9 +182,7 @@ def _answers(
 ) -> dict[str, float]:
     """Exact-match accuracy in percent by kind, of one reader trained from scratch."""
     torch.manual_seed(seed)
-    reader = LanguageReader(
-        build_language(config.language, exam.vocabulary), features[0].shape[1]
-    )
+    reader = LanguageReader(build_language(config.language, exam.vocabulary), features[0].shape[1])
     optimizer = torch.optim.AdamW(
         reader.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.02
     )
@@ -220,9 +226,7 @@ def _score(
         packed.targets_L,
         packed.positions_L,
     )
-    owners_L = torch.cat(
-        [torch.full((len(q.chat.ids),), i) for i, q in enumerate(questions)]
-    )
+    owners_L = torch.cat([torch.full((len(q.chat.ids),), i) for i, q in enumerate(questions)])
     return score.loss_A, score.correct_A, owners_L[packed.targets_L != IGNORE]
 
 
@@ -340,6 +344,12 @@ def _pairs(example: Example) -> list[tuple[str, str, str]]:
     ]
 
 
+def _probe(kind: str, question: str) -> str:
+    """What makes two questions the same: the kind where wordings vary, else the words."""
+    fixed = "/" in kind and not kind.endswith(_ARGUMENTS)
+    return kind if fixed else f"{kind}: {question}"
+
+
 def _encode(
     pairs: Sequence[tuple[str, str, str]], size: tuple[int, int], words: Any
 ) -> EncodedChat:
@@ -351,6 +361,29 @@ def _encode(
     return encode_chat(turns, places, words, ChatConfig(system="", max_length=4096))
 
 
-def defaults(**changes: Any) -> UnderstandingConfig:
-    """The examination with some settings changed."""
-    return replace(UnderstandingConfig(), **changes)
+def compare(
+    exam: Exam,
+    candidates: Sequence[tuple[str, VisualTokenizer, Features]],
+    config: UnderstandingConfig,
+    *,
+    progress: Callable[[int], None] = lambda step: None,
+    done: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
+    """Examine several tokenizers with the same questions.
+
+    Args:
+        candidates: (name, tokenizer, which features).
+        done: called with the result so far after each.
+    """
+    result: dict[str, Any] = {
+        "settings": {**dataclasses.asdict(config), "vocabulary": exam.vocabulary},
+        "pictures": len(exam.pictures),
+        "candidates": {},
+    }
+    for name, tokenizer, kind in candidates:
+        features = features_of(tokenizer, exam.pictures, kind)
+        found = examine(exam, features, config, progress)
+        result["questions"] = found.pop("questions")
+        result["candidates"][name] = {"features": kind, **found}
+        done(result)
+    return result

@@ -222,12 +222,17 @@ class TowerObjective(nn.Module):
         """`contrast`: summed over captioned images; `matched`: how many find their caption."""
         chosen = [i for i, caption in enumerate(micro.captions) if caption]
         captions = [micro.captions[i] for i in chosen]
+        if not chosen:
+            zero = sum(p.sum() for p in self.parameters()) * 0.0
+            return {"contrast": zero, "matched": torch.zeros(())}  # type: ignore[dict-item]
         pictures = images_of(micro)
         pooled = self.tower(stretch([pictures[i] for i in chosen], self.tower.config.side))
         seen_nE = F.normalize(self.project(pooled).float(), dim=-1)
         said_nE = self._sentences[0](captions).to(seen_nE)
         logits_nn = seen_nE @ said_nE.T * self.log_scale.exp() + self.bias
-        same_nn = torch.tensor([[a == b for b in captions] for a in captions], device=seen_nE.device)
+        same_nn = torch.tensor(
+            [[a == b for b in captions] for a in captions], device=seen_nE.device
+        )
         signs = same_nn.float() * 2 - 1
         hits = same_nn.gather(1, logits_nn.argmax(1, keepdim=True)).sum()
         return {"contrast": -F.logsigmoid(signs * logits_nn).sum(), "matched": hits}

@@ -1,11 +1,11 @@
 """The stages of a recipe, one after another, each beginning from the folder of the one before.
 
-    RUN/recipe.json            what runs; a resumed run must be the same
-    RUN/words/                 text tokenizer, where the language model is trained from scratch
-    RUN/STAGE/                 log, pictures, checkpoints (viq/train/monitor.py, state.py)
-    RUN/STAGE/model/           the tokenizer, as VisualTokenizer.from_pretrained reads it
-    RUN/STAGE/reader.safetensors   what was trained of projector and language model
-    RUN/STAGE/tower/           the teacher, where the recipe trains one
+RUN/recipe.json            what runs; a resumed run must be the same
+RUN/words/                 text tokenizer, where the language model is trained from scratch
+RUN/STAGE/                 log, pictures, checkpoints (viq/train/monitor.py, state.py)
+RUN/STAGE/model/           the tokenizer, as VisualTokenizer.from_pretrained reads it
+RUN/STAGE/reader.safetensors   what was trained of projector and language model
+RUN/STAGE/tower/           the teacher, where the recipe trains one
 """
 
 from __future__ import annotations
@@ -258,9 +258,7 @@ class Run:
                 self._teacher() if target == "teacher" else target, tokenizer.decoder.config.width
             )
         if stage.discriminator is not None and losses.get("adversarial"):
-            judge = Discriminator(
-                stage.discriminator, 3 * self.recipe.model.encoder.patch_size**2
-            )
+            judge = Discriminator(stage.discriminator, 3 * self.recipe.model.encoder.patch_size**2)
         return DecoderObjective(
             tokenizer, discriminator=judge, perceptual=perceptual, alignment=alignment
         )
@@ -385,6 +383,9 @@ _PREFIXES = {
 }
 
 
+_SIGLIP = ("encoder.", "pool_norm.", "pool_head.")  # what SigLIP2 has of a tokenizer
+
+
 def frozen_but(objective: nn.Module, stage: StageConfig) -> None:
     """Require gradients for the parts of a stage alone. Adapters keep their base frozen."""
     unknown = sorted(set(stage.parts) - set(_PREFIXES))
@@ -411,9 +412,7 @@ def begin(
     if previous is not None:
         fresh = _PREFIXES["bottleneck"].removeprefix("tokenizer.")
         same = previous.config.quantizer.bottleneck == bottleneck
-        kept = {
-            k: v for k, v in previous.state_dict().items() if same or not k.startswith(fresh)
-        }
+        kept = {k: v for k, v in previous.state_dict().items() if same or not k.startswith(fresh)}
         rest = {k: v for k, v in model.state_dict().items() if k not in kept}
         checkpoint.load_strictly(model, kept | rest, "previous stage")
     return model.requires_grad_(True)
@@ -425,7 +424,8 @@ def start_encoder(tokenizer: VisualTokenizer, source: str) -> None:
 
     side = tokenizer.config.encoder.position_grid
     found: Mapping[str, Tensor] = student_weights(source, side)
-    checkpoint.load_strictly(tokenizer, {**tokenizer.state_dict(), **found}, source)
+    own = {k: v for k, v in tokenizer.state_dict().items() if not k.startswith(_SIGLIP)}
+    checkpoint.load_strictly(tokenizer, own | dict(found), source)
     tokenizer.requires_grad_(True)
 
 
@@ -549,5 +549,3 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
             for line in _differences(old.get(name), new.get(name), f"{where}.{name}".lstrip("."))
         ]
     return [] if old == new else [f"{where} was {old}, is now {new}"]
-
-
