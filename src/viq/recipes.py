@@ -100,6 +100,8 @@ def train_tiny() -> Recipe:
     both = replace(talk, max_side=192, tokens=640, patches=1024, crops=_CROPS)
     align = {"text": 1.0, "distill": 1.0}
     whole = {**align, "reconstruction": 2.0}
+    # By then distillation has given what it can, and details need what is left of the codes.
+    detailed = {"text": 2.0, "distill": 0.5, "reconstruction": 5.0}
     return Recipe(
         name="tiny",
         model=tiny(),
@@ -153,8 +155,8 @@ def train_tiny() -> Recipe:
                 bottleneck="fsq",
                 data=both,
                 loop=LoopConfig(
-                    steps=2200,
-                    losses=whole,
+                    steps=1600,
+                    losses=detailed,
                     optim=replace(scratch, learning_rate=4e-4, final_share=0.0),
                     average=0.99,
                 ),
@@ -167,7 +169,7 @@ def train_tiny() -> Recipe:
                 discriminator=DiscriminatorConfig(),
                 data=DataConfig(crops=replace(_CROPS, patches_per_step=2048)),
                 loop=LoopConfig(
-                    steps=700,
+                    steps=350,
                     losses={
                         "mse": 1.0,
                         "perceptual": 0.02,
