@@ -13,7 +13,8 @@ import viq
 FLOORS = [
     ["types", "files"],
     [
-        "image", "patches", "fsq", "store", "checkpoint", "hub",
+        "image", "patches", "fsq", "store.extras", "store.rows", "store.folder",
+        "checkpoint", "hub",
         "nn.attention", "nn.rope2d", "nn.blocks",
     ],
     [
@@ -58,7 +59,7 @@ def imports_of(path: Path) -> set[str]:
 
 
 def test_every_file_is_on_a_floor() -> None:
-    packages = {"nn", "models", "data", "train", "eval", "bench", "extras", "demo"}
+    packages = {"nn", "store", "models", "data", "train", "eval", "bench", "extras", "demo"}
     names = {module_name(path) for path in ROOT.rglob("*.py")} - packages
     assert names == set(ORDER)
 

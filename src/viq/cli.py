@@ -141,7 +141,7 @@ def decode(
 ) -> None:
     """Codes to PNG images at their original sizes."""
     from viq.encode import decode_files
-    from viq.store import CodesReader
+    from viq.store.rows import CodesReader
 
     total = sum(1 if f.suffix == ".viq" else len(CodesReader(f)) for f in files)
     tokenizer = _load(model, device, "float32")

@@ -20,7 +20,7 @@ from PIL import Image
 from viq.files import write_atomically, written_aside
 from viq.image import ImageError, limit_pixels, open_image
 from viq.models.tokenizer import VisualTokenizer
-from viq.store import CodesReader, CodesWriter, StoreInfo
+from viq.store.rows import CodesReader, CodesWriter, StoreInfo
 from viq.types import Codes, CodesError, ViqError
 
 _AHEAD = 4  # images decoded ahead of the model on a thread

@@ -10,7 +10,7 @@ import numpy as np
 from viq.encode import PARQUET, SINGLE, read_codes
 from viq.eval.metrics import code_counts, summarize_counts
 from viq.loading import load
-from viq.store import CodesReader
+from viq.store.rows import CodesReader
 from viq.types import Codes, CodesError
 
 

@@ -1,0 +1,307 @@
+"""Codes in one Parquet file: one row an image, readable by any Parquet reader.
+
+Schema: `key` string; `image_index` int32, place of the image in its sample; `height`, `width`
+int32, px of the original; `rows`, `cols` int32, patches; `tile` int32, side in px of the tiles the
+image was encoded in, 0 if whole; `codes` list<uint16>, rows*cols*4 of them, patches in raster
+order, the four slots of a patch adjacent; then the columns that ride along (`store.extras`).
+Page checksums are on. File metadata: `viq.model`, `viq.fingerprint`, `viq.levels` (JSON), and
+whatever the job that wrote the file notes.
+
+A row is an image, not a sample, so that every tool that looks at codes sees one simple table. The
+images of a sample are neighbours in one file and share key and extras (which compress to nothing);
+`image_index` 0 begins a sample. A sample without images is one row of size 0 x 0 without codes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from viq.files import written_aside
+from viq.store.extras import Extras
+from viq.types import CODES_PER_PATCH, Codes, CodesError, grid_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ROWS_PER_GROUP = 256  # images; a group is what a reader must load to see one row
+NUMBERS = ("image_index", "height", "width", "rows", "cols", "tile")
+_OPTIONAL = {"image_index", "rows", "cols", "tile"}  # files of other writers may lack them
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreInfo:
+    """Who made the codes of a file."""
+
+    model: str
+    fingerprint: str
+    levels: tuple[int, ...]
+
+    def metadata(self) -> dict[str, str]:
+        """As Parquet file metadata."""
+        return {
+            "viq.model": self.model,
+            "viq.fingerprint": self.fingerprint,
+            "viq.levels": json.dumps(list(self.levels)),
+        }
+
+
+@dataclass(frozen=True)
+class CodeRow:
+    """One row: the codes of one image, or of none, and what rides along.
+
+    Attributes:
+        codes: None for a sample without images.
+        image_index: place of the image among the images of its sample.
+        extras: columns that came with the sample.
+    """
+
+    key: str
+    codes: Codes | None
+    image_index: int = 0
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+
+def schema(info: StoreInfo, extras: Extras | None = None) -> pa.Schema:
+    """The one Parquet schema of the project, with the columns that ride along."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("key", pa.string(), nullable=False),
+            *(pa.field(name, pa.int32(), nullable=False) for name in NUMBERS),
+            pa.field("codes", pa.list_(pa.uint16()), nullable=False),
+            *(extras.fields if extras else ()),
+        ],
+        metadata=info.metadata(),
+    )
+
+
+class CodesWriter:
+    """Write rows to a Parquet file that appears, whole, only when the block ends well.
+
+    The bytes of the file depend on its rows and notes alone (and on the pyarrow release).
+
+    ```python
+    with CodesWriter("codes.parquet", info) as writer:
+        writer.add("a.jpg", codes)
+    ```
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], info: StoreInfo, extras: Extras | None = None
+    ) -> None:
+        self.path, self.info, self.extras = Path(path), info, extras
+        self._schema = schema(info, extras)
+        self._aside = written_aside(self.path)
+        self._rows: list[CodeRow] = []
+
+    def __enter__(self) -> CodesWriter:
+        import pyarrow.parquet as pq
+
+        self._writer = pq.ParquetWriter(
+            self._aside.__enter__(),
+            self._schema,
+            compression="zstd",
+            write_page_checksum=True,
+        )
+        return self
+
+    def add(
+        self,
+        key: str,
+        codes: Codes | None,
+        image_index: int = 0,
+        extras: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Add the codes of one image.
+
+        Raises:
+            CodesError: the codes were made by another tokenizer than the file's.
+        """
+        if codes and codes.fingerprint and codes.fingerprint != self.info.fingerprint:
+            raise CodesError(
+                f"{key}: codes of tokenizer {codes.fingerprint} cannot go into {self.path}, which "
+                f"holds codes of {self.info.fingerprint}: write another file"
+            )
+        self._rows.append(CodeRow(key, codes, image_index, extras or {}))
+        if len(self._rows) >= ROWS_PER_GROUP:
+            self._flush()
+
+    def note(self, name: str, value: Any) -> None:
+        """Put `value`, as JSON, into the metadata of the file under `name`."""
+        self._writer.add_key_value_metadata({name: json.dumps(value)})
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self._flush()
+            self._writer.close()
+        except BaseException as late:  # a full disk shows only here
+            self._aside.__exit__(type(late), late, late.__traceback__)
+            raise
+        self._aside.__exit__(kind, error, traceback)
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if not self._rows:
+            return
+        rows, self._rows = self._rows, []
+        ids = [row.codes.ids.ravel() if row.codes else np.empty(0, np.uint16) for row in rows]
+        ends = np.cumsum([0, *map(len, ids)], dtype=np.int32)
+        numbers = np.array([_numbers(row) for row in rows], np.int32)
+        columns = [
+            pa.array([row.key for row in rows], pa.string()),
+            *(pa.array(column) for column in numbers.T.copy()),
+            pa.ListArray.from_arrays(ends, pa.array(np.concatenate(ids))),
+            *(self.extras.columns([row.extras for row in rows]) if self.extras else ()),
+        ]
+        self._writer.write_table(pa.table(columns, schema=self._schema))
+
+
+class CodesReader:
+    """Read a Parquet file of codes: who made them, how many, and row by row.
+
+    Iterating gives (key, codes) of every image; `rows` gives all there is.
+
+    Raises:
+        CodesError: not a Parquet file, not one of codes, or damaged.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.path = Path(path)
+        try:
+            self._file = pq.ParquetFile(self.path, page_checksum_verification=True)
+        except FileNotFoundError:
+            raise CodesError(f"{self.path}: no such file") from None
+        except (OSError, pa.ArrowException) as error:
+            raise CodesError(f"{self.path}: not a Parquet file ({_line(error)})") from None
+        found = self._file.schema_arrow
+        self.metadata = {
+            k.decode(errors="replace"): v.decode(errors="replace")
+            for k, v in (self._file.metadata.metadata or {}).items()
+        }
+        expected = schema(StoreInfo(model="", fingerprint="", levels=()))
+        wrong = [
+            wanted.name
+            for wanted in expected
+            if (wanted.name in found.names or wanted.name not in _OPTIONAL)
+            and (
+                found.names.count(wanted.name) != 1 or found.field(wanted.name).type != wanted.type
+            )
+        ]
+        if wrong or "viq.fingerprint" not in self.metadata:
+            raise CodesError(
+                f"{self.path}: a Parquet file, but not of ViQ codes (columns {found.names}); "
+                "write one with viq encode"
+            )
+        self.columns = [name for name in expected.names if name in found.names]
+        self.extras = Extras(found.field(n) for n in found.names if n not in expected.names)
+        self.info = StoreInfo(
+            model=self.metadata.get("viq.model", ""),
+            fingerprint=self.metadata["viq.fingerprint"],
+            levels=tuple(self.note("viq.levels") or ()),
+        )
+
+    def __len__(self) -> int:
+        return self._file.metadata.num_rows
+
+    def __enter__(self) -> CodesReader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def note(self, name: str) -> Any:
+        """What the writer noted under `name`; None if nothing."""
+        try:
+            return json.loads(self.metadata.get(name, "null"))
+        except json.JSONDecodeError:
+            raise CodesError(f"{self.path}: damaged (its {name} is no JSON)") from None
+
+    def keys(self) -> list[str]:
+        """The keys of all rows, without reading their codes."""
+        return [key for batch in self._batches(["key"]) for key in batch["key"].to_pylist()]
+
+    def __iter__(self) -> Iterator[tuple[str, Codes]]:
+        for row in self.rows(columns=()):
+            if row.codes is not None:
+                yield row.key, row.codes
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[CodeRow]:
+        """All rows, in order.
+
+        Args:
+            columns: of the extras; None for all.
+
+        Raises:
+            CodesError: the file has no such column, or is damaged.
+        """
+        extras = self.extras if columns is None else self.extras.only(columns, str(self.path))
+        for batch in self._batches([*self.columns, *(f.name for f in extras.fields)]):
+            none = np.zeros(batch.num_rows, np.int32)
+            numbers = {
+                name: batch[name].to_numpy() if name in self.columns else none for name in NUMBERS
+            }
+            ends, values = batch["codes"].offsets.to_numpy(), batch["codes"].values.to_numpy()
+            rest = extras.rows(batch)
+            for i, key in enumerate(batch["key"].to_pylist()):
+                size = int(numbers["height"][i]), int(numbers["width"][i])
+                ids = values[ends[i] : ends[i + 1]]
+                codes = self._codes(key, ids, size, int(numbers["tile"][i]))
+                yield CodeRow(key, codes, int(numbers["image_index"][i]), rest[i])
+
+    def _batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
+        import pyarrow as pa
+
+        batches = self._file.iter_batches(batch_size=ROWS_PER_GROUP, columns=names)
+        while True:
+            try:
+                batch = next(batches, None)
+            except (OSError, pa.ArrowException) as error:
+                raise CodesError(f"{self.path}: damaged ({_line(error)})") from None
+            if batch is None:
+                return
+            empty = [n for n in names if n in self.columns and batch[n].null_count]
+            if empty:
+                raise CodesError(f"{self.path}: damaged (missing values in column {empty[0]})")
+            yield batch
+
+    def _codes(self, key: str, ids: np.ndarray, size: tuple[int, int], tile: int) -> Codes | None:
+        if size == (0, 0) and not ids.size:
+            return None
+        rows, cols = grid_of(size)
+        if min(size) < 1 or ids.size != rows * cols * CODES_PER_PATCH:
+            raise CodesError(
+                f"{self.path}: row {key!r} is {size[0]}x{size[1]} px, which takes "
+                f"{rows * cols * CODES_PER_PATCH} codes, but it has {ids.size}: the row is damaged"
+            )
+        ids = ids.reshape(rows, cols, CODES_PER_PATCH)
+        return Codes(ids, size, tile, self.info.fingerprint)
+
+
+def _numbers(row: CodeRow) -> tuple[int, ...]:
+    """In the order of NUMBERS."""
+    if row.codes is None:
+        return row.image_index, 0, 0, 0, 0, 0
+    return row.image_index, *row.codes.size, *row.codes.grid, row.codes.tile
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
