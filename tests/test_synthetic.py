@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from viq.data.synthetic import KINDS, Drawing, draw, fonts
+from viq.data.synthetic import KINDS, SIMPLE_KINDS, Drawing, draw, fonts
 from viq.data.synthetic_base import load_font, luminance
 from viq.data.synthetic_shapes import COLOURS
+
+ALL_KINDS = (*KINDS, *SIMPLE_KINDS)
 
 
 def pixels(drawing: Drawing) -> np.ndarray:
@@ -23,7 +25,7 @@ def charts(mark: str, count: int = 60) -> list[Drawing]:
     return chosen
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_same_arguments_same_picture(kind):
     for seed in range(12):
         a, b = draw(kind, (72, 100), seed), draw(kind, (72, 100), seed)
@@ -33,7 +35,9 @@ def test_same_arguments_same_picture(kind):
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from(KINDS), st.integers(16, 400), st.integers(16, 400), st.integers(0, 2**63))
+@given(
+    st.sampled_from(ALL_KINDS), st.integers(16, 400), st.integers(16, 400), st.integers(0, 2**63)
+)
 def test_exact_size_and_plain_facts(kind, height, width, seed):
     drawing = draw(kind, (height, width), seed)
     assert drawing.kind == kind
@@ -42,7 +46,7 @@ def test_exact_size_and_plain_facts(kind, height, width, seed):
     assert json.loads(json.dumps(drawing.facts)) == drawing.facts
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 @pytest.mark.parametrize("size", [(16, 16), (16, 64), (64, 16), (16, 2048), (2048, 16)])
 def test_smallest_and_longest_sizes(kind, size):
     for seed in range(20):
@@ -50,7 +54,9 @@ def test_smallest_and_longest_sizes(kind, size):
 
 
 def test_unknown_kind_names_the_kinds():
-    with pytest.raises(ValueError, match="'photo': use one of text, chart, shapes, gradient$"):
+    with pytest.raises(
+        ValueError, match="'photo': use one of text, chart, shapes, gradient, scene, word$"
+    ):
         draw("photo", (64, 64), 0)
 
 
@@ -120,15 +126,55 @@ def test_pie_shares_are_percent_and_drawn():
             angle += value * 3.6
 
 
-def test_text_is_ink_on_paper_inside_its_box():
+def test_kinds_that_tokenizers_train_on_stay_the_same():
+    """Training data pick from these by number, so another kind would change all of them."""
+    assert KINDS == ("text", "chart", "shapes", "gradient")
+
+
+@pytest.mark.parametrize("size", [(64, 64), (128, 160), (301, 97)])
+def test_scenes_hold_few_big_different_shapes(size):
+    counts = set()
+    for seed in range(200):
+        shapes = draw("scene", size, seed).facts["shapes"]
+        names = [(s["color"], s["shape"]) for s in shapes]
+        assert len(names) == len(set(names))
+        assert all(min(size) / 4 <= s["size"] <= min(size) / 2 for s in shapes)
+        counts.add(len(shapes))
+    assert counts == {1, 2, 3, 4}
+
+
+def test_words_are_one_or_two_and_large():
+    for seed in range(200):
+        facts = draw("word", (48, 128), seed).facts
+        assert facts["layout"] == "word"
+        assert 1 <= len(facts["lines"]) <= 2
+        assert all(line.isalnum() for line in facts["lines"])
+        assert all(12 <= y1 - y0 <= 48 for _, y0, _, y1 in facts["boxes"])
+
+
+def test_charts_list_the_texts_on_them():
+    for drawing in charts("bar"):
+        facts = drawing.facts
+        assert set(facts["categories"]) <= set(facts["texts"])
+        assert (facts["title"] in facts["texts"]) == bool(facts["title"])
+        assert str(facts["axis_max"]) in facts["texts"]
+        if facts["shown"]:
+            assert set(map(str, facts["values"])) <= set(facts["texts"])
+    for seed in range(20):
+        assert draw("chart", (48, 48), seed).facts["texts"] == []
+
+
+@pytest.mark.parametrize(("kind", "size"), [("text", (160, 200)), ("word", (64, 96))])
+def test_text_is_ink_on_paper_inside_its_box(kind, size):
+    height, width = size
     for seed in range(40):
-        drawing = draw("text", (160, 200), seed)
+        drawing = draw(kind, size, seed)
         facts, image = drawing.facts, pixels(drawing)
         assert facts["lines"]
         runs = zip(facts["lines"], facts["boxes"], facts["inks"], facts["papers"], strict=True)
         for line, (x0, y0, x1, y1), ink, paper in runs:
             assert line.strip()
-            assert 0 <= x0 < x1 <= 200 and 0 <= y0 < y1 <= 160
+            assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
             contrast = luminance(ink) - luminance(paper)
             assert abs(contrast) >= 90
             box = image[y0:y1, x0:x1].reshape(-1, 3)

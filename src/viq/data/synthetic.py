@@ -13,18 +13,22 @@ from collections.abc import Callable
 from viq.data.synthetic_base import Drawing, fonts
 from viq.data.synthetic_chart import draw_chart
 from viq.data.synthetic_fields import draw_gradient
-from viq.data.synthetic_shapes import draw_shapes
-from viq.data.synthetic_text import draw_text
+from viq.data.synthetic_shapes import draw_scene, draw_shapes
+from viq.data.synthetic_text import draw_text, draw_word
 
-__all__ = ["KINDS", "Drawing", "draw", "fonts"]
+__all__ = ["KINDS", "SIMPLE_KINDS", "Drawing", "draw", "fonts"]
 
-_DRAW: dict[str, Callable[[tuple[int, int], random.Random, bool], Drawing]] = {
+_Draw = Callable[[tuple[int, int], random.Random, bool], Drawing]
+_RICH: dict[str, _Draw] = {
     "text": draw_text,
     "chart": draw_chart,
     "shapes": draw_shapes,
     "gradient": draw_gradient,
 }
-KINDS: tuple[str, ...] = tuple(_DRAW)
+_SIMPLE: dict[str, _Draw] = {"scene": draw_scene, "word": draw_word}
+_DRAW = _RICH | _SIMPLE
+KINDS: tuple[str, ...] = tuple(_RICH)  # what tokenizers train on: adding one changes their data
+SIMPLE_KINDS: tuple[str, ...] = tuple(_SIMPLE)  # few and large things, for small language models
 _SMALLEST, _LARGEST = 16, 2048
 
 
@@ -36,7 +40,7 @@ def draw(kind: str, size: tuple[int, int], seed: int, *, system_fonts: bool = Fa
     Raises ValueError for an unknown kind or a size out of range.
     """
     if kind not in _DRAW:
-        raise ValueError(f"unknown kind {kind!r}: use one of {', '.join(KINDS)}")
+        raise ValueError(f"unknown kind {kind!r}: use one of {', '.join(_DRAW)}")
     height, width = size
     if not all(_SMALLEST <= side <= _LARGEST for side in (height, width)):
         raise ValueError(

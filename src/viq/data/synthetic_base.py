@@ -32,7 +32,7 @@ _FAMILIES = (
 class Drawing:
     """A drawn picture and exactly what is on it.
 
-    `image` is RGB of exactly the asked size, `kind` one of `KINDS`, `facts` plain JSON values.
+    `image` is RGB of exactly the asked size, `kind` what was asked for, `facts` plain JSON values.
     """
 
     image: Image.Image

@@ -19,6 +19,7 @@ from viq.data.synthetic_base import (
     distance,
     fit_text,
     ink_and_paper,
+    line_height,
     pick_font,
     text_width,
     write,
@@ -97,11 +98,15 @@ class Chart:
         self.pen.ellipse((x - r, y - r, x + r, y + r), fill=fill)
 
     def finish(self) -> Image.Image:
-        """The chart at its true size, text on top."""
+        """The chart at its true size, text on top; `facts` then list what is wholly inside."""
         image = self.image.reduce(2)
+        self.facts["texts"] = []
         for x, y, text, size, align in self.texts:
-            left = round(x - align * text_width(text, self.path, size))
-            write(image, (left, round(y)), text, self.path, size, self.ink)
+            wide, tall = text_width(text, self.path, size), line_height(self.path, size)
+            left, top = round(x - align * wide), round(y)
+            write(image, (left, top), text, self.path, size, self.ink)
+            if 0 <= left <= self.width - wide and 0 <= top <= self.height - tall:
+                self.facts["texts"].append(text)
         return image
 
     def names(self, count: int, room: float, numbered: bool = True) -> list[str]:
@@ -189,7 +194,7 @@ def _bars(chart: Chart, vertical: bool) -> None:
             chart.text(x0 - 5, middle - 0.62 * chart.small, name, align=1.0)
     chart.axes()
     chart.facts |= {"categories": names, "values": values, "boxes": boxes, "px_per_unit": unit}
-    chart.facts["colors"] = [list(c) for c in colours]
+    chart.facts |= {"colors": [list(c) for c in colours], "shown": shown and chart.labelled}
 
 
 def _lines(chart: Chart) -> None:
@@ -296,11 +301,12 @@ _MARKS: dict[str, Callable[[Chart], None]] = {
 
 
 def draw_chart(size: tuple[int, int], rng: random.Random, system_fonts: bool) -> Drawing:
-    """A chart. Facts: `mark`, `title` (drawn words), `values`, `colors`, and by mark:
+    """A chart. Facts: `mark`, `title` and `texts` (drawn words), `values`, `colors`, and by mark:
 
-    bar, barh: `categories`, `boxes` (px); line: `x`, `series`, `values` one row per series;
-    scatter: `x`; pie: `categories`, `values` in percent, `center`, `radius` (px), `start_degrees`
-    clockwise from 3 o'clock. `labelled` False: too small, no text at all; `px_per_unit`: scale.
+    bar, barh: `categories`, `boxes` (px), `shown` (values stand above the bars);
+    line: `x`, `series`, `values` one row per series; scatter: `x`;
+    pie: `categories`, `values` in percent, `center`, `radius` (px), `start_degrees` clockwise from
+    3 o'clock. `labelled` False: too small, no text at all; `px_per_unit`: scale.
     """
     chart = Chart(size, rng, system_fonts)
     mark = rng.choice(tuple(_MARKS))

@@ -125,14 +125,15 @@ def _background(size: tuple[int, int], rng: random.Random) -> tuple[str, Image.I
 
 
 def _place(
-    size: tuple[int, int], rng: random.Random, taken: list[tuple[int, int, int]]
+    size: tuple[int, int],
+    rng: random.Random,
+    taken: list[tuple[int, int, int]],
+    radii: tuple[int, int],
 ) -> tuple[int, int, int] | None:
     """A free (x, y, radius) wholly inside the picture, or None after a few tries."""
     height, width = size
-    short = min(height, width)
-    smallest, largest = max(4, short // 24), max(5, short // 4)
     for _ in range(12):
-        r = rng.randint(smallest, largest)
+        r = rng.randint(*radii)
         x, y = rng.randint(r, width - 1 - r), rng.randint(r, height - 1 - r)
         if all(math.hypot(x - a, y - b) > max(r, c) + 0.25 * min(r, c) + 1 for a, b, c in taken):
             return x, y, r
@@ -143,25 +144,53 @@ def draw_shapes(size: tuple[int, int], rng: random.Random, system_fonts: bool) -
     """1 to 12 shapes. Facts: `background`, and `shapes` from back to front, each with `shape`,
     `color`, centre pixel `x` and `y`, and `size`, the diameter of its enclosing circle in px."""
     del system_fonts  # no text here
+    short = min(size)
+    radii = max(4, short // 24), max(5, short // 4)
+    image, facts = _scatter(size, rng, (1, 2, 3, 4, 5, 6, 8, 12), radii, distinct=False)
+    return Drawing(image=image, kind="shapes", facts=facts)
+
+
+def draw_scene(size: tuple[int, int], rng: random.Random, system_fonts: bool) -> Drawing:
+    """1 to 4 big shapes, no two alike in both shape and colour; facts as in `draw_shapes`.
+
+    Diameters are 1/4 to 1/2 of the short side: large enough for small models to tell apart.
+    """
+    del system_fonts  # no text here
+    short = min(size)
+    radii = max(2, math.ceil(short / 8)), max(3, short // 4)
+    image, facts = _scatter(size, rng, (1, 2, 3, 4), radii, distinct=True)
+    return Drawing(image=image, kind="scene", facts=facts)
+
+
+def _scatter(
+    size: tuple[int, int],
+    rng: random.Random,
+    counts: tuple[int, ...],
+    radii: tuple[int, int],
+    *,
+    distinct: bool,
+) -> tuple[Image.Image, dict[str, Any]]:
+    """Picture and facts of one of `counts` shapes, fewer where there is no room."""
     pattern, image, avoid = _background(size, rng)
     names = [n for n, c in COLOURS.items() if min(distance(c, a) for a in avoid) > _CLEAR]
     taken: list[tuple[int, int, int]] = []
     shapes: list[dict[str, Any]] = []
-    for _ in range(rng.choice((1, 2, 3, 4, 5, 6, 8, 12))):
-        spot = _place(size, rng, taken)
+    for _ in range(rng.choice(counts)):
+        spot = _place(size, rng, taken, radii)
         if spot is None:
             break
         x, y, r = spot
+        shape = rng.choice(SHAPES)
         # Neighbours of one colour would melt into one shape.
         near = {
             s["color"]
             for s, (a, b, c) in zip(shapes, taken, strict=True)
-            if math.hypot(x - a, y - b) < r + c + 2
+            if math.hypot(x - a, y - b) < r + c + 2 or (distinct and s["shape"] == shape)
         }
         taken.append(spot)
         free = [n for n in names if n not in near] or names or ["black"]
-        shape, colour = rng.choice(SHAPES), rng.choice(free)
+        colour = rng.choice(free)
         turn = rng.choice((0.0, rng.uniform(0, 2 * math.pi)))
         image.paste(COLOURS[colour], (x - r, y - r), _mask(shape, r, turn))
         shapes.append({"shape": shape, "color": colour, "x": x, "y": y, "size": 2 * r})
-    return Drawing(image=image, kind="shapes", facts={"background": pattern, "shapes": shapes})
+    return image, {"background": pattern, "shapes": shapes}

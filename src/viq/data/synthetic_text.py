@@ -3,6 +3,7 @@
 Each run of text is shortened until it fits, so the recorded lines are exactly the drawn ones.
 """
 
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -340,6 +341,28 @@ _LAYOUTS: dict[str, Callable[[Page], None]] = {
     "bullets": _bullets,
     "sign": _sign,
 }
+
+
+def draw_word(size: tuple[int, int], rng: random.Random, system_fonts: bool) -> Drawing:
+    """One or two words on lines of their own, as large as fits in 12 to 40 px; facts as in
+    `draw_text`, with `layout` "word"."""
+    page = Page(size, rng, pick_font(rng, system_fonts))
+    count = rng.randint(1, 2 if page.height >= 2 * line_height(page.path, 12) else 1)
+    step, room = page.height // count, page.width - 3
+    for i in range(count):
+        text = rng.choice((rng.choice(WORDS), pseudo_word(rng), str(rng.randrange(10_000))))
+        text = rng.choice((str.lower, str.capitalize, str.upper))(text)
+        bold, slant = rng.random() < 0.3, rng.choice((0.0, 0.0, 0.0, 0.2))
+        text = fit_text(text, page.path, 12, room - 3) or "1"  # 16 px are too narrow for a "W"
+        em = text_width(text, page.path, 40) / 40 + slant
+        fitting = min(40.0, 0.95 * room / em, 40 * step / line_height(page.path, 40))
+        large = max(12, int(fitting * rng.uniform(0.75, 1)))
+        wide, tall = math.ceil(em * large) + 2, line_height(page.path, large)
+        x, y = rng.randint(1, max(1, room - wide)), rng.randint(0, max(0, step - tall))
+        tint = any_colour(rng)
+        ink = tint if abs(luminance(tint) - luminance(page.paper)) >= 110 else page.ink
+        page.run(x, i * step + y, text, size=large, ink=ink, bold=bold, slant=slant)
+    return Drawing(image=page.image, kind="word", facts={"layout": "word", **page.facts})
 
 
 def draw_text(size: tuple[int, int], rng: random.Random, system_fonts: bool) -> Drawing:

@@ -1,0 +1,355 @@
+"""What a run tells while it trains: its log, how codes are used, pictures, and a bar.
+
+A stage's folder, which `viq report` reads:
+
+    log.jsonl                    one line every few steps
+    codes.jsonl                  how the codebook is used, every so often
+    grids/step-000200.png        originals above what their codes give back
+    skipped.jsonl                samples that could not be used, and why
+    tensorboard/                 the numbers of log.jsonl and codes.jsonl again, if asked for
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from viq.eval.metrics import summarize_counts
+from viq.files import write_atomically, written_aside
+from viq.fsq import FSQ
+from viq.image import open_image
+
+LOG, CODES, SKIPPED, GRIDS = "log.jsonl", "codes.jsonl", "skipped.jsonl", "grids"
+
+# A dimension with 95% of its codes on one level keeps 0.43 of the 3 bits of 8 levels, if even that.
+LEVEL_SHARE = 0.95
+# Training viq-tiny, perplexity was 10% of what even use would give after ten steps, then 20-35%.
+# 2% is far below that, and it leaves room for data of mostly blank paper.
+PERPLEXITY_SHARE = 0.02
+# A single plain picture may have one code; fewer codes than those of a few pictures say nothing.
+ENOUGH_CODES = 1000
+
+_CELL, _GAP, _SHEET = 256, 8, 1600  # px: longest side of a picture, space between, sheet width
+
+
+def say(line: str) -> None:
+    """One line on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+# Codes
+
+
+def count_codes(ids: Tensor, fsq: FSQ) -> Tensor:
+    """How often each code occurs in ids of any shape: int64 (codebook size), on their device.
+
+    Counts of batches and of processes add up to the counts of all.
+    """
+    return torch.bincount(ids.flatten(), minlength=fsq.codebook_size)
+
+
+def code_use(counts: Tensor, fsq: FSQ) -> dict[str, Any]:
+    """What `count_codes` counted, as `viq.eval.metrics.summarize_counts` words it.
+
+    Raises:
+        ViqError: counts of another codebook, or no codes at all.
+    """
+    return summarize_counts(counts.cpu().numpy(), fsq.levels)
+
+
+def even_perplexity(codes: int, codebook: int) -> float:
+    """How many different codes this many codes would hit if all were equally likely.
+
+    Perplexity never is above the number of codes seen, so it is judged by this.
+    """
+    return -codebook * math.expm1(codes * math.log1p(-1 / codebook))
+
+
+def crowded_levels(record: Mapping[str, Any]) -> list[tuple[int, int, float]]:
+    """(dimension, level, share) of levels that hold nearly all codes of their dimension."""
+    tops = [max((count, level) for level, count in enumerate(dim)) for dim in record["levels"]]
+    shares = [(dim, level, count / record["codes"]) for dim, (count, level) in enumerate(tops)]
+    return [found for found in shares if found[2] > LEVEL_SHARE]
+
+
+def collapse_warning(record: Mapping[str, Any]) -> str | None:
+    """One line if the codes of a `code_use` record say too little, else None."""
+    if record["codes"] < ENOUGH_CODES:
+        return None
+    troubles = [
+        f"dimension {dim} has {share:.1%} of its codes on level {level}"
+        for dim, level, share in crowded_levels(record)
+    ]
+    even = even_perplexity(record["codes"], record["codebook"])
+    if record["perplexity"] < PERPLEXITY_SHARE * even:
+        troubles.append(
+            f"perplexity {record['perplexity']:,.1f} is {record['perplexity'] / even:.1%} of the "
+            f"{even:,.0f} of even use"
+        )
+    return "code use collapses: " + "; ".join(troubles) if troubles else None
+
+
+# Pictures
+
+
+def picture_grid(
+    originals: Sequence[Image.Image | np.ndarray],
+    reconstructions: Sequence[Image.Image | np.ndarray],
+    path: Path,
+) -> None:
+    """One PNG of pairs of any sizes, original above reconstruction, written whole or not at all.
+
+    Args:
+        originals, reconstructions: PIL images or uint8 arrays (H, W, 3). Large ones are shown
+            smaller, small ones at their size.
+    """
+    pairs = [
+        tuple(_thumbnail(picture) for picture in pair)
+        for pair in zip(originals, reconstructions, strict=True)
+    ]
+    if not pairs:
+        raise ValueError("no pictures for a grid: give at least one pair")
+    rows: list[list[tuple[Image.Image, ...]]] = [[]]
+    for pair in pairs:
+        if rows[-1] and _width([*rows[-1], pair]) > _SHEET:
+            rows.append([])
+        rows[-1].append(pair)
+    heights = [[max(pair[part].height for pair in row) for part in (0, 1)] for row in rows]
+    height = sum(upper + lower + 3 * _GAP for upper, lower in heights)
+    sheet = Image.new("RGB", (max(map(_width, rows)), height), "white")
+    top = _GAP
+    for row, (upper, lower) in zip(rows, heights, strict=True):
+        left = _GAP
+        for original, reconstruction in row:
+            sheet.paste(original, (left, top + upper - original.height))
+            sheet.paste(reconstruction, (left, top + upper + _GAP))
+            left += max(original.width, reconstruction.width) + _GAP
+        top += upper + lower + 3 * _GAP
+    with written_aside(path) as aside:
+        sheet.save(aside, "PNG")
+
+
+def _thumbnail(picture: Image.Image | np.ndarray) -> Image.Image:
+    small = open_image(picture)
+    small.thumbnail((_CELL, _CELL), Image.Resampling.LANCZOS)
+    return small
+
+
+def _width(row: Sequence[tuple[Image.Image, ...]]) -> int:
+    return _GAP + sum(max(picture.width for picture in pair) + _GAP for pair in row)
+
+
+# The log
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file of lines; none if there is no file.
+
+    A line that was torn when a run was killed is left out.
+    """
+    return [record for _, record in _parsed(path)]
+
+
+def _parsed(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and line.endswith(b"\n"):
+            yield line, record
+
+
+class Journal:
+    """The files of lines in one stage's folder, and TensorBoard beside them.
+
+    Args:
+        tensorboard: also write scalars for TensorBoard. Without the package, training goes on.
+        warn: called with a line that the user should see.
+    """
+
+    def __init__(
+        self, folder: Path, *, tensorboard: bool = False, warn: Callable[[str], None] = say
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self._warn, self._purge_step = folder, warn, None
+        self._tensorboard, self._board = tensorboard, None
+        self._skipped = {record.get("key") for record in read_lines(folder / SKIPPED)}
+
+    def cut(self, step: int) -> None:
+        """Before going on from `step`: drop lines of later steps, which will be done again.
+
+        Call it at every start, with 0 if there is no checkpoint: then each step stands once in
+        the files, and no torn line is in the way of the next one.
+        """
+        for name in (LOG, CODES, SKIPPED):
+            path = self.folder / name
+            if path.exists():
+                kept = (line for line, record in _parsed(path) if record.get("step", 0) <= step)
+                write_atomically(path, b"".join(kept))
+        self.close()
+        self._purge_step = step + 1
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Numbers of the steps since the last line."""
+        self._append(LOG, record)
+        self._scalars(record, "")
+
+    def codes(self, step: int, record: Mapping[str, Any]) -> None:
+        """A `code_use` record; warns if codes collapse."""
+        self._append(CODES, {"step": step, **record})
+        self._scalars({"step": step, **record}, "codes/")
+        if warning := collapse_warning(record):
+            self._warn(f"step {step:,}: {warning}")
+
+    def skip(self, key: str, reason: str) -> None:
+        """A sample that cannot be used; each key is written once."""
+        if key not in self._skipped:
+            self._skipped.add(key)
+            self._append(SKIPPED, {"key": key, "reason": reason})
+
+    def grid_path(self, step: int) -> Path:
+        """Where the picture grid of a step belongs."""
+        return self.folder / GRIDS / f"step-{step:06d}.png"
+
+    def close(self) -> None:
+        if self._board:
+            self._board.close()
+            self._board = None
+
+    def _append(self, name: str, record: Mapping[str, Any]) -> None:
+        with (self.folder / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def _scalars(self, record: Mapping[str, Any], prefix: str) -> None:
+        if self._tensorboard and self._board is None:
+            self._board = self._open_board()
+        if self._board:
+            for key, value in record.items():
+                if isinstance(value, int | float) and key not in ("step", "steps"):
+                    self._board.add_scalar(prefix + key, value, record["step"])
+
+    def _open_board(self) -> Any:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self._tensorboard = False
+            self._warn("no TensorBoard: run pip install tensorboard; training goes on without")
+            return None
+        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._purge_step)
+
+
+# The bar
+
+
+class Bar:
+    """Progress of one stage on stderr: a bar on a terminal, else a line every `log_every` steps.
+
+        with Bar("fsq", steps=2400, start=200) as bar:
+            bar.update(201)
+            bar.update(210, {"loss": 0.14, "tokens_per_second": 1800.0})
+
+    Args:
+        start: steps that were done before; they do not count for the time that is left.
+        hidden: show nothing, as in all processes but the first.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        steps: int,
+        *,
+        start: int = 0,
+        log_every: int = 10,
+        hidden: bool = False,
+        stream: IO[str] | None = None,
+    ) -> None:
+        self.stage, self.steps, self.start, self.log_every = stage, steps, start, log_every
+        self.stream = stream or sys.stderr
+        self._lines = not hidden and not self.stream.isatty()
+        self._progress = None if hidden or self._lines else _progress(self.stream)
+        self._record: dict[str, Any] = {}
+
+    def __enter__(self) -> Bar:
+        self._begun = time.perf_counter()
+        if self._progress:
+            self._progress.start()
+            self._task = self._progress.add_task(
+                self.stage, total=self.steps, completed=self.start, numbers=""
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def update(self, step: int, record: Mapping[str, Any] | None = None) -> None:
+        """Steps done so far, and the newest numbers, which stay until there are newer ones."""
+        self._record |= record or {}
+        if self._progress:
+            self._progress.update(self._task, completed=step, numbers=_numbers(self._record))
+        elif self._lines and (step % self.log_every == 0 or step == self.steps):
+            head = f"{self.stage} {step:,}/{self.steps:,}"
+            left = (time.perf_counter() - self._begun) / max(1, step - self.start)
+            left *= self.steps - step
+            self.say("  ".join(filter(None, [head, _numbers(self._record), f"{clock(left)} left"])))
+
+    def say(self, line: str) -> None:
+        """A line above the bar, or among the lines."""
+        if self._progress:
+            self._progress.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=self.stream, flush=True)
+
+
+def _progress(stream: IO[str]) -> Any:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        console=Console(file=stream),
+        refresh_per_second=2,  # the processor is for training
+    )
+
+
+def _numbers(record: Mapping[str, Any]) -> str:
+    words = []
+    if "loss" in record:
+        words.append(f"loss {record['loss']:.4f}")
+    if "psnr" in record:
+        words.append(f"PSNR {record['psnr']:.2f} dB")
+    for what in ("tokens", "patches"):
+        if f"{what}_per_second" in record:
+            words.append(f"{record[f'{what}_per_second']:,.0f} {what}/s")
+            break
+    return "  ".join(words)
+
+
+def clock(seconds: float) -> str:
+    """A time in the two units that matter: 45 s, 12 min 5 s, 3 h 20 min, 2 d 4 h."""
+    whole = round(seconds)
+    for unit, small, size, part in (("d", "h", 86400, 3600), ("h", "min", 3600, 60)):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // part} {small}"
+    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
