@@ -13,7 +13,8 @@ import viq
 FLOORS = [
     ["types", "files"],
     [
-        "image", "patches", "fsq", "store.extras", "store.rows", "store.folder",
+        "image", "patches", "fsq", "ranks",
+        "store.extras", "store.rows", "store.folder", "store.lock", "store.job",
         "checkpoint", "hub",
         "nn.attention", "nn.rope2d", "nn.blocks",
     ],
@@ -25,7 +26,8 @@ FLOORS = [
         "data.photos", "data.crops",
     ],
     [
-        "loading", "encode", "train.losses", "train.init", "train.loop", "train.stages",
+        "loading", "report", "pipeline", "encode", "decode",
+        "train.losses", "train.init", "train.loop", "train.stages",
         "eval.metrics", "eval.codecs", "eval.reconstruction", "eval.stability",
     ],
     ["recipes", "info", "doctor", "bench.measure", "bench.parts", "bench.report",

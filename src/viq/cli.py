@@ -22,6 +22,7 @@ from viq.console import (
     show_reconstruction,
     show_report,
     show_training,
+    terminable,
 )
 
 if TYPE_CHECKING:
@@ -51,6 +52,12 @@ Tile = Annotated[
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto: cuda if there is one.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16. Other dtypes than "
                                          "float32 change a few codes.")]  # fmt: skip
+ImageColumn = Annotated[
+    list[str] | None, typer.Option(help="Of tables: image columns. Default: image or images.")
+]
+KeyColumn = Annotated[str | None, typer.Option(help="Of tables. Default: key, __key__ or id.")]
+Split = Annotated[str | None, typer.Option(help="Of Hugging Face data sets with several.")]
+Root = Annotated[Path | None, typer.Option(help="Of JSON: the folder of relative image paths.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Overwrite = Annotated[bool, typer.Option(help="Replace an existing output.")]
 
@@ -68,8 +75,9 @@ def guarded(command: Command) -> Command:
             return command(*args, **kwargs)
         except ViqError as error:
             message, code = str(error), USAGE
-        except KeyboardInterrupt:
-            message, code = "interrupted; no unfinished file was left", INTERRUPTED
+        except KeyboardInterrupt as stop:
+            message = str(stop) or "interrupted; no unfinished file was left"
+            code = INTERRUPTED
         except BrokenPipeError:
             sys.stderr.close()
             raise typer.Exit(0) from None
@@ -97,28 +105,62 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 @app.command()
 @guarded
 def encode(
-    images: Images,
-    out: Annotated[Path, typer.Option("-o", "--out", help="NAME.parquet, or NAME.viq for one.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Images, folders, .tar, .parquet, .jsonl, .txt lists of paths or URLs, hf:NAME."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="FOLDER, NAME.parquet, or NAME.viq for one image.")
+    ],
     model: Model = "viq-tiny",
     tile: Tile = None,
     max_pixels: Annotated[
         int | None, typer.Option(help="Shrink larger images to this area. Default: never.")
     ] = None,
+    packed: Annotated[
+        int,
+        typer.Option(help="Patches in one sequence, for CUDA: 16384. Flips a few codes."),
+    ] = 0,
+    workers: Annotated[
+        int | None, typer.Option(help="Threads that decode, and on a CPU encode. Default: all.")
+    ] = None,
+    shard_size: Annotated[int, typer.Option(help="Of a folder: inputs in a shard.")] = 1000,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Of a folder: try again what failed.")
+    ] = False,
+    rank: Annotated[
+        int | None, typer.Option(help="Of --world processes, which. Also RANK.")
+    ] = None,
+    world: Annotated[
+        int | None, typer.Option(help="Processes on one folder. Also WORLD_SIZE.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray.")] = "local",
+    image_column: ImageColumn = None,
+    key_column: KeyColumn = None,
+    split: Split = None,
+    root: Root = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Images to codes, at native resolution."""
-    from viq.encode import encode_files
-    from viq.image import list_images
+    """Images to codes, at native resolution. A folder is resumed if begun."""
+    from viq import encode as job
+    from viq.pipeline import EncodeOptions
+    from viq.ranks import place_among
 
-    paths = list_images(images)
-    tokenizer = _load(model, device, dtype)
-    with progress("encoding", len(paths), hidden=as_json) as advance:
-        report = encode_files(
-            tokenizer, paths, out, tile=tile, max_pixels=max_pixels, overwrite=overwrite,
-            progress=lambda pixels: advance(),
+    options = EncodeOptions(tile=tile, max_pixels=max_pixels, packed=packed, shard_size=shard_size)
+    place = place_among(rank, world)
+    source = job.open_inputs(
+        inputs, image_column=image_column, key_column=key_column, split=split, root=root
+    )
+    tokenizer = _load(model, device, dtype, place.local)
+    with progress("encoding", len(source), hidden=as_json) as advance, terminable():
+        report = job.encode(
+            tokenizer, source, out, options, workers=workers, retry_failed=retry_failed,
+            place=place, overwrite=overwrite, progress=advance,
         )  # fmt: skip
     if report.shrunk and not as_json:
         print(f"{report.shrunk} images had more than {max_pixels:,} pixels and were made smaller")
@@ -130,7 +172,7 @@ def encode(
 @app.command()
 @guarded
 def decode(
-    files: Annotated[list[Path], typer.Argument(help="codes.parquet, or .viq files.")],
+    files: Annotated[list[Path], typer.Argument(help="Stores, .parquet or .viq files.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the PNG files.")],
     model: Model = "viq-tiny",
     device: Device = "auto",
@@ -140,10 +182,9 @@ def decode(
     as_json: Json = False,
 ) -> None:
     """Codes to PNG images at their original sizes."""
-    from viq.encode import decode_files
-    from viq.store.rows import CodesReader
+    from viq.decode import count_images, decode_files
 
-    total = sum(1 if f.suffix == ".viq" else len(CodesReader(f)) for f in files)
+    total = count_images(files)
     tokenizer = _load(model, device, "float32")
     with progress("decoding", total, hidden=as_json) as advance:
         report = decode_files(tokenizer, files, out, force=force, progress=lambda pixels: advance())
@@ -374,7 +415,7 @@ def doctor(as_json: Json = False) -> None:
     show(examine(), as_json)
 
 
-def _load(model: str, device: str, dtype: str) -> VisualTokenizer:
+def _load(model: str, device: str, dtype: str, local_rank: int = 0) -> VisualTokenizer:
     import torch
 
     from viq.loading import load
@@ -384,7 +425,8 @@ def _load(model: str, device: str, dtype: str) -> VisualTokenizer:
     if dtype not in dtypes:
         raise ViqError(f"--dtype {dtype}: give one of {', '.join(dtypes)}")
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        count = torch.cuda.device_count()  # ranks on one machine take one each
+        device = f"cuda:{local_rank % count}" if count else "cpu"
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError):

@@ -1,9 +1,8 @@
 """Columns that ride along with the codes: captions, conversations, labels, whatever there is.
 
-A source that knows the types of its columns (Parquet, Hugging Face datasets) keeps them. For the
-others a column gets a type if the first rows all fit one exactly; whatever does not fit its column,
-or has none, goes as JSON into one column of text called `extras`. So nothing is ever lost or bent,
-and the schema never changes from one shard to the next.
+A column gets a type if the values of the first rows all fit one exactly. Whatever does not fit its
+column, or has none, goes as JSON into one column of text called `extras`. So nothing is lost or
+bent, and the schema is the same in all shards, whatever comes after the first rows.
 """
 
 from __future__ import annotations
@@ -40,19 +39,14 @@ class Extras:
         self._types = {
             f.name: f.type for f in self.fields if (f.metadata or {}).get(b"viq.rest") is None
         }
-        self._has_rest = len(self._types) < len(self.fields)
+        self._has_rest = len(self._types) < len(self.fields)  # always, unless there are no columns
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Extras) and self.fields == other.fields
 
     @classmethod
-    def declared(cls, found: pa.Schema) -> Extras:
-        """For a source that knows the types of its columns."""
-        return cls(f.with_name(free_name(f.name)).with_nullable(True) for f in found)
-
-    @classmethod
     def inferred(cls, samples: Sequence[Mapping[str, Any]]) -> Extras:
-        """For a source that does not: from its first rows."""
+        """Columns for the values of the first rows."""
         import pyarrow as pa
 
         if not any(samples):
@@ -75,21 +69,24 @@ class Extras:
         packed, rest = {}, {}
         for name, value in values.items():
             column = free_name(name)
-            if column in self._types and (not self._has_rest or _fits(value, self._types[column])):
+            if column in self._types and _fits(value, self._types[column]):
                 packed[column] = value
             elif value is not None:
                 rest[column] = value
-        if rest and not self._has_rest:
-            raise ViqError(f"unexpected column {min(rest)}: the source did not declare it")
         if rest:
-            try:
-                packed[REST] = json.dumps(rest, ensure_ascii=False, allow_nan=False)
-            except (TypeError, ValueError):
-                raise ViqError(
-                    f"column {' or '.join(rest)} holds a value that is neither of the type of the "
-                    "first rows nor JSON: give the column one type"
-                ) from None
+            packed[REST] = self._rest(rest)
         return packed
+
+    def _rest(self, values: Mapping[str, Any]) -> str:
+        try:
+            if not self._has_rest:
+                raise ValueError("no columns at all in the first rows")
+            return json.dumps(values, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ViqError(
+                f"column {' or '.join(values)} holds what is neither of the type of the first rows "
+                f"nor JSON ({error}): give the column one type"
+            ) from None
 
     def columns(self, rows: Sequence[Mapping[str, Any]]) -> list[pa.Array]:
         """Arrow arrays of packed rows, in the order of the fields."""

@@ -26,6 +26,7 @@ from viq.store.rows import CodeRow, CodesReader, StoreInfo
 from viq.types import Codes, CodesError
 
 FORMAT = 1
+PARQUET, SINGLE = ".parquet", ".viq"  # suffixes of files of codes, of many images and of one
 INDEX, JOB, LEDGER = "_index.json", "_job.json", "_failures.jsonl"
 
 
@@ -57,12 +58,16 @@ class Index:
     Attributes:
         options: of encoding, by name; only those that change the codes or the shards.
         columns: Arrow type of every column that rides along, by name.
-        totals: inputs, failures, images, rows, pixels, codes, bytes of the whole store.
+        inputs: how many the store is made of.
+        keys: digest of their keys, in order.
+        totals: rows, images, pixels, codes, failures, bytes of the whole store.
     """
 
     info: StoreInfo
     options: Mapping[str, Any] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
+    inputs: int = 0
+    keys: str = ""
     shards: tuple[Shard, ...] = ()
     totals: Mapping[str, int] = field(default_factory=dict)
 
@@ -115,7 +120,8 @@ class Store:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.index = _index_of_file(self.path) if self.path.is_file() else read_index(self.path)
+        is_file = self.path.is_file() or self.path.suffix == PARQUET
+        self.index = _index_of_file(self.path) if is_file else read_index(self.path)
         self.info, self.shards = self.index.info, self.index.shards
 
     def __len__(self) -> int:
@@ -123,7 +129,7 @@ class Store:
 
     def file(self, shard: Shard) -> Path:
         """Where the shard is."""
-        return self.path if self.path.is_file() else self.path / shard.name
+        return self.path / shard.name if self.path.is_dir() else self.path
 
     def reader(self, shard: Shard) -> CodesReader:
         """Open one shard.
@@ -148,6 +154,11 @@ class Store:
     def __iter__(self) -> Iterator[tuple[str, Codes]]:
         for shard in self.shards:
             yield from self.reader(shard)
+
+    def keys(self) -> Iterator[str]:
+        """The keys of all rows, without reading their codes."""
+        for shard in self.shards:
+            yield from self.reader(shard).keys()
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[CodeRow]:
         """All rows in order, as `CodesReader.rows` gives them."""
@@ -179,4 +190,4 @@ def _index_of_file(path: Path) -> Index:
             name=path.name, rows=rows, inputs=(0, rows), bytes=path.stat().st_size, sha256=""
         )
         columns = {f.name: str(f.type) for f in reader.extras.fields}
-        return Index(info=reader.info, columns=columns, shards=(shard,))
+        return Index(info=reader.info, columns=columns, inputs=rows, shards=(shard,))
