@@ -58,11 +58,7 @@ def decode_files(
         CodesError: a file is damaged, or was made by another tokenizer and not `force`.
     """
     report, start, taken = Report(), time.perf_counter(), set()
-    common = _common_folder(
-        key
-        for path in paths
-        for key in ([path.stem] if path.suffix == SINGLE else Store(path).keys())
-    )
+    common = _common_folder(key for path in paths for key in _keys(path))
     for key, codes, model in read_codes(paths):
         if force:
             codes = Codes(codes.ids, codes.size, codes.tile)
@@ -82,6 +78,16 @@ def decode_files(
         progress(image.width * image.height)
     report.seconds = time.perf_counter() - start
     return report
+
+
+def _keys(path: Path) -> Iterator[str]:
+    """The keys that `read_codes` gives, without reading codes."""
+    if path.suffix == SINGLE:
+        yield path.stem
+        return
+    store = Store(path)
+    for shard in store.shards:
+        yield from store.reader(shard).keys()
 
 
 def _common_folder(keys: Iterable[str]) -> str:

@@ -155,11 +155,6 @@ class Store:
         for shard in self.shards:
             yield from self.reader(shard)
 
-    def keys(self) -> Iterator[str]:
-        """The keys of all rows, without reading their codes."""
-        for shard in self.shards:
-            yield from self.reader(shard).keys()
-
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[CodeRow]:
         """All rows in order, as `CodesReader.rows` gives them."""
         for shard in self.shards:
