@@ -13,7 +13,7 @@ import viq
 FLOORS = [
     ["types", "files"],
     [
-        "image", "patches", "fsq", "ranks",
+        "image", "patches", "fsq", "ranks", "compress",
         "store.extras", "store.rows", "store.folder", "store.lock", "store.job",
         "checkpoint", "hub",
         "nn.attention", "nn.rope2d", "nn.blocks",
@@ -27,7 +27,7 @@ FLOORS = [
     ],
     [
         "loading", "report", "pipeline", "encode", "decode",
-        "train.losses", "train.init", "train.loop", "train.stages",
+        "train.losses", "train.entropy", "train.init", "train.loop", "train.stages",
         "eval.metrics", "eval.codecs", "eval.reconstruction", "eval.stability",
     ],
     ["recipes", "info", "doctor", "bench.measure", "bench.parts", "bench.report",
