@@ -1,0 +1,200 @@
+"""A store after kill -9, at chosen and at random moments, is that of an uninterrupted run."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from viq.data.source_files import FileSource
+from viq.encode import encode
+from viq.models.tokenizer import VisualTokenizer
+from viq.pipeline import EncodeOptions
+from viq.ranks import ALONE, Place
+from viq.store.folder import LEDGER, Store
+
+INPUTS, BROKEN, OPTIONS = 90, 10, EncodeOptions(shard_size=7)
+
+# Children are forked by a server that has loaded torch but never run it, so they start at once.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["torch", "pyarrow.parquet", "viq.encode", "tiny"])
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> VisualTokenizer:
+    return tiny.tokenizer()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for i in range(INPUTS):
+        height, width = rng.integers(8, 60, 2)
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+        image.save(folder / f"{i:03}.png")
+    for i in range(0, INPUTS, INPUTS // BROKEN):
+        (folder / f"{i:03}.png").write_bytes(b"\x89PNG")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(
+    tokenizer: VisualTokenizer, pictures: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
+    """The files of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole") / "codes"
+    encode(tokenizer, FileSource([pictures]), folder, OPTIONS)
+    return contents(folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def job(
+    pictures: Path, out: Path, begun: Connection, die_at: int = -1, place: Place = ALONE
+) -> None:
+    """Encode in a process of its own, which kills itself at the given rename."""
+    tokenizer, replace = tiny.tokenizer(), os.replace
+
+    def replace_or_die(source: str, target: str) -> None:
+        nonlocal die_at
+        if die_at == 1:
+            replace(source, target)
+        if die_at in (0, 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        die_at -= 2
+        replace(source, target)
+
+    if die_at >= 0:
+        os.replace = replace_or_die
+    begun.send(True)
+    encode(tokenizer, FileSource([pictures]), out, OPTIONS, place=place)
+
+
+def run(
+    pictures: Path, out: Path, *arguments: object, wait: Callable[[], None] | None = None
+) -> int:
+    """The exit code of `job`; it is killed after `wait`."""
+    here, there = PROCESSES.Pipe()
+    process = PROCESSES.Process(target=job, args=(pictures, out, there, *arguments))
+    process.start()
+    here.recv()
+    if wait:
+        wait()
+        process.kill()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def check_unfinished(out: Path, whole: dict[str, bytes]) -> None:
+    """What is there under its final name is as in the end, ledger apart."""
+    if out.exists():
+        for name, data in contents(out).items():
+            assert name.startswith(".") or name == LEDGER or data == whole[name]
+
+
+def check_finished(out: Path, whole: dict[str, bytes]) -> None:
+    assert contents(out) == whole
+    keys = [key for key, _ in Store(out)]
+    assert len(keys) == len(set(keys)) == INPUTS - BROKEN
+    assert len(whole[LEDGER].splitlines()) == BROKEN
+
+
+def test_killed_before_and_after_each_rename(
+    pictures: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Each run dies at a rename later than the one before, all on one store."""
+    renames = len(whole)
+    for die_at in range(4):  # a run needs that many, so the store grows from run to run
+        assert run(pictures, tmp_path / "codes", die_at) == -signal.SIGKILL
+        check_unfinished(tmp_path / "codes", whole)
+    assert run(pictures, tmp_path / "codes") == 0
+    check_finished(tmp_path / "codes", whole)
+    for die_at in (2 * renames - 4, 2 * renames - 3, 2 * renames - 2, 2 * renames - 1):
+        out = tmp_path / f"codes-{die_at}"  # at the ledger and at the index
+        assert run(pictures, out, die_at) == -signal.SIGKILL
+        check_unfinished(out, whole)
+        assert run(pictures, out) == 0
+        check_finished(out, whole)
+
+
+def kill_at_random(kills: int, pictures: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    rng = random.Random(kills)
+    start = time.perf_counter()
+    assert run(pictures, tmp_path / "timed") == 0
+    duration = time.perf_counter() - start
+    killed = round_number = 0
+    while killed < kills:
+        out = tmp_path / f"codes-{round_number}"
+        round_number += 1
+        while killed < kills:
+            code = run(
+                pictures, out, wait=lambda: time.sleep(rng.uniform(0, duration) ** 2 / duration)
+            )
+            check_unfinished(out, whole)
+            if code == 0:
+                break
+            killed += 1
+        assert run(pictures, out) == 0
+        check_finished(out, whole)
+
+
+def test_five_kills(pictures: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    kill_at_random(5, pictures, whole, tmp_path)
+
+
+@pytest.mark.slow
+def test_fifty_kills(pictures: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    kill_at_random(50, pictures, whole, tmp_path)
+
+
+def test_two_ranks_at_once_with_kills(
+    pictures: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "codes"
+    assert run(pictures, out, 8, Place(1, 2)) == -signal.SIGKILL
+    pairs = [PROCESSES.Pipe() for _ in range(2)]
+    processes = [
+        PROCESSES.Process(target=job, args=(pictures, out, there, -1, Place(rank, 2)))
+        for rank, (_, there) in enumerate(pairs)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    check_finished(out, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_leaves_nothing_behind(
+    pictures: Path, whole: dict[str, bytes], tmp_path: Path, number: signal.Signals
+) -> None:
+    import subprocess
+    import sys
+
+    model = tmp_path / "model"
+    tiny.tokenizer().save_pretrained(model)
+    out = tmp_path / "codes"
+    command = [sys.executable, "-m", "viq.cli", "encode", pictures, "-o", out, "--shard-size", "7",
+               "--workers", "1", "--model", model]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (out / "part-00001.parquet").exists():
+        time.sleep(0.001)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert "shards are whole: run the same command again to go on" in errors
+    assert set(contents(out)) - set(whole) == set()
+    check_unfinished(out, whole)
