@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -81,16 +80,14 @@ def job(
     encode(tokenizer, FileSource([pictures]), out, OPTIONS, place=place)
 
 
-def run(
-    pictures: Path, out: Path, *arguments: object, wait: Callable[[], None] | None = None
-) -> int:
-    """The exit code of `job`; it is killed after `wait`."""
+def run(pictures: Path, out: Path, *arguments: object, kill_after: float | None = None) -> int:
+    """The exit code of `job`."""
     here, there = PROCESSES.Pipe()
     process = PROCESSES.Process(target=job, args=(pictures, out, there, *arguments))
     process.start()
     here.recv()
-    if wait:
-        wait()
+    if kill_after is not None:
+        time.sleep(kill_after)
         process.kill()
     process.join()
     assert process.exitcode is not None
@@ -130,23 +127,19 @@ def test_killed_before_and_after_each_rename(
 
 
 def kill_at_random(kills: int, pictures: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
-    rng = random.Random(kills)
+    """Kill one store again and again until it is whole, then the next one."""
+    rng, killed, stores = random.Random(kills), 0, 0
     start = time.perf_counter()
     assert run(pictures, tmp_path / "timed") == 0
-    duration = time.perf_counter() - start
-    killed = round_number = 0
+    duration = time.perf_counter() - start  # with the start of the process, so some kills are late
     while killed < kills:
-        out = tmp_path / f"codes-{round_number}"
-        round_number += 1
-        while killed < kills:
-            code = run(
-                pictures, out, wait=lambda: time.sleep(rng.uniform(0, duration) ** 2 / duration)
-            )
+        out, code = tmp_path / f"codes-{stores}", None
+        stores += 1
+        while code != 0:
+            moment = rng.uniform(0, duration) if killed < kills else None
+            code = run(pictures, out, kill_after=moment)
             check_unfinished(out, whole)
-            if code == 0:
-                break
-            killed += 1
-        assert run(pictures, out) == 0
+            killed += code != 0
         check_finished(out, whole)
 
 
