@@ -12,10 +12,10 @@ Patches on one anti-diagonal depend on earlier diagonals alone. A diagonal is th
 and images that are read together share their steps.
 
 The reader must arrive at exactly the probabilities of the writer, on any machine, and matrix
-libraries promise no order of summation. So all arithmetic is on integers: weights and values are
-multiples of 1/256, hidden values lie in 0..4, the exponential is a table. The integers are held in
-float32 for the speed of its matrix products; no partial sum reaches 2**24, which is checked when a
-model is made, so nothing is ever rounded and the order does not matter.
+libraries promise no order of summation. So all arithmetic is on integers: weights are multiples
+of 1/256, values of 1/128, hidden values lie in 0..4, the exponential is a table. The integers are
+held in float32 for the speed of its matrix products; no partial sum reaches 2**24, which is checked
+when a model is made, so nothing is ever rounded and the order does not matter.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ from viq.types import CODES_PER_PATCH, Codes, CodesError, Grid, Size, ViqError, 
 
 ENTROPY_FILE = "entropy.safetensors"  # in the folder of its tokenizer
 FORMAT = 1
-UNIT = 256  # steps in 1 of weights and values
-CAP = 4 * UNIT - 1  # hidden values are clipped to 0..CAP
-LEVEL_UNIT = UNIT // 4  # what the step from one level to the next is worth, halved
+WEIGHT_UNIT, VALUE_UNIT = 256, 128  # steps in 1 of weights and of values
+CAP = 4 * VALUE_UNIT - 1  # hidden values are clipped to 0..CAP
+LEVEL_UNIT = VALUE_UNIT // 4  # half the step from one level to the next
 _NEIGHBOURS = 3
-_EXACT = 1 << 24  # float32 holds every integer up to here
-_LOGIT_STEPS = 32  # steps in 1 of logits
+EXACT = 1 << 24  # float32 holds every integer up to here
+_LOGIT_STEPS = 32  # steps in 1 of logits, as the table of exponentials has them
+_LOGIT_SCALE = _LOGIT_STEPS / (WEIGHT_UNIT * VALUE_UNIT)
 _EXP = np.array(
     [round(65536 * math.exp(-i / _LOGIT_STEPS)) for i in range(12 * _LOGIT_STEPS)], np.float32
 )
@@ -63,8 +64,8 @@ class EntropyModel:
     Args:
         tensors: integers. `context.N.weight` (out, in) and `context.N.bias` (out) for N = 0, 1,
             ..; `embed` (D, L, H); `head.weight` (D, L, H) and `head.bias` (D, L). The first layer
-            reads 3 * (D + 1) values (see `Layout`). Unit of weights and embed: 1/UNIT, of
-            biases: 1/UNIT**2.
+            reads 3 * (D + 1) values (see `Layout`). Unit of weights: 1/WEIGHT_UNIT, of embed:
+            1/VALUE_UNIT, of biases: the product of both.
         levels: FSQ levels of the tokenizer.
         fingerprint: of the tokenizer whose codes the model was fitted to.
 
@@ -91,10 +92,10 @@ class EntropyModel:
             for i in range(depth)
         ]
         self._embed = values["embed"]
-        self._head = values["head.weight"].transpose(0, 2, 1).copy()
         # What stands for no level gets no probability.
-        nothing = np.arange(self._head.shape[2]) >= self._sizes[:, None]
-        self._bias = np.where(nothing, -np.float32(_EXACT), values["head.bias"])
+        absent = np.arange(self._sizes.max()) >= self._sizes[:, None]
+        self._head = np.where(absent[..., None], 0, values["head.weight"]).transpose(0, 2, 1).copy()
+        self._bias = np.where(absent, -np.float32(EXACT), values["head.bias"])
         self.stamp = self._stamp()
 
     # Files
@@ -282,14 +283,14 @@ class EntropyModel:
         x_PK = values_PNK.reshape(len(values_PNK), -1)
         for i, (weight, bias) in enumerate(self._context):
             x_PK = x_PK if i == 0 else np.clip(x_PK, 0, CAP)
-            x_PK = np.floor((x_PK @ weight + bias) * np.float32(1 / UNIT))
+            x_PK = np.floor((x_PK @ weight + bias) * np.float32(1 / WEIGHT_UNIT))
         return x_PK
 
     def _table(self, i: int, hidden_PH: np.ndarray, clipped_PH: np.ndarray) -> np.ndarray:
         """Unnormalised probabilities (P, L) of level i, integers; `clipped_PH` is overwritten."""
         np.clip(hidden_PH, 0, CAP, out=clipped_PH)
         logits_PL = clipped_PH @ self._head[i] + self._bias[i]
-        below = (logits_PL.max(1, keepdims=True) - logits_PL) * np.float32(_LOGIT_STEPS / UNIT**2)
+        below = (logits_PL.max(1, keepdims=True) - logits_PL) * np.float32(_LOGIT_SCALE)
         return _EXP[np.minimum(below, len(_EXP) - 1).astype(np.intp)]
 
     def _damage(self) -> str:
@@ -357,13 +358,13 @@ class Layout:
         )
 
     def values(self, levels_PD: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        """What the network reads of patches, (1 + P, D + 1) float32: centred levels, and UNIT.
+        """What the network reads of patches, (1 + P, D + 1) float32: centred levels, and 1.
 
         Row 0, all zero, is the neighbour that does not exist.
         """
         values = np.zeros((len(levels_PD) + 1, len(sizes) + 1), np.float32)
         values[1:, :-1] = _centred(levels_PD, sizes)
-        values[1:, -1] = UNIT
+        values[1:, -1] = VALUE_UNIT
         return values
 
 
@@ -394,10 +395,13 @@ def _check(tensors: Mapping[str, np.ndarray], sizes: np.ndarray, depth: int) -> 
         raise ViqError(f"an entropy model of shapes {found}, expected {shapes}: copy it again")
     for name in [f"context.{i}" for i in range(depth)] + ["head"]:
         weight = np.abs(tensors[f"{name}.weight"].astype(np.int64)).sum(-1)
-        if (weight * CAP + np.abs(tensors[f"{name}.bias"].astype(np.int64))).max() >= _EXACT:
+        if (weight * CAP + np.abs(tensors[f"{name}.bias"].astype(np.int64))).max() >= EXACT:
             raise ViqError(f"the weights of {name} are too large to add up exactly in float32")
-    # Hidden sums: the context, below _EXACT / UNIT, and one row of embed for every level.
-    if np.abs(tensors["embed"].astype(np.int64)).max(1).sum(0).max() + _EXACT // UNIT >= _EXACT:
+    # Hidden sums: the context, below EXACT / WEIGHT_UNIT, and one row of embed for every level.
+    if (
+        np.abs(tensors["embed"].astype(np.int64)).max(1).sum(0).max() + EXACT // WEIGHT_UNIT
+        >= EXACT
+    ):
         raise ViqError("the weights of embed are too large to add up exactly in float32")
 
 

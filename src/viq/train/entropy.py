@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from viq.compress import CAP, UNIT, EntropyModel, Layout
+from viq.compress import CAP, EXACT, VALUE_UNIT, WEIGHT_UNIT, EntropyModel, Layout
 from viq.types import Codes, ViqError
 
 
@@ -61,17 +61,24 @@ class EntropyNetwork(nn.Module):
         logits = logits.masked_fill(self.get_buffer("absent"), -1e9)
         return F.cross_entropy(logits.flatten(0, 1), levels_PD.flatten())
 
+    @torch.no_grad()
+    def limit(self) -> None:
+        """Keep weights so small that sums of their integers are exact (see `viq.compress`)."""
+        for weight in (self.head, *(layer.get_parameter("weight") for layer in self.context)):
+            limit = 0.9 * EXACT / (CAP * WEIGHT_UNIT * weight.shape[-1])
+            weight.clamp_(-limit, limit)
+
     def tensors(self) -> dict[str, np.ndarray]:
         """Rounded to the integers of `EntropyModel`."""
         result = {
-            "embed": _round(self.embed, UNIT),
-            "head.weight": _round(self.head, UNIT),
-            "head.bias": _round(self.head_bias, UNIT**2).astype(np.int32),
+            "embed": _integers(self.embed, VALUE_UNIT, np.int16),
+            "head.weight": _integers(self.head, WEIGHT_UNIT, np.int16),
+            "head.bias": _integers(self.head_bias, WEIGHT_UNIT * VALUE_UNIT, np.int32),
         }
         for i, layer in enumerate(self.context):
-            result[f"context.{i}.weight"] = _round(layer.get_parameter("weight"), UNIT)
-            bias = layer.get_parameter("bias")
-            result[f"context.{i}.bias"] = _round(bias, UNIT**2).astype(np.int32)
+            weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
+            result[f"context.{i}.weight"] = _integers(weight, WEIGHT_UNIT, np.int16)
+            result[f"context.{i}.bias"] = _integers(bias, WEIGHT_UNIT * VALUE_UNIT, np.int32)
         return result
 
 
@@ -106,12 +113,13 @@ def fit_entropy(
         chosen = draw.integers(0, len(levels_PD), config.patches)
         read = values[layout.neighbours_PN[chosen]].reshape(len(chosen), -1)
         loss = network(
-            torch.from_numpy(read).float() / UNIT, torch.from_numpy(levels_PD[chosen]).long()
+            torch.from_numpy(read).float() / VALUE_UNIT, torch.from_numpy(levels_PD[chosen]).long()
         )
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
+        network.limit()
         bits = float(loss.detach()) * len(levels) / math.log(2)
         running = bits if running is None else 0.98 * running + 0.02 * bits
         if (step + 1) % max(1, config.steps // 20) == 0:
@@ -126,9 +134,9 @@ def _schedule(step: int, config: EntropyConfig) -> float:
 
 
 def _clip(x: Tensor) -> Tensor:
-    return x.clamp(0, CAP / UNIT)
+    return x.clamp(0, CAP / VALUE_UNIT)
 
 
-def _round(tensor: Tensor, unit: int) -> np.ndarray:
-    values = (tensor.detach() * unit).round().numpy()
-    return values.astype(np.int32) if unit != UNIT else values.clip(-32767, 32767).astype(np.int16)
+def _integers(tensor: Tensor, unit: int, dtype: type[np.signedinteger]) -> np.ndarray:
+    limits = np.iinfo(dtype)
+    return (tensor.detach() * unit).round().clamp(limits.min, limits.max).numpy().astype(dtype)
