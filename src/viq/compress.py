@@ -28,13 +28,14 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from viq.files import written_aside
+from viq.files import BUNDLED, written_aside
 from viq.types import CODES_PER_PATCH, Codes, CodesError, Grid, Size, ViqError, grid_of
 
 ENTROPY_FILE = "entropy.safetensors"  # in the folder of its tokenizer
@@ -128,7 +129,7 @@ class EntropyModel:
             raise ViqError(f"{path}: its stamp does not fit its contents: damaged, copy it again")
         return model
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
+    def save(self, folder: str | os.PathLike[str], name: str = ENTROPY_FILE) -> Path:
         """Write the file into the folder of its tokenizer."""
         from safetensors.numpy import save_file
 
@@ -138,10 +139,15 @@ class EntropyModel:
             "fingerprint": self.fingerprint,
             "stamp": self.stamp,
         }
-        path = Path(folder) / ENTROPY_FILE
+        path = Path(folder) / name
         with written_aside(path) as aside:
             save_file(self.tensors, aside, metadata=about)
         return path
+
+    def save_beside(self, folder: Path) -> None:
+        """Write the file into a folder of compressed codes, where `find_model` looks for it."""
+        if not (folder / beside(self.stamp)).exists():
+            self.save(folder, beside(self.stamp))
 
     def _stamp(self) -> str:
         digest = hashlib.sha256(f"{FORMAT}{self.levels}{self.fingerprint}".encode())
@@ -303,6 +309,30 @@ class EntropyModel:
         about = f"{self.stamp} {codes.size} {codes.tile}".encode()
         ids = codes.ids.astype("<u2").tobytes()
         return _CRC.pack(zlib.crc32(ids, zlib.crc32(words, zlib.crc32(about))))
+
+
+def beside(stamp: str) -> str:
+    """Name of the file of an entropy model in a folder of codes that it compressed."""
+    return f"_entropy-{stamp}.safetensors"
+
+
+@lru_cache(maxsize=8)
+def find_model(stamp: str, folder: Path) -> EntropyModel:
+    """The entropy model of compressed codes in `folder`: it lies there, or with a bundled model.
+
+    Raises:
+        ViqError: there is none, or it is damaged.
+    """
+    paths = [folder / beside(stamp), *sorted(BUNDLED.glob(f"*/{ENTROPY_FILE}"))]
+    for path in paths:
+        if path.is_file():
+            model = EntropyModel.load(path)
+            if model.stamp == stamp:
+                return model
+    raise ViqError(
+        f"{folder}: has codes compressed with the entropy model {stamp}, which is missing; copy "
+        f"{ENTROPY_FILE} of their tokenizer to {folder / beside(stamp)}"
+    )
 
 
 @dataclass(frozen=True)

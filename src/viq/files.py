@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+BUNDLED = Path(__file__).parent / "bundled"  # models that come with the package
+
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:

@@ -94,6 +94,7 @@ class Index:
                 model=values.pop("model"),
                 fingerprint=values.pop("fingerprint"),
                 levels=tuple(values.pop("levels")),
+                entropy=values.pop("entropy", ""),
             )
             shards = tuple(
                 Shard(**{**shard, "inputs": tuple(shard["inputs"])})

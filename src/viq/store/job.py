@@ -129,24 +129,22 @@ class ShardWriter:
 
 
 class Job:
-    """A store being made, held by this process: see `open_job`.
+    """A store being made. Whoever makes one holds its lock: see `open_job`.
 
     Attributes:
-        whole: the facts of the shards that are there, by number.
+        whole: the facts of the shards that are known to be there, by number.
     """
 
     def __init__(self, folder: Path, index: Index, extras: Extras) -> None:
         self.folder, self.index, self.extras = folder, index, extras
-        self.whole = {
-            number: read_facts(folder, number, index)
-            for number in range(count_shards(index))
-            if (folder / shard_name(number)).exists()
-        }
+        self.whole: dict[int, Facts] = {}
         self._sums = _listed_sums(folder)  # of shards that did not change, by name
 
-    def shard_of(self, place: int) -> int:
-        """The number of the shard that an input belongs to."""
-        return place // self.index.options[SHARD_SIZE]
+    def look(self, numbers: Iterable[int]) -> None:
+        """Bring `whole` up to date for these shards, which others may have written."""
+        for number in numbers:
+            if (self.folder / shard_name(number)).exists():
+                self.whole[number] = read_facts(self.folder, number, self.index)
 
     def inputs_of(self, number: int) -> tuple[int, int]:
         """The half-open range of inputs of a shard."""
@@ -214,7 +212,9 @@ def open_job(
             _refuse_changes(folder, read_job(folder), wanted)
         else:
             write_atomically(begun, wanted.to_json())
-        yield Job(folder, wanted, extras)
+        job = Job(folder, wanted, extras)
+        job.look(range(count_shards(wanted)))
+        yield job
 
 
 def clear(folder: Path) -> None:
@@ -325,6 +325,7 @@ def _refuse_changes(folder: Path, found: Index, wanted: Index) -> None:
     def differences() -> Iterator[tuple[str, Any, Any]]:
         yield "model", found.info.model, wanted.info.model
         yield "model fingerprint", found.info.fingerprint, wanted.info.fingerprint
+        yield "entropy model", found.info.entropy or "none", wanted.info.entropy or "none"
         for name in sorted({*found.options, *wanted.options}):
             yield name, found.options.get(name), wanted.options.get(name)
         yield "number of inputs", found.inputs, wanted.inputs

@@ -7,6 +7,9 @@ order, the four slots of a patch adjacent; then the columns that ride along (`st
 Page checksums are on. File metadata: `viq.model`, `viq.fingerprint`, `viq.levels` (JSON), and
 whatever the job that wrote the file notes.
 
+Compressed, `codes` is binary: a payload of `viq.compress` for each image. The metadata then has
+`viq.entropy`, the stamp of the entropy model, which lies beside the file.
+
 A row is an image, not a sample, so that every tool that looks at codes sees one simple table. The
 images of a sample are neighbours in one file and share key and extras (which compress to nothing);
 `image_index` 0 begins a sample. A sample without images is one row of size 0 x 0 without codes.
@@ -24,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from viq.compress import EntropyModel, find_model
 from viq.files import written_aside
 from viq.store.extras import Extras
 from viq.types import CODES_PER_PATCH, Codes, CodesError, grid_of
@@ -38,19 +42,25 @@ _OPTIONAL = {"image_index", "rows", "cols", "tile"}  # files of other writers ma
 
 @dataclass(frozen=True, kw_only=True)
 class StoreInfo:
-    """Who made the codes of a file."""
+    """Who made the codes of a file.
+
+    Attributes:
+        entropy: stamp of the entropy model that compressed them; "" if none did.
+    """
 
     model: str
     fingerprint: str
     levels: tuple[int, ...]
+    entropy: str = ""
 
     def metadata(self) -> dict[str, str]:
         """As Parquet file metadata."""
-        return {
+        values = {
             "viq.model": self.model,
             "viq.fingerprint": self.fingerprint,
             "viq.levels": json.dumps(list(self.levels)),
         }
+        return values | ({"viq.entropy": self.entropy} if self.entropy else {})
 
 
 @dataclass(frozen=True)
@@ -73,11 +83,12 @@ def schema(info: StoreInfo, extras: Extras | None = None) -> pa.Schema:
     """The one Parquet schema of the project, with the columns that ride along."""
     import pyarrow as pa
 
+    codes = pa.binary() if info.entropy else pa.list_(pa.uint16())
     return pa.schema(
         [
             pa.field("key", pa.string(), nullable=False),
             *(pa.field(name, pa.int32(), nullable=False) for name in NUMBERS),
-            pa.field("codes", pa.list_(pa.uint16()), nullable=False),
+            pa.field("codes", codes, nullable=False),
             *(extras.fields if extras else ()),
         ],
         metadata=info.metadata(),
@@ -100,6 +111,7 @@ class CodesWriter:
     ) -> None:
         self.path, self.info, self.extras = Path(path), info, extras
         self._schema = schema(info, extras)
+        self._coder = find_model(info.entropy, self.path.parent) if info.entropy else None
         self._aside = written_aside(self.path)
         self._rows: list[CodeRow] = []
 
@@ -160,16 +172,22 @@ class CodesWriter:
         if not self._rows:
             return
         rows, self._rows = self._rows, []
-        ids = [row.codes.ids.ravel() if row.codes else np.empty(0, np.uint16) for row in rows]
-        ends = np.cumsum([0, *map(len, ids)], dtype=np.int32)
         numbers = np.array([_numbers(row) for row in rows], np.int32)
         columns = [
             pa.array([row.key for row in rows], pa.string()),
             *(pa.array(column) for column in numbers.T.copy()),
-            pa.ListArray.from_arrays(ends, pa.array(np.concatenate(ids))),
+            self._codes([row.codes for row in rows]),
             *(self.extras.columns([row.extras for row in rows]) if self.extras else ()),
         ]
         self._writer.write_table(pa.table(columns, schema=self._schema))
+
+    def _codes(self, codes: Sequence[Codes | None]) -> pa.Array:
+        import pyarrow as pa
+
+        if self._coder is None:
+            return _list_array([item.ids if item else np.empty(0, np.uint16) for item in codes])
+        payloads = iter(self._coder.compress([item for item in codes if item]))
+        return pa.array([next(payloads) if item else b"" for item in codes], pa.binary())
 
 
 class CodesReader:
@@ -197,7 +215,8 @@ class CodesReader:
             k.decode(errors="replace"): v.decode(errors="replace")
             for k, v in (self._file.metadata.metadata or {}).items()
         }
-        expected = schema(StoreInfo(model="", fingerprint="", levels=()))
+        entropy = self.metadata.get("viq.entropy", "")
+        expected = schema(StoreInfo(model="", fingerprint="", levels=(), entropy=entropy))
         wrong = [
             wanted.name
             for wanted in expected
@@ -217,6 +236,7 @@ class CodesReader:
             model=self.metadata.get("viq.model", ""),
             fingerprint=self.metadata["viq.fingerprint"],
             levels=tuple(self.note("viq.levels") or ()),
+            entropy=entropy,
         )
 
     def __len__(self) -> int:
@@ -254,7 +274,7 @@ class CodesReader:
             CodesError: the file has no such column, or is damaged.
         """
         extras = self.extras if columns is None else self.extras.only(columns, str(self.path))
-        for batch in self._batches([*self.columns, *(f.name for f in extras.fields)]):
+        for batch in self.batches(extras):
             none = np.zeros(batch.num_rows, np.int32)
             numbers = {
                 name: batch[name].to_numpy() if name in self.columns else none for name in NUMBERS
@@ -266,6 +286,41 @@ class CodesReader:
                 ids = values[ends[i] : ends[i + 1]]
                 codes = self._codes(key, ids, size, int(numbers["tile"][i]))
                 yield CodeRow(key, codes, int(numbers["image_index"][i]), rest[i])
+
+    def batches(self, extras: Extras) -> Iterator[pa.RecordBatch]:
+        """All rows as Arrow batches of our columns and `extras`; codes are never compressed."""
+        coder = find_model(self.info.entropy, self.path.parent) if self.info.entropy else None
+        for batch in self._batches([*self.columns, *(f.name for f in extras.fields)]):
+            if coder:
+                place = batch.schema.get_field_index("codes")
+                batch = batch.set_column(place, "codes", self._decompressed(batch, coder))
+            yield batch
+
+    def _decompressed(self, batch: pa.RecordBatch, coder: EntropyModel) -> pa.Array:
+        payloads = batch["codes"].to_pylist()
+        sizes = list(zip(batch["height"].to_pylist(), batch["width"].to_pylist(), strict=True))
+        tiles = batch["tile"].to_pylist() if "tile" in self.columns else [0] * len(sizes)
+        full = [i for i, payload in enumerate(payloads) if payload]
+
+        def decode(rows: list[int]) -> list[Codes]:
+            return coder.decompress(
+                [payloads[i] for i in rows], [sizes[i] for i in rows], [tiles[i] for i in rows]
+            )
+
+        try:
+            codes = decode(full)
+        except CodesError:
+            for i in full:  # which row was it?
+                try:
+                    decode([i])
+                except CodesError as error:
+                    key = batch["key"][i].as_py()
+                    raise CodesError(f"{self.path}: row {key!r}: {error}") from None
+            raise
+        ids = [np.empty(0, np.uint16)] * len(payloads)
+        for i, item in zip(full, codes, strict=True):
+            ids[i] = item.ids
+        return _list_array(ids)
 
     def _batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa
@@ -294,6 +349,13 @@ class CodesReader:
             )
         ids = ids.reshape(rows, cols, CODES_PER_PATCH)
         return Codes(ids, size, tile, self.info.fingerprint)
+
+
+def _list_array(ids: Sequence[np.ndarray]) -> pa.ListArray:
+    import pyarrow as pa
+
+    ends = np.cumsum([0, *(item.size for item in ids)], dtype=np.int32)
+    return pa.ListArray.from_arrays(ends, pa.array(np.concatenate([i.ravel() for i in ids])))
 
 
 def _numbers(row: CodeRow) -> tuple[int, ...]:
