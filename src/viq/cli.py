@@ -127,6 +127,9 @@ def encode(
         int | None, typer.Option(help="Threads that decode, and on a CPU encode. Default: all.")
     ] = None,
     shard_size: Annotated[int, typer.Option(help="Of a folder: inputs in a shard.")] = 1000,
+    compress: Annotated[
+        bool, typer.Option("--compress", help="Less than half the bytes, without loss; slower.")
+    ] = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Of a folder: try again what failed.")
     ] = False,
@@ -151,7 +154,9 @@ def encode(
     from viq.pipeline import EncodeOptions
     from viq.ranks import place_among
 
-    options = EncodeOptions(tile=tile, max_pixels=max_pixels, packed=packed, shard_size=shard_size)
+    options = EncodeOptions(
+        tile=tile, max_pixels=max_pixels, packed=packed, shard_size=shard_size, compress=compress
+    )
     place = place_among(rank, world)
     source = job.open_inputs(
         inputs, image_column=image_column, key_column=key_column, split=split, root=root

@@ -88,6 +88,10 @@ def encode(
     index, extras = plan(tokenizer, source, options)
     pipeline = Pipeline(tokenizer, source, extras, options, workers)
     if not is_store:
+        if options.compress:
+            if out.suffix == SINGLE:
+                raise ViqError(f"-o {out}: is never compressed: write NAME{PARQUET} instead")
+            tokenizer.entropy.save_beside(out.parent)
         report = _to_file(pipeline, source, out, index, extras, progress)
     else:
         if overwrite and place.world > 1:
@@ -95,6 +99,8 @@ def encode(
         if overwrite and out.exists():
             clear(out)
         with open_job(out, index, extras, rank=place.rank, world=place.world) as job:
+            if options.compress:
+                tokenizer.entropy.save_beside(out)
             mine = range(place.rank, count_shards(index), place.world)
             report = _to_store(pipeline, source, job, mine, retry_failed, progress)
     report.seconds = time.perf_counter() - start
@@ -116,6 +122,7 @@ def plan(
             model=tokenizer.config.name,
             fingerprint=tokenizer.fingerprint,
             levels=tokenizer.levels,
+            entropy=tokenizer.entropy.stamp if options.compress else "",
         ),
         options=options.resolved(tokenizer),
         columns={f.name: str(f.type) for f in extras.fields},

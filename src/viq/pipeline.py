@@ -45,12 +45,14 @@ class EncodeOptions:
         packed: patches that go through the model in one sequence, for accelerators; 0: image by
             image, so that codes are the same whatever their neighbours.
         shard_size: inputs that make a shard. A run that is killed loses less than one shard.
+        compress: store codes through the tokenizer's entropy model, without loss.
     """
 
     tile: int | None = None
     max_pixels: int | None = None
     packed: int = 0
     shard_size: int = 1000
+    compress: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("tile", 0), ("max_pixels", 1), ("packed", 0), ("shard_size", 1)):

@@ -4,6 +4,7 @@
 codes/
   part-00000.parquet    rows in the order of the inputs (store.rows)
   part-00001.parquet
+  _entropy-*.safetensors  the entropy model, if the codes are compressed
   _failures.jsonl       inputs that gave no codes: key, reason; absent if there are none
   _job.json             what the store is made with: model, options, columns
   _index.json           the same, and every shard with rows, bytes and checksum; written last

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from viq.compress import beside
 from viq.files import write_atomically
 from viq.store.extras import Extras
 from viq.store.folder import INDEX, JOB, LEDGER, Index, Shard, read_index, shard_name
@@ -220,7 +221,8 @@ def open_job(
 def clear(folder: Path) -> None:
     """Remove the store in `folder`, its index first, and nothing else."""
     with locked(folder):
-        for path in [folder / INDEX, *folder.glob("part-*.parquet"), folder / LEDGER, folder / JOB]:
+        shards, models = folder.glob("part-*.parquet"), folder.glob(beside("*"))
+        for path in [folder / INDEX, *shards, folder / LEDGER, *models, folder / JOB]:
             path.unlink(missing_ok=True)
         _remove_leftovers(folder, 0, 1)
 
