@@ -20,6 +20,7 @@ from viq.console import (
     show,
     show_failures,
     show_reconstruction,
+    show_record,
     show_report,
     show_training,
     terminable,
@@ -158,15 +159,25 @@ def encode(
         tile=tile, max_pixels=max_pixels, packed=packed, shard_size=shard_size, compress=compress
     )
     place = place_among(rank, world)
-    source = job.open_inputs(
-        inputs, image_column=image_column, key_column=key_column, split=split, root=root
-    )
-    tokenizer = _load(model, device, dtype, place.local)
+    input_options = {
+        "image_column": image_column, "key_column": key_column, "split": split, "root": root
+    }  # fmt: skip
+    source = job.open_inputs(inputs, **input_options)
+    common = {"retry_failed": retry_failed, "overwrite": overwrite}
     with progress("encoding", len(source), hidden=as_json) as advance, terminable():
-        report = job.encode(
-            tokenizer, source, out, options, workers=workers, retry_failed=retry_failed,
-            place=place, overwrite=overwrite, progress=advance,
-        )  # fmt: skip
+        if engine == "ray":
+            from viq.extras import ray_engine
+
+            report = ray_engine.encode(
+                _load(model, "cpu", dtype), model, inputs, input_options, source, out, options,
+                actors=workers, progress=advance, **common,
+            )  # fmt: skip
+        else:
+            tokenizer = _load(model, device, dtype, place.local)
+            report = job.encode(
+                tokenizer, source, out, options, workers=workers, place=place, progress=advance,
+                **common,
+            )  # fmt: skip
     if report.shrunk and not as_json:
         print(f"{report.shrunk} images had more than {max_pixels:,} pixels and were made smaller")
     show_report(report, as_json)
@@ -338,7 +349,9 @@ def convert(
 @app.command()
 @guarded
 def train(
-    recipe: Annotated[str, typer.Argument(help="tiny, or debug for a few steps.")],
+    recipe: Annotated[
+        str, typer.Argument(help="tiny, debug for a few steps, or entropy for --compress.")
+    ],
     data: Annotated[
         list[Path] | None,
         typer.Option(help="Photos: Parquet files with an image column, or folders."),
@@ -346,6 +359,9 @@ def train(
     out: Annotated[Path, typer.Option("-o", "--out", help="Run folder; resumed if begun.")] = Path(
         "runs/tiny"
     ),
+    model: Annotated[
+        str, typer.Option(help="Of entropy: the tokenizer, a folder that can be written.")
+    ] = "viq-tiny",
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -356,21 +372,26 @@ def train(
     from viq.loading import load
     from viq.recipes import RECIPES
     from viq.train import stages
+    from viq.train.entropy import train_entropy
     from viq.types import ViqError
 
-    if recipe not in RECIPES:
-        raise ViqError(f"no recipe {recipe}: choose one of {', '.join(RECIPES)}")
-    chosen = RECIPES[recipe]()
     if threads:
         torch.set_num_threads(threads)
+    if recipe == "entropy":
+        told = (lambda record: None) if as_json else show_record
+        show(train_entropy(_load(model, "cpu", "float32"), data or [], report=told), as_json)
+        return
+    if recipe not in RECIPES:
+        raise ViqError(f"no recipe {recipe}: choose one of {', '.join(RECIPES)}, entropy")
+    chosen = RECIPES[recipe]()
     photos = Photos(data or [])
     for key, reason in photos.skipped:
         print(f"viq: skipped {key}: {reason}", file=sys.stderr)
     report = (lambda record: None) if as_json else show_training
     # Numbers too small for the normal range make a CPU many times slower and mean nothing here.
     torch.set_flush_denormal(True)
-    model = stages.run(chosen.model, chosen.stages, photos, out, seed=chosen.seed, report=report)
-    model.save_pretrained(out / "model", dtype=torch.float16)
+    trained = stages.run(chosen.model, chosen.stages, photos, out, seed=chosen.seed, report=report)
+    trained.save_pretrained(out / "model", dtype=torch.float16)
     show(
         {
             "model": str(out / "model"),

@@ -146,3 +146,8 @@ def show_training(record: dict[str, Any]) -> None:
         + f"  {record['patches_per_second']:.0f} patches/s",
         flush=True,
     )
+
+
+def show_record(record: dict[str, Any]) -> None:
+    """One line of progress on stderr."""
+    print(*(f"{name} {value}" for name, value in record.items()), sep="  ", file=sys.stderr)

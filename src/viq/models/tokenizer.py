@@ -76,7 +76,7 @@ class VisualTokenizer(nn.Module):
         )
         self.latent_head = LatentHead(c, config.latents) if config.latents else None
         self._fingerprint: str | None = None
-        self._entropy_file: Path | None = None
+        self.entropy_file: Path | None = None  # where it is, or is to be
         self._vae_folder: Path | None = None  # of a converted model: its Qwen-Image VAE
         self._vae: list[Any] = []  # loaded on first use; in a list to stay out of the state dict
 
@@ -205,7 +205,7 @@ class VisualTokenizer(nn.Module):
         weights = {k: v.to(device, dtype or torch.float32) for k, v in weights.items()}
         checkpoint.load_strictly(model, weights, str(folder / checkpoint.WEIGHTS_FILE))
         model._fingerprint = stamp
-        model._entropy_file = folder / ENTROPY_FILE
+        model.entropy_file = folder / ENTROPY_FILE
         if model.latent_head is not None and (folder / "vae" / checkpoint.CONFIG_FILE).is_file():
             model._vae_folder = folder / "vae"
         return model.requires_grad_(False).eval()
@@ -228,8 +228,8 @@ class VisualTokenizer(nn.Module):
         if dtype is None:
             self._fingerprint = stamp  # it may have been trained since it was loaded
         checkpoint.write_weights(folder / checkpoint.WEIGHTS_FILE, weights)
-        if self._entropy_file and self._entropy_file.is_file():
-            entropy = EntropyModel.load(self._entropy_file)
+        if self.entropy_file and self.entropy_file.is_file():
+            entropy = EntropyModel.load(self.entropy_file)
             if entropy.fingerprint == stamp:  # it would be wrong for other weights
                 entropy.save(folder)
         values = {"format": 1, **checkpoint.to_dict(self.config), "fingerprint": stamp}
@@ -251,13 +251,13 @@ class VisualTokenizer(nn.Module):
         Raises:
             ViqError: there is none, or it was fitted to another tokenizer.
         """
-        if self._entropy_file is None:
+        if self.entropy_file is None:
             raise ViqError(f"{self.config.name}: was not loaded from a folder, so has no entropy "
                            "model; save it and run viq train entropy")  # fmt: skip
-        model = EntropyModel.load(self._entropy_file)
+        model = EntropyModel.load(self.entropy_file)
         if model.fingerprint != self.fingerprint:
             raise ViqError(
-                f"{self._entropy_file}: fitted to the tokenizer {model.fingerprint}, but this is "
+                f"{self.entropy_file}: fitted to the tokenizer {model.fingerprint}, but this is "
                 f"{self.fingerprint}: run viq train entropy again"
             )
         return model

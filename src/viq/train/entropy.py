@@ -1,7 +1,9 @@
-"""Fit the entropy model of a tokenizer to codes of photos: `viq train entropy`.
+"""Fit the entropy model of a tokenizer to codes of photos.
 
-The network of `viq.compress` in floats, trained by the bits it spends, then rounded to integers.
-Minutes on one core.
+    viq train entropy --model viq-tiny --data PHOTOS
+
+The network of `viq.compress` in floats, trained by the bits it spends, then rounded to integers:
+a few minutes on one core.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from viq.compress import CAP, EXACT, VALUE_UNIT, WEIGHT_UNIT, EntropyModel, Layout
-from viq.types import Codes, ViqError
+from viq.data.photos import Photos
+from viq.models.tokenizer import VisualTokenizer
+from viq.store.folder import JOB, PARQUET, Store
+from viq.store.rows import CodesReader
+from viq.types import Codes, CodesError, ViqError
+
+_HELD_OUT = 20  # one image in so many is not trained on, and tells what the model is worth
+_REPORT_PHOTOS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +92,42 @@ class EntropyNetwork(nn.Module):
         return result
 
 
+def train_entropy(
+    tokenizer: VisualTokenizer,
+    data: Sequence[Path],
+    *,
+    config: EntropyConfig | None = None,
+    report: Callable[[dict[str, Any]], None] = lambda record: None,
+) -> dict[str, Any]:
+    """Fit the entropy model of a tokenizer and write it into the folder of the tokenizer.
+
+    Args:
+        data: stores or Parquet files of its codes; or photos, as `Photos` takes them.
+        report: called with records of progress.
+
+    Returns:
+        What came out, JSON-able: `bits_per_code` is that of the images that were held out.
+
+    Raises:
+        ViqError: the tokenizer has no folder, or too little data.
+    """
+    if tokenizer.entropy_file is None:
+        raise ViqError(f"{tokenizer.config.name}: has no folder; save it and load it from there")
+    codes, skipped = _codes_of(tokenizer, data, report)
+    kept = [item for i, item in enumerate(codes) if i % _HELD_OUT]
+    held_out = codes[::_HELD_OUT]
+    model = fit_entropy(kept, tokenizer.levels, tokenizer.fingerprint, config, report)
+    path = model.save(tokenizer.entropy_file.parent)
+    return {
+        "entropy_model": str(path),
+        "stamp": model.stamp,
+        "bytes": path.stat().st_size,
+        "images": len(codes),
+        "skipped": skipped,
+        "bits_per_code": round(model.bits(held_out) / sum(c.ids.size for c in held_out), 3),
+    }
+
+
 def fit_entropy(
     codes: Sequence[Codes],
     levels: Sequence[int],
@@ -125,6 +171,33 @@ def fit_entropy(
         if (step + 1) % max(1, config.steps // 20) == 0:
             report({"step": step + 1, "steps": config.steps, "bits_per_code": round(running, 3)})
     return EntropyModel(network.tensors(), levels, fingerprint)
+
+
+def _codes_of(
+    tokenizer: VisualTokenizer, data: Sequence[Path], report: Callable[[dict[str, Any]], None]
+) -> tuple[list[Codes], int]:
+    """Codes of stores and photos, and how many photos could not be read."""
+    codes, pictures = [], []
+    for path in data:
+        if (path / JOB).exists() or _is_codes(path):
+            codes += [item for _, item in Store(path)]
+        else:
+            pictures.append(path)
+    for item in codes[:1]:
+        tokenizer.require(item.fingerprint)
+    photos = Photos(pictures)
+    for i in range(len(photos)):
+        codes += tokenizer.encode(photos[i])
+        if (i + 1) % _REPORT_PHOTOS == 0:
+            report({"encoded": i + 1, "photos": len(photos)})
+    return codes, len(photos.skipped)
+
+
+def _is_codes(path: Path) -> bool:
+    try:
+        return path.suffix == PARQUET and bool(CodesReader(path).info)
+    except CodesError:
+        return False
 
 
 def _schedule(step: int, config: EntropyConfig) -> float:
