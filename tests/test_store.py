@@ -2,7 +2,7 @@
 
 import errno
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,9 +55,7 @@ class Drawn:
 class DrawnSource(Source):
     """Samples of some images each; those at `broken` fail until they are mended."""
 
-    def __init__(
-        self, images: Sequence[int], broken: set[int] = frozenset(), **extras: list
-    ) -> None:
+    def __init__(self, images: Sequence[int], broken: Iterable[int] = (), **extras: list) -> None:
         self.images, self.broken, self.extras = images, set(broken), extras
 
     def __len__(self) -> int:

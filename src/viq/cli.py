@@ -154,6 +154,7 @@ def encode(
     from viq import encode as job
     from viq.pipeline import EncodeOptions
     from viq.ranks import place_among
+    from viq.types import ViqError
 
     options = EncodeOptions(
         tile=tile, max_pixels=max_pixels, packed=packed, shard_size=shard_size, compress=compress
@@ -165,6 +166,8 @@ def encode(
     source = job.open_inputs(inputs, **input_options)
     common = {"retry_failed": retry_failed, "overwrite": overwrite}
     with progress("encoding", len(source), hidden=as_json) as advance, terminable():
+        if engine not in ("local", "ray"):
+            raise ViqError(f"--engine {engine}: give local or ray")
         if engine == "ray":
             from viq.extras import ray_engine
 

@@ -82,8 +82,11 @@ def encode(
             a store begun otherwise or held by another process, a full disk.
     """
     options = options or EncodeOptions()
-    is_store = not out.suffix or out.is_dir()
-    _check_out(out, len(source), is_store, overwrite)
+    is_store = check_out(out, len(source), overwrite)
+    if not is_store and (place.world > 1 or retry_failed):
+        raise ViqError(f"-o {out}: only a folder is shared by ranks or gone on with; give a folder")
+    if overwrite and place.world > 1:
+        raise ViqError("--overwrite: one of several processes cannot; remove the folder first")
     start = time.perf_counter()
     index, extras = plan(tokenizer, source, options)
     pipeline = Pipeline(tokenizer, source, extras, options, workers)
@@ -92,17 +95,17 @@ def encode(
             if out.suffix == SINGLE:
                 raise ViqError(f"-o {out}: is never compressed: write NAME{PARQUET} instead")
             tokenizer.entropy.save_beside(out.parent)
-        report = _to_file(pipeline, source, out, index, extras, progress)
+        report = _to_file(pipeline, out, index, extras, progress)
     else:
-        if overwrite and place.world > 1:
-            raise ViqError("--overwrite: one of several processes cannot; remove the folder first")
         if overwrite and out.exists():
             clear(out)
+        numbers = range(place.rank, count_shards(index), place.world)
         with open_job(out, index, extras, rank=place.rank, world=place.world) as job:
             if options.compress:
                 tokenizer.entropy.save_beside(out)
-            mine = range(place.rank, count_shards(index), place.world)
-            report = _to_store(pipeline, source, job, mine, retry_failed, progress)
+            report = to_store(job, numbers, lambda: encode_shards(
+                pipeline, job, numbers, retry_failed=retry_failed, progress=progress
+            ))  # fmt: skip
     report.seconds = time.perf_counter() - start
     return report
 
@@ -134,7 +137,6 @@ def plan(
 
 def encode_shards(
     pipeline: Pipeline,
-    source: Source,
     job: Job,
     numbers: Sequence[int],
     *,
@@ -155,13 +157,13 @@ def encode_shards(
     counts = Counts()
 
     def tasks() -> Iterator[Task]:
-        for place, key in enumerate(source.keys()):
-            number = job.shard_of(place)
+        for number in numbers:
             wanted = todo.get(number, ())
-            if wanted is None or place in wanted:
-                yield Task(number, place, key)
-            elif number in numbers:
-                progress()
+            for place in range(*job.inputs_of(number)):
+                if wanted is None or place in wanted:
+                    yield Task(number, place)
+                else:
+                    progress()
 
     def counted(encoded: Iterable[Encoded]) -> Iterator[Encoded]:
         for item in encoded:
@@ -177,23 +179,15 @@ def encode_shards(
     return counts
 
 
-def _to_store(
-    pipeline: Pipeline,
-    source: Source,
-    job: Job,
-    numbers: Sequence[int],
-    retry_failed: bool,
-    progress: Progress,
-) -> Report:
+def to_store(job: Job, numbers: Sequence[int], work: Callable[[], Counts]) -> Report:
+    """Let `work` write the shards `numbers`, and finish the store if no others are missing."""
     total = count_shards(job.index)
 
     def saved() -> str:
         return f"{len(job.whole)} of {total} shards are whole: run the same command again to go on"
 
     with _stops_named(job.folder, saved):
-        counts = encode_shards(
-            pipeline, source, job, numbers, retry_failed=retry_failed, progress=progress
-        )
+        counts = work()
         index, missing = job.finish()
     failures = [failure for n in numbers for failure in job.whole[n].failures]
     return Report(
@@ -205,11 +199,11 @@ def _to_store(
 
 
 def _to_file(
-    pipeline: Pipeline, source: Source, out: Path, index: Index, extras: Extras, progress: Progress
+    pipeline: Pipeline, out: Path, index: Index, extras: Extras, progress: Progress
 ) -> Report:
     """Encode into one file. If every input fails, no file of codes is written."""
     report, failures = Report(), list[Failure]()
-    tasks = (Task(0, place, key) for place, key in enumerate(source.keys()))
+    tasks = (Task(0, place) for place in range(index.inputs))
 
     def counted(encoded: Iterable[Encoded]) -> Iterator[Encoded]:
         for item in encoded:
@@ -248,7 +242,7 @@ def _write_single(out: Path, item: Encoded) -> None:
     codes = [row.codes for row in item.rows if row.codes is not None]
     if not item.reason and len(codes) != 1:
         raise ViqError(
-            f"-o {out}: holds one image, but {item.task.key} has {len(codes)}: write NAME"
+            f"-o {out}: holds one image, but {item.key} has {len(codes)}: write NAME"
             f"{PARQUET} instead"
         )
     for image in codes:
@@ -268,7 +262,9 @@ def _stops_named(out: Path, saved: Callable[[], str]) -> Iterator[None]:
         raise ViqError(f"-o {out}: the disk is full; {saved()}") from None
 
 
-def _check_out(out: Path, count: int, is_store: bool, overwrite: bool) -> None:
+def check_out(out: Path, count: int, overwrite: bool) -> bool:
+    """Whether `out` is to be a store. Raises ViqError if it cannot be written."""
+    is_store = not out.suffix or out.is_dir()
     if not is_store and out.suffix not in (PARQUET, SINGLE):
         raise ViqError(
             f"-o {out}: give NAME{PARQUET}, NAME{SINGLE} for a single image, or a folder"
@@ -285,6 +281,7 @@ def _check_out(out: Path, count: int, is_store: bool, overwrite: bool) -> None:
         raise ViqError(
             f"-o {out}: cannot be written ({error.strerror}); choose another place"
         ) from None
+    return is_store
 
 
 def _fill(shard: ShardWriter, encoded: Iterable[Encoded]) -> None:
@@ -298,7 +295,7 @@ def _fill(shard: ShardWriter, encoded: Iterable[Encoded]) -> None:
 def _kept(job: Job, number: int) -> Iterator[Encoded]:
     """What a shard holds already, as if it had just been encoded."""
     for place, rows in job.kept(number):
-        yield Encoded(Task(number, place, rows[0].key), rows)
+        yield Encoded(Task(number, place), rows[0].key, rows)
 
 
 def _count(counts: Counts, item: Encoded) -> None:
@@ -309,4 +306,4 @@ def _count(counts: Counts, item: Encoded) -> None:
 
 
 def _failure(item: Encoded) -> Failure:
-    return Failure(item.task.input, item.task.key, item.reason)
+    return Failure(item.task.input, item.key, item.reason)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,7 +26,7 @@ from viq.image import limit_pixels
 from viq.models.tokenizer import VisualTokenizer
 from viq.store.extras import Extras
 from viq.store.rows import CodeRow
-from viq.types import ViqError, grid_of
+from viq.types import Codes, ViqError, grid_of
 
 _AHEAD = 3  # inputs in work or waiting to be written, for each thread
 _SMALL = 256  # patches; packs of images smaller than this may run dry
@@ -74,11 +74,10 @@ class EncodeOptions:
 
 @dataclass(frozen=True)
 class Task:
-    """One input to encode: the shard it belongs to, its number and its key."""
+    """One input to encode: its number, and that of the shard it belongs to."""
 
     shard: int
     input: int
-    key: str
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,7 @@ class Encoded:
     """What became of an input: rows, or the reason why there are none."""
 
     task: Task
+    key: str
     rows: list[CodeRow]
     shrunk: int = 0  # images made smaller
     reason: str = ""
@@ -94,8 +94,9 @@ class Encoded:
 @dataclass(frozen=True)
 class _Loaded:
     task: Task
+    key: str
     images: list[Image.Image]
-    extras: dict[str, Any]
+    extras: Mapping[str, Any]
     shrunk: int = 0
     reason: str = ""
 
@@ -144,16 +145,18 @@ class Pipeline:
         return self._encode([self._load(task)])[0]
 
     def _load(self, task: Task) -> _Loaded:
-        limit = self._options.max_pixels
+        limit, key = self._options.max_pixels, None
         try:
             row = self._source[task.input]
+            key = row.key
             opened = [row.open(place) for place in range(len(row.images))]
             images = [limit_pixels(image, limit) for image in opened]
             extras = self._extras.pack(row.extras)
         except ViqError as error:
-            return _Loaded(task, [], {}, reason=str(error))
+            key = self._source.key(task.input) if key is None else key
+            return _Loaded(task, _printable(key), [], {}, reason=str(error))
         shrunk = sum(small is not image for small, image in zip(images, opened, strict=True))
-        return _Loaded(task, images, extras, shrunk)
+        return _Loaded(task, _printable(key), images, extras, shrunk)
 
     def _packs(self, loaded: Iterable[_Loaded]) -> Iterator[list[_Loaded]]:
         """Inputs whose patches fit the budget, or one that does not; never of two shards.
@@ -176,19 +179,29 @@ class Pipeline:
         packed = self._options.packed > 0
         codes = iter(self._tokenizer.encode(images, tile=self._options.tile, packed=packed))
         return [
-            Encoded(item.task, _rows(item, list(islice(codes, len(item.images)))), item.shrunk,
-                    item.reason)
+            Encoded(
+                item.task,
+                item.key,
+                _rows(item, list(islice(codes, len(item.images)))),
+                item.shrunk,
+                item.reason,
+            )
             for item in pack
-        ]  # fmt: skip
+        ]
 
 
-def _rows(item: _Loaded, codes: list[Any]) -> list[CodeRow]:
+def _rows(item: _Loaded, codes: list[Codes]) -> list[CodeRow]:
     if item.reason:
         return []
     return [
-        CodeRow(item.task.key, image_codes, place, item.extras)
+        CodeRow(item.key, image_codes, place, item.extras)
         for place, image_codes in enumerate(codes or [None])
     ]
+
+
+def _printable(key: str) -> str:
+    """A key that can be written: names of files may hold bytes that are no text."""
+    return key.encode(errors="backslashreplace").decode()
 
 
 def _in_order(

@@ -61,6 +61,11 @@ class Counts:
         self.codes += codes.ids.size
         self.tiled += codes.tile > 0
 
+    def add(self, others: Counts) -> None:
+        """Count what others counted."""
+        for name in ("images", "pixels", "codes", "shrunk", "tiled"):
+            setattr(self, name, getattr(self, name) + getattr(others, name))
+
 
 @dataclass(kw_only=True)
 class Facts(Counts):
@@ -215,7 +220,10 @@ def open_job(
             write_atomically(begun, wanted.to_json())
         job = Job(folder, wanted, extras)
         job.look(range(count_shards(wanted)))
-        yield job
+        try:
+            yield job
+        finally:
+            _remove_leftovers(folder, rank, world)  # of helpers that were killed
 
 
 def clear(folder: Path) -> None:
