@@ -151,7 +151,12 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return None if value is None else _value(hint, value, where)
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return from_dict(typing.cast(type, hint), value, where)
-    return tuple(value) if isinstance(value, list) else value
+    inner = typing.get_args(hint)
+    if isinstance(value, list):
+        return tuple(_value(inner[0], item, where) if inner else item for item in value)
+    if isinstance(value, dict) and inner and inner[0] is int:  # JSON has no numbers as names
+        return {int(name): _value(inner[1], item, where) for name, item in value.items()}
+    return value
 
 
 def _names(what: str, names: Iterable[str], limit: int = 6) -> list[str]:

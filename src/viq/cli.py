@@ -22,7 +22,7 @@ from viq.console import (
     show_reconstruction,
     show_record,
     show_report,
-    show_training,
+    show_understanding,
     terminable,
 )
 
@@ -294,6 +294,54 @@ def tiles(
     show(result, as_json)
 
 
+@eval_app.command()
+@guarded
+def understanding(
+    models: Annotated[list[str], typer.Argument(help="Models whose codes are examined.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Pictures with questions or labels, beside drawn ones; again for more."),
+    ] = None,
+    where: Annotated[list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE.")] = None,
+    continuous: Annotated[
+        list[str] | None, typer.Option(help="Examine this model's features before quantization.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Language models trained a model.")] = 3,
+    steps: Annotated[int, typer.Option(help="Training steps of each.")] = 600,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write JSON here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a small language model on frozen codes and ask it about held-out pictures."""
+    import torch
+
+    from viq.data.corpora import open_corpora
+    from viq.eval.understanding import UnderstandingConfig, compare, make_exam
+    from viq.files import write_atomically
+
+    if threads:
+        torch.set_num_threads(threads)
+    conditions = _conditions(where)
+    corpora = [open_corpora(data or [], split, where=conditions) for split in ("train", "held-out")]
+    held_out = {corpus.name: corpus for corpus in corpora[1]}
+    rows = [(c, held_out[c.name]) for c in corpora[0] if c.name in held_out]
+    config = UnderstandingConfig(seeds=seeds, steps=steps)
+    exam = make_exam(rows, config)
+    named = [(name, "codes") for name in models] + [(n, "continuous") for n in continuous or []]
+    candidates = [(f"{name} ({kind})", _load(name, "cpu", "float32"), kind) for name, kind in named]
+
+    def keep(result: dict[str, Any]) -> None:
+        if out is not None:
+            write_atomically(out, (json.dumps(result, indent=1) + "\n").encode())
+
+    with progress("examining", len(named) * seeds * steps, hidden=as_json) as advance:
+        result = compare(exam, candidates, config, progress=lambda step: advance(), done=keep)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        show_understanding(result)
+
+
 @bench_app.command("encode")
 @guarded
 def bench_encode(
@@ -353,11 +401,17 @@ def convert(
 @guarded
 def train(
     recipe: Annotated[
-        str, typer.Argument(help="tiny, debug for a few steps, or entropy for --compress.")
+        str,
+        typer.Argument(
+            help="tiny, so400m, g, debug, a recipe file.json, or entropy for encode --compress."
+        ),
     ],
     data: Annotated[
-        list[Path] | None,
-        typer.Option(help="Photos: Parquet files with an image column, or folders."),
+        list[str] | None,
+        typer.Option(
+            help="Pictures with captions, questions or labels: JSON, JSONL, Parquet, WebDataset, "
+            "a folder, hf:OWNER/NAME. Again for more. Drawn pictures are always there."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Run folder; resumed if begun.")] = Path(
         "runs/tiny"
@@ -365,45 +419,92 @@ def train(
     model: Annotated[
         str, typer.Option(help="Of entropy: the tokenizer, a folder that can be written.")
     ] = "viq-tiny",
+    where: Annotated[
+        list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE, as for a licence.")
+    ] = None,
+    start: Annotated[str | None, typer.Option(help="SigLIP2 the encoder begins from.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="SigLIP2 that is distilled.")] = None,
+    language: Annotated[str | None, typer.Option(help="Causal language model.")] = None,
+    vae: Annotated[str | None, typer.Option(help="Folder of the Qwen-Image VAE.")] = None,
+    alignment: Annotated[str | None, typer.Option(help="DINOv2 for the decoder stage.")] = None,
+    scale: Annotated[float, typer.Option(help="Times the steps of every stage.")] = 1.0,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    workers: Annotated[int, typer.Option(help="Threads that make samples.")] = 1,
+    tensorboard: Annotated[bool, typer.Option(help="Also log for TensorBoard.")] = False,
+    show_recipe: Annotated[
+        bool, typer.Option("--print", help="Print the recipe as JSON and stop.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a tokenizer through the stages of a recipe. Run again to resume."""
+    if recipe == "entropy":
+        import torch
+
+        from viq.train.entropy import train_entropy
+
+        if threads:
+            torch.set_num_threads(threads)
+        told = (lambda record: None) if as_json else show_record
+        codes_of = [Path(place) for place in data or []]
+        show(train_entropy(_load(model, "cpu", "float32"), codes_of, report=told), as_json)
+        return
+    from viq.checkpoint import to_dict
+    from viq.recipes import find_recipe, scaled, with_places
+
+    places = {"start": start, "teacher": teacher, "vae": vae, "alignment": alignment}
+    chosen = with_places(find_recipe(recipe), {**places, "language": language})
+    chosen = scaled(chosen, scale) if scale != 1 else chosen
+    if show_recipe:
+        print(json.dumps(to_dict(chosen), indent=2))
+        return
     import torch
 
-    from viq.data.photos import Photos
-    from viq.loading import load
-    from viq.recipes import RECIPES
-    from viq.train import stages
-    from viq.train.entropy import train_entropy
-    from viq.types import ViqError
+    from viq.data.corpora import open_corpora
+    from viq.train.stages import Run, TrainingData
 
     if threads:
         torch.set_num_threads(threads)
-    if recipe == "entropy":
-        told = (lambda record: None) if as_json else show_record
-        show(train_entropy(_load(model, "cpu", "float32"), data or [], report=told), as_json)
-        return
-    if recipe not in RECIPES:
-        raise ViqError(f"no recipe {recipe}: choose one of {', '.join(RECIPES)}, entropy")
-    chosen = RECIPES[recipe]()
-    photos = Photos(data or [])
-    for key, reason in photos.skipped:
-        print(f"viq: skipped {key}: {reason}", file=sys.stderr)
-    report = (lambda record: None) if as_json else show_training
     # Numbers too small for the normal range make a CPU many times slower and mean nothing here.
     torch.set_flush_denormal(True)
-    trained = stages.run(chosen.model, chosen.stages, photos, out, seed=chosen.seed, report=report)
+    material = TrainingData.of(open_corpora(data or [], "train", where=_conditions(where)))
+    run = Run(chosen, material, out, hidden=as_json, tensorboard=tensorboard, threads=workers)
+    trained = run.train()
+    if trained is None or not run.accelerator.is_main_process:
+        return
     trained.save_pretrained(out / "model", dtype=torch.float16)
     show(
         {
             "model": str(out / "model"),
-            "photos": len(photos),
-            "skipped": len(photos.skipped),
-            "fingerprint": load(out / "model").fingerprint,
+            "rows": {corpus.name: corpus.length for corpus in material.rows},
+            "photos": len(material.photos),
+            "report": f"viq report {out}",
         },
         as_json,
     )
+
+
+def _conditions(where: list[str] | None) -> dict[str, str] | None:
+    from viq.types import ViqError
+
+    for condition in where or []:
+        if "=" not in condition:
+            raise ViqError(f"--where {condition}: give COLUMN=VALUE")
+    return dict(condition.split("=", 1) for condition in where or []) or None
+
+
+@app.command()
+@guarded
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder that viq train wrote.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="NAME.html or NAME.png; default in the run.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Curves, code use and pictures of a training run in one file."""
+    from viq.train.report import make_report
+
+    show(make_report(run, out or run / "report.html"), as_json)
 
 
 @app.command()

@@ -138,16 +138,29 @@ def show_reconstruction(result: dict[str, Any]) -> None:
               f"{use['perplexity']:,.0f}, {use['entropy_bits']:.2f} bits a code")  # fmt: skip
 
 
-def show_training(record: dict[str, Any]) -> None:
-    print(
-        f"{record['stage']} {record['step']}/{record['steps']}"
-        f"  loss {record['loss']:.4f}  PSNR {record['psnr']:.2f} dB"
-        + (f"  perplexity {record['code_perplexity']:.0f}" if "code_perplexity" in record else "")
-        + f"  {record['patches_per_second']:.0f} patches/s",
-        flush=True,
-    )
-
-
 def show_record(record: dict[str, Any]) -> None:
     """One line of progress on stderr."""
     print(*(f"{name} {value}" for name, value in record.items()), sep="  ", file=sys.stderr)
+
+
+def show_understanding(result: dict[str, Any]) -> None:
+    """Accuracy of answers by source of the pictures, then of linear probes, in percent."""
+    questions = result["questions"]
+    groups = ["all", *sorted(name for name in questions if name != "all")]
+    print("Right answers, %, mean over seeds and half-width of the 95% interval")
+    print(f"{'':<44}", *(f"{name[:17]:>18}" for name in groups), sep="")
+    print(f"{'questions':<44}", *(f"{questions[name]:>18,}" for name in groups), sep="")
+    for name, found in result["candidates"].items():
+        cells = [found["answers"][group] for group in groups]
+        print(f"{name[-43:]:<44}",
+              *(f"{cell['mean']:>10.1f} ± {cell['half_width']:<5.1f}" for cell in cells),
+              sep="")  # fmt: skip
+    probes = sorted({name for found in result["candidates"].values() for name in found["probes"]})
+    print("\nLinear probes of the mean feature, %")
+    for probe in probes:
+        cells = {n: f["probes"][probe] for n, f in result["candidates"].items()}
+        first = next(iter(cells.values()))
+        print(f"{probe} ({first['classes']} answers, {first['pictures']} pictures, "
+              f"most frequent {first['chance']:.1f})")  # fmt: skip
+        for name, cell in cells.items():
+            print(f"  {name[-43:]:<44}{cell['accuracy']:>6.1f}")

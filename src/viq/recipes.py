@@ -1,19 +1,34 @@
-"""Complete configurations: the shapes of the models, and how the bundled one is trained.
+"""Complete configurations: the shapes of the models, and how they are trained.
 
-`tiny` is the bundled model: from scratch on two CPU cores. `so400m` and `g` are the shapes of
-the paper; their weights come from `viq convert`.
+`tiny` is the bundled model: from scratch on two CPU cores. `so400m` and `g` are the paper's, from
+SigLIP2 and Qwen2.5, with the paper's stages; their weights can also come from `viq convert`. Every
+recipe is plain data: `viq train NAME --print` shows it as JSON, `viq train FILE.json` runs it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+from viq.checkpoint import from_dict
+from viq.data.batches import DataConfig
+from viq.data.chat import ChatConfig
 from viq.data.crops import CropConfig
 from viq.models.decoder import DecoderConfig
+from viq.models.discriminator import DiscriminatorConfig
 from viq.models.encoder import EncoderConfig
-from viq.models.quantizer import QuantizerConfig
+from viq.models.language import AdapterConfig, LanguageConfig
+from viq.models.latents import LatentConfig
+from viq.models.quantizer import Limit, QuantizerConfig
 from viq.models.tokenizer import TokenizerConfig
-from viq.train.loop import StageConfig
+from viq.models.tower import TowerConfig
+from viq.train.loop import LoopConfig
+from viq.train.optim import OptimConfig
+from viq.train.stages import Recipe, StageConfig
+from viq.types import ViqError
 
 
 def tiny() -> TokenizerConfig:
@@ -59,37 +74,117 @@ def g() -> TokenizerConfig:
 
 MODELS = {"tiny": tiny, "so400m": so400m, "g": g}
 
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How a tokenizer is trained: a model and its stages, each starting from the one before."""
-
-    model: TokenizerConfig
-    stages: tuple[StageConfig, ...]  # the name of a stage is the bottleneck it trains
-    seed: int = 0
+_DRAWN = {"scene": 4.0, "word": 2.0, "chart": 1.0, "text": 1.0}
+_CROPS = CropConfig(
+    sides={3: 0.03, 8: 0.27, 12: 0.23, 16: 0.2, 24: 0.13, 32: 0.08, 44: 0.045, 64: 0.015},
+    patches_per_group=256,
+    patches_per_step=1024,
+)
 
 
 def train_tiny() -> Recipe:
-    """The bundled model: `viq train tiny --data PHOTOS --out RUN`.
+    """The bundled model: `viq train tiny --data PHOTOS --data PAIRS --out RUN`, about two hours.
 
-    Stage 2-1 learns to see and to draw through the wide proximal bottleneck, on small crops;
-    stage 2-2 replaces the bottleneck by FSQ and meets every size up to that of a tile.
+    The stages of the paper at a thousandth of its size, all from scratch: a teacher, text
+    alignment at growing resolution, the proximal bottleneck, FSQ, and the decoder. Rates are those
+    of training from scratch, twenty times the paper's; the loss on pixels stands for the paper's
+    on VAE latents.
     """
-    small = CropConfig(sides={4: 0.1, 8: 1, 12: 1, 16: 0.6, 24: 0.3})
-    every = CropConfig(
-        sides={3: 0.03, 8: 0.27, 12: 0.23, 16: 0.2, 24: 0.13, 32: 0.08, 44: 0.045, 64: 0.015}
+    scratch = OptimConfig(
+        learning_rate=1e-3, weight_decay=0.02, betas=(0.9, 0.99), warmup_share=0.05
     )
+    chat = ChatConfig(system="", max_length=768)
+    talk = DataConfig(
+        max_side=128, tokens=1024, patches=1536, chat=chat, drawn=_DRAWN, drawn_share=0.5
+    )
+    both = replace(talk, max_side=192, tokens=640, patches=1024, crops=_CROPS)
+    align = {"text": 1.0, "distill": 1.0}
+    whole = {**align, "reconstruction": 2.0}
     return Recipe(
+        name="tiny",
         model=tiny(),
+        language=LanguageConfig(),
+        tower=TowerConfig(
+            name="tiny-teacher",
+            side=96,
+            encoder=EncoderConfig(width=192, depth=4, heads=3, mlp_width=768, position_grid=6),
+        ),
         stages=(
-            StageConfig(name="proximal", steps=400, crops=small, learning_rate=1e-3),
-            StageConfig(name="fsq", steps=1700, crops=every, learning_rate=2e-4, decay_share=0.647),
+            StageConfig(
+                name="0-teacher",
+                kind="tower",
+                parts=(),
+                data=replace(talk, patches=4096, drawn_share=0.4, drawn_sides=(96, 160)),
+                loop=LoopConfig(steps=600, losses={"contrast": 1.0}, optim=scratch),
+            ),
+            StageConfig(
+                name="1a-align",
+                bottleneck="none",
+                parts=("encoder", "pool", "reader"),
+                data=talk,
+                loop=LoopConfig(steps=1200, losses=align, optim=replace(scratch, final_share=1.0)),
+            ),
+            StageConfig(
+                name="1b-align",
+                bottleneck="none",
+                parts=("encoder", "pool", "reader"),
+                data=replace(talk, max_side=224, patches=2048),
+                loop=LoopConfig(
+                    steps=400,
+                    losses=align,
+                    optim=replace(scratch, warmup_share=0.0, final_share=0.5),
+                ),
+            ),
+            StageConfig(
+                name="2-1-proximal",
+                bottleneck="proximal",
+                new=("quantizer", "decoder"),
+                data=both,
+                loop=LoopConfig(
+                    steps=700,
+                    losses=whole,
+                    optim=replace(
+                        scratch, learning_rate=5e-4, new_learning_rate=1e-3, final_share=0.4
+                    ),
+                ),
+            ),
+            StageConfig(
+                name="2-2-fsq",
+                bottleneck="fsq",
+                data=both,
+                loop=LoopConfig(
+                    steps=2200,
+                    losses=whole,
+                    optim=replace(scratch, learning_rate=4e-4, final_share=0.0),
+                    average=0.99,
+                ),
+            ),
+            StageConfig(
+                name="3-decoder",
+                kind="decoder",
+                parts=("decoder",),
+                perceptual="teacher",
+                discriminator=DiscriminatorConfig(),
+                data=DataConfig(crops=replace(_CROPS, patches_per_step=2048)),
+                loop=LoopConfig(
+                    steps=700,
+                    losses={
+                        "mse": 1.0,
+                        "perceptual": 0.02,
+                        "features": 0.02,
+                        "adversarial": 0.001,
+                        "discriminator": 1.0,
+                    },
+                    optim=replace(scratch, learning_rate=6e-4, final_share=0.0),
+                    average=0.99,
+                ),
+            ),
         ),
     )
 
 
 def train_debug() -> Recipe:
-    """The same path in seconds, for tests: a smaller model, a few steps."""
+    """All stages in seconds, for tests and first steps: a smaller model, a few steps each."""
     recipe = train_tiny()
     model = replace(
         recipe.model,
@@ -99,12 +194,236 @@ def train_debug() -> Recipe:
         decoder=DecoderConfig(width=32, depth=1),
     )
     crops = CropConfig(sides={3: 1, 6: 1}, patches_per_group=32, patches_per_step=64)
-    common = {"steps": 6, "crops": crops, "log_every": 2, "save_every": 3, "warmup_steps": 2}
+
+    def short(stage: StageConfig) -> StageConfig:
+        data = replace(
+            stage.data,
+            lanes=2,
+            tokens=256,
+            patches=128,
+            drawn={"scene": 1.0},
+            drawn_sides=(48, 64),
+            crops=stage.data.crops and crops,
+        )
+        loop = replace(stage.loop, steps=6, log_every=1, look_every=3, save_every=3)
+        judge = stage.discriminator and DiscriminatorConfig(width=8, depth=1)
+        return replace(stage, data=data, loop=loop, discriminator=judge)
+
+    assert recipe.tower is not None
     return replace(
         recipe,
+        name="debug",
         model=model,
-        stages=(StageConfig(name="proximal", **common), StageConfig(name="fsq", **common)),
+        language=LanguageConfig(width=32, depth=1, heads=2, mlp_width=64, vocabulary=400),
+        tower=replace(recipe.tower, side=32, encoder=replace(model.encoder, position_grid=2)),
+        stages=tuple(short(stage) for stage in recipe.stages),
     )
 
 
-RECIPES = {"tiny": train_tiny, "debug": train_debug}
+def ablation(
+    *,
+    text: bool = True,
+    distill: bool = True,
+    proximal: bool = True,
+    limit: Limit = "linf",
+    rope: bool = True,
+) -> Recipe:
+    """`tiny` in short, with one choice of the paper taken back: what docs/training.md compares.
+
+    Every variant sees as many pictures in as many steps. Without a text loss, stage 1 has nothing
+    to learn from, so its steps go to reconstruction; without the proximal stage, its steps go to
+    FSQ. Give all of them the same teacher (`--teacher`).
+    """
+    recipe = train_tiny()
+    by_name = {stage.name: stage for stage in recipe.stages}
+    # About 960 patches a step for every variant: conversations bring some 320 of them.
+    crops = replace(_CROPS, patches_per_step=640 if text else 960)
+    losses = {"text": 1.0, "distill": 1.0, "reconstruction": 2.0}
+    kept = {
+        name: weight
+        for name, weight in losses.items()
+        if (text or name == "reconstruction") and (distill or name != "distill")
+    }
+
+    def stage(name: str, steps: int, **changes: Any) -> StageConfig:
+        found = by_name[name]
+        data = replace(found.data, max_side=128, crops=None if name == "1a-align" else crops)
+        loop = replace(
+            found.loop,
+            steps=steps,
+            losses={k: v for k, v in kept.items() if k in found.loop.losses},
+            save_every=100,
+        )
+        return replace(found, data=data, loop=loop, **changes)
+
+    first, second, third = 400, 150, 300
+    stages = [stage("1a-align", first)] if text else []
+    if proximal:
+        stages.append(stage("2-1-proximal", second if text else first + second))
+    stages.append(stage("2-2-fsq", third if proximal else second + third))
+    quantizer = replace(
+        recipe.model.quantizer,
+        proximal_limit=limit,
+        rope_angle_dtype="float32" if rope else "none",
+    )
+    return replace(
+        recipe,
+        name="ablation",
+        model=replace(recipe.model, quantizer=quantizer),
+        stages=tuple(stages),
+        tower=None,
+    )
+
+
+def train_g() -> Recipe:
+    """The paper's recipe: `viq train g --start SIGLIP2 --teacher SIGLIP2 --vae VAE --data ...`.
+
+    Steps follow from the paper's tokens (3B, 3B, 1B, 30B) at 64 micro-batches of 4,096. Stage 1's
+    rate is printed there as "2e-5 to 5e-5"; it is read as a fall to a tenth. The released recipe
+    differs: one stage, 1e-4 for everything, 16k codes.
+    """
+    model = replace(g(), latents=LatentConfig())
+    rates = OptimConfig(learning_rate=5e-5)
+    data = DataConfig(lanes=64, max_side=768, tokens=4096, patches=16384, drawn=_DRAWN,
+                      drawn_share=0.1, drawn_sides=(128, 768))  # fmt: skip
+    align = {"text": 1.0, "distill": 10.0}  # of the released code; the paper's are unpublished
+    whole = {**align, "latents": 1.0}
+    loop = LoopConfig(steps=11_444, losses=align, optim=rates, save_every=500, look_every=500)
+    parts = ("encoder", "pool", "reader")
+    everything = ("encoder", "quantizer", "pool", "latent_head", "reader")
+    return Recipe(
+        name="g",
+        model=model,
+        language=LanguageConfig(
+            name="Qwen/Qwen2.5-0.5B", adapter=AdapterConfig(), gradient_checkpointing=True
+        ),
+        stages=(
+            StageConfig(
+                name="1a-align",
+                bottleneck="none",
+                parts=parts,
+                new=("reader",),
+                data=replace(data, max_side=384, merge=4),
+                loop=loop,
+                gradient_checkpointing=True,
+            ),
+            StageConfig(
+                name="1b-align",
+                bottleneck="none",
+                parts=parts,
+                data=data,
+                loop=loop,
+                gradient_checkpointing=True,
+            ),
+            StageConfig(
+                name="2-1-proximal",
+                bottleneck="proximal",
+                parts=everything,
+                new=("quantizer", "latent_head"),
+                data=data,
+                loop=replace(
+                    loop,
+                    steps=3_815,
+                    losses=whole,
+                    optim=replace(rates, new_learning_rate=1e-4),
+                ),
+                gradient_checkpointing=True,
+            ),
+            StageConfig(
+                name="2-2-fsq",
+                bottleneck="fsq",
+                parts=everything,
+                data=data,
+                loop=replace(
+                    loop, steps=114_441, losses=whole, optim=replace(rates, schedule="constant")
+                ),
+                gradient_checkpointing=True,
+            ),
+            StageConfig(
+                name="3-decoder",
+                kind="decoder",
+                parts=("decoder",),
+                perceptual="lpips",
+                discriminator=DiscriminatorConfig(width=512, depth=4),
+                data=replace(
+                    data, drawn={}, max_side=256, crops=replace(_CROPS, patches_per_step=16384)
+                ),
+                loop=LoopConfig(
+                    steps=50_000,
+                    losses={
+                        "mse": 1.0,
+                        "perceptual": 1.0,
+                        "features": 1.5,
+                        "adversarial": 0.1,
+                        "discriminator": 1.0,
+                    },
+                    optim=OptimConfig(learning_rate=6e-4, schedule="constant", warmup_share=0.1),
+                    average=0.999,
+                    save_every=500,
+                    look_every=500,
+                ),
+            ),
+        ),
+    )
+
+
+def train_so400m() -> Recipe:
+    """The same stages from the smaller SigLIP2 tower."""
+    return replace(train_g(), name="so400m", model=replace(so400m(), latents=LatentConfig()))
+
+
+RECIPES: Mapping[str, Callable[[], Recipe]] = {
+    "tiny": train_tiny,
+    "debug": train_debug,
+    "ablation-full": ablation,
+    "ablation-reconstruction": lambda: ablation(text=False, distill=False),
+    "ablation-no-distill": lambda: ablation(distill=False),
+    "ablation-straight-to-fsq": lambda: ablation(proximal=False),
+    "ablation-l2": lambda: ablation(limit="l2"),
+    "ablation-no-rope": lambda: ablation(rope=False),
+    "so400m": train_so400m,
+    "g": train_g,
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """A recipe by name, or from a JSON file.
+
+    Raises:
+        ViqError: no such recipe, or a file that is none.
+    """
+    if name in RECIPES:
+        return RECIPES[name]()
+    path = Path(name)
+    if path.suffix != ".json":
+        raise ViqError(
+            f"no recipe {name}: choose one of {', '.join(RECIPES)}, or give a FILE.json made from "
+            "viq train NAME --print"
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ViqError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise ViqError(f"{path}: not JSON ({error})") from None
+    return from_dict(Recipe, values, str(path))
+
+
+def scaled(recipe: Recipe, factor: float) -> Recipe:
+    """The same recipe with so many times the steps in every stage."""
+
+    def longer(stage: StageConfig) -> StageConfig:
+        steps = max(1, round(stage.loop.steps * factor))
+        return replace(stage, loop=replace(stage.loop, steps=steps))
+
+    return replace(recipe, stages=tuple(longer(stage) for stage in recipe.stages))
+
+
+def with_places(recipe: Recipe, places: Mapping[str, Any]) -> Recipe:
+    """The recipe with folders and names filled in, where given: start, teacher, vae, alignment,
+    language."""
+    given = {name: value for name, value in places.items() if value is not None}
+    language = given.pop("language", None)
+    if language is not None and recipe.language is not None:
+        recipe = replace(recipe, language=replace(recipe.language, name=language))
+    return replace(recipe, **given)

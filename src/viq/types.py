@@ -14,6 +14,9 @@ import numpy as np
 PATCH_SIZE = 16  # px; the only patch size of published models
 CODES_PER_PATCH = 4  # the four slots of one patch (docs/model.md, quantizer step 3)
 
+IMAGE_TOKEN = -200  # stands in text ids where a visual vector goes, as in the official code
+IGNORE = -100  # label of a token that is not scored; PyTorch's default ignore_index
+
 Grid = tuple[int, int]  # (rows, columns) of patches
 Size = tuple[int, int]  # (height, width) in px
 
@@ -35,6 +38,14 @@ def grid_of(size: Size, patch_size: int = PATCH_SIZE) -> Grid:
     """Patches (rows, columns) that cover an image of `size` (height, width) px."""
     height, width = size
     return -(-height // patch_size), -(-width // patch_size)
+
+
+def language_tokens(grid: Grid, merge: int = 2) -> int:
+    """Tokens that an image takes in a language model: its windows of merge x merge patches (those
+    at the border may be smaller), a mark after each row of them, one at the begin, one at the end.
+    """
+    rows, cols = -(-grid[0] // merge), -(-grid[1] // merge)
+    return rows * cols + rows + 2
 
 
 @dataclass(frozen=True, eq=False)

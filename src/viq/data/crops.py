@@ -51,6 +51,7 @@ class CropBatch:
 
     batch: PatchBatch
     mask_TD: Tensor  # 1 where a value belongs to an image, 0 in the padding
+    sizes: tuple[Size, ...]  # (height, width) of each image, px
 
 
 def batches(photos: Pictures, config: CropConfig, seed: int, steps: range) -> Iterator[CropBatch]:
@@ -66,7 +67,7 @@ def batches(photos: Pictures, config: CropConfig, seed: int, steps: range) -> It
 def make_batch(photos: Pictures, config: CropConfig, seed: int, step: int) -> CropBatch:
     """The batch of one step: always the same for the same arguments."""
     rng = np.random.default_rng([seed, step])
-    patches, masks, grids = [], [], []
+    patches, masks, sizes = [], [], []
     while sum(map(len, masks)) < config.patches_per_step:
         size = _size(config, rng)
         grid = grid_of(size)
@@ -75,10 +76,11 @@ def make_batch(photos: Pictures, config: CropConfig, seed: int, step: int) -> Cr
         pixels = normalize(np.stack([np.asarray(image) for image in images]))
         patches.append(patchify(pixels).flatten(0, 1))
         masks.append(patchify(torch.ones_like(pixels)).flatten(0, 1))
-        grids += [grid] * count
+        sizes += [size] * count
     return CropBatch(
-        batch=PatchBatch(patches_TD=torch.cat(patches), grids_hw=tuple(grids)),
+        batch=PatchBatch(patches_TD=torch.cat(patches), grids_hw=tuple(map(grid_of, sizes))),
         mask_TD=torch.cat(masks),
+        sizes=tuple(sizes),
     )
 
 

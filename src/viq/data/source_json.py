@@ -35,8 +35,9 @@ from viq.data.source_base import (
     lines,
 )
 
-# What decides where records end. Loops are unrolled, as strings may hold megabytes.
-_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[][{}]', re.DOTALL)
+# What decides where records end: brackets, but not those in strings. A string without an end takes
+# in all that follows. The loop is unrolled, as strings may hold megabytes.
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[][{}]', re.DOTALL)
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -116,16 +117,16 @@ def _records(path: Path) -> Iterator[tuple[int, int, int]]:
     depth, start, number = 0, 0, 0
     with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
         for token in _TOKEN.finditer(text):
-            kind = token[0]
-            if kind in (b"[", b"{"):
+            kind = text[token.start()]
+            if kind in b"[{":
                 depth += 1
                 if depth == 2:
                     start = token.start()
-            elif kind in (b"]", b"}"):
+            elif kind in b"]}":
                 depth -= 1
                 if depth == 1:
                     yield start, token.end() - start, number
                     number += 1
                 elif depth == 0:
                     return
-    raise SourceError(f"{path}: the list of records does not end; it is cut short, fetch it again")
+    raise SourceError(f"{path}: the list of records does not end; it is damaged or cut short")

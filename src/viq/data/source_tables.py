@@ -10,7 +10,7 @@ import os
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,6 @@ from viq.data.source_base import (
 
 IMAGE_COLUMNS = ("image", "images")
 KEY_COLUMNS = ("key", "__key__", "id")
-CACHE_BYTES = 256 * 2**20
 _KEYS_AT_ONCE = 4096
 
 
@@ -65,14 +64,16 @@ class Columns:
 
     def row(self, record: dict[str, Any], name: str, number: int, root: Path) -> Row:
         """A row of the table `name`; paths of images are relative to `root`."""
-        key = self.key_of(record.pop(self.key) if self.key else None, name, number)
+        key = self.key_of(record[self.key] if self.key else None, name, number)
         where = key if key == f"{name}:{number}" else f"{name}:{key}"
         images: list[ImageRef] = []
         for column in self.images:
-            cell = record.pop(column)
+            cell = record[column]
             cells = cell if isinstance(cell, list) else [cell]
             images += [_image(c, root, f"{where}, column {column}") for c in cells if c is not None]
-        return Row(key=key, images=tuple(images), extras=record, where=where)
+        used = {self.key, *self.images}  # a path may be both
+        extras = {column: value for column, value in record.items() if column not in used}
+        return Row(key=key, images=tuple(images), extras=extras, where=where)
 
     @staticmethod
     def key_of(value: Any, name: str, number: int) -> str:
@@ -91,12 +92,62 @@ def _image(cell: Any, root: Path, where: str) -> ImageRef:
     )
 
 
+class Cache:
+    """Tables by key: the last ones used, up to `limit` bytes; each is loaded once, by one thread.
+
+    Others that ask for a table being loaded wait for it; those that ask for another do not.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = Lock()
+        self._tables: OrderedDict[Hashable, Future[Any]] = OrderedDict()
+
+    def get(self, key: Hashable, load: Callable[[], Any]) -> Any:
+        with self._lock:
+            future = self._tables.get(key)
+            is_new = future is None
+            if future is None:
+                future = self._tables[key] = Future()
+            self._tables.move_to_end(key)
+        if is_new:
+            try:
+                future.set_result(load())
+            except BaseException as error:
+                future.set_exception(error)
+            with self._lock:
+                self._trim()
+        return future.result()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tables at hand."""
+        with self._lock:
+            return sum(map(_size, self._tables.values()))
+
+    def _trim(self) -> None:
+        """Forget failed loads, and the oldest tables above the limit, but never the newest."""
+        total = 0
+        for age, (key, future) in enumerate(reversed(list(self._tables.items()))):
+            total += _size(future)
+            if (future.done() and future.exception()) or (age and total > self._limit):
+                del self._tables[key]
+
+
+def _size(future: Future[Any]) -> int:
+    return future.result().nbytes if future.done() and not future.exception() else 0
+
+
+# One for all sources, as a data set may come as thousands of files that are opened one by one.
+_SHARED = Cache(limit=256 * 2**20)
+
+
 class ParquetSource(Source):
     """The rows of Parquet files, in order.
 
-    Row groups are read whole, and the last ones used are kept, up to `cache_bytes` in all: going
-    through in order reads each once, while access at random to more than that reads a group for
-    most rows. Files meant for it should have small row groups.
+    Row groups are read whole, and the last ones used are kept, 256 MiB of them over all sources:
+    going through in order reads each once, while access at random to more than that reads a group
+    for most rows. Files meant for it should have small row groups.
 
     A key is the cell of the key column, or "photos.parquet:12" (row of the file, from 0) where
     there is none.
@@ -112,7 +163,7 @@ class ParquetSource(Source):
         *,
         image_column: str | Sequence[str] | None = None,
         key_column: str | None = None,
-        cache_bytes: int = CACHE_BYTES,
+        cache: Cache = _SHARED,
     ) -> None:
         import pyarrow.parquet as pq
 
@@ -135,7 +186,7 @@ class ParquetSource(Source):
                 self._group_rows.append(self._group_rows[-1] + rows)
                 self._groups.append((file, group))
             self._file_rows.append(self._group_rows[-1])
-        self._cache = _Cache(self._read_group, cache_bytes)
+        self._cache = cache
 
     def __len__(self) -> int:
         return self._group_rows[-1]
@@ -161,7 +212,7 @@ class ParquetSource(Source):
         place = bisect_right(self._group_rows, index) - 1
         file = self._groups[place][0]
         path, label = self._files[file]
-        table = self._cache.get(place)
+        table = self._cache.get((self, place), lambda: self._read_group(place))
         (record,) = table.slice(index - self._group_rows[place], 1).to_pylist()
         number = index - self._file_rows[file]
         return self._columns[file].row(record, label, number, path.parent)
@@ -191,44 +242,6 @@ def holds_codes(path: Path) -> bool:
         return False
 
 
-class _Cache:
-    """Tables by number, the last ones used kept up to a limit in bytes; loaded once, by one thread.
-
-    Others that ask for a table being loaded wait for it; those that ask for another do not.
-    """
-
-    def __init__(self, load: Callable[[int], Any], limit: int) -> None:
-        self._load, self._limit = load, limit
-        self._lock = Lock()
-        self._tables: OrderedDict[int, Future[Any]] = OrderedDict()
-
-    def get(self, number: int) -> Any:
-        with self._lock:
-            future = self._tables.get(number)
-            is_new = future is None
-            if future is None:
-                future = self._tables[number] = Future()
-            self._tables.move_to_end(number)
-        if is_new:
-            try:
-                future.set_result(self._load(number))
-            except BaseException as error:
-                future.set_exception(error)
-            with self._lock:
-                self._trim()
-        return future.result()
-
-    def _trim(self) -> None:
-        """Forget failed loads, and the oldest tables above the limit."""
-        size = 0
-        for number, future in reversed(list(self._tables.items())):
-            if future.done():
-                failed = future.exception() is not None
-                size += 0 if failed else future.result().nbytes
-                if failed or size > self._limit:
-                    del self._tables[number]
-
-
 class DatasetSource(Source):
     """A `datasets.Dataset`. Options as for `ParquetSource`; `name` begins keys that are numbers."""
 
@@ -241,6 +254,11 @@ class DatasetSource(Source):
         image_column: str | Sequence[str] | None = None,
         key_column: str | None = None,
     ) -> None:
+        if not hasattr(dataset, "__len__") or not hasattr(dataset, "column_names"):
+            raise SourceError(
+                f"{name}: a {type(dataset).__name__} has no rows by number; pass a"
+                " datasets.Dataset, loaded without streaming"
+            )
         self._columns = Columns.choose(dataset.column_names, image_column, key_column, name)
         self._rows = dataset.with_format("arrow")  # as stored: images stay encoded
         self._name, self._root = name, root
@@ -266,7 +284,9 @@ class DatasetSource(Source):
 
 def is_saved_dataset(folder: Path) -> bool:
     """Whether `save_to_disk` of `datasets` wrote this folder."""
-    return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
+    if (folder / "dataset_dict.json").exists():
+        return True
+    return (folder / "dataset_info.json").exists() and (folder / "state.json").exists()
 
 
 def load_saved(folder: Path, split: str | None) -> Any:

@@ -13,9 +13,7 @@ W = width, G = side of the position grid, M = slot attention width, d = FSQ dims
 from __future__ import annotations
 
 import math
-import pickle
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -33,12 +31,12 @@ from viq.models.encoder import EncoderConfig
 from viq.models.latents import LatentConfig
 from viq.models.quantizer import QuantizerConfig
 from viq.models.qwen_vae import list_length
+from viq.models.siglip import OFFICIAL_PREFIX
 from viq.models.tokenizer import TokenizerConfig, VisualTokenizer
+from viq.tensorfile import SUFFIXES, read_tensors
 
-_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 _OFFICIAL_NAME = re.compile(r"model_viq_fsq_(\w+)")
 _HEADS = {1536: 16, 1152: 16}  # of the published widths, SigLIP2 g and so400m
-_TOWER_PREFIX = "base_model.model.model.vision_tower.vision_tower."
 _RENAMES = (("dualvq_head.", "fusion_block."), ("movq", "vae"), ("vq_low.fsq.", "vq_low."))
 # What a training file holds beside the tokenizer: pattern in the renamed key, and the reason.
 _SKIPS = (
@@ -83,7 +81,7 @@ def convert(
     source, out = Path(source), Path(out)
     path = _find(source)
     _check_out(out, force)
-    weights, skipped = tokenizer_weights(_read(path), str(path))
+    weights, skipped = tokenizer_weights(read_tensors(path), str(path))
     vae = {k.removeprefix(official.VAE_PREFIX): weights.pop(k) for k in _vae_keys(weights)}
     config = tokenizer_config(
         weights, path, size=size, levels=levels, heads=heads, name=name, has_vae=bool(vae),
@@ -134,16 +132,16 @@ def tokenizer_weights(
     if refusal:
         raise CheckpointError(f"{source}: {refusal}")
     training = any("dualvq_head." in key for key in tensors)
-    prefixed = training and any(key.startswith(_TOWER_PREFIX) for key in tensors)
+    prefixed = training and any(key.startswith(OFFICIAL_PREFIX) for key in tensors)
     weights: dict[str, Any] = {}
     skipped: Counter[str] = Counter()
     for key, tensor in tensors.items():
-        if prefixed and not key.startswith(_TOWER_PREFIX):
+        if prefixed and not key.startswith(OFFICIAL_PREFIX):
             skipped[_OUTSIDE] += 1
             continue
         named = key
         if training:
-            named = named.removeprefix(_TOWER_PREFIX)
+            named = named.removeprefix(OFFICIAL_PREFIX)
             for old, new in _RENAMES:
                 named = named.replace(old, new)
             reason = next((why for pattern, why in _SKIPS if re.search(pattern, named)), None)
@@ -247,15 +245,15 @@ def _find(source: Path) -> Path:
     if not source.is_dir():
         if not source.is_file():
             raise CheckpointError(f"{source}: no such file or folder")
-        if source.suffix not in _SUFFIXES:
+        if source.suffix not in SUFFIXES:
             raise CheckpointError(
-                f"{source}: a weight file ends in {', '.join(_SUFFIXES)}; give "
+                f"{source}: a weight file ends in {', '.join(SUFFIXES)}; give "
                 "model_viq_fsq_<size>.pth"
             )
         return source
     # The published repository keeps its files two folders down.
     files = [p for pattern in ("*", "*/*", "*/*/*") for p in sorted(source.glob(pattern))]
-    files = [p for p in files if p.suffix in _SUFFIXES and p.is_file()]
+    files = [p for p in files if p.suffix in SUFFIXES and p.is_file()]
     found = [p for p in files if _OFFICIAL_NAME.fullmatch(p.stem)]
     found = found or [p for p in files if p.stem == "vision_tower"]
     if len(found) == 1:
@@ -275,36 +273,9 @@ def _check_out(out: Path, force: bool) -> None:
         raise CheckpointError(f"{out}: not empty; give another folder, or overwrite with force")
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    """The top-level dictionary of a weight file; its tensors stay on disk where possible."""
-    if path.suffix == ".safetensors":
-        return checkpoint.read_weights(path)
-    try:
-        # Only files since torch 1.6 are zip archives, which can be mapped.
-        mapped = zipfile.is_zipfile(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from None
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and wanted:
-            raise CheckpointError(
-                f"{path}: refused, because it asks for {wanted.group(1)}, which is no tensor and "
-                "could run code; get the published file, or save the bare tensors as .safetensors"
-            ) from None
-        raise CheckpointError(
-            f"{path}: not a whole file of torch.save (nothing in it was run); download it again"
-        ) from error
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise CheckpointError(
-            f"{path}: holds a {type(content).__name__}, not a dictionary of named tensors"
-        )
-    return content
-
-
 def _refusal(keys: Iterable[str]) -> str | None:
     """Why a file of another kind cannot be converted; None for a tokenizer or the unknown."""
-    keys = {key.removeprefix(_TOWER_PREFIX) for key in keys}
+    keys = {key.removeprefix(OFFICIAL_PREFIX) for key in keys}
     whole = "give model_viq_fsq_<size>.pth"
     if any(key.startswith(("fusion_block.", "dualvq_head.")) for key in keys):
         return None

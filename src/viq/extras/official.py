@@ -6,20 +6,16 @@ tensor belongs to. Nothing is transposed: only the position grid and the patch k
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 
-import torch.nn.functional as F
 from torch import Tensor
+
+from viq.models.siglip import TIMM_NAMES, reshaped
 
 # Official prefix -> ours, first match wins. {n}, {n-1}, {n-2} shift a block number.
 _RULES: tuple[tuple[str, str], ...] = (
-    (r"pos_embed$", "encoder.position"),
-    (r"patch_embed\.proj\.", "encoder.patch_embed."),
-    (r"blocks\.", "encoder.blocks."),
-    (r"norm\.", "pool_norm."),
-    (r"attn_pool\.", "pool_head."),
+    *TIMM_NAMES,
     (r"fusion_block\.vq_low_preprocess_layers\.", "quantizer.pre_blocks."),
     (r"fusion_block\.vq_low_pre_token_shuffle_head\.", "quantizer.expand_mlp."),
     (r"fusion_block\.vq_low_post_token_shuffle_head\.", "quantizer.slot_mlp."),
@@ -62,25 +58,5 @@ def rename(key: str) -> str | None:
 
 def convert_weights(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our state dict of official tensors; tensors without a place here are left out."""
-    named = {rename(key): (key, tensor) for key, tensor in official.items()}
-    return {name: _reshape(key, tensor) for name, (key, tensor) in named.items() if name}
-
-
-def resample_position_grid(pos_embed: Tensor, side: int) -> Tensor:
-    """Bicubic resampling of [1, g*g, W] to [1, side*side, W], as done when weights are loaded."""
-    old = math.isqrt(pos_embed.shape[1])
-    grid = pos_embed.float().unflatten(1, (old, old)).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, (side, side), mode="bicubic", align_corners=False)
-    return grid.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def resample_patch_kernel(kernel: Tensor, side: int) -> Tensor:
-    """Bicubic resampling of a patch kernel [W, 3, p, p] to [W, 3, side, side]."""
-    return F.interpolate(kernel.float(), (side, side), mode="bicubic", align_corners=False)
-
-
-def _reshape(key: str, tensor: Tensor) -> Tensor:
-    if key == "pos_embed":
-        side = math.isqrt(tensor.shape[1])
-        return tensor.reshape(side, side, -1)
-    return tensor.flatten(1) if key == "patch_embed.proj.weight" else tensor
+    named = {rename(key): tensor for key, tensor in official.items()}
+    return {name: reshaped(name, tensor) for name, tensor in named.items() if name}

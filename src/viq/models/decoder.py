@@ -63,6 +63,14 @@ class PixelDecoder(nn.Module):
         return self.config.depth * (self.config.kernel_size // 2)
 
     def forward(self, features_TC: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
+        return self.paint(self.hidden(features_TC, grids_hw))
+
+    def paint(self, hidden_TC: Tensor) -> Tensor:
+        """The last step: hidden values (T, width) to pixels (T, D)."""
+        return self.project_out(self.norm(hidden_TC))
+
+    def hidden(self, features_TC: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
+        """All but the last step: (T, width), where training may align features."""
         x_TC, outputs, start = self.project_in(features_TC), [], 0
         for (rows, cols), run in groupby(grids_hw):
             count = len(list(run))
@@ -72,4 +80,4 @@ class PixelDecoder(nn.Module):
                 x = block(x)
             outputs.append(x.flatten(0, 2))
             start = stop
-        return self.project_out(self.norm(torch.cat(outputs)))
+        return torch.cat(outputs)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.init import trunc_normal_
+from torch.utils.checkpoint import checkpoint
 
 from viq.nn.blocks import Block
 from viq.patches import PatchBatch, lengths_of
@@ -35,6 +36,7 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
+        self.checkpointing = False  # in training: less memory, a third more time
         c, side = config.width, config.position_grid
         # A 16x16 convolution with stride 16, written as the matrix product it is.
         self.patch_embed = nn.Linear(3 * config.patch_size**2, c)
@@ -55,7 +57,10 @@ class Encoder(nn.Module):
         lengths = lengths_of(batch.grids_hw)
         tokens_TC = self.embed(batch)
         for block in self.blocks:
-            tokens_TC = block(tokens_TC, lengths)
+            if self.checkpointing and self.training:
+                tokens_TC = checkpoint(block, tokens_TC, lengths, use_reentrant=False)
+            else:
+                tokens_TC = block(tokens_TC, lengths)
         return tokens_TC
 
     def _positions(self, grid: Grid) -> Tensor:

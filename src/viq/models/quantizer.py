@@ -43,7 +43,8 @@ class QuantizerConfig:
     post_depth: int = 3  # residual MLPs after the bottleneck
     # The official code rounds rotation angles, up to 20 rad, to bf16 before cos and sin. That is
     # harmful, but published weights were trained and run that way: "bfloat16" is kept for them.
-    rope_angle_dtype: Literal["float32", "bfloat16"] = "float32"
+    # "none" leaves the rotation out, to measure what it is worth.
+    rope_angle_dtype: Literal["float32", "bfloat16", "none"] = "float32"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", check_levels(self.levels))
@@ -66,8 +67,9 @@ class SlotAttention(nn.Module):
 
     def forward(self, x_TSC: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
         q, k, v = self.qkv(self.decrease(x_TSC)).chunk(3, dim=-1)
-        angles_TSF = self._angles(grids_hw, q)
-        q, k = rotate(q, angles_TSF), rotate(k, angles_TSF)
+        if self.angle_dtype != "none":
+            angles_TSF = self._angles(grids_hw, q)
+            q, k = rotate(q, angles_TSF), rotate(k, angles_TSF)
         return self.increase(self.proj(packed_attention(q, k, v, lengths_of(grids_hw))))
 
     def _angles(self, grids_hw: Sequence[Grid], like_TSM: Tensor) -> Tensor:

@@ -73,6 +73,20 @@ def decode_latents(vae: Any, latents: Sequence[Tensor]) -> list[Tensor]:
     return images
 
 
+@torch.no_grad()
+def encode_latents(vae: Any, images: Sequence[Tensor]) -> list[Tensor]:
+    """Raw latents [L, h/8, w/8] fp32 of images [3, h, w] in [-1, 1], sides multiples of 8.
+
+    The mean of the posterior, without latents_mean and latents_std: what the official
+    reconstruction loss is measured against.
+    """
+    latents = []
+    for image_3hw in images:
+        one = image_3hw.to(vae.device, vae.dtype)[None, :, None]
+        latents.append(vae.encode(one).latent_dist.mean[0, :, 0].float())
+    return latents
+
+
 def write_vae(folder: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
     """Write a VAE folder in diffusers' format, weights first; tensors keep their dtype."""
     checkpoint.write_weights(folder / VAE_WEIGHTS_FILE, weights)

@@ -1,32 +1,31 @@
-"""The training loop of the tokenizer: one stage, resumable at any step.
+"""The one training loop, for every stage, on one process or many.
 
-A run folder holds `log.jsonl` (one line every few steps), `step-N/` checkpoints (whole or
-absent; the newest two are kept) and, once a stage has ended, `model/` in the format that
-`VisualTokenizer.from_pretrained` reads. Data are a function of the step (see `data/crops.py`)
-and nothing else is random, so a resumed run on the same machine goes on as if never stopped.
+It reads from top to bottom: set the rate, add up the losses of the step's micro-batches, refuse a
+loss that is not a number, step, and once in a while log, look and save. Launch it as it is, or with
+`accelerate launch` or `torchrun` for several processes (docs/training.md).
+
+A step of training is the same whatever computes it: its micro-batches depend on the step alone
+(`data/mixture.py`), and losses are divided by the counts of the whole step.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import shutil
+import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from viq.checkpoint import read_weights, write_weights
-from viq.data.crops import CropBatch, CropConfig, Pictures, batches
-from viq.files import write_atomically
-from viq.models.quantizer import FSQBottleneck
-from viq.models.tokenizer import VisualTokenizer
-from viq.train import losses
+from viq.data.batches import BatchStream
+from viq.train import state
+from viq.train.objectives import COUNTED, weighted
+from viq.train.optim import OptimConfig, make_optimizer, set_rate
 from viq.types import ViqError
 
 
@@ -34,165 +33,283 @@ class TrainingError(ViqError):
     """Training cannot go on."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StageConfig:
-    """One stage: data, length and optimizer."""
+class TrainingStopped(ViqError):
+    """Training was asked to stop, and saved; the same command goes on."""
 
-    name: str
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """Length, losses and rhythm of a stage."""
+
     steps: int
-    crops: CropConfig
-    learning_rate: float = 5e-4
-    warmup_steps: int = 100
-    decay_share: float = 0.7  # of the steps, at the end: linear decay to zero
-    weight_decay: float = 0.02  # matrices only
-    betas: tuple[float, float] = (0.9, 0.99)
-    clip_norm: float = 1.0
+    losses: Mapping[str, float]  # name of a term: its weight
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    average: float = 0.0  # decay of a moving average of the weights, which the result takes; 0: none
     log_every: int = 10
+    look_every: int = 200
     save_every: int = 200
 
 
-def train_stage(
-    model: VisualTokenizer,
-    photos: Pictures,
-    config: StageConfig,
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What the loop calls, on the main process."""
+
+    log: Callable[[dict[str, Any]], None] = lambda record: None  # every `log_every` steps
+    look: Callable[[int], None] = lambda step: None  # every `look_every` steps
+    after: Callable[[], None] = lambda: None  # after each micro-batch
+    resumed: Callable[[int], None] = lambda step: None  # once, before the first step
+
+
+def make_accelerator(precision: Literal["auto", "float32", "bfloat16"] = "auto") -> Any:
+    """accelerate's Accelerator; "auto" takes bfloat16 on accelerators that have it.
+
+    On CPUs bfloat16 is slower than fp32 and is never chosen.
+    """
+    try:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+    except ImportError:
+        raise ViqError("training needs accelerate: pip install 'viq[train]'") from None
+    cuda = torch.cuda.is_available()
+    half = precision == "bfloat16" or (
+        precision == "auto" and cuda and torch.cuda.is_bf16_supported()
+    )
+    return Accelerator(
+        cpu=not cuda and not torch.backends.mps.is_available(),
+        mixed_precision="bf16" if half else "no",
+        # A micro-batch without images, or without text, leaves parts of the model out.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+
+
+def train(
+    objective: nn.Module,
+    stream_at: Callable[[state.Resumed], BatchStream],
+    config: LoopConfig,
     folder: Path,
     *,
+    name: str,
     seed: int,
-    report: Callable[[dict[str, Any]], None] = lambda record: None,
-) -> VisualTokenizer:
-    """Train in place from the newest checkpoint in `folder`, or from the start.
+    accelerator: Any,
+    new: tuple[str, ...] = (),
+    hooks: Hooks | None = None,
+) -> None:
+    """Train what requires a gradient in `objective`, in place, resuming what `folder` holds.
 
     Args:
-        report: called with every log record (stage, step, losses, psnr, patches a second, ...).
+        objective: takes a micro-batch, gives sums by name (`train/objectives.py`).
+        stream_at: the data of this process from where a checkpoint left them.
+        new: prefixes of parameters that get the rate for new parts.
 
     Raises:
-        TrainingError: the loss is not finite; the last checkpoint is kept.
+        TrainingError: the loss is not finite. Nothing was changed by that step.
+        TrainingStopped: SIGTERM; the state was saved.
     """
+    hooks = hooks or Hooks()
     folder.mkdir(parents=True, exist_ok=True)
-    optimizer = _optimizer(model, config)
-    start = _resume(model, optimizer, folder)
-    model.train()
-    meter = _Meter(config, start)
-    for step, crop in zip(
-        range(start, config.steps),
-        batches(photos, config.crops, seed, range(start, config.steps)),
-        strict=True,
-    ):
-        rate = learning_rate(config, step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss, record = _losses(model, crop)
-        if not math.isfinite(loss.item()):
-            raise TrainingError(
-                f"{config.name}: loss is {loss.item()} at step {step}; the last checkpoint in "
-                f"{folder} is good: resume with a lower learning rate"
-            )
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    bare, main, world = objective, accelerator.is_main_process, accelerator.num_processes
+    optimizer = make_optimizer(bare, config.optim, new)
+    objective, optimizer = accelerator.prepare(objective, optimizer)
+    resumed = state.resume(folder, objective, _inner(optimizer))
+    average = _Average(bare, config.average, resumed.average) if config.average else None
+    stream, step, positions = stream_at(resumed), resumed.step, dict(resumed.positions)
+    if main:
+        hooks.resumed(step)
+    meter = _Meter(name, config)
+    objective.train()
 
-        record |= {"learning_rate": rate, "gradient_norm": float(norm)}
-        meter.add(record, patches=len(crop.mask_TD))
-        done = step + 1
-        if done % config.log_every == 0 or done == config.steps:
-            line = meter.line(done)
-            with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
-                log.write(json.dumps(line) + "\n")
-            report(line)
-        if done % config.save_every == 0 or done == config.steps:
-            _save(model, optimizer, folder, done)
-    return model.eval()
+    with _asked_to_stop() as asked:
+        for step, (micros, reached) in enumerate(
+            stream.steps(resumed.step, config.steps), resumed.step
+        ):
+            rate = set_rate(optimizer, config.optim, step, config.steps)
+            # Random numbers (dropout of adapters) are a function of seed, step and process.
+            torch.manual_seed(hash((seed, step, accelerator.process_index)) % 2**63)
+
+            counts = _reduced(_counts(micros), accelerator)
+            totals: dict[str, Tensor] = {}
+            for number, micro in enumerate(micros):
+                last = number + 1 == len(micros)
+                with nullcontext() if last else accelerator.no_sync(objective):
+                    sums = objective(micro.to(accelerator.device))
+                    loss = weighted(sums, counts, config.losses)
+                    # Gradients are averaged over processes; the counts are already of all.
+                    accelerator.backward(loss * world)
+                for key, value in sums.items():
+                    totals[key] = totals.get(key, torch.zeros(())) + value.detach().float().cpu()
+                if main:
+                    hooks.after()
+            record = _means(_reduced(totals, accelerator), counts, config.losses)
+            if not math.isfinite(record["loss"]):
+                raise TrainingError(
+                    f"{name}: loss is {record['loss']} at step {step}; the last checkpoint in "
+                    f"{folder} is good: resume with a lower learning rate"
+                )
+            norm = _clip(accelerator, objective, bare, config.optim.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if average:
+                average.update(bare)
+            positions |= _gathered(reached, accelerator)
+
+            done, end = step + 1, step + 1 == config.steps
+            meter.add({**record, "gradient_norm": norm, "learning_rate": rate}, counts)
+            stop = accelerator.reduce(torch.tensor(float(asked())), "sum").item() > 0
+            if main and (done % config.log_every == 0 or end or stop):
+                hooks.log(meter.line(done))
+            if main and (done % config.look_every == 0 or end):
+                with average.swapped(bare) if average else nullcontext(), torch.no_grad():
+                    hooks.look(done)
+            if done % config.save_every == 0 or end or stop:
+                shadow = average.values if average else None
+                state.save(folder, done, objective, _inner(optimizer), positions=positions,
+                           average=shadow, main=main)  # fmt: skip
+                accelerator.wait_for_everyone()
+            if stop and not end:
+                raise TrainingStopped(
+                    f"{name}: asked to stop; saved at step {done} of {config.steps}: run the same "
+                    "command to go on"
+                )
+    objective.eval()
+    if average:
+        average.apply(bare)
 
 
-def learning_rate(config: StageConfig, step: int) -> float:
-    """Linear warm-up, a plateau, then linear decay to zero at the last step."""
-    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    decay_steps = max(1, round(config.steps * config.decay_share))
-    return config.learning_rate * min(warm, 1.0, (config.steps - step) / decay_steps)
+def _counts(micros: list[Any]) -> dict[str, Tensor]:
+    names = micros[0].counts if micros else {}
+    return {name: torch.tensor(float(sum(m.counts[name] for m in micros))) for name in names}
 
 
-def _losses(model: VisualTokenizer, crop: CropBatch) -> tuple[Tensor, dict[str, float]]:
-    output = model(crop.batch)
-    predicted = model.reconstruct(output.features_TC, crop.batch.grids_hw)
-    mse = losses.image_mse(predicted, crop.batch.patches_TD, crop.mask_TD, crop.batch.grids_hw)
-    loss = losses.reconstruction(mse, crop.batch.grids_hw)
-    record = {"loss": loss.item(), "psnr": losses.psnr(mse.detach()).item()}
-    bottleneck = model.quantizer.bottleneck
-    if isinstance(bottleneck, FSQBottleneck):
-        used = losses.code_perplexity(output.z_TSd.detach(), bottleneck.fsq)
-        record["code_perplexity"] = used
-        record["codes"] = float(output.z_TSd.shape[0] * output.z_TSd.shape[1])
-    return loss, record
+def _reduced(values: Mapping[str, Tensor], accelerator: Any) -> dict[str, float]:
+    """Sums over all processes. Every process has the same names."""
+    names = sorted(values)
+    if not names:
+        return {}
+    stacked = torch.stack([values[name].double() for name in names]).to(accelerator.device)
+    return dict(zip(names, accelerator.reduce(stacked, "sum").tolist(), strict=True))
 
 
-def _optimizer(model: VisualTokenizer, config: StageConfig) -> torch.optim.AdamW:
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+def _means(
+    totals: Mapping[str, float], counts: Mapping[str, float], weights: Mapping[str, float]
+) -> dict[str, float]:
+    """Each term over its count, and the weighted sum of those that are trained on."""
+    means = {k: v / max(1.0, counts[COUNTED[k]]) for k, v in totals.items()}
+    record = {"loss": sum(w * means[k] for k, w in weights.items() if k in means)}
+    names = {"correct": "answer_accuracy", "matched": "caption_accuracy", "psnr": "psnr"}
+    return record | {names.get(k, f"loss/{k}"): value for k, value in means.items()}
+
+
+def _gathered(reached: Mapping[int, Any], accelerator: Any) -> dict[int, Any]:
+    if accelerator.num_processes == 1:
+        return dict(reached)
+    from accelerate.utils import gather_object
+
+    return dict(gather_object(list(reached.items())))
+
+
+def _clip(accelerator: Any, objective: nn.Module, bare: nn.Module, norm: float) -> float:
+    """Clip gradients; an adversary is clipped apart, so that neither side mutes the other."""
+    judge = getattr(bare, "discriminator", None)
+    if judge is not None and norm:
+        accelerator.clip_grad_norm_(judge.parameters(), norm)
+        theirs = {id(p) for p in judge.parameters()}
+        ours = [p for p in objective.parameters() if id(p) not in theirs]
+    else:
+        ours = objective.parameters()
+    total = accelerator.clip_grad_norm_(ours, norm or math.inf)
+    return float(total) if total is not None else 0.0
+
+
+def _inner(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer inside accelerate's wrapper."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+class _Average:
+    """An exponential moving average of the trained weights."""
+
+    def __init__(self, module: nn.Module, decay: float, saved: dict[str, Tensor] | None) -> None:
+        self.decay = decay
+        current = {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
+        self.values = {n: p.clone() for n, p in current.items()}
+        self.updates = 0
+        if saved is not None:
+            self.updates = int(saved.pop("updates"))
+            for name, value in saved.items():
+                self.values[name].copy_(value)
+        self.values["updates"] = torch.tensor(float(self.updates))
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """One step. The decay grows to its full value, so that the start is soon forgotten."""
+        self.updates += 1
+        self.values["updates"] += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, parameter in module.named_parameters():
+            if name in self.values:
+                self.values[name].lerp_(parameter.detach(), 1 - decay)
+
+    @torch.no_grad()
+    def apply(self, module: nn.Module) -> None:
+        """Put the average into the module."""
+        for name, parameter in module.named_parameters():
+            if name in self.values:
+                parameter.copy_(self.values[name])
+
+    @contextmanager
+    def swapped(self, module: nn.Module) -> Iterator[None]:
+        """The average in the module for a while."""
+        kept = {n: p.detach().clone() for n, p in module.named_parameters() if n in self.values}
+        self.apply(module)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, parameter in module.named_parameters():
+                    if name in kept:
+                        parameter.copy_(kept[name])
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM has come; it no longer kills while the block runs."""
+    seen: list[int] = []
+    try:
+        before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    except ValueError:  # not the main thread: signals go elsewhere
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(seen)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Meter:
     """Means of the records since the last line, and the speed."""
 
-    def __init__(self, config: StageConfig, start: int) -> None:
-        self.stage, self.steps, self.records, self.patches = config.name, config.steps, [], 0
+    def __init__(self, stage: str, config: LoopConfig) -> None:
+        self.stage, self.steps = stage, config.steps
+        self._clear()
+
+    def _clear(self) -> None:
+        self.records: list[dict[str, float]] = []
+        self.counts: dict[str, float] = {}
         self.begun = time.perf_counter()
 
-    def add(self, record: dict[str, float], patches: int) -> None:
+    def add(self, record: dict[str, float], counts: Mapping[str, float]) -> None:
         self.records.append(record)
-        self.patches += patches
+        for name in ("patches", "tokens"):
+            self.counts[name] = self.counts.get(name, 0.0) + counts.get(name, 0.0)
 
     def line(self, step: int) -> dict[str, Any]:
         seconds = time.perf_counter() - self.begun
-        names = self.records[0]
-        means = {k: round(sum(r[k] for r in self.records) / len(self.records), 6) for k in names}
-        line = {"stage": self.stage, "step": step, "steps": self.steps, **means,
-                "patches_per_second": round(self.patches / seconds, 1),
-                "seconds": round(seconds, 2)}  # fmt: skip
-        self.records, self.patches, self.begun = [], 0, time.perf_counter()
+        names = {name: None for record in self.records for name in record}
+        means = {}
+        for name in names:
+            values = [record[name] for record in self.records if name in record]
+            means[name] = float(f"{sum(values) / len(values):.6g}")
+        line = {"stage": self.stage, "step": step, "steps": self.steps, **means}
+        line |= {f"{k}_per_second": round(v / seconds, 1) for k, v in self.counts.items() if v}
+        line["seconds"] = round(seconds, 2)
+        self._clear()
         return line
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints of a stage, oldest first."""
-    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
-
-
-def _save(
-    model: VisualTokenizer, optimizer: torch.optim.Optimizer, folder: Path, step: int
-) -> None:
-    aside = folder / f".step-{step}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    write_weights(aside / "model.safetensors", model.state_dict())
-    torch.save({"step": step, "optimizer": optimizer.state_dict()}, aside / "state.pt")
-    final = folder / f"step-{step}"
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(aside, final)
-    for old in checkpoints(folder)[:-2]:
-        shutil.rmtree(old)
-
-
-def _resume(model: VisualTokenizer, optimizer: torch.optim.Optimizer, folder: Path) -> int:
-    found = checkpoints(folder)
-    if not found:
-        return 0
-    state = torch.load(found[-1] / "state.pt", weights_only=True)
-    weights = read_weights(found[-1] / "model.safetensors")
-    model.load_state_dict(weights)
-    optimizer.load_state_dict(state["optimizer"])
-    _cut_log(folder / "log.jsonl", state["step"])
-    return state["step"]
-
-
-def _cut_log(log: Path, step: int) -> None:
-    """Drop the lines of steps that will be done again, so that the log holds each step once."""
-    if log.exists():
-        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        write_atomically(log, "".join(kept).encode())

@@ -1,52 +1,404 @@
-"""Run the stages of a recipe one after another, each starting from the model of the one before."""
+"""The stages of a recipe, one after another, each beginning from the folder of the one before.
+
+RUN/recipe.json            what runs; a resumed run must be the same
+RUN/words/                 text tokenizer, where the language model is trained from scratch
+RUN/STAGE/                 log, pictures, checkpoints (viq/train/monitor.py, state.py)
+RUN/STAGE/model/           the tokenizer, as VisualTokenizer.from_pretrained reads it
+RUN/STAGE/reader.safetensors   what was trained of projector and language model
+RUN/STAGE/tower/           the teacher, where the recipe trains one
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import json
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
-from viq.checkpoint import load_strictly
-from viq.data.crops import Pictures, make_batch
+from viq import checkpoint
+from viq.data.batches import BatchStream, DataConfig
+from viq.data.corpora import DrawnCorpus, RowCorpus
+from viq.data.crops import make_batch
+from viq.data.mixture import Mixture, Part
+from viq.data.photos import Photos
+from viq.data.words import load_tokenizer, train_tokenizer
+from viq.files import write_atomically
+from viq.models.discriminator import Discriminator, DiscriminatorConfig
+from viq.models.language import (
+    LanguageConfig,
+    LanguageReader,
+    add_adapters,
+    build_language,
+    load_language,
+)
+from viq.models.quantizer import FSQBottleneck
 from viq.models.tokenizer import TokenizerConfig, VisualTokenizer
+from viq.models.tower import TowerConfig, VisionTower
 from viq.train.init import fit_fsq, initialize
-from viq.train.loop import StageConfig, train_stage
+from viq.train.loop import Hooks, LoopConfig, TrainingError, make_accelerator, train
+from viq.train.monitor import Bar, Journal, code_use, count_codes, picture_grid
+from viq.train.objectives import AlignObjective, DecoderObjective, TowerObjective, code_ids
+from viq.types import ViqError
 
-_NEW = "quantizer.bottleneck."  # the part that differs from stage to stage, always new
+Part_ = Literal["encoder", "quantizer", "pool", "decoder", "latent_head", "reader"]
+READER, RECIPE, WORDS, MODEL, TOWER = (
+    "reader.safetensors", "recipe.json", "words", "model", "tower",
+)  # fmt: skip
 
 
-def run(
-    model_config: TokenizerConfig,
-    stages: tuple[StageConfig, ...],
-    photos: Pictures,
-    out: Path,
-    *,
-    seed: int = 0,
-    report: Callable[[dict[str, Any]], None] = lambda record: None,
-) -> VisualTokenizer:
-    """Train all stages under `out/NAME/`, resuming whatever was begun; gives the last model.
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One stage: what is trained, on what, with which losses.
 
-    A stage that has ended has a `model/` folder and is not trained again.
+    Attributes:
+        kind: "tower" trains a teacher, "align" the tokenizer, "decoder" its pixel decoder on
+            frozen codes.
+        bottleneck: of the tokenizer; "none" (stage 1) reads the encoder's tokens.
+        parts: what is trained; everything else is frozen.
+        new: parts that no earlier stage trained, for `optim.new_learning_rate`.
+        perceptual: what measures the distance of pictures in the decoder stage.
+        discriminator: shape of the decoder stage's adversary; None: none.
     """
-    previous: VisualTokenizer | None = None
-    for stage in stages:
-        folder = out / stage.name
-        if (folder / "model" / "config.json").exists():
-            previous = VisualTokenizer.from_pretrained(folder / "model")
-            continue
-        model = begin(model_config, stage.name, previous, seed)
-        if stage.name == "fsq" and previous is not None:
-            first = [make_batch(photos, stage.crops, seed, step).batch for step in range(8)]
-            fit_fsq(model, previous, first)
-        train_stage(model, photos, stage, folder, seed=seed, report=report)
-        model.save_pretrained(folder / "model")
-        previous = model
-    if previous is None:
-        raise ValueError("the recipe has no stages")
-    return previous
+
+    name: str
+    kind: Literal["tower", "align", "decoder"] = "align"
+    bottleneck: Literal["none", "proximal", "fsq"] = "fsq"
+    parts: tuple[str, ...] = ("encoder", "quantizer", "pool", "decoder", "reader")
+    new: tuple[str, ...] = ()
+    data: DataConfig
+    loop: LoopConfig
+    gradient_checkpointing: bool = False
+    perceptual: Literal["none", "teacher", "lpips"] = "none"
+    discriminator: DiscriminatorConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A tokenizer and how it is trained. JSON of this is a recipe file, `viq train FILE.json`.
+
+    Attributes:
+        language: the model that scores answers; None: no text loss in any stage.
+        start: SigLIP2 folder or file from which the encoder and its pooling head begin.
+        teacher: folder of a tower or of SigLIP2 for self-distillation; None: that of the recipe's
+            own "tower" stage, if it has one.
+        tower: shape of that tower.
+        alignment: folder of DINOv2 (transformers) or of a tower, whose features the decoder's own
+            follow; "teacher": the teacher's.
+        vae: folder of the Qwen-Image VAE, whose latents are the target of reconstruction.
+    """
+
+    name: str
+    model: TokenizerConfig
+    stages: tuple[StageConfig, ...]
+    language: LanguageConfig | None = None
+    start: str | None = None
+    teacher: str | None = None
+    tower: TowerConfig | None = None
+    alignment: str | None = None
+    vae: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        if not names or len(set(names)) < len(names):
+            raise ViqError(f"recipe {self.name}: its stages need different names, got {names}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """What a run learns from.
+
+    Attributes:
+        rows: corpora of the user's files; empty: drawn pictures only.
+        photos: pictures to cut crops from.
+    """
+
+    rows: Sequence[RowCorpus] = ()
+    photos: Sequence[Any] = ()
+
+    @classmethod
+    def of(cls, rows: Sequence[RowCorpus]) -> TrainingData:
+        """Rows for conversations, and those of them that are plain photos for crops."""
+        return cls(rows=rows, photos=Photos(c for c in rows if c.pictures_only))
+
+
+@dataclass
+class Run:
+    """One run folder: its recipe, its data, and what its stages share."""
+
+    recipe: Recipe
+    data: TrainingData
+    out: Path
+    accelerator: Any = field(default_factory=make_accelerator)
+    hidden: bool = False  # no progress on stderr
+    tensorboard: bool = False
+    threads: int = 1
+    _words: Any = None
+
+    def train(self) -> VisualTokenizer | None:
+        """Train all stages, resuming whatever was begun; gives the last tokenizer.
+
+        A stage that has ended is not trained again.
+        """
+        self._check_recipe()
+        tokenizer: VisualTokenizer | None = None
+        previous: Path | None = None
+        for number, stage in enumerate(self.recipe.stages):
+            folder = self.out / stage.name
+            if not self._ended(stage):
+                self._stage(stage, number, previous)
+                self.accelerator.wait_for_everyone()
+            if stage.kind != "tower":
+                previous = folder
+        if previous is not None:
+            tokenizer = VisualTokenizer.from_pretrained(previous / MODEL)
+        return tokenizer
+
+    # One stage
+
+    def _ended(self, stage: StageConfig) -> bool:
+        name = TOWER if stage.kind == "tower" else MODEL
+        return (self.out / stage.name / name / checkpoint.CONFIG_FILE).is_file()
+
+    def _stage(self, stage: StageConfig, number: int, previous: Path | None) -> None:
+        seed = self.recipe.seed * 1000 + number
+        torch.manual_seed(seed)
+        folder = self.out / stage.name
+        objective = {"tower": self._tower, "align": self._align, "decoder": self._decoder}[
+            stage.kind
+        ](stage, previous, seed)
+        frozen_but(objective, stage)
+        reader = getattr(objective, "reader", None)
+        words = self._text_tokenizer() if reader is not None else None
+        observer = _Observer(self, stage, folder, objective)
+
+        def stream_at(resumed: Any) -> BatchStream:
+            world, rank = self.accelerator.num_processes, self.accelerator.process_index
+            if stage.data.lanes % world:
+                raise ViqError(
+                    f"{stage.name}: {stage.data.lanes} micro-batches a step cannot be shared by "
+                    f"{world} processes: set data.lanes to a multiple of {world}"
+                )
+            observer.stream = BatchStream(
+                stage.data,
+                self._mixture(stage, seed, conversations=_talks(stage)),
+                seed=seed,
+                lanes=range(rank, stage.data.lanes, world),
+                tokenizer=words,
+                photos=self.data.photos,
+                positions=resumed.positions,
+                threads=self.threads,
+            )
+            return observer.stream
+
+        with observer:
+            train(
+                objective,
+                stream_at,
+                stage.loop,
+                folder,
+                name=stage.name,
+                seed=seed,
+                accelerator=self.accelerator,
+                new=tuple(_PREFIXES[part] for part in stage.new),
+                hooks=observer.hooks(),
+            )
+        if self.accelerator.is_main_process:
+            self._write(stage, objective, folder)
+
+    def _write(self, stage: StageConfig, objective: nn.Module, folder: Path) -> None:
+        """What the next stage begins from; the config of the model is written last."""
+        if isinstance(objective, TowerObjective):
+            objective.tower.save_pretrained(folder / TOWER)
+            return
+        if getattr(objective, "reader", None) is not None:
+            weights = {n: p for n, p in objective.reader.named_parameters() if p.requires_grad}
+            checkpoint.write_weights(folder / READER, weights)
+        objective.tokenizer.eval().save_pretrained(folder / MODEL)
+
+    # What stages are made of
+
+    def _tower(self, stage: StageConfig, previous: Path | None, seed: int) -> TowerObjective:
+        from viq.train.sentences import Sentences
+
+        if self.recipe.tower is None:
+            raise ViqError(f"recipe {self.recipe.name}: a tower stage needs the shape of the tower")
+        return TowerObjective(VisionTower(self.recipe.tower), Sentences(), Sentences.width)
+
+    def _align(self, stage: StageConfig, previous: Path | None, seed: int) -> AlignObjective:
+        losses = stage.loop.losses
+        tokenizer = self._tokenizer(stage, previous, seed)
+        tokenizer.encoder.checkpointing = stage.gradient_checkpointing
+        return AlignObjective(
+            tokenizer,
+            bottleneck=stage.bottleneck != "none",
+            reader=self._reader(stage, previous) if losses.get("text") else None,
+            teacher=self._teacher() if losses.get("distill") else None,
+            reconstruct=bool(losses.get("reconstruction")),
+            vae=self._vae() if losses.get("latents") else None,
+        )
+
+    def _decoder(self, stage: StageConfig, previous: Path | None, seed: int) -> DecoderObjective:
+        from viq.models.perceptual import FeatureLoss, Lpips, make_alignment
+
+        losses, tokenizer = stage.loop.losses, self._tokenizer(stage, previous, seed)
+        if tokenizer.decoder is None:
+            raise ViqError(f"{self.recipe.name}: its model has no pixel decoder to train")
+        perceptual = alignment = judge = None
+        if losses.get("perceptual"):
+            perceptual = Lpips() if stage.perceptual == "lpips" else FeatureLoss(self._teacher())
+        if losses.get("features"):
+            target = self.recipe.alignment or "teacher"
+            alignment = make_alignment(
+                self._teacher() if target == "teacher" else target, tokenizer.decoder.config.width
+            )
+        if stage.discriminator is not None and losses.get("adversarial"):
+            judge = Discriminator(stage.discriminator, 3 * self.recipe.model.encoder.patch_size**2)
+        return DecoderObjective(
+            tokenizer, discriminator=judge, perceptual=perceptual, alignment=alignment
+        )
+
+    def _tokenizer(self, stage: StageConfig, previous: Path | None, seed: int) -> VisualTokenizer:
+        wanted = "fsq" if stage.bottleneck == "none" else stage.bottleneck
+        before = VisualTokenizer.from_pretrained(previous / MODEL) if previous else None
+        tokenizer = begin(self.recipe.model, wanted, before, seed)
+        if before is None and self.recipe.start is not None:
+            start_encoder(tokenizer, self.recipe.start)
+        if before is not None and before.config.quantizer.bottleneck == "proximal" != wanted:
+            if stage.data.crops is not None:
+                first = [
+                    make_batch(self.data.photos, stage.data.crops, seed, step).batch
+                    for step in range(8)
+                ]
+                fit_fsq(tokenizer, before, first)
+        return tokenizer
+
+    def _reader(self, stage: StageConfig, previous: Path | None) -> LanguageReader:
+        config = self.recipe.language
+        if config is None:
+            raise ViqError(f"recipe {self.recipe.name}: a text loss needs a language model")
+        if config.name:
+            language = load_language(config.name)
+        else:
+            language = build_language(config, len(self._text_tokenizer()))
+        if config.adapter:
+            language = add_adapters(language, config.adapter)
+        if config.gradient_checkpointing:
+            language.gradient_checkpointing_enable()
+        reader = LanguageReader(language, self.recipe.model.encoder.width, stage.data.merge)
+        if previous and (previous / READER).is_file():
+            load_reader(reader, previous / READER)
+        return reader
+
+    def _teacher(self) -> VisionTower:
+        own = [s for s in self.recipe.stages if s.kind == "tower"]
+        folder = self.recipe.teacher or (self.out / own[0].name / TOWER if own else None)
+        if folder is None:
+            raise ViqError(
+                f"recipe {self.recipe.name}: distillation needs a teacher: name a SigLIP2 folder "
+                "(--teacher), or a recipe with a tower stage"
+            )
+        return VisionTower.from_pretrained(folder).requires_grad_(False).eval()
+
+    def _vae(self) -> Any:
+        from viq.models.qwen_vae import load_vae
+
+        if self.recipe.vae is None or self.recipe.model.latents is None:
+            raise ViqError(
+                f"recipe {self.recipe.name}: a loss on latents needs the folder of the Qwen-Image "
+                "VAE (--vae) and a model with a latent head"
+            )
+        return load_vae(Path(self.recipe.vae), self.accelerator.device)
+
+    def _mixture(self, stage: StageConfig, seed: int, *, conversations: bool) -> Mixture | None:
+        """Drawn kinds and files; each file weighs the square root of its rows."""
+        if not conversations:
+            return None
+        rows = [Part(corpus=c, weight=c.length**0.5) for c in self.data.rows]
+        drawn = [
+            Part(corpus=DrawnCorpus(kind, "train", sides=stage.data.drawn_sides), weight=weight)
+            for kind, weight in stage.data.drawn.items()
+        ]
+        share = stage.data.drawn_share if rows else 1.0
+        parts = [*_scaled(drawn, share), *_scaled(rows, 1 - share if drawn else 1.0)]
+        if not parts:
+            raise ViqError(f"{stage.name}: no data: give some with --data")
+        return Mixture(parts, seed=seed, lanes=stage.data.lanes)
+
+    def _text_tokenizer(self) -> Any:
+        """The language model's own, or one trained on the answers and questions of the data."""
+        if self._words is None:
+            config = self.recipe.language
+            assert config is not None
+            folder = self.out / WORDS
+            if config.name is None and not (folder / "tokenizer.json").is_file():
+                if self.accelerator.is_main_process:
+                    words = train_tokenizer(self._texts(), config.vocabulary)
+                    words.save_pretrained(folder)
+                self.accelerator.wait_for_everyone()
+            self._words = load_tokenizer(config.name or folder)
+        return self._words
+
+    def _texts(self, samples: int = 3000) -> Iterable[str]:
+        """Questions and answers of the first samples of every corpus."""
+        rng = random.Random(self.recipe.seed)
+        drawn = {kind for stage in self.recipe.stages for kind in stage.data.drawn}
+        corpora = [*self.data.rows, *(DrawnCorpus(k, "train") for k in sorted(drawn))]
+        yield "system user assistant You are a helpful assistant."
+        for corpus in corpora:
+            for index in range(min(corpus.length or samples // 4, samples)):
+                try:
+                    yield from corpus.texts(index, rng)
+                except ViqError:
+                    continue
+
+    def _check_recipe(self) -> None:
+        """A run folder belongs to one recipe."""
+        path, text = self.out / RECIPE, json.dumps(checkpoint.to_dict(self.recipe), indent=2)
+        if not self.accelerator.is_main_process:
+            return
+        if path.is_file():
+            differing = _differences(json.loads(path.read_text()), json.loads(text))
+            if differing:
+                raise TrainingError(
+                    f"{path}: this run was begun with another recipe ({'; '.join(differing[:4])}): "
+                    "give another --out, or the same recipe"
+                )
+        write_atomically(path, (text + "\n").encode())
+
+
+_PREFIXES = {
+    "encoder": "tokenizer.encoder.",
+    "quantizer": "tokenizer.quantizer.",
+    "pool": "tokenizer.pool_",
+    "decoder": "tokenizer.decoder.",
+    "latent_head": "tokenizer.latent_head.",
+    "reader": "reader.",
+    "bottleneck": "tokenizer.quantizer.bottleneck.",
+}
+
+
+_SIGLIP = ("encoder.", "pool_norm.", "pool_head.")  # what SigLIP2 has of a tokenizer
+
+
+def frozen_but(objective: nn.Module, stage: StageConfig) -> None:
+    """Require gradients for the parts of a stage alone. Adapters keep their base frozen."""
+    unknown = sorted(set(stage.parts) - set(_PREFIXES))
+    if unknown:
+        raise ViqError(f"{stage.name}: no parts {unknown}: choose from {', '.join(_PREFIXES)}")
+    prefixes = tuple(_PREFIXES[part] for part in stage.parts)
+    for name, parameter in objective.named_parameters():
+        if name.startswith("tokenizer."):
+            parameter.requires_grad_(name.startswith(prefixes))
+        elif name.startswith("teacher."):
+            parameter.requires_grad_(False)
+        elif name.startswith("reader.") and not name.startswith(prefixes):
+            parameter.requires_grad_(False)
 
 
 def begin(
@@ -58,7 +410,142 @@ def begin(
     model = VisualTokenizer(replace(config, quantizer=quantizer))
     initialize(model)
     if previous is not None:
-        kept = {k: v for k, v in previous.state_dict().items() if not k.startswith(_NEW)}
-        fresh = {k: v for k, v in model.state_dict().items() if k.startswith(_NEW)}
-        load_strictly(model, kept | fresh, "previous stage")
+        fresh = _PREFIXES["bottleneck"].removeprefix("tokenizer.")
+        same = previous.config.quantizer.bottleneck == bottleneck
+        kept = {k: v for k, v in previous.state_dict().items() if same or not k.startswith(fresh)}
+        rest = {k: v for k, v in model.state_dict().items() if k not in kept}
+        checkpoint.load_strictly(model, kept | rest, "previous stage")
     return model.requires_grad_(True)
+
+
+def start_encoder(tokenizer: VisualTokenizer, source: str) -> None:
+    """Begin encoder and pooling head from SigLIP2, resampled to this model's position grid."""
+    from viq.models.siglip import student_weights
+
+    side = tokenizer.config.encoder.position_grid
+    found: Mapping[str, Tensor] = student_weights(source, side)
+    own = {k: v for k, v in tokenizer.state_dict().items() if not k.startswith(_SIGLIP)}
+    checkpoint.load_strictly(tokenizer, own | dict(found), source)
+    tokenizer.requires_grad_(True)
+
+
+def load_reader(reader: LanguageReader, path: Path) -> None:
+    """Load what a stage trained of projector and language model."""
+    weights = checkpoint.read_weights(path)
+    wanted = {n: p for n, p in reader.named_parameters() if n in weights}
+    if unknown := sorted(weights.keys() - wanted.keys()):
+        raise checkpoint.CheckpointError(
+            f"{path}: made with another language model or adapter (for example {unknown[0]})"
+        )
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(weights[name])
+
+
+class _Observer:
+    """Log, bar, code use and pictures of one stage; does nothing but on the main process."""
+
+    def __init__(self, run: Run, stage: StageConfig, folder: Path, objective: nn.Module) -> None:
+        self.run, self.stage, self.objective = run, stage, objective
+        self.main = run.accelerator.is_main_process
+        self.folder = folder
+        self.stream: BatchStream | None = None
+        self._counts: Tensor | None = None
+
+    def __enter__(self) -> _Observer:
+        if self.main:
+            self.journal = Journal(self.folder, tensorboard=self.run.tensorboard)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.main:
+            self._list_skipped()
+            self.journal.close()
+            if hasattr(self, "bar"):
+                self.bar.__exit__(*_)
+
+    def hooks(self) -> Hooks:
+        """For the loop."""
+        return Hooks(log=self._log, look=self._look, after=self._after, resumed=self._resumed)
+
+    def _resumed(self, step: int) -> None:
+        self.journal.cut(step)
+        loop = self.stage.loop
+        self.bar = Bar(
+            self.stage.name,
+            loop.steps,
+            start=step,
+            log_every=loop.log_every,
+            hidden=self.run.hidden,
+        ).__enter__()
+
+    def _log(self, record: dict[str, Any]) -> None:
+        self.journal.log(record)
+        self.bar.update(record["step"], record)
+
+    def _after(self) -> None:
+        ids = code_ids(self.objective)
+        if ids is not None:
+            counts = count_codes(ids, self.objective.tokenizer.quantizer.bottleneck.fsq)  # type: ignore[union-attr]
+            self._counts = counts if self._counts is None else self._counts + counts
+
+    def _look(self, step: int) -> None:
+        self._list_skipped()
+        if self._counts is not None:
+            fsq = self.objective.tokenizer.quantizer.bottleneck.fsq  # type: ignore[union-attr]
+            self.journal.codes(step, code_use(self._counts, fsq))
+            self._counts = None
+        tokenizer = getattr(self.objective, "tokenizer", None)
+        if self.stage.loop.losses.keys() & {"reconstruction", "mse"} and tokenizer is not None:
+            originals, painted = look_at(tokenizer, self.run.data.photos, self.stage)
+            picture_grid(originals, painted, self.journal.grid_path(step))
+
+    def _list_skipped(self) -> None:
+        for key, reason in self.stream.skipped.reasons.items() if self.stream else ():
+            self.journal.skip(key, reason)
+
+
+def look_at(
+    tokenizer: VisualTokenizer, photos: Sequence[Any], stage: StageConfig
+) -> tuple[list[Any], list[Any]]:
+    """The same few crops each time, and what the model makes of them."""
+    from viq.patches import denormalize, lengths_of, unpatchify
+
+    assert stage.data.crops is not None
+    crop = make_batch(photos, stage.data.crops, -1 % 2**31, 0)
+    training = tokenizer.training
+    tokenizer.eval()
+    device = tokenizer.device
+    batch = replace(crop.batch, patches_TD=crop.batch.patches_TD.to(device))
+    painted_TD = tokenizer.reconstruct(tokenizer(batch).features_TC, batch.grids_hw).cpu()
+    tokenizer.train(training)
+
+    def pictures(patches_TD: Tensor) -> list[Any]:
+        parts = patches_TD.split(lengths_of(batch.grids_hw))[:12]
+        return [
+            denormalize(unpatchify(part, size)).numpy()
+            for part, size in zip(parts, crop.sizes, strict=False)
+        ]
+
+    return pictures(crop.batch.patches_TD), pictures(painted_TD)
+
+
+def _talks(stage: StageConfig) -> bool:
+    """Whether a stage reads conversations or captions."""
+    return stage.kind == "tower" or bool(stage.loop.losses.get("text")) or not stage.data.crops
+
+
+def _scaled(parts: list[Part], share: float) -> list[Part]:
+    total = sum(part.weight for part in parts)
+    return [replace(part, weight=part.weight / total * share) for part in parts]
+
+
+def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = sorted(old.keys() | new.keys())
+        return [
+            line
+            for name in names
+            for line in _differences(old.get(name), new.get(name), f"{where}.{name}".lstrip("."))
+        ]
+    return [] if old == new else [f"{where} was {old}, is now {new}"]

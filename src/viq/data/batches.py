@@ -1,0 +1,227 @@
+"""What one micro-batch of training holds, and the endless, resumable stream of them.
+
+Two kinds of pictures come together: those of conversations, packed to a token budget, and crops
+without text that only teach reconstruction (`data/crops.py`). The images of conversations come
+first in the pack.
+
+T = patches of all images, D = values per patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from viq.data.chat import ChatConfig, EncodedChat, TextPack, encode_chat, pack_chats
+from viq.data.corpora import Example
+from viq.data.crops import CropConfig, Pictures, make_batch
+from viq.data.mixture import Mixture, Packer, Position, Skipped
+from viq.image import limit_pixels
+from viq.patches import PatchBatch, lengths_of, normalize, patchify, unpatchify
+from viq.types import PATCH_SIZE, Size, grid_of, language_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The data of one stage."""
+
+    lanes: int = 1  # micro-batches a step, shared by all processes
+    max_side: int = 384  # images of conversations are shrunk to at most this side squared
+    multiple: int = 1  # px; their sides are cut down to multiples of this (official code: 16)
+    tokens: int = 1024  # of language, a micro-batch
+    patches: int = 1536  # of the images of conversations, a micro-batch
+    merge: int = 2  # patches a side of a visual token (paper: 4 in stage 1a, then 2)
+    chat: ChatConfig = field(default_factory=ChatConfig)
+    drawn: Mapping[str, float] = field(default_factory=dict)  # kind of drawn picture: weight
+    drawn_share: float = 0.5  # of the conversations, where there are others
+    drawn_sides: tuple[int, int] = (64, 160)  # px
+    crops: CropConfig | None = None  # pictures without text, beside the conversations
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """One forward and backward pass.
+
+    Attributes:
+        batch: all images.
+        mask_TD: 1 where a value belongs to an image, 0 in the padding.
+        sizes: (height, width) of each image, px.
+        text: conversations about the first `text_images` images; None without any.
+        captions: of each image; "" where there is none.
+    """
+
+    batch: PatchBatch
+    mask_TD: Tensor
+    sizes: tuple[Size, ...]
+    text: TextPack | None = None
+    text_images: int = 0
+    captions: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What the sums of loss terms are divided by."""
+        return {
+            "answers": self.text.answers if self.text else 0,
+            "tokens": len(self.text.ids_L) if self.text else 0,
+            "images": len(self.sizes),
+            "patches": len(self.mask_TD),
+            "captions": sum(map(bool, self.captions)),
+        }
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same on another device."""
+        text = self.text and TextPack(
+            ids_L=self.text.ids_L.to(device),
+            targets_L=self.text.targets_L.to(device),
+            positions_L=self.text.positions_L.to(device),
+        )
+        batch = replace(self.batch, patches_TD=self.batch.patches_TD.to(device))
+        return replace(self, batch=batch, mask_TD=self.mask_TD.to(device), text=text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    chat: EncodedChat | None
+    pixels: tuple[np.ndarray, ...]
+    caption: str
+
+
+class BatchStream:
+    """The micro-batches of a stage, for the lanes of one process.
+
+    Args:
+        tokenizer: text tokenizer; None: conversations give images and captions only.
+        photos: what crops are cut from.
+        lanes: numbers of the lanes of this process.
+        positions: of all lanes, from a checkpoint; else the start.
+
+    Attributes:
+        skipped: samples that could not be used.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        mixture: Mixture | None,
+        *,
+        seed: int,
+        lanes: Sequence[int],
+        tokenizer: Any = None,
+        photos: Pictures = (),
+        positions: Mapping[int, Position] | None = None,
+        threads: int = 1,
+    ) -> None:
+        self.config, self.mixture, self.seed, self.lanes = config, mixture, seed, list(lanes)
+        self.tokenizer, self.photos = tokenizer, photos
+        self.skipped = Skipped()
+        self._positions = dict(positions or {})
+        self._threads = threads
+
+    def steps(self, first: int, last: int) -> Iterator[tuple[list[MicroBatch], dict[int, Position]]]:
+        """For each step from `first` to `last` (excluded): micro-batches, and positions after it.
+
+        The next step is made on a thread while the caller works on this one.
+        """
+        with ThreadPoolExecutor(self._threads) as pool, ThreadPoolExecutor(1) as ahead:
+            packers = {lane: iter(self._packer(lane, pool)) for lane in self.lanes}
+            future = ahead.submit(self._step, packers, first) if first < last else None
+            for step in range(first, last):
+                assert future is not None
+                made = future.result()
+                if step + 1 < last:
+                    future = ahead.submit(self._step, packers, step + 1)
+                yield made
+
+    def _packer(self, lane: int, pool: ThreadPoolExecutor) -> Iterator[Any]:
+        if self.mixture is None:
+            return iter(())
+        return iter(
+            Packer(
+                self.mixture,
+                lane,
+                self._positions.get(lane, self.mixture.start()),
+                prepare=self._prepare,
+                cost=_cost,
+                budgets=(self.config.tokens, self.config.patches),
+                skipped=self.skipped,
+                pool=pool,
+            )
+        )
+
+    def _step(
+        self, packers: Mapping[int, Iterator[Any]], step: int
+    ) -> tuple[list[MicroBatch], dict[int, Position]]:
+        micros, positions = [], {}
+        for lane in self.lanes:
+            items, positions[lane] = next(packers[lane], ([], Position()))
+            micros.append(self._collate(items, step * self.config.lanes + lane))
+        return micros, positions
+
+    def _prepare(self, example: Example) -> _Prepared:
+        pixels = tuple(self._fit(picture) for picture in example.pictures)
+        chat = None
+        if self.tokenizer is not None:
+            places = [language_tokens(grid_of(p.shape[:2]), self.config.merge) for p in pixels]
+            chat = encode_chat(
+                example.chat.turns, places, self.tokenizer, self.config.chat, example.chat.where
+            )
+            pixels = pixels[: chat.images]
+        return _Prepared(chat=chat, pixels=pixels, caption=example.caption or "")
+
+    def _fit(self, picture: Image.Image) -> np.ndarray:
+        """Shrunk to the area of the stage, never enlarged, sides cut to whole multiples."""
+        small = limit_pixels(picture, self.config.max_side**2)
+        width, height = (
+            max(self.config.multiple, side // self.config.multiple * self.config.multiple)
+            for side in small.size
+        )
+        if (width, height) != small.size:
+            small = small.resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(small)
+
+    def _collate(self, items: Sequence[_Prepared], number: int) -> MicroBatch:
+        pixels = [normalize(p) for item in items for p in item.pixels]
+        patches = [patchify(p) for p in pixels]
+        masks = [patchify(torch.ones_like(p)) for p in pixels]
+        sizes = [(p.shape[-2], p.shape[-1]) for p in pixels]
+        captions = [
+            item.caption if first == 0 else ""
+            for item in items
+            for first in range(len(item.pixels))
+        ]
+        chats = [item.chat for item in items if item.chat is not None]
+        grids = [grid_of(size) for size in sizes]
+        text_images = len(sizes)
+        if self.config.crops is not None:
+            crop = make_batch(self.photos, self.config.crops, self.seed, number)
+            patches.append(crop.batch.patches_TD)
+            masks.append(crop.mask_TD)
+            grids += crop.batch.grids_hw
+            sizes += crop.sizes
+        return MicroBatch(
+            batch=PatchBatch(patches_TD=torch.cat(patches), grids_hw=tuple(grids)),
+            mask_TD=torch.cat(masks),
+            sizes=tuple(sizes),
+            text=pack_chats(chats) if chats else None,
+            text_images=text_images if chats else 0,
+            captions=(*captions, *[""] * (len(sizes) - text_images)),
+        )
+
+
+def images_of(micro: MicroBatch) -> list[Tensor]:
+    """Pixels (3, H, W) of each image, in [-1, 1]."""
+    parts = micro.batch.patches_TD.split(lengths_of(micro.batch.grids_hw))
+    return [unpatchify(part, size) for part, size in zip(parts, micro.sizes, strict=True)]
+
+
+def _cost(item: _Prepared) -> tuple[int, int]:
+    """Language tokens and patches of one example."""
+    rows_cols = [grid_of(p.shape[:2], PATCH_SIZE) for p in item.pixels]  # type: ignore[arg-type]
+    return len(item.chat.ids) if item.chat else 0, sum(r * c for r, c in rows_cols)

@@ -1,0 +1,273 @@
+"""What a tokenizer is trained on: pictures with questions, answers and captions, by index.
+
+A corpus is an endless or finite list of examples, each made when it is asked for. `RowCorpus`
+reads files; `DrawnCorpus` draws pictures and knows their exact answers. A tenth of every corpus is
+held out, by the key of the row or the number of the drawing, so that no picture is both trained on
+and tested.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from PIL import Image
+
+from viq.data import synthetic
+from viq.data.conversations import (
+    IMAGE_MARK,
+    Conversation,
+    ConversationError,
+    Turn,
+    conversation,
+)
+from viq.data.questions import Question, caption, questions
+from viq.data.sources import Row, Source, concatenate, open_source
+from viq.image import open_image
+from viq.types import ViqError
+
+Split = Literal["train", "held-out"]
+_HELD_OUT = 10  # one example in so many
+_NAMES = ("What is this?", "What does the picture show?", "Name the object in the picture.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One conversation about pictures that are in memory.
+
+    Attributes:
+        chat: its turns; `chat.images` has one entry a picture.
+        pictures: RGB, in the order of the image marks.
+        kinds: of each question-answer pair, for scoring by kind.
+        caption: a sentence about the first picture, if one is known.
+    """
+
+    chat: Conversation
+    pictures: tuple[Image.Image, ...]
+    kinds: tuple[str, ...]
+    caption: str | None = None
+
+
+class Corpus(Protocol):
+    """Examples by index. `len` is None for an endless one."""
+
+    name: str
+
+    @property
+    def length(self) -> int | None: ...
+
+    def key(self, index: int) -> str: ...
+
+    def example(self, index: int, rng: random.Random) -> Example: ...
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A picture that needs no reading, where a conversation wants a place to read from."""
+
+    picture: Any
+
+    def read(self) -> Any:
+        return self.picture
+
+
+class RowCorpus:
+    """Rows of a source that pass a filter and belong to a split.
+
+    A row with a conversation, question-answer pairs or captions is used as it is; one with only a
+    `label` becomes the question what the picture shows.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        split: Split,
+        *,
+        where: dict[str, str] | None = None,
+    ) -> None:
+        self.name, self.source = name, source
+        held = [zlib.crc32(key.encode()) % _HELD_OUT == 0 for key in source.keys()]
+        self._rows = [i for i, h in enumerate(held) if h == (split == "held-out")]
+        if where:
+            self._rows = [i for i in self._rows if _passes(source[i], where)]
+
+    @property
+    def length(self) -> int:
+        return len(self._rows)
+
+    def key(self, index: int) -> str:
+        return f"{self.name}:{self._rows[index]}"
+
+    def row(self, index: int) -> Row:
+        """The row behind an example."""
+        return self.source[self._rows[index]]
+
+    @property
+    def pictures_only(self) -> bool:
+        """Whether its first row has no text but a label, if that: a set of photos."""
+        return bool(self._rows) and not _has_text(self.row(0))
+
+    def texts(self, index: int, rng: random.Random) -> Iterator[str]:
+        """What a text tokenizer should know."""
+        yield from _words(self.chat(index, rng))
+
+    def chat(self, index: int, rng: random.Random) -> Conversation:
+        """The conversation alone, no picture opened."""
+        row = self.row(index)
+        if not _has_text(row):
+            return _label_chat(row, rng)
+        chat = conversation(row, choice=rng.randrange(1000))
+        return _shuffled(chat, rng) if row.extras.get("pairs") else chat
+
+    def example(self, index: int, rng: random.Random) -> Example:
+        """Raises SourceError, ConversationError or ImageError for a bad row."""
+        row, chat = self.row(index), self.chat(index, rng)
+        pictures = tuple(open_image(image.read(), name=chat.where) for image in chat.images)
+        pairs = len(chat.turns) // 2
+        return Example(
+            chat=chat,
+            pictures=pictures,
+            kinds=(self.name if _has_text(row) else f"{self.name}/label",) * pairs,
+            caption=_caption(row),
+        )
+
+
+class DrawnCorpus:
+    """Pictures of one kind that the project draws, with questions about them; endless.
+
+    Args:
+        sides: the sides of a picture are drawn evenly from this range, px.
+        limit: questions a picture.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        split: Split,
+        *,
+        sides: tuple[int, int] = (64, 160),
+        limit: int = 6,
+        seed: int = 0,
+    ) -> None:
+        self.name, self.sides, self.limit, self.seed = kind, sides, limit, seed
+        self._odd = int(split == "held-out")
+
+    length = None
+
+    def key(self, index: int) -> str:
+        return f"{self.name}:{index}"
+
+    def texts(self, index: int, rng: random.Random) -> Iterator[str]:
+        """What a text tokenizer should know."""
+        yield from _words(self.example(index, rng).chat)
+
+    def example(self, index: int, rng: random.Random) -> Example:
+        height, width = (rng.randint(*self.sides) for _ in range(2))
+        number = 2 * (index + self.seed * 2**32) + self._odd
+        drawing = synthetic.draw(self.name, (height, width), number)
+        asked = questions(drawing, rng, self.limit)
+        sentence = caption(drawing, rng)
+        if not asked or rng.random() < 0.25:
+            asked.append(Question(kind="caption", prompt="Describe the image.", answer=sentence))
+        rng.shuffle(asked)
+        key = self.key(index)
+        chat = Conversation(
+            turns=_turns((q.prompt, q.answer) for q in asked),
+            images=(_Drawn(drawing.image),),
+            resize=(None,),
+            key=key,
+            where=key,
+        )
+        return Example(
+            chat=chat,
+            pictures=(drawing.image,),
+            kinds=tuple(f"{self.name}/{q.kind}" for q in asked),
+            caption=sentence,
+        )
+
+
+def open_corpora(
+    paths: Iterable[str | Path], split: Split, *, where: dict[str, str] | None = None
+) -> list[RowCorpus]:
+    """One corpus a file; a folder of Parquet files gives one a file; numbered shards are joined.
+
+    Args:
+        where: only rows whose columns have these values, e.g. {"licence_tier": "permissive"}.
+
+    Raises:
+        ViqError: a path is no data, or no row of all passes.
+    """
+    named: dict[str, list[Source]] = {}
+    for given in paths:
+        path = Path(given)
+        inner = sorted(path.glob("*.parquet")) if path.is_dir() else []
+        for file in inner or [given]:
+            name = re.sub(r"[-_.]?\d+(-of-\d+)?$", "", Path(file).stem) or Path(file).stem
+            named.setdefault(name, []).append(open_source(file))
+    corpora = [
+        RowCorpus(name, concatenate(sources), split, where=where) for name, sources in named.items()
+    ]
+    if corpora and not any(corpus.length for corpus in corpora):
+        raise ViqError(f"no row of the data passes {where}: check the column and the value")
+    return [corpus for corpus in corpora if corpus.length]
+
+
+def _turns(pairs: Iterable[tuple[str, str]]) -> tuple[Turn, ...]:
+    """User and assistant turns; the first question carries the image mark."""
+    turns: list[Turn] = []
+    for prompt, answer in pairs:
+        mark = "" if turns else IMAGE_MARK + "\n"
+        turns += [Turn(role="user", text=mark + prompt), Turn(role="assistant", text=answer)]
+    return tuple(turns)
+
+
+def _shuffled(chat: Conversation, rng: random.Random) -> Conversation:
+    """Independent questions about one picture, in a new order."""
+    pairs = [
+        (question.text.replace(IMAGE_MARK, "").strip(), answer.text)
+        for question, answer in zip(chat.turns[::2], chat.turns[1::2], strict=True)
+    ]
+    rng.shuffle(pairs)
+    return replace(chat, turns=_turns(pairs))
+
+
+def _label_chat(row: Row, rng: random.Random) -> Conversation:
+    if not row.extras.get("label"):
+        raise ConversationError(f"{row.where}: has neither text nor a label")
+    turns = _turns([(rng.choice(_NAMES), str(row.extras["label"]).lower())])
+    return Conversation(
+        turns=turns, images=row.images[:1], resize=(None,), key=row.key, where=row.where
+    )
+
+
+_TEXTS = ("conversations", "messages", "pairs", "caption", "captions", "text")
+
+
+def _has_text(row: Row) -> bool:
+    return any(row.extras.get(name) for name in _TEXTS)
+
+
+def _words(chat: Conversation) -> Iterator[str]:
+    return (turn.text.replace(IMAGE_MARK, "") for turn in chat.turns)
+
+
+def _caption(row: Row) -> str | None:
+    """A sentence about the picture for the teacher: a caption, or one made of its label."""
+    if row.extras.get("label") and not _has_text(row):
+        return f"a photo of a {str(row.extras['label']).lower()}"
+    pairs: Sequence[Any] = row.extras.get("pairs") or ()
+    for pair in pairs:
+        if str(pair["prompt"]).lower().startswith("describe"):
+            return str(pair["text"])
+    found = row.extras.get("caption") or row.extras.get("captions")
+    return str(found[0] if isinstance(found, list) else found) if found else None
+
+
+def _passes(row: Row, where: dict[str, str]) -> bool:
+    return all(str(row.extras.get(column)) == value for column, value in where.items())

@@ -1,0 +1,173 @@
+"""Corpora mixed by weight into packed micro-batches, resumable at any of them.
+
+A step of training is made of `lanes` micro-batches. Each lane is a stream of its own, in which
+draw number n is a function of (seed, lane, n) and of how often each corpus was drawn before; lanes
+share every corpus without overlap. So the data of a step do not depend on how many processes share
+the lanes, and the position of a lane, a few integers, is all that a checkpoint must hold.
+
+A sample that cannot be used (a broken picture, a wrong conversation) is passed over and listed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from viq.data.corpora import Corpus, Example
+from viq.types import ViqError
+
+T = TypeVar("T")
+_AHEAD = 8  # examples made ahead of each lane, on threads
+_HOPELESS = 1000  # bad samples in a row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One corpus and its share of the draws."""
+
+    corpus: Corpus
+    weight: float
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a lane stands: how many examples it has drawn, in all and from each corpus."""
+
+    drawn: int = 0
+    taken: tuple[int, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"drawn": self.drawn, "taken": list(self.taken)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Position:
+        """What `as_json` gave."""
+        return cls(values["drawn"], tuple(values["taken"]))
+
+
+@dataclass
+class Skipped:
+    """Samples that could not be used: (key, reason), each once."""
+
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def add(self, key: str, error: Exception) -> None:
+        self.reasons.setdefault(key, str(error))
+
+
+class Mixture:
+    """Examples of several corpora, drawn by weight.
+
+    Args:
+        lanes: streams that share the corpora.
+    """
+
+    def __init__(self, parts: Sequence[Part], *, seed: int, lanes: int) -> None:
+        weights = np.array([part.weight for part in parts], float)
+        if not len(parts) or weights.min() < 0 or not weights.sum():
+            raise ViqError("a mixture needs at least one corpus with a weight above 0")
+        self.parts, self.seed, self.lanes = list(parts), seed, lanes
+        self._weights = weights / weights.sum()
+        self._orders: dict[tuple[int, int], np.ndarray] = {}
+
+    def start(self) -> Position:
+        """The beginning of a lane."""
+        return Position(0, (0,) * len(self.parts))
+
+    def draw(self, lane: int, position: Position) -> tuple[int, int, Position]:
+        """(part, index in its corpus, position after it) of the next example of a lane."""
+        rng = np.random.default_rng([self.seed, lane, position.drawn])
+        part = int(rng.choice(len(self.parts), p=self._weights))
+        number = position.taken[part] * self.lanes + lane
+        taken = (*position.taken[:part], position.taken[part] + 1, *position.taken[part + 1 :])
+        return part, self._index(part, number), Position(position.drawn + 1, taken)
+
+    def example(self, lane: int, draw: int, part: int, index: int) -> Example:
+        """Make the example of one draw; raises what its corpus raises for a bad one."""
+        rng = random.Random(f"{self.seed} {lane} {draw}")
+        return self.parts[part].corpus.example(index, rng)
+
+    def _index(self, part: int, number: int) -> int:
+        """Finite corpora are shuffled anew each time they have been gone through."""
+        length = self.parts[part].corpus.length
+        if length is None:
+            return number
+        epoch, place = divmod(number, length)
+        if (part, epoch) not in self._orders:
+            self._orders.pop((part, epoch - 2), None)  # lanes are at most about one epoch apart
+            rng = np.random.default_rng([self.seed, part, epoch])
+            self._orders[part, epoch] = rng.permutation(length)
+        return int(self._orders[part, epoch][place])
+
+
+class Packer(Generic[T]):
+    """The micro-batches of one lane: prepared examples, as many as fit a budget.
+
+    Args:
+        prepare: makes an example ready (on a thread); raises ViqError for a bad one.
+        cost: of a prepared example, in the units of the budgets; one value a budget.
+        budgets: what a micro-batch may cost at most; a single example may exceed them.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        lane: int,
+        position: Position,
+        *,
+        prepare: Callable[[Example], T],
+        cost: Callable[[T], tuple[int, ...]],
+        budgets: tuple[int, ...],
+        skipped: Skipped,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self.mixture, self.lane = mixture, lane
+        self._prepare, self._cost, self._budgets = prepare, cost, budgets
+        self._skipped, self._pool = skipped, pool
+        self._next = position  # of the next draw to be sent to a thread
+        self._queue: deque[tuple[Position, Position, str, Future[T]]] = deque()
+
+    def __iter__(self) -> Iterator[tuple[list[T], Position]]:
+        """Micro-batches, each with the position from which the lane goes on after it."""
+        held: list[T] = []
+        used = (0,) * len(self._budgets)
+        failed = 0
+        while True:
+            before, after, key, future = self._take()
+            try:
+                item = future.result()
+            except ViqError as error:
+                self._skipped.add(key, error)
+                failed += 1
+                if failed >= _HOPELESS:
+                    raise ViqError(
+                        f"{failed} samples in a row cannot be used, the last: {error}"
+                    ) from None
+                continue
+            failed = 0
+            total = tuple(u + c for u, c in zip(used, self._cost(item), strict=True))
+            if held and any(t > b for t, b in zip(total, self._budgets, strict=True)):
+                yield held, before
+                held, total = [], self._cost(item)
+            held.append(item)
+            used = total
+
+    def _take(self) -> tuple[Position, Position, str, Future[T]]:
+        while len(self._queue) < _AHEAD:
+            before = self._next
+            part, index, after = self.mixture.draw(self.lane, before)
+            key = self.mixture.parts[part].corpus.key(index)
+            future = self._pool.submit(self._make, before.drawn, part, index)
+            self._queue.append((before, after, key, future))
+            self._next = after
+        return self._queue.popleft()
+
+    def _make(self, draw: int, part: int, index: int) -> T:
+        return self._prepare(self.mixture.example(self.lane, draw, part, index))

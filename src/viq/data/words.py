@@ -1,0 +1,64 @@
+"""A small text tokenizer of one's own: byte-level BPE with the ChatML marks, trained in seconds.
+
+For language models trained from scratch. Larger ones bring theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from viq.data.chat import END, START
+from viq.types import ViqError
+
+PAD = "<|mm_pad|>"
+
+
+def train_tokenizer(texts: Iterable[str], size: int) -> Any:
+    """A fast Hugging Face tokenizer of at most `size` tokens; the same for the same texts."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    # Digits stand alone, as in Qwen2.5: numbers are read figure by figure.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[PAD, START, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END)
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer of a language model: a folder or a Hugging Face hub id.
+
+    Raises:
+        ViqError: there is none, or it does not know the ChatML marks.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    except (OSError, ValueError) as error:
+        raise ViqError(
+            f"{folder}: no text tokenizer can be loaded from there ({_first(error)}); give a "
+            "folder or hub id of a Qwen2.5-style language model"
+        ) from None
+    missing = [mark for mark in (START, END) if mark not in tokenizer.get_vocab()]
+    if missing:
+        raise ViqError(
+            f"{folder}: its tokenizer does not know {' and '.join(missing)}: use a model with "
+            "ChatML marks, such as Qwen2.5"
+        )
+    return tokenizer
+
+
+def _first(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["unknown error"])[0]

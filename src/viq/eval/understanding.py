@@ -1,0 +1,389 @@
+"""What a language model understands of frozen codes: answers and linear probes, on pictures that
+neither tokenizer nor language model were trained on.
+
+One small language model is trained from scratch on the features of each tokenizer, with the same
+questions, steps and seeds, and asked about held-out pictures. An answer counts if every token of it
+is right; scored with the right tokens before each, which is what greedy decoding would have given
+(or the first wrong token ends it). Linear probes ask the same of the mean feature alone.
+
+T = patches of an image, C = width of features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from viq.data.chat import ChatConfig, EncodedChat, encode_chat, pack_chats
+from viq.data.conversations import IMAGE_MARK, Turn
+from viq.data.corpora import Corpus, DrawnCorpus, Example, RowCorpus
+from viq.data.words import train_tokenizer
+from viq.image import limit_pixels
+from viq.models.language import LanguageConfig, LanguageReader, build_language
+from viq.models.tokenizer import VisualTokenizer
+from viq.patches import lengths_of, normalize, pack
+from viq.types import IGNORE, Grid, ViqError, grid_of, language_tokens
+
+Features = Literal["codes", "continuous"]
+_T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, 95%, by number of seeds
+# Kinds of questions whose answer depends on a word of the question.
+_ARGUMENTS = ("_of", "exists", "position", "relation", "compare", "value", "max", "min", "word",
+              "line", "letter", "price")  # fmt: skip
+_GROUP = 32  # pictures a pass
+_PROBE_CLASS = 15  # fewest training pictures of an answer that a probe tells apart
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnderstandingConfig:
+    """Size of the examination; the defaults take minutes on one core."""
+
+    drawn: tuple[str, ...] = ("scene", "word", "chart")
+    train_pictures: int = 3000  # half drawn, half from files, where there are files
+    test_pictures: int = 900
+    pairs: int = 6  # questions a training picture at most
+    test_pairs: int = 2  # questions a held-out picture
+    max_side: int = 128  # px, images are shrunk to this area squared
+    steps: int = 600
+    tokens: int = 768  # a step
+    learning_rate: float = 1e-3
+    seeds: int = 3
+    language: LanguageConfig = LanguageConfig(depth=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One training conversation, or one held-out pair, and the number of its picture."""
+
+    picture: int
+    chat: EncodedChat
+    kind: str
+    answer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exam:
+    """Pictures and questions, the same for every tokenizer."""
+
+    pictures: tuple[np.ndarray, ...]
+    train: tuple[Question, ...]
+    test: tuple[Question, ...]
+    probes: tuple[tuple[int, str, str, bool], ...]  # picture, question, answer, held out
+    vocabulary: int
+
+
+def make_exam(
+    rows: Sequence[tuple[RowCorpus, RowCorpus]], config: UnderstandingConfig, seed: int = 0
+) -> Exam:
+    """Gather pictures and questions.
+
+    Args:
+        rows: (train, held-out) corpora of the same files.
+    """
+    rng = random.Random(seed)
+    drawn = [(DrawnCorpus(k, "train", seed=7), DrawnCorpus(k, "held-out")) for k in config.drawn]
+    pictures: list[np.ndarray] = []
+    gathered: dict[bool, list[tuple[int, Example]]] = {False: [], True: []}
+    for held, wanted in ((False, config.train_pictures), (True, config.test_pictures)):
+        for group, share in _shares([p[held] for p in drawn], [p[held] for p in rows], wanted):
+            for example in _examples(group, share, rng):
+                image = limit_pixels(example.pictures[0], config.max_side**2)
+                gathered[held].append((len(pictures), example))
+                pictures.append(np.asarray(image))
+    words = train_tokenizer(
+        (turn.text.replace(IMAGE_MARK, "") for _, e in gathered[False] for turn in e.chat.turns),
+        config.language.vocabulary,
+    )
+    train, test, probes = [], [], []
+    for held, found in gathered.items():
+        for number, example in found:
+            pairs = _pairs(example)
+            probes += [(number, _probe(kind, q), a, held) for kind, q, a in pairs]
+            rng.shuffle(pairs)
+            groups = (
+                [pairs[: config.pairs]] if not held else [[p] for p in pairs[: config.test_pairs]]
+            )
+            for group in groups:
+                chat = _encode(group, pictures[number].shape[:2], words)  # type: ignore[arg-type]
+                kind, _, answer = group[0]
+                (test if held else train).append(
+                    Question(picture=number, chat=chat, kind=kind, answer=answer)
+                )
+    return Exam(
+        pictures=tuple(pictures),
+        train=tuple(train),
+        test=tuple(test),
+        probes=tuple(probes),
+        vocabulary=len(words),
+    )
+
+
+@torch.inference_mode()
+def features_of(
+    tokenizer: VisualTokenizer, pictures: Sequence[np.ndarray], kind: Features
+) -> list[Tensor]:
+    """Features (T, C) of each picture: of its codes, or the encoder's tokens before the quantizer.
+
+    Pictures are small here and run in groups.
+    """
+    found: list[Tensor] = []
+    for start in range(0, len(pictures), _GROUP):
+        batch = pack([normalize(p) for p in pictures[start : start + _GROUP]])
+        if kind == "codes":
+            features_TC = tokenizer.features(tokenizer.ids(batch))
+        else:
+            features_TC = tokenizer.encoder(batch)
+        found += [part.clone() for part in features_TC.split(lengths_of(batch.grids_hw))]
+    return found
+
+
+def examine(
+    exam: Exam,
+    features: Sequence[Tensor],
+    config: UnderstandingConfig,
+    progress: Callable[[int], None] = lambda step: None,
+) -> dict[str, Any]:
+    """Train the reader once a seed and score it; probes once.
+
+    Returns accuracies in percent: `answers` (all, and by kind) with mean, the half-width of the
+    95% interval over seeds (Student's t), and each seed's value; `probes` by question.
+    """
+    grids = [grid_of(p.shape[:2]) for p in exam.pictures]  # type: ignore[arg-type]
+    scale = torch.cat(list(features[:200])).std()
+    features = [feature / scale for feature in features]  # a fresh projector expects unit size
+    by_seed = [
+        _answers(exam, features, grids, config, seed, progress) for seed in range(config.seeds)
+    ]
+    kinds = sorted({kind for score in by_seed for kind in score})
+    return {
+        "questions": dict(Counter(_group(q.kind) for q in exam.test)) | {"all": len(exam.test)},
+        "answers": {kind: _interval([score[kind] for score in by_seed]) for kind in kinds},
+        "probes": _probes(exam, features),
+    }
+
+
+def _answers(
+    exam: Exam,
+    features: Sequence[Tensor],
+    grids: Sequence[Grid],
+    config: UnderstandingConfig,
+    seed: int,
+    progress: Callable[[int], None],
+) -> dict[str, float]:
+    """Exact-match accuracy in percent by kind, of one reader trained from scratch."""
+    torch.manual_seed(seed)
+    reader = LanguageReader(build_language(config.language, exam.vocabulary), features[0].shape[1])
+    optimizer = torch.optim.AdamW(
+        reader.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.02
+    )
+    reader.train()
+    batches = _packs(exam.train, config.tokens, random.Random(seed))
+    for step in range(config.steps):
+        share = min(1.0, (step + 1) / 30) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * max(0.02, share)
+        loss = _score(reader, next(batches), features, grids)[0].mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        progress(step)
+    reader.eval()
+    hits: dict[str, list[bool]] = defaultdict(list)
+    with torch.inference_mode():
+        for start in range(0, len(exam.test), 16):
+            questions = exam.test[start : start + 16]
+            _, correct, owner = _score(reader, questions, features, grids)
+            for i, question in enumerate(questions):
+                right = bool(correct[owner == i].all())
+                for kind in ("all", _group(question.kind), question.kind):
+                    hits[kind].append(right)
+    return {kind: 100 * sum(found) / len(found) for kind, found in hits.items()}
+
+
+def _score(
+    reader: LanguageReader,
+    questions: Sequence[Question],
+    features: Sequence[Tensor],
+    grids: Sequence[Grid],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses (A,), hits (A,) and number of the question (A,) of every scored token."""
+    packed = pack_chats([q.chat for q in questions])
+    score = reader(
+        torch.cat([features[q.picture] for q in questions]),
+        [grids[q.picture] for q in questions],
+        packed.ids_L,
+        packed.targets_L,
+        packed.positions_L,
+    )
+    owners_L = torch.cat([torch.full((len(q.chat.ids),), i) for i, q in enumerate(questions)])
+    return score.loss_A, score.correct_A, owners_L[packed.targets_L != IGNORE]
+
+
+def _packs(
+    questions: Sequence[Question], tokens: int, rng: random.Random
+) -> Iterator[list[Question]]:
+    """Endless packs of at most so many tokens, shuffled anew each round."""
+    held: list[Question] = []
+    used = 0
+    while True:
+        for question in rng.sample(questions, len(questions)):
+            if held and used + len(question.chat.ids) > tokens:
+                yield held
+                held, used = [], 0
+            held.append(question)
+            used += len(question.chat.ids)
+
+
+def _probes(exam: Exam, features: Sequence[Tensor]) -> dict[str, dict[str, float]]:
+    """Accuracy in percent of linear classifiers on the mean feature, by question.
+
+    Only questions that are asked of many pictures in the same words, over answers with enough
+    training pictures. `chance` is that of the most frequent answer.
+    """
+    by_question: dict[str, list[tuple[int, str, bool]]] = defaultdict(list)
+    for picture, question, answer, held in exam.probes:
+        by_question[question].append((picture, answer, held))
+    results = {}
+    for question, found in by_question.items():
+        counts = Counter(answer for _, answer, held in found if not held)
+        classes = sorted(answer for answer, n in counts.items() if n >= _PROBE_CLASS)
+        known = [(p, classes.index(a), held) for p, a, held in found if a in classes]
+        test = [item for item in known if item[2]]
+        if len(classes) < 2 or len(test) < 30:
+            continue
+        x = torch.stack([features[p].mean(0) for p, _, _ in known])
+        y = torch.tensor([label for _, label, _ in known])
+        held = torch.tensor([h for _, _, h in known])
+        right = _logistic(x[~held], y[~held], x[held], len(classes)) == y[held]
+        chance = y[held].bincount().max() / held.sum()
+        results[question] = {
+            "accuracy": round(100 * float(right.float().mean()), 2),
+            "chance": round(100 * float(chance), 2),
+            "classes": len(classes),
+            "pictures": len(test),
+        }
+    return results
+
+
+def _logistic(x: Tensor, y: Tensor, x_test: Tensor, classes: int) -> Tensor:
+    """Predictions (n,) of a multinomial logistic regression, lightly regularised."""
+    mean, std = x.mean(0), x.std(0) + 1e-6
+    x, x_test = (x - mean) / std, (x_test - mean) / std
+    weight = torch.zeros(x.shape[1], classes, requires_grad=True)
+    bias = torch.zeros(classes, requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        loss = F.cross_entropy(x @ weight + bias, y) + 1e-2 * weight.square().sum() / classes
+        loss.backward()
+        return loss
+
+    solver.step(closure)  # type: ignore[arg-type]
+    return (x_test @ weight.detach() + bias.detach()).argmax(1)
+
+
+def _interval(values: list[float]) -> dict[str, Any]:
+    mean, count = statistics.fmean(values), len(values)
+    half = 0.0
+    if count > 1:
+        half = _T_95.get(count, 2.571) * statistics.stdev(values) / count**0.5
+    return {
+        "mean": round(mean, 2),
+        "half_width": round(half, 2),
+        "seeds": [round(value, 2) for value in values],
+    }
+
+
+def _group(kind: str) -> str:
+    return kind.split("/")[0]
+
+
+def _shares(
+    drawn: Sequence[Corpus], rows: Sequence[Corpus], wanted: int
+) -> Iterator[tuple[Corpus, int]]:
+    """(corpus, pictures): half drawn, half of files by the square root of their rows."""
+    half = wanted // 2 if rows else wanted
+    total = sum(corpus.length**0.5 for corpus in rows if corpus.length)
+    for corpus in drawn:
+        yield corpus, half // len(drawn)
+    for corpus in rows:
+        assert corpus.length is not None
+        yield corpus, min(corpus.length, round((wanted - half) * corpus.length**0.5 / total))
+
+
+def _examples(corpus: Corpus, count: int, rng: random.Random) -> Iterator[Example]:
+    """Examples with one picture; bad ones are passed over."""
+    indices = range(count) if corpus.length is None else rng.sample(range(corpus.length), count)
+    for index in indices:
+        try:
+            example = corpus.example(index, rng)
+        except ViqError:
+            continue
+        if len(example.pictures) == 1:
+            yield example
+
+
+def _pairs(example: Example) -> list[tuple[str, str, str]]:
+    """(kind, question, answer) of each pair."""
+    turns = example.chat.turns
+    return [
+        (kind, question.text.replace(IMAGE_MARK, "").strip(), answer.text)
+        for kind, question, answer in zip(example.kinds, turns[::2], turns[1::2], strict=True)
+    ]
+
+
+def _probe(kind: str, question: str) -> str:
+    """What makes two questions the same: the kind where wordings vary, else the words."""
+    fixed = "/" in kind and not kind.endswith(_ARGUMENTS)
+    return kind if fixed else f"{kind}: {question}"
+
+
+def _encode(
+    pairs: Sequence[tuple[str, str, str]], size: tuple[int, int], words: Any
+) -> EncodedChat:
+    turns: list[Turn] = []
+    for _, question, answer in pairs:
+        mark = "" if turns else IMAGE_MARK + "\n"
+        turns += [Turn(role="user", text=mark + question), Turn(role="assistant", text=answer)]
+    places = [language_tokens(grid_of(size))]
+    return encode_chat(turns, places, words, ChatConfig(system="", max_length=4096))
+
+
+def compare(
+    exam: Exam,
+    candidates: Sequence[tuple[str, VisualTokenizer, Features]],
+    config: UnderstandingConfig,
+    *,
+    progress: Callable[[int], None] = lambda step: None,
+    done: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
+    """Examine several tokenizers with the same questions.
+
+    Args:
+        candidates: (name, tokenizer, which features).
+        done: called with the result so far after each.
+    """
+    result: dict[str, Any] = {
+        "settings": {**dataclasses.asdict(config), "vocabulary": exam.vocabulary},
+        "pictures": len(exam.pictures),
+        "candidates": {},
+    }
+    for name, tokenizer, kind in candidates:
+        features = features_of(tokenizer, exam.pictures, kind)
+        found = examine(exam, features, config, progress)
+        result["questions"] = found.pop("questions")
+        result["candidates"][name] = {"features": kind, **found}
+        done(result)
+    return result

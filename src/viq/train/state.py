@@ -1,0 +1,116 @@
+"""Checkpoints of a running stage: whole or absent, and complete enough to go on to the last bit.
+
+`step-N/state.pt` holds the trained weights (frozen ones come from where they came from), the
+optimizer, the moving average, the data position of every lane, and the step, from which schedule
+and random numbers follow: the generators are seeded anew for each step. Files are read with
+`weights_only`, so a foreign file can do no harm.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
+
+from viq.data.mixture import Position
+from viq.types import ViqError
+
+_KEEP = 2  # newest checkpoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumed:
+    """Where a stage goes on."""
+
+    step: int = 0
+    positions: Mapping[int, Position]
+    average: dict[str, Tensor] | None = None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints of a stage, oldest first."""
+    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def save(
+    folder: Path,
+    step: int,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    positions: Mapping[int, Position],
+    average: Mapping[str, Tensor] | None,
+    main: bool = True,
+) -> None:
+    """Write `step-N`; every process must call this, the main one writes."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    weights, state = get_state_dict(module, optimizer, options=options)
+    averaged = {k: _whole(v) for k, v in average.items()} if average is not None else None
+    if not main:
+        return
+    aside, final = folder / f".step-{step}", folder / f"step-{step}"
+    for torn in folder.glob(".step-*"):
+        shutil.rmtree(torn)
+    aside.mkdir(parents=True)
+    values = {
+        "step": step,
+        "weights": weights,
+        "optimizer": state,
+        "average": averaged,
+        "positions": {lane: position.as_json() for lane, position in positions.items()},
+    }
+    with (aside / "state.pt").open("wb") as file:
+        torch.save(values, file)
+        file.flush()
+        os.fsync(file.fileno())
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(aside, final)
+    for old in checkpoints(folder)[:-_KEEP]:
+        shutil.rmtree(old)
+
+
+def resume(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> Resumed:
+    """Load the newest checkpoint in place, if there is one.
+
+    Raises:
+        ViqError: it is damaged, or belongs to a model of another shape.
+    """
+    found = checkpoints(folder)
+    if not found:
+        return Resumed(positions={})
+    path = found[-1] / "state.pt"
+    try:
+        values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        options = StateDictOptions(full_state_dict=True, strict=False)
+        set_state_dict(
+            module,
+            optimizer,
+            model_state_dict=values["weights"],
+            optim_state_dict=values["optimizer"],
+            options=options,
+        )
+    except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        first = (str(error).strip().splitlines() or ["unreadable"])[0]
+        raise ViqError(
+            f"{path}: cannot be resumed ({first}); delete {found[-1]} to go on from the one before"
+        ) from None
+    positions = {int(k): Position.from_json(v) for k, v in values["positions"].items()}
+    return Resumed(step=values["step"], positions=positions, average=values["average"])
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A tensor that may be sharded over processes, whole and on the CPU."""
+    full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[attr-defined]
+    return full.detach().cpu()
