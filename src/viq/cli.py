@@ -6,30 +6,34 @@ Heavy modules are imported inside the commands, so that `viq --help` answers at 
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
+from viq.cli_parts import (
+    SOME_FAILED,
+    Device,
+    Dtype,
+    Images,
+    Json,
+    Model,
+    Overwrite,
+    Tile,
+    guarded,
+    load_tokenizer,
+)
+from viq.cli_store import decode, encode, store_app
 from viq.console import (
     progress,
     show,
     show_failures,
     show_reconstruction,
     show_record,
-    show_report,
     show_understanding,
-    terminable,
 )
-
-if TYPE_CHECKING:
-    from viq.models.tokenizer import VisualTokenizer
-
-USAGE, SOME_FAILED, INTERRUPTED = 2, 3, 130
 
 app = typer.Typer(
     name="viq",
@@ -43,54 +47,9 @@ eval_app = typer.Typer(help="Measure quality and stability.", no_args_is_help=Tr
 bench_app = typer.Typer(help="Measure speed and memory, as ratios.", no_args_is_help=True)
 app.add_typer(eval_app, name="eval")
 app.add_typer(bench_app, name="bench")
-
-Images = Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")]
-Model = Annotated[str, typer.Option(help="Bundled name, model folder, or Hugging Face hub id.")]
-Tile = Annotated[
-    int | None,
-    typer.Option(help="Encode in tiles above this side, px; 0 never. Default: the model's own."),
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto: cuda if there is one.")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16. Other dtypes than "
-                                         "float32 change a few codes.")]  # fmt: skip
-ImageColumn = Annotated[
-    list[str] | None, typer.Option(help="Of tables: image columns. Default: image or images.")
-]
-KeyColumn = Annotated[str | None, typer.Option(help="Of tables. Default: key, __key__ or id.")]
-Split = Annotated[str | None, typer.Option(help="Of Hugging Face data sets with several.")]
-Root = Annotated[Path | None, typer.Option(help="Of JSON: the folder of relative image paths.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Overwrite = Annotated[bool, typer.Option(help="Replace an existing output.")]
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def guarded(command: Command) -> Command:
-    """Turn what can go wrong with input into one line and an exit code."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        from viq.types import ViqError
-
-        try:
-            return command(*args, **kwargs)
-        except ViqError as error:
-            message, code = str(error), USAGE
-        except KeyboardInterrupt as stop:
-            message = str(stop) or "interrupted; no unfinished file was left"
-            code = INTERRUPTED
-        except BrokenPipeError:
-            sys.stderr.close()
-            raise typer.Exit(0) from None
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            message, code = f"{where}{error.strerror or error}", USAGE
-        if kwargs.get("as_json"):
-            print(json.dumps({"error": message}))
-        print(f"viq: {message}", file=sys.stderr)
-        raise typer.Exit(code)
-
-    return run  # type: ignore[return-value]
+app.add_typer(store_app, name="store")
+app.command()(encode)
+app.command()(decode)
 
 
 @app.callback(invoke_without_command=True)
@@ -101,113 +60,6 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
         print(viq.__version__)
         raise typer.Exit()
-
-
-@app.command()
-@guarded
-def encode(
-    inputs: Annotated[
-        list[str],
-        typer.Argument(
-            help="Images, folders, .tar, .parquet, .jsonl, .txt lists of paths or URLs, hf:NAME."
-        ),
-    ],
-    out: Annotated[
-        Path, typer.Option("-o", "--out", help="FOLDER, NAME.parquet, or NAME.viq for one image.")
-    ],
-    model: Model = "viq-tiny",
-    tile: Tile = None,
-    max_pixels: Annotated[
-        int | None, typer.Option(help="Shrink larger images to this area. Default: never.")
-    ] = None,
-    packed: Annotated[
-        int,
-        typer.Option(help="Patches in one sequence, for CUDA: 16384. Flips a few codes."),
-    ] = 0,
-    workers: Annotated[
-        int | None, typer.Option(help="Threads that decode, and on a CPU encode. Default: all.")
-    ] = None,
-    shard_size: Annotated[int, typer.Option(help="Of a folder: inputs in a shard.")] = 1000,
-    compress: Annotated[
-        bool, typer.Option("--compress", help="Less than half the bytes, without loss; slower.")
-    ] = False,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Of a folder: try again what failed.")
-    ] = False,
-    rank: Annotated[
-        int | None, typer.Option(help="Of --world processes, which. Also RANK.")
-    ] = None,
-    world: Annotated[
-        int | None, typer.Option(help="Processes on one folder. Also WORLD_SIZE.")
-    ] = None,
-    engine: Annotated[str, typer.Option(help="local, or ray.")] = "local",
-    image_column: ImageColumn = None,
-    key_column: KeyColumn = None,
-    split: Split = None,
-    root: Root = None,
-    device: Device = "auto",
-    dtype: Dtype = "float32",
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """Images to codes, at native resolution. A folder is resumed if begun."""
-    from viq import encode as job
-    from viq.pipeline import EncodeOptions
-    from viq.ranks import place_among
-    from viq.types import ViqError
-
-    options = EncodeOptions(
-        tile=tile, max_pixels=max_pixels, packed=packed, shard_size=shard_size, compress=compress
-    )
-    place = place_among(rank, world)
-    input_options = {
-        "image_column": image_column, "key_column": key_column, "split": split, "root": root
-    }  # fmt: skip
-    source = job.open_inputs(inputs, **input_options)
-    common = {"retry_failed": retry_failed, "overwrite": overwrite}
-    with progress("encoding", len(source), hidden=as_json) as advance, terminable():
-        if engine not in ("local", "ray"):
-            raise ViqError(f"--engine {engine}: give local or ray")
-        if engine == "ray":
-            from viq.extras import ray_engine
-
-            report = ray_engine.encode(
-                _load(model, "cpu", dtype), model, inputs, input_options, source, out, options,
-                actors=workers, progress=advance, **common,
-            )  # fmt: skip
-        else:
-            tokenizer = _load(model, device, dtype, place.local)
-            report = job.encode(
-                tokenizer, source, out, options, workers=workers, place=place, progress=advance,
-                **common,
-            )  # fmt: skip
-    if report.shrunk and not as_json:
-        print(f"{report.shrunk} images had more than {max_pixels:,} pixels and were made smaller")
-    show_report(report, as_json)
-    if report.failures:
-        raise typer.Exit(SOME_FAILED)
-
-
-@app.command()
-@guarded
-def decode(
-    files: Annotated[list[Path], typer.Argument(help="Stores, .parquet or .viq files.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the PNG files.")],
-    model: Model = "viq-tiny",
-    device: Device = "auto",
-    force: Annotated[
-        bool, typer.Option(help="Decode codes that another tokenizer made. They look wrong.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Codes to PNG images at their original sizes."""
-    from viq.decode import count_images, decode_files
-
-    total = count_images(files)
-    tokenizer = _load(model, device, "float32")
-    with progress("decoding", total, hidden=as_json) as advance:
-        report = decode_files(tokenizer, files, out, force=force, progress=lambda pixels: advance())
-    show_report(report, as_json)
 
 
 @app.command()
@@ -241,7 +93,7 @@ def reconstruction(
     from viq.image import list_images
 
     paths = list_images(images)
-    tokenizer = _load(model, device, dtype)
+    tokenizer = load_tokenizer(model, device, dtype)
     names = [name for name in codecs.split(",") if name]
     with progress("evaluating", len(paths), hidden=as_json) as advance:
         result = evaluate(
@@ -269,7 +121,7 @@ def stability(
     from viq.image import list_images
 
     paths = list_images(images)
-    tokenizer = _load(model, "cpu", "float32")
+    tokenizer = load_tokenizer(model, "cpu", "float32")
     with progress("comparing", 0, hidden=as_json):
         result = measure(tokenizer, paths, random_sizes=random_sizes)
     show(result, as_json)
@@ -288,7 +140,7 @@ def tiles(
     from viq.image import list_images
 
     paths = list_images(images)
-    tokenizer = _load(model, "auto", "float32")
+    tokenizer = load_tokenizer(model, "auto", "float32")
     with progress("comparing", 0, hidden=as_json):
         result = compare_tiles(tokenizer, paths, side)
     show(result, as_json)
@@ -328,7 +180,9 @@ def understanding(
     config = UnderstandingConfig(seeds=seeds, steps=steps)
     exam = make_exam(rows, config)
     named = [(name, "codes") for name in models] + [(n, "continuous") for n in continuous or []]
-    candidates = [(f"{name} ({kind})", _load(name, "cpu", "float32"), kind) for name, kind in named]
+    candidates = [
+        (f"{name} ({kind})", load_tokenizer(name, "cpu", "float32"), kind) for name, kind in named
+    ]
 
     def keep(result: dict[str, Any]) -> None:
         if out is not None:
@@ -354,7 +208,7 @@ def bench_encode(
     """Images/s, patches/s, peak memory, time against size, and each fast path as a ratio."""
     from viq.bench import encode as bench
 
-    tokenizer = _load(model, "auto", "float32")
+    tokenizer = load_tokenizer(model, "auto", "float32")
     announce = None if as_json else lambda name: print(f"measuring {name}", file=sys.stderr)
     sections = only.split(",") if only else None
     result = bench.run(
@@ -446,7 +300,7 @@ def train(
             torch.set_num_threads(threads)
         told = (lambda record: None) if as_json else show_record
         codes_of = [Path(place) for place in data or []]
-        show(train_entropy(_load(model, "cpu", "float32"), codes_of, report=told), as_json)
+        show(train_entropy(load_tokenizer(model, "cpu", "float32"), codes_of, report=told), as_json)
         return
     from viq.checkpoint import to_dict
     from viq.recipes import find_recipe, scaled, with_places
@@ -524,7 +378,7 @@ def demo(
     from viq.image import list_images
 
     sources = list_images(images) if images else sample_photos()
-    tokenizer = _load(model, "auto", "float32")
+    tokenizer = load_tokenizer(model, "auto", "float32")
     command = shlex.join(["viq", "demo", *map(str, images or []), "-o", str(out)])
     with progress("rebuilding", len(sources), hidden=as_json) as advance:
         result = make_gallery(
@@ -543,25 +397,6 @@ def doctor(as_json: Json = False) -> None:
     from viq.doctor import examine
 
     show(examine(), as_json)
-
-
-def _load(model: str, device: str, dtype: str, local_rank: int = 0) -> VisualTokenizer:
-    import torch
-
-    from viq.loading import load
-    from viq.types import ViqError
-
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in dtypes:
-        raise ViqError(f"--dtype {dtype}: give one of {', '.join(dtypes)}")
-    if device == "auto":
-        count = torch.cuda.device_count()  # ranks on one machine take one each
-        device = f"cuda:{local_rank % count}" if count else "cpu"
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError):
-        raise ViqError(f"--device {device}: not available here; see viq doctor") from None
-    return load(model, device=device, dtype=dtypes[dtype])
 
 
 def main() -> None:
