@@ -14,7 +14,7 @@ FLOORS = [
     ["types", "files"],
     [
         "image", "patches", "fsq", "ranks", "compress",
-        "store.extras", "store.rows", "store.folder", "store.lock", "store.job",
+        "store.extras", "store.rows", "store.folder", "store.views", "store.cache", "store.lock", "store.job",
         "checkpoint", "hub",
         "nn.attention", "nn.rope2d", "nn.blocks",
     ],
@@ -23,7 +23,7 @@ FLOORS = [
         "models.qwen_vae", "models.tokenizer",
         "data.synthetic_base", "data.synthetic_text", "data.synthetic_chart",
         "data.synthetic_shapes", "data.synthetic_fields", "data.synthetic",
-        "data.photos", "data.crops",
+        "data.order", "data.codes", "data.photos", "data.crops",
     ],
     [
         "loading", "report", "pipeline", "encode", "decode",
@@ -34,7 +34,7 @@ FLOORS = [
      "bench.encode"],
     ["extras.official", "extras.convert", "demo.parts", "demo.sheet", "demo.page",
      "demo.gallery"],
-    ["console", "cli", ""],
+    ["console", "cli_parts", "cli_store", "cli", ""],
 ]  # fmt: skip
 ROOT = Path(viq.__file__).parent
 ORDER = {name: place for place, name in enumerate(n for floor in FLOORS for n in floor)}

@@ -57,11 +57,9 @@ def encode(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Of a folder: try again what failed.")
     ] = False,
-    rank: Annotated[
-        int | None, typer.Option(help="Of --world processes, which. Also RANK.")
-    ] = None,
+    rank: Annotated[int | None, typer.Option(help="Which of --world processes this is.")] = None,
     world: Annotated[
-        int | None, typer.Option(help="Processes on one folder. Also WORLD_SIZE.")
+        int | None, typer.Option(help="Processes on one folder. Default: torchrun's or Slurm's.")
     ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray.")] = "local",
     image_column: ImageColumn = None,
@@ -94,9 +92,10 @@ def encode(
         if engine == "ray":
             from viq.extras import ray_engine
 
+            tokenizer = load_tokenizer(model, "cpu", dtype)
             report = ray_engine.encode(
-                load_tokenizer(model, "cpu", dtype), model, inputs, input_options, source, out, options,
-                actors=workers, progress=advance, **common,
+                tokenizer, model, inputs, input_options, source, out, options, actors=workers,
+                progress=advance, **common,
             )  # fmt: skip
         else:
             tokenizer = load_tokenizer(model, device, dtype, place.local)
