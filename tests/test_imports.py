@@ -14,7 +14,8 @@ FLOORS = [
     ["types", "files"],
     [
         "image", "patches", "fsq", "ranks", "compress",
-        "store.extras", "store.rows", "store.folder", "store.views", "store.cache", "store.lock", "store.job",
+        "store.extras", "store.rows", "store.folder", "store.views", "store.cache",
+        "store.lock", "store.job",
         "checkpoint", "hub",
         "nn.attention", "nn.rope2d", "nn.blocks",
     ],

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from viq.compress import beside
-from viq.files import write_atomically
+from viq.files import sha256_of, write_atomically
 from viq.store.extras import Extras
 from viq.store.folder import INDEX, JOB, LEDGER, Index, Shard, read_index, shard_name
 from viq.store.lock import locked
@@ -175,7 +175,7 @@ class Job:
         with writer:
             yield writer
         self.whole[number] = writer.facts
-        self._sums[shard_name(number)] = _sha256(self.folder / shard_name(number))
+        self._sums[shard_name(number)] = sha256_of(self.folder / shard_name(number))
 
     def finish(self) -> tuple[Index | None, list[int]]:
         """`write_index`, without reading again what this process has written."""
@@ -365,7 +365,7 @@ def _listed(path: Path, facts: Facts, sums: Mapping[str, str]) -> Shard:
         rows=facts.rows,
         inputs=facts.inputs,
         bytes=path.stat().st_size,
-        sha256=sums.get(path.name) or _sha256(path),
+        sha256=sums.get(path.name) or sha256_of(path),
     )
 
 
@@ -374,11 +374,3 @@ def _listed_sums(folder: Path) -> dict[str, str]:
     if not (folder / INDEX).exists():
         return {}
     return {shard.name: shard.sha256 for shard in read_index(folder).shards}
-
-
-def _sha256(path: Path) -> str:
-    state = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(2**20):
-            state.update(piece)
-    return state.hexdigest()

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 ROWS_PER_GROUP = 256  # images; a group is what a reader must load to see one row
 NUMBERS = ("image_index", "height", "width", "rows", "cols", "tile")
+COLUMNS = ("key", *NUMBERS, "codes")
 _OPTIONAL = {"image_index", "rows", "cols", "tile"}  # files of other writers may lack them
 
 
@@ -230,8 +231,8 @@ class CodesReader:
                 f"{self.path}: a Parquet file, but not of ViQ codes (columns {found.names}); "
                 "write one with viq encode"
             )
-        self.columns = [name for name in expected.names if name in found.names]
-        self.extras = Extras(found.field(n) for n in found.names if n not in expected.names)
+        self.columns = [name for name in COLUMNS if name in found.names]
+        self.extras = Extras(found.field(n) for n in found.names if n not in COLUMNS)
         self.info = StoreInfo(
             model=self.metadata.get("viq.model", ""),
             fingerprint=self.metadata["viq.fingerprint"],
@@ -259,6 +260,13 @@ class CodesReader:
         """The keys of all rows, without reading their codes."""
         return [key for batch in self._batches(["key"]) for key in batch["key"].to_pylist()]
 
+    def begins_sample(self) -> np.ndarray:
+        """Whether each row is the first of its sample, without reading codes."""
+        if "image_index" not in self.columns:
+            return np.ones(len(self), bool)
+        parts = [batch["image_index"].to_numpy() == 0 for batch in self._batches(["image_index"])]
+        return np.concatenate([np.empty(0, bool), *parts])
+
     def __iter__(self) -> Iterator[tuple[str, Codes]]:
         for row in self.rows(columns=()):
             if row.codes is not None:
@@ -275,10 +283,7 @@ class CodesReader:
         """
         extras = self.extras if columns is None else self.extras.only(columns, str(self.path))
         for batch in self.batches(extras):
-            none = np.zeros(batch.num_rows, np.int32)
-            numbers = {
-                name: batch[name].to_numpy() if name in self.columns else none for name in NUMBERS
-            }
+            numbers = {name: batch[name].to_numpy() for name in NUMBERS}
             ends, values = batch["codes"].offsets.to_numpy(), batch["codes"].values.to_numpy()
             rest = extras.rows(batch)
             for i, key in enumerate(batch["key"].to_pylist()):
@@ -288,13 +293,26 @@ class CodesReader:
                 yield CodeRow(key, codes, int(numbers["image_index"][i]), rest[i])
 
     def batches(self, extras: Extras) -> Iterator[pa.RecordBatch]:
-        """All rows as Arrow batches of our columns and `extras`; codes are never compressed."""
+        """All rows as Arrow batches of `plain_schema`: no column is missing, none compressed."""
+        import pyarrow as pa
+
         coder = find_model(self.info.entropy, self.path.parent) if self.info.entropy else None
+        wanted = self.plain_schema(extras)
         for batch in self._batches([*self.columns, *(f.name for f in extras.fields)]):
+            columns = {name: batch[name] for name in batch.schema.names}
+            sizes = batch["height"].to_numpy(), batch["width"].to_numpy()
+            grids = grid_of(sizes)  # type: ignore[arg-type]  # arrays work as well
+            columns.setdefault("rows", pa.array(grids[0]))
+            columns.setdefault("cols", pa.array(grids[1]))
+            for name in NUMBERS:
+                columns.setdefault(name, pa.array(np.zeros(batch.num_rows, np.int32)))
             if coder:
-                place = batch.schema.get_field_index("codes")
-                batch = batch.set_column(place, "codes", self._decompressed(batch, coder))
-            yield batch
+                columns["codes"] = self._decompressed(batch, coder)
+            yield pa.record_batch([columns[name] for name in wanted.names], schema=wanted)
+
+    def plain_schema(self, extras: Extras) -> pa.Schema:
+        """The schema of `batches`."""
+        return schema(replace(self.info, entropy=""), extras)
 
     def _decompressed(self, batch: pa.RecordBatch, coder: EntropyModel) -> pa.Array:
         payloads = batch["codes"].to_pylist()
