@@ -30,12 +30,13 @@ FLOORS = [
         "loading", "report", "pipeline", "encode", "decode",
         "train.losses", "train.entropy", "train.init", "train.loop", "train.stages",
         "eval.metrics", "eval.codecs", "eval.reconstruction", "eval.stability",
+        "tools.lint", "tools.describe", "tools.merge", "tools.preview", "tools.duplicates",
     ],
     ["recipes", "info", "doctor", "bench.measure", "bench.parts", "bench.report",
      "bench.encode"],
     ["extras.official", "extras.convert", "demo.parts", "demo.sheet", "demo.page",
      "demo.gallery"],
-    ["console", "cli_parts", "cli_store", "cli", ""],
+    ["console", "cli_parts", "cli_store", "cli_tools", "cli", ""],
 ]  # fmt: skip
 ROOT = Path(viq.__file__).parent
 ORDER = {name: place for place, name in enumerate(n for floor in FLOORS for n in floor)}
@@ -62,7 +63,7 @@ def imports_of(path: Path) -> set[str]:
 
 
 def test_every_file_is_on_a_floor() -> None:
-    packages = {"nn", "store", "models", "data", "train", "eval", "bench", "extras", "demo"}
+    packages = {"nn", "store", "tools", "models", "data", "train", "eval", "bench", "extras", "demo"}
     names = {module_name(path) for path in ROOT.rglob("*.py")} - packages
     assert names == set(ORDER)
 
