@@ -14,7 +14,7 @@ FLOORS = [
     ["types", "files"],
     [
         "image", "patches", "fsq", "ranks", "compress",
-        "store.extras", "store.rows", "store.folder", "store.views", "store.cache",
+        "store.arrays", "store.extras", "store.rows", "store.folder", "store.views", "store.cache",
         "store.lock", "store.job",
         "checkpoint", "hub",
         "nn.attention", "nn.rope2d", "nn.blocks",
@@ -33,7 +33,8 @@ FLOORS = [
         "tools.lint", "tools.describe", "tools.merge", "tools.preview", "tools.duplicates",
     ],
     ["recipes", "info", "doctor", "bench.measure", "bench.parts", "bench.report",
-     "bench.encode"],
+     "bench.encode", "bench.peer", "bench.reading", "bench.packing", "bench.store_report",
+     "bench.store"],
     ["extras.official", "extras.convert", "demo.parts", "demo.sheet", "demo.page",
      "demo.gallery"],
     ["console", "cli_parts", "cli_store", "cli_tools", "cli", ""],
@@ -63,7 +64,18 @@ def imports_of(path: Path) -> set[str]:
 
 
 def test_every_file_is_on_a_floor() -> None:
-    packages = {"nn", "store", "tools", "models", "data", "train", "eval", "bench", "extras", "demo"}
+    packages = {
+        "nn",
+        "store",
+        "tools",
+        "models",
+        "data",
+        "train",
+        "eval",
+        "bench",
+        "extras",
+        "demo",
+    }
     names = {module_name(path) for path in ROOT.rglob("*.py")} - packages
     assert names == set(ORDER)
 
