@@ -35,8 +35,8 @@ FLOORS = [
     ["recipes", "info", "doctor", "bench.measure", "bench.parts", "bench.report",
      "bench.encode", "bench.peer", "bench.reading", "bench.packing", "bench.store_report",
      "bench.store"],
-    ["extras.official", "extras.convert", "demo.parts", "demo.sheet", "demo.page",
-     "demo.gallery"],
+    ["extras.official", "extras.convert", "extras.ray_engine",
+     "demo.parts", "demo.sheet", "demo.page", "demo.gallery"],
     ["console", "cli_parts", "cli_store", "cli_tools", "cli", ""],
 ]  # fmt: skip
 ROOT = Path(viq.__file__).parent
