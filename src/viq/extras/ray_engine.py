@@ -112,6 +112,8 @@ def encode(
         clear(out)
     numbers = range(count_shards(index))
     with open_job(out, index, extras) as job:
+        if options.compress:
+            tokenizer.entropy.save_beside(out)
 
         def work() -> Counts:
             todo = [
