@@ -186,7 +186,7 @@ def test_existing_output_is_kept(model: str, pictures: Path, tmp_path: Path) -> 
 
 
 def test_folders_that_keys_share_are_left_out() -> None:
-    from viq.encode import _common_folder
+    from viq.decode import _common_folder
 
     assert _common_folder(["/a/b/c.jpg", "/a/bc/d.jpg"]) == "/a/"
     assert _common_folder(["/a/b/c.jpg"]) == "/a/b/"
@@ -195,7 +195,7 @@ def test_folders_that_keys_share_are_left_out() -> None:
 
 
 def test_keys_never_leave_the_output_folder(model: str, pictures: Path, tmp_path: Path) -> None:
-    from viq.encode import _png_path
+    from viq.decode import _png_path
 
     taken: set[Path] = set()
     root = tmp_path / "out"

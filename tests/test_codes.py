@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from viq.store import CodesReader, CodesWriter, StoreInfo
+from viq.store.rows import CodesReader, CodesWriter, StoreInfo
 from viq.types import Codes, CodesError, grid_of
 
 INFO = StoreInfo(model="viq-test", fingerprint="00000000000000ab", levels=(8, 8, 8, 5, 5, 5))
@@ -97,6 +97,7 @@ def test_parquet_round_trip_and_schema(tmp_path: Path) -> None:
     types = {field.name: str(field.type) for field in table.schema}
     assert types == {
         "key": "string",
+        "image_index": "int32",
         "height": "int32",
         "width": "int32",
         "rows": "int32",

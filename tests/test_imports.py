@@ -13,7 +13,10 @@ import viq
 FLOORS = [
     ["types", "files"],
     [
-        "image", "patches", "fsq", "store", "checkpoint", "hub",
+        "image", "patches", "fsq", "ranks", "compress",
+        "store.arrays", "store.extras", "store.rows", "store.folder", "store.views", "store.cache",
+        "store.lock", "store.job",
+        "checkpoint", "hub",
         "nn.attention", "nn.rope2d", "nn.blocks",
     ],
     [
@@ -21,17 +24,20 @@ FLOORS = [
         "models.qwen_vae", "models.tokenizer",
         "data.synthetic_base", "data.synthetic_text", "data.synthetic_chart",
         "data.synthetic_shapes", "data.synthetic_fields", "data.synthetic",
-        "data.photos", "data.crops",
+        "data.order", "data.codes", "data.photos", "data.crops",
     ],
     [
-        "loading", "encode", "train.losses", "train.init", "train.loop", "train.stages",
+        "loading", "report", "pipeline", "encode", "decode",
+        "train.losses", "train.entropy", "train.init", "train.loop", "train.stages",
         "eval.metrics", "eval.codecs", "eval.reconstruction", "eval.stability",
+        "tools.lint", "tools.describe", "tools.merge", "tools.preview", "tools.duplicates",
     ],
     ["recipes", "info", "doctor", "bench.measure", "bench.parts", "bench.report",
-     "bench.encode"],
-    ["extras.official", "extras.convert", "demo.parts", "demo.sheet", "demo.page",
-     "demo.gallery"],
-    ["console", "cli", ""],
+     "bench.encode", "bench.peer", "bench.reading", "bench.packing", "bench.store_report",
+     "bench.store"],
+    ["extras.official", "extras.convert", "extras.ray_engine",
+     "demo.parts", "demo.sheet", "demo.page", "demo.gallery"],
+    ["console", "cli_parts", "cli_store", "cli_tools", "cli", ""],
 ]  # fmt: skip
 ROOT = Path(viq.__file__).parent
 ORDER = {name: place for place, name in enumerate(n for floor in FLOORS for n in floor)}
@@ -58,7 +64,18 @@ def imports_of(path: Path) -> set[str]:
 
 
 def test_every_file_is_on_a_floor() -> None:
-    packages = {"nn", "models", "data", "train", "eval", "bench", "extras", "demo"}
+    packages = {
+        "nn",
+        "store",
+        "tools",
+        "models",
+        "data",
+        "train",
+        "eval",
+        "bench",
+        "extras",
+        "demo",
+    }
     names = {module_name(path) for path in ROOT.rglob("*.py")} - packages
     assert names == set(ORDER)
 

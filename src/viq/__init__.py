@@ -16,11 +16,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from viq.data.codes import CodeDataset
     from viq.loading import load
     from viq.models.tokenizer import TokenizerConfig, VisualTokenizer
     from viq.types import Codes, CodesError, ViqError
 
 __all__ = [
+    "CodeDataset",
     "Codes",
     "CodesError",
     "TokenizerConfig",
@@ -31,6 +33,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _LAZY = {
+    "CodeDataset": "viq.data.codes",
     "Codes": "viq.types",
     "CodesError": "viq.types",
     "ViqError": "viq.types",

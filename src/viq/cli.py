@@ -6,28 +6,35 @@ Heavy modules are imported inside the commands, so that `viq --help` answers at 
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
+from viq.cli_parts import (
+    SOME_FAILED,
+    Device,
+    Dtype,
+    Images,
+    Json,
+    Model,
+    Overwrite,
+    Tile,
+    guarded,
+    load_tokenizer,
+)
+from viq.cli_store import decode, encode
+from viq.cli_tools import store_app
 from viq.console import (
     progress,
     show,
     show_failures,
     show_reconstruction,
-    show_report,
+    show_record,
     show_understanding,
 )
-
-if TYPE_CHECKING:
-    from viq.models.tokenizer import VisualTokenizer
-
-USAGE, SOME_FAILED, INTERRUPTED = 2, 3, 130
 
 app = typer.Typer(
     name="viq",
@@ -41,47 +48,9 @@ eval_app = typer.Typer(help="Measure quality and stability.", no_args_is_help=Tr
 bench_app = typer.Typer(help="Measure speed and memory, as ratios.", no_args_is_help=True)
 app.add_typer(eval_app, name="eval")
 app.add_typer(bench_app, name="bench")
-
-Images = Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")]
-Model = Annotated[str, typer.Option(help="Bundled name, model folder, or Hugging Face hub id.")]
-Tile = Annotated[
-    int | None,
-    typer.Option(help="Encode in tiles above this side, px; 0 never. Default: the model's own."),
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto: cuda if there is one.")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16. Other dtypes than "
-                                         "float32 change a few codes.")]  # fmt: skip
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Overwrite = Annotated[bool, typer.Option(help="Replace an existing output.")]
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def guarded(command: Command) -> Command:
-    """Turn what can go wrong with input into one line and an exit code."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        from viq.types import ViqError
-
-        try:
-            return command(*args, **kwargs)
-        except ViqError as error:
-            message, code = str(error), USAGE
-        except KeyboardInterrupt:
-            message, code = "interrupted; no unfinished file was left", INTERRUPTED
-        except BrokenPipeError:
-            sys.stderr.close()
-            raise typer.Exit(0) from None
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            message, code = f"{where}{error.strerror or error}", USAGE
-        if kwargs.get("as_json"):
-            print(json.dumps({"error": message}))
-        print(f"viq: {message}", file=sys.stderr)
-        raise typer.Exit(code)
-
-    return run  # type: ignore[return-value]
+app.add_typer(store_app, name="store")
+app.command()(encode)
+app.command()(decode)
 
 
 @app.callback(invoke_without_command=True)
@@ -92,62 +61,6 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
         print(viq.__version__)
         raise typer.Exit()
-
-
-@app.command()
-@guarded
-def encode(
-    images: Images,
-    out: Annotated[Path, typer.Option("-o", "--out", help="NAME.parquet, or NAME.viq for one.")],
-    model: Model = "viq-tiny",
-    tile: Tile = None,
-    max_pixels: Annotated[
-        int | None, typer.Option(help="Shrink larger images to this area. Default: never.")
-    ] = None,
-    device: Device = "auto",
-    dtype: Dtype = "float32",
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """Images to codes, at native resolution."""
-    from viq.encode import encode_files
-    from viq.image import list_images
-
-    paths = list_images(images)
-    tokenizer = _load(model, device, dtype)
-    with progress("encoding", len(paths), hidden=as_json) as advance:
-        report = encode_files(
-            tokenizer, paths, out, tile=tile, max_pixels=max_pixels, overwrite=overwrite,
-            progress=lambda pixels: advance(),
-        )  # fmt: skip
-    if report.shrunk and not as_json:
-        print(f"{report.shrunk} images had more than {max_pixels:,} pixels and were made smaller")
-    show_report(report, as_json)
-    if report.failures:
-        raise typer.Exit(SOME_FAILED)
-
-
-@app.command()
-@guarded
-def decode(
-    files: Annotated[list[Path], typer.Argument(help="codes.parquet, or .viq files.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the PNG files.")],
-    model: Model = "viq-tiny",
-    device: Device = "auto",
-    force: Annotated[
-        bool, typer.Option(help="Decode codes that another tokenizer made. They look wrong.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Codes to PNG images at their original sizes."""
-    from viq.encode import decode_files
-    from viq.store import CodesReader
-
-    total = sum(1 if f.suffix == ".viq" else len(CodesReader(f)) for f in files)
-    tokenizer = _load(model, device, "float32")
-    with progress("decoding", total, hidden=as_json) as advance:
-        report = decode_files(tokenizer, files, out, force=force, progress=lambda pixels: advance())
-    show_report(report, as_json)
 
 
 @app.command()
@@ -181,7 +94,7 @@ def reconstruction(
     from viq.image import list_images
 
     paths = list_images(images)
-    tokenizer = _load(model, device, dtype)
+    tokenizer = load_tokenizer(model, device, dtype)
     names = [name for name in codecs.split(",") if name]
     with progress("evaluating", len(paths), hidden=as_json) as advance:
         result = evaluate(
@@ -209,7 +122,7 @@ def stability(
     from viq.image import list_images
 
     paths = list_images(images)
-    tokenizer = _load(model, "cpu", "float32")
+    tokenizer = load_tokenizer(model, "cpu", "float32")
     with progress("comparing", 0, hidden=as_json):
         result = measure(tokenizer, paths, random_sizes=random_sizes)
     show(result, as_json)
@@ -228,7 +141,7 @@ def tiles(
     from viq.image import list_images
 
     paths = list_images(images)
-    tokenizer = _load(model, "auto", "float32")
+    tokenizer = load_tokenizer(model, "auto", "float32")
     with progress("comparing", 0, hidden=as_json):
         result = compare_tiles(tokenizer, paths, side)
     show(result, as_json)
@@ -268,7 +181,9 @@ def understanding(
     config = UnderstandingConfig(seeds=seeds, steps=steps)
     exam = make_exam(rows, config)
     named = [(name, "codes") for name in models] + [(n, "continuous") for n in continuous or []]
-    candidates = [(f"{name} ({kind})", _load(name, "cpu", "float32"), kind) for name, kind in named]
+    candidates = [
+        (f"{name} ({kind})", load_tokenizer(name, "cpu", "float32"), kind) for name, kind in named
+    ]
 
     def keep(result: dict[str, Any]) -> None:
         if out is not None:
@@ -294,12 +209,39 @@ def bench_encode(
     """Images/s, patches/s, peak memory, time against size, and each fast path as a ratio."""
     from viq.bench import encode as bench
 
-    tokenizer = _load(model, "auto", "float32")
+    tokenizer = load_tokenizer(model, "auto", "float32")
     announce = None if as_json else lambda name: print(f"measuring {name}", file=sys.stderr)
     sections = only.split(",") if only else None
     result = bench.run(
         tokenizer, repeats=repeats, quick=quick, sections=sections, progress=announce
     )
+    print(json.dumps(result) if as_json else bench.format(result))
+
+
+@bench_app.command("store")
+@guarded
+def bench_store(
+    model: Model = "viq-tiny",
+    pictures: Annotated[
+        list[Path] | None,
+        typer.Option(help="A set whose codes are packed: folder, or Parquet. Again for more."),
+    ] = None,
+    peers: Annotated[
+        Path | None, typer.Option(help="Folder that bench/peers.sh made. Default: leave them out.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Interleaved runs; medians are shown.")] = 5,
+    quick: Annotated[bool, typer.Option(help="Little work, about a minute.")] = False,
+    only: Annotated[str | None, typer.Option(help="Sections by commas. Default: all.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Bits a code, samples/s beside other libraries, images/s into a store, memory."""
+    from viq.bench import store as bench
+
+    announce = None if as_json else lambda name: print(f"measuring {name}", file=sys.stderr)
+    result = bench.run(
+        model, pictures=pictures or [], peers=peers, repeats=repeats, quick=quick,
+        sections=only.split(",") if only else None, progress=announce,
+    )  # fmt: skip
     print(json.dumps(result) if as_json else bench.format(result))
 
 
@@ -340,7 +282,12 @@ def convert(
 @app.command()
 @guarded
 def train(
-    recipe: Annotated[str, typer.Argument(help="tiny, so400m, g, debug, or a recipe file.json.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="tiny, so400m, g, debug, a recipe file.json, or entropy for encode --compress."
+        ),
+    ],
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -351,6 +298,9 @@ def train(
     out: Annotated[Path, typer.Option("-o", "--out", help="Run folder; resumed if begun.")] = Path(
         "runs/tiny"
     ),
+    model: Annotated[
+        str, typer.Option(help="Of entropy: the tokenizer, a folder that can be written.")
+    ] = "viq-tiny",
     where: Annotated[
         list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE, as for a licence.")
     ] = None,
@@ -369,6 +319,17 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a tokenizer through the stages of a recipe. Run again to resume."""
+    if recipe == "entropy":
+        import torch
+
+        from viq.train.entropy import train_entropy
+
+        if threads:
+            torch.set_num_threads(threads)
+        told = (lambda record: None) if as_json else show_record
+        codes_of = [Path(place) for place in data or []]
+        show(train_entropy(load_tokenizer(model, "cpu", "float32"), codes_of, report=told), as_json)
+        return
     from viq.checkpoint import to_dict
     from viq.recipes import find_recipe, scaled, with_places
 
@@ -389,10 +350,10 @@ def train(
     torch.set_flush_denormal(True)
     material = TrainingData.of(open_corpora(data or [], "train", where=_conditions(where)))
     run = Run(chosen, material, out, hidden=as_json, tensorboard=tensorboard, threads=workers)
-    model = run.train()
-    if model is None or not run.accelerator.is_main_process:
+    trained = run.train()
+    if trained is None or not run.accelerator.is_main_process:
         return
-    model.save_pretrained(out / "model", dtype=torch.float16)
+    trained.save_pretrained(out / "model", dtype=torch.float16)
     show(
         {
             "model": str(out / "model"),
@@ -445,7 +406,7 @@ def demo(
     from viq.image import list_images
 
     sources = list_images(images) if images else sample_photos()
-    tokenizer = _load(model, "auto", "float32")
+    tokenizer = load_tokenizer(model, "auto", "float32")
     command = shlex.join(["viq", "demo", *map(str, images or []), "-o", str(out)])
     with progress("rebuilding", len(sources), hidden=as_json) as advance:
         result = make_gallery(
@@ -464,24 +425,6 @@ def doctor(as_json: Json = False) -> None:
     from viq.doctor import examine
 
     show(examine(), as_json)
-
-
-def _load(model: str, device: str, dtype: str) -> VisualTokenizer:
-    import torch
-
-    from viq.loading import load
-    from viq.types import ViqError
-
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in dtypes:
-        raise ViqError(f"--dtype {dtype}: give one of {', '.join(dtypes)}")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError):
-        raise ViqError(f"--device {device}: not available here; see viq doctor") from None
-    return load(model, device=device, dtype=dtypes[dtype])
 
 
 def main() -> None:

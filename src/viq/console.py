@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from viq.encode import Report
+    from viq.report import Report
 
 
 @contextmanager
@@ -36,6 +37,20 @@ def progress(what: str, total: int, *, hidden: bool) -> Iterator[Callable[[], No
         yield lambda: bar.advance(task)
 
 
+@contextmanager
+def terminable() -> Iterator[None]:
+    """End on SIGTERM as on Ctrl-C: with everything put away."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def show_report(report: Report, as_json: bool) -> None:
     values = report.as_dict()
     if as_json:
@@ -47,6 +62,8 @@ def show_report(report: Report, as_json: bool) -> None:
             f"(1/{values['ratio'] or 0:g} of RGB), {values['seconds']:.1f} s, "
             f"{values['megapixels_per_second']:.2f} megapixels/s"
         )
+        if report.store:
+            show_store(report.store)
         if len(report.outputs) <= 4:
             for output in report.outputs:
                 print(f"wrote {output}")
@@ -56,7 +73,15 @@ def show_report(report: Report, as_json: bool) -> None:
         show_failures(report.failures)
 
 
-def show_failures(failures: list[dict[str, str]]) -> None:
+def show_store(store: dict[str, Any]) -> None:
+    if store["missing"]:
+        print(f"{store['missing']} of {store['shards']} shards are still to come from other ranks")
+    else:
+        print(f"the store is complete: {store['images']:,} images in {store['shards']:,} shards, "
+              f"{store['bytes']:,} bytes")  # fmt: skip
+
+
+def show_failures(failures: list[dict[str, Any]]) -> None:
     for failure in failures[:20]:
         print(f"viq: failed: {failure['reason']}", file=sys.stderr)
     if len(failures) > 20:
@@ -111,6 +136,11 @@ def show_reconstruction(result: dict[str, Any]) -> None:
     if use:
         print(f"code use: {use['used']:,} of {use['codebook']:,} codes hit, perplexity "
               f"{use['perplexity']:,.0f}, {use['entropy_bits']:.2f} bits a code")  # fmt: skip
+
+
+def show_record(record: dict[str, Any]) -> None:
+    """One line of progress on stderr."""
+    print(*(f"{name} {value}" for name, value in record.items()), sep="  ", file=sys.stderr)
 
 
 def show_understanding(result: dict[str, Any]) -> None:

@@ -1,127 +1,278 @@
-"""Images to a file of codes, and a file of codes back to images: what the command line runs.
+"""Inputs to codes: one image to a .viq file, many to a Parquet file, any number to a store.
 
 One bad input never stops a job: it is listed with its reason and the rest goes on.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import errno
+import heapq
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from viq.files import write_atomically, written_aside
-from viq.image import ImageError, limit_pixels, open_image
+from viq.data.source_base import Source
+from viq.data.source_files import FileSource
+from viq.data.sources import concatenate, open_source
+from viq.files import write_atomically
 from viq.models.tokenizer import VisualTokenizer
-from viq.store import CodesReader, CodesWriter, StoreInfo
-from viq.types import Codes, CodesError, ViqError
+from viq.pipeline import Encoded, EncodeOptions, Pipeline, Task
+from viq.ranks import ALONE, Place
+from viq.report import Report
+from viq.store.extras import Extras
+from viq.store.folder import PARQUET, SINGLE, Index
+from viq.store.job import (
+    Counts,
+    Failure,
+    Job,
+    ShardWriter,
+    clear,
+    count_shards,
+    digest,
+    open_job,
+    write_ledger,
+)
+from viq.store.rows import StoreInfo
+from viq.types import ViqError
 
-_AHEAD = 4  # images decoded ahead of the model on a thread
-PARQUET, SINGLE = ".parquet", ".viq"
+_TYPED_BY = 1000  # first inputs, whose extra columns decide the types of all
 
-
-@dataclass
-class Report:
-    """What a job did."""
-
-    images: int = 0
-    pixels: int = 0
-    codes: int = 0
-    seconds: float = 0.0
-    bytes: int = 0  # two a code
-    shrunk: int = 0  # images made smaller because of max_pixels
-    tiled: int = 0  # images encoded in tiles
-    failures: list[dict[str, str]] = field(default_factory=list)  # key, reason
-    outputs: list[str] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able, with derived figures: megapixels, bytes of raw RGB over bytes of codes."""
-        seconds = max(self.seconds, 1e-9)
-        return {
-            "images": self.images,
-            "megapixels": round(self.pixels / 1e6, 3),
-            "codes": self.codes,
-            "bytes": self.bytes,
-            "ratio": round(3 * self.pixels / self.bytes, 2) if self.bytes else None,
-            "seconds": round(self.seconds, 3),
-            "images_per_second": round(self.images / seconds, 3),
-            "megapixels_per_second": round(self.pixels / 1e6 / seconds, 3),
-            "shrunk": self.shrunk,
-            "tiled": self.tiled,
-            "failures": self.failures,
-            "outputs": self.outputs,
-        }
+Progress = Callable[[], None]
 
 
-def encode_files(
+def open_inputs(specs: Sequence[str], **options: Any) -> Source:
+    """One source of all inputs, in their order; see `open_source` for kinds and options.
+
+    Files given twice, as themselves and through a folder, are there once.
+    """
+    sources = [open_source(spec, **options) for spec in specs]
+    if len(sources) > 1 and all(isinstance(source, FileSource) for source in sources):
+        return FileSource([Path(key) for source in sources for key in source.keys()])
+    return concatenate(sources)
+
+
+def encode(
     tokenizer: VisualTokenizer,
-    paths: Sequence[Path],
+    source: Source,
     out: Path,
+    options: EncodeOptions | None = None,
     *,
-    tile: int | None = None,
-    max_pixels: int | None = None,
+    workers: int | None = None,
+    place: Place = ALONE,
+    retry_failed: bool = False,
     overwrite: bool = False,
-    progress: Callable[[int], None] = lambda pixels: None,
+    progress: Progress = lambda: None,
 ) -> Report:
-    """Encode image files into one Parquet file, or one image into a .viq file.
-
-    Failed inputs are also written to `<out without suffix>.failures.jsonl`. If every input
-    fails, no file of codes is written.
+    """Encode every input of `source`.
 
     Args:
-        out: NAME.parquet, or NAME.viq for a single image.
-        progress: called with the pixels of each image that is done, 0 for a failed one.
+        out: NAME.viq for one image; NAME.parquet, written in one go, with failed inputs in
+            NAME.failures.jsonl; or a folder, which becomes a store, or is gone on with.
+        place: of several processes that write one store together, which this is.
+        retry_failed: of a store, try the inputs again that failed.
+        progress: called for each input that is done, this time or in an earlier run.
 
     Raises:
-        ViqError: `out` cannot be written: wrong suffix, exists, several images into one .viq.
+        ViqError: `out` cannot be written: wrong suffix, exists, several images into one .viq,
+            a store begun otherwise or held by another process, a full disk.
     """
-    _check_out(out, len(paths), overwrite)
-    report, start = Report(), time.perf_counter()
-    info = StoreInfo(
-        model=tokenizer.config.name,
-        fingerprint=tokenizer.fingerprint,
-        levels=tokenizer.levels,
-    )
-    encoded = _encoded(tokenizer, paths, tile, max_pixels, report, progress)
-    first = next(encoded, None)
-    if first is not None:
-        if out.suffix == SINGLE:
-            write_atomically(out, first[1].to_bytes())
-        else:
-            with CodesWriter(out, info) as writer:
-                writer.add(*first)
-                for key, codes in encoded:
-                    writer.add(key, codes)
-        report.outputs.append(str(out))
+    options = options or EncodeOptions()
+    is_store = check_out(out, len(source), overwrite)
+    if not is_store and (place.world > 1 or retry_failed):
+        raise ViqError(f"-o {out}: only a folder is shared by ranks or gone on with; give a folder")
+    if overwrite and place.world > 1:
+        raise ViqError("--overwrite: one of several processes cannot; remove the folder first")
+    start = time.perf_counter()
+    index, extras = plan(tokenizer, source, options)
+    pipeline = Pipeline(tokenizer, source, extras, options, workers)
+    if not is_store:
+        if options.compress:
+            if out.suffix == SINGLE:
+                raise ViqError(f"-o {out}: is never compressed: write NAME{PARQUET} instead")
+            tokenizer.entropy.save_beside(out.parent)
+        report = _to_file(pipeline, out, index, extras, progress)
+    else:
+        if overwrite and out.exists():
+            clear(out)
+        numbers = range(place.rank, count_shards(index), place.world)
+        with open_job(out, index, extras, rank=place.rank, world=place.world) as job:
+            if options.compress:
+                tokenizer.entropy.save_beside(out)
+            report = to_store(job, numbers, lambda: encode_shards(
+                pipeline, job, numbers, retry_failed=retry_failed, progress=progress
+            ))  # fmt: skip
     report.seconds = time.perf_counter() - start
-    write_failures(report, out)
     return report
 
 
-def write_failures(report: Report, out: Path) -> None:
-    """List failed inputs beside `out`; a list of an earlier run is removed."""
-    path = out.with_name(f"{out.stem}.failures.jsonl")
-    if report.failures:
-        lines = "".join(json.dumps(failure) + "\n" for failure in report.failures)
-        write_atomically(path, lines.encode())
-        report.outputs.append(str(path))
-    else:
-        path.unlink(missing_ok=True)
+def plan(
+    tokenizer: VisualTokenizer, source: Source, options: EncodeOptions
+) -> tuple[Index, Extras]:
+    """What a store of `source` is made with. Goes once over all keys and the first rows."""
+    samples = []
+    for place in range(min(len(source), _TYPED_BY)):
+        with suppress(ViqError):  # it will be met again, and listed
+            samples.append(source[place].extras)
+    extras = Extras.inferred(samples)
+    inputs, keys = digest(source.keys())
+    index = Index(
+        info=StoreInfo(
+            model=tokenizer.config.name,
+            fingerprint=tokenizer.fingerprint,
+            levels=tokenizer.levels,
+            entropy=tokenizer.entropy.stamp if options.compress else "",
+        ),
+        options=options.resolved(tokenizer),
+        columns={f.name: str(f.type) for f in extras.fields},
+        inputs=inputs,
+        keys=keys,
+    )
+    return index, extras
 
 
-def _check_out(out: Path, count: int, overwrite: bool) -> None:
-    if out.suffix not in (PARQUET, SINGLE):
-        raise ViqError(f"-o {out}: give NAME{PARQUET}, or NAME{SINGLE} for a single image")
+def encode_shards(
+    pipeline: Pipeline,
+    job: Job,
+    numbers: Sequence[int],
+    *,
+    retry_failed: bool = False,
+    progress: Progress = lambda: None,
+) -> Counts:
+    """Write those of the shards `numbers` that are missing; gives what was encoded.
+
+    Args:
+        retry_failed: also write those anew, with what they hold, in which inputs had failed.
+    """
+    todo: dict[int, set[int] | None] = {}  # inputs to encode; None: all of the shard
+    for number in numbers:
+        if number not in job.whole:
+            todo[number] = None
+        elif retry_failed and job.whole[number].failures:
+            todo[number] = {failure.input for failure in job.whole[number].failures}
+    counts = Counts()
+
+    def tasks() -> Iterator[Task]:
+        for number in numbers:
+            wanted = todo.get(number, ())
+            for place in range(*job.inputs_of(number)):
+                if wanted is None or place in wanted:
+                    yield Task(number, place)
+                else:
+                    progress()
+
+    def counted(encoded: Iterable[Encoded]) -> Iterator[Encoded]:
+        for item in encoded:
+            _count(counts, item)
+            yield item
+            progress()
+
+    with closing(pipeline.run(tasks())) as encoded:
+        for number, fresh in groupby(encoded, key=lambda item: item.task.shard):
+            with job.writing(number) as shard:
+                kept = _kept(job, number) if number in job.whole else ()
+                _fill(shard, heapq.merge(kept, counted(fresh), key=lambda item: item.task.input))
+    return counts
+
+
+def to_store(job: Job, numbers: Sequence[int], work: Callable[[], Counts]) -> Report:
+    """Let `work` write the shards `numbers`, and finish the store if no others are missing."""
+    total = count_shards(job.index)
+
+    def saved() -> str:
+        job.look(number for number in range(total) if number not in job.whole)
+        return f"{len(job.whole)} of {total} shards are whole: run the same command again to go on"
+
+    with _stops_named(job.folder, saved):
+        counts = work()
+        index, missing = job.finish()
+    failures = [failure for n in numbers for failure in job.whole[n].failures]
+    return Report(
+        **asdict(counts),
+        failures=[asdict(failure) for failure in failures],
+        outputs=[str(job.folder)],
+        store={"shards": total, "missing": len(missing), **(index.totals if index else {})},
+    )
+
+
+def _to_file(
+    pipeline: Pipeline, out: Path, index: Index, extras: Extras, progress: Progress
+) -> Report:
+    """Encode into one file. If every input fails, no file of codes is written."""
+    report, failures = Report(), list[Failure]()
+    tasks = (Task(0, place) for place in range(index.inputs))
+
+    def counted(encoded: Iterable[Encoded]) -> Iterator[Encoded]:
+        for item in encoded:
+            _count(report, item)
+            if item.reason:
+                failures.append(_failure(item))
+            yield item
+            progress()
+
+    saved = "nothing was written"
+    with _stops_named(out, lambda: saved), closing(pipeline.run(tasks)) as encoded:
+        if out.suffix == SINGLE:
+            for item in counted(encoded):
+                _write_single(out, item)
+        else:
+            facts = (0, index.inputs)
+            with (
+                suppress(_NothingToKeepError),
+                ShardWriter(out, index.info, extras, index.options, facts) as shard,
+            ):
+                _fill(shard, counted(encoded))
+                if not shard.facts.rows:
+                    raise _NothingToKeepError
+        ledger = out.with_name(f"{out.stem}.failures.jsonl")
+        write_ledger(ledger, failures)
+    report.failures = [asdict(failure) for failure in failures]
+    report.outputs = [str(path) for path in (out, ledger) if path.exists()]
+    return report
+
+
+class _NothingToKeepError(Exception):
+    pass
+
+
+def _write_single(out: Path, item: Encoded) -> None:
+    codes = [row.codes for row in item.rows if row.codes is not None]
+    if not item.reason and len(codes) != 1:
+        raise ViqError(
+            f"-o {out}: holds one image, but {item.key} has {len(codes)}: write NAME"
+            f"{PARQUET} instead"
+        )
+    for image in codes:
+        write_atomically(out, image.to_bytes())
+
+
+@contextmanager
+def _stops_named(out: Path, saved: Callable[[], str]) -> Iterator[None]:
+    """Say what there is when a full disk or an interrupt ends a job."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; {saved()}") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ViqError(f"-o {out}: the disk is full; {saved()}") from None
+
+
+def check_out(out: Path, count: int, overwrite: bool) -> bool:
+    """Whether `out` is to be a store. Raises ViqError if it cannot be written."""
+    is_store = not out.suffix or out.is_dir()
+    if not is_store and out.suffix not in (PARQUET, SINGLE):
+        raise ViqError(
+            f"-o {out}: give NAME{PARQUET}, NAME{SINGLE} for a single image, or a folder"
+        )
     if out.suffix == SINGLE and count != 1:
         raise ViqError(f"-o {out}: holds one image, got {count}: write NAME{PARQUET} instead")
-    if out.exists() and not overwrite:
+    if out.is_file() and (is_store or not overwrite):
         raise ViqError(f"-o {out}: exists; give another name, or --overwrite")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -131,139 +282,29 @@ def _check_out(out: Path, count: int, overwrite: bool) -> None:
         raise ViqError(
             f"-o {out}: cannot be written ({error.strerror}); choose another place"
         ) from None
+    return is_store
 
 
-def _encoded(
-    tokenizer: VisualTokenizer,
-    paths: Sequence[Path],
-    tile: int | None,
-    max_pixels: int | None,
-    report: Report,
-    progress: Callable[[int], None],
-) -> Iterator[tuple[str, Codes]]:
-    """(key, codes) of every image that can be read; counts, and notes those that cannot."""
-
-    def load(path: Path) -> tuple[Image.Image, bool]:
-        image = open_image(path)
-        small = limit_pixels(image, max_pixels)
-        return small, small is not image
-
-    for path, future in _prefetched(paths, load):
-        try:
-            image, shrunk = future.result()
-        except ImageError as error:
-            report.failures.append({"key": path.as_posix(), "reason": str(error)})
-            progress(0)
-            continue
-        (codes,) = tokenizer.encode(image, tile=tile)
-        report.images += 1
-        report.pixels += image.width * image.height
-        report.codes += codes.ids.size
-        report.bytes += codes.nbytes
-        report.shrunk += shrunk
-        report.tiled += codes.tile > 0
-        yield path.as_posix(), codes
-        progress(image.width * image.height)
-
-
-def _prefetched(
-    paths: Sequence[Path], load: Callable[[Path], Any]
-) -> Iterator[tuple[Path, Future[Any]]]:
-    """Run `load` a few paths ahead on a thread, in order."""
-    with ThreadPoolExecutor(1) as pool:
-        queue = [(path, pool.submit(load, path)) for path in paths[:_AHEAD]]
-        for following in range(_AHEAD, len(paths) + _AHEAD):
-            if not queue:
-                return
-            yield queue.pop(0)
-            if following < len(paths):
-                queue.append((paths[following], pool.submit(load, paths[following])))
-
-
-def read_codes(paths: Iterable[Path]) -> Iterator[tuple[str, Codes, str]]:
-    """(key, codes, name of the model or "") of .parquet and .viq files.
-
-    Raises:
-        CodesError: a file is no file of codes, or damaged; names it.
-    """
-    for path in paths:
-        if path.suffix == SINGLE:
-            try:
-                yield path.stem, Codes.from_bytes(path.read_bytes()), ""
-            except CodesError as error:
-                raise CodesError(f"{path}: {error}") from None
-            except OSError as error:
-                raise CodesError(f"{path}: cannot be read ({error.strerror})") from None
+def _fill(shard: ShardWriter, encoded: Iterable[Encoded]) -> None:
+    for item in encoded:
+        if item.reason:
+            shard.fail(_failure(item))
         else:
-            reader = CodesReader(path)
-            for key, codes in reader:
-                yield key, codes, reader.info.model
+            shard.add(item.rows, item.shrunk)
 
 
-def decode_files(
-    tokenizer: VisualTokenizer,
-    paths: Sequence[Path],
-    out: Path,
-    *,
-    force: bool = False,
-    progress: Callable[[int], None] = lambda pixels: None,
-) -> Report:
-    """Decode .parquet or .viq files to PNG files in a folder, named after the keys.
-
-    Folders that all keys have in common are left out.
-
-    Args:
-        force: decode codes of another tokenizer all the same.
-
-    Raises:
-        CodesError: a file is damaged, or was made by another tokenizer and not `force`.
-    """
-    report, start, taken = Report(), time.perf_counter(), set()
-    common = _common_folder(
-        key
-        for path in paths
-        for key in ([path.stem] if path.suffix == SINGLE else CodesReader(path).keys())
-    )
-    for key, codes, model in read_codes(paths):
-        if force:
-            codes = Codes(codes.ids, codes.size, codes.tile)
-        else:
-            try:
-                tokenizer.require(codes.fingerprint)
-            except CodesError as error:
-                made_by = f" (its model is called {model})" if model else ""
-                raise CodesError(f"{key}: {error}{made_by}; or --force") from None
-        (image,) = tokenizer.decode(codes)
-        path = _png_path(out, key.removeprefix(common), taken)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_aside(path) as aside:
-            image.save(aside, format="PNG")
-        report.images += 1
-        report.pixels += image.width * image.height
-        report.codes += codes.ids.size
-        report.bytes += codes.nbytes
-        report.outputs.append(str(path))
-        progress(image.width * image.height)
-    report.seconds = time.perf_counter() - start
-    return report
+def _kept(job: Job, number: int) -> Iterator[Encoded]:
+    """What a shard holds already, as if it had just been encoded."""
+    for place, rows in job.kept(number):
+        yield Encoded(Task(number, place), rows[0].key, rows)
 
 
-def _common_folder(keys: Iterable[str]) -> str:
-    """The longest folder, with its slash, that all keys begin with; "" if none."""
-    prefix = os.path.commonprefix(list(keys))
-    return prefix[: prefix.rfind("/") + 1]
+def _count(counts: Counts, item: Encoded) -> None:
+    for row in item.rows:
+        if row.codes is not None:
+            counts.count(row.codes)
+    counts.shrunk += item.shrunk
 
 
-def _png_path(out: Path, key: str, taken: set[Path]) -> Path:
-    """A path inside `out`, whatever the key holds; a.jpg and a.png get different names."""
-    parts = [p for p in PurePath(key).parts if p not in ("..", ".", "/", PurePath(key).anchor)]
-    name = Path(*parts) if parts else Path("image")
-    path = out / name.with_suffix(".png")
-    if path in taken:
-        path = out / name.with_name(name.name + ".png")
-    number = 2
-    while path in taken:
-        path = out / name.with_name(f"{name.name}-{number}.png")
-        number += 1
-    taken.add(path)
-    return path
+def _failure(item: Encoded) -> Failure:
+    return Failure(item.task.input, item.key, item.reason)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+BUNDLED = Path(__file__).parent / "bundled"  # models that come with the package
 
 
 @contextmanager
@@ -33,3 +36,12 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write a whole file, or nothing."""
     with written_aside(path) as aside:
         aside.write_bytes(data)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            state.update(piece)
+    return state.hexdigest()

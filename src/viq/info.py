@@ -1,4 +1,4 @@
-"""What is this: a tokenizer, a Parquet file of codes, or a single .viq file."""
+"""What is this: a tokenizer, a store or Parquet file of codes, or a single .viq file."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from viq.encode import PARQUET, SINGLE, read_codes
+from viq.decode import read_codes
 from viq.eval.metrics import code_counts, summarize_counts
 from viq.loading import load
-from viq.store import CodesReader
+from viq.store.folder import JOB, PARQUET, SINGLE, Store
+from viq.store.rows import CodesReader
 from viq.types import Codes, CodesError
 
 
@@ -26,6 +27,8 @@ def describe(what: str) -> dict[str, Any]:
         return {"kind": "codes of one image", **_single(codes)}
     if path.suffix == PARQUET or path.is_file():
         return {"kind": "codes", **_file(path)}
+    if (path / JOB).exists():
+        return {"kind": "store of codes", **_store(path)}
     return {"kind": "tokenizer", **_model(what)}
 
 
@@ -73,6 +76,28 @@ def _single(codes: Codes) -> dict[str, Any]:
         "tile": codes.tile,
         "fingerprint": codes.fingerprint,
         "different_codes": len(np.unique(codes.ids)),
+    }
+
+
+def _store(path: Path) -> dict[str, Any]:
+    """From the index alone, so at once, whatever the size."""
+    store = Store(path)
+    totals = store.index.totals
+    return {
+        "model": store.info.model,
+        "fingerprint": store.info.fingerprint,
+        "levels": list(store.info.levels),
+        "options": dict(store.index.options),
+        "columns": dict(store.index.columns),
+        "shards": len(store.shards),
+        "inputs": store.index.inputs,
+        "failures": totals["failures"],
+        "rows": totals["rows"],
+        "images": totals["images"],
+        "megapixels": round(totals["pixels"] / 1e6, 3),
+        "codes": totals["codes"],
+        "bytes_of_codes": 2 * totals["codes"],
+        "bytes_of_files": totals["bytes"],
     }
 
 

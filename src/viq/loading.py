@@ -7,9 +7,8 @@ from pathlib import Path
 
 import torch
 
+from viq.files import BUNDLED
 from viq.models.tokenizer import VisualTokenizer
-
-BUNDLED = Path(__file__).parent / "bundled"
 
 
 def load(

@@ -14,6 +14,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,6 +80,10 @@ class Source(ABC):
     @abstractmethod
     def keys(self) -> Iterator[str]:
         """The keys of all rows in order, without reading images."""
+
+    def key(self, index: int) -> str:
+        """The key of a row, even of a damaged one. Most kinds go over the keys before it."""
+        return next(islice(self.keys(), index, None))
 
     @abstractmethod
     def _row(self, index: int) -> Row:

@@ -64,7 +64,10 @@ class JsonSource(Source):
         return len(self._spans)
 
     def keys(self) -> Iterator[str]:
-        return (self._where(index) for index in range(len(self)))
+        return map(self._where, range(len(self)))
+
+    def key(self, index: int) -> str:
+        return self._where(index)
 
     def _where(self, index: int) -> str:
         return f"{self._path.name}{self._mark}{self._spans.numbers[index]}"

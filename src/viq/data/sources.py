@@ -113,9 +113,17 @@ class _Concatenation(Source):
     def keys(self) -> Iterator[str]:
         return chain.from_iterable(source.keys() for source in self._sources)
 
+    def key(self, index: int) -> str:
+        number = self._number(index)
+        return self._sources[number].key(index - self._first[number])
+
     def _row(self, index: int) -> Row:
-        number = bisect_right(self._first, index) - 1
+        number = self._number(index)
         return self._sources[number][index - self._first[number]]
+
+    def _number(self, index: int) -> int:
+        """Of the source that row `index` is in."""
+        return bisect_right(self._first, index) - 1
 
 
 def _open(spec: Any, options: dict[str, Any]) -> Source:

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from viq import checkpoint
+from viq.compress import ENTROPY_FILE, EntropyModel
 from viq.files import write_atomically
 from viq.image import Source, limit_pixels, open_image
 from viq.models.decoder import DecoderConfig, PixelDecoder
@@ -75,6 +76,7 @@ class VisualTokenizer(nn.Module):
         )
         self.latent_head = LatentHead(c, config.latents) if config.latents else None
         self._fingerprint: str | None = None
+        self.entropy_file: Path | None = None  # where it is, or is to be
         self._vae_folder: Path | None = None  # of a converted model: its Qwen-Image VAE
         self._vae: list[Any] = []  # loaded on first use; in a list to stay out of the state dict
 
@@ -203,6 +205,7 @@ class VisualTokenizer(nn.Module):
         weights = {k: v.to(device, dtype or torch.float32) for k, v in weights.items()}
         checkpoint.load_strictly(model, weights, str(folder / checkpoint.WEIGHTS_FILE))
         model._fingerprint = stamp
+        model.entropy_file = folder / ENTROPY_FILE
         if model.latent_head is not None and (folder / "vae" / checkpoint.CONFIG_FILE).is_file():
             model._vae_folder = folder / "vae"
         return model.requires_grad_(False).eval()
@@ -225,6 +228,10 @@ class VisualTokenizer(nn.Module):
         if dtype is None:
             self._fingerprint = stamp  # it may have been trained since it was loaded
         checkpoint.write_weights(folder / checkpoint.WEIGHTS_FILE, weights)
+        if self.entropy_file and self.entropy_file.is_file():
+            entropy = EntropyModel.load(self.entropy_file)
+            if entropy.fingerprint == stamp:  # it would be wrong for other weights
+                entropy.save(folder)
         values = {"format": 1, **checkpoint.to_dict(self.config), "fingerprint": stamp}
         write_atomically(folder / checkpoint.CONFIG_FILE, _pretty(values))
 
@@ -233,6 +240,27 @@ class VisualTokenizer(nn.Module):
         from viq.hub import upload
 
         return upload(self, repo_id, private=private, **kwargs)
+
+    @property
+    def entropy(self) -> EntropyModel:
+        """What compresses codes of this tokenizer; a file in its folder.
+
+        It has a stamp of its own and no part in the fingerprint: ids mean the same whatever
+        packed them. It names the fingerprint that it was fitted to and refuses other codes.
+
+        Raises:
+            ViqError: there is none, or it was fitted to another tokenizer.
+        """
+        if self.entropy_file is None:
+            raise ViqError(f"{self.config.name}: was not loaded from a folder, so has no entropy "
+                           "model; save it and run viq train entropy")  # fmt: skip
+        model = EntropyModel.load(self.entropy_file)
+        if model.fingerprint != self.fingerprint:
+            raise ViqError(
+                f"{self.entropy_file}: fitted to the tokenizer {model.fingerprint}, but this is "
+                f"{self.fingerprint}: run viq train entropy again"
+            )
+        return model
 
     @property
     def fingerprint(self) -> str:

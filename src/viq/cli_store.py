@@ -1,0 +1,152 @@
+"""The commands on codes: encode, decode, and those on stores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from viq.cli_parts import (
+    SOME_FAILED,
+    Device,
+    Dtype,
+    ImageColumn,
+    Json,
+    KeyColumn,
+    Model,
+    Overwrite,
+    Root,
+    Split,
+    Tile,
+    guarded,
+    load_tokenizer,
+)
+from viq.console import progress, show, show_report, terminable
+
+store_app = typer.Typer(help="Work on stores of codes.", no_args_is_help=True)
+
+
+@guarded
+def encode(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Images, folders, .tar, .parquet, .jsonl, .txt lists of paths or URLs, hf:NAME."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="FOLDER, NAME.parquet, or NAME.viq for one image.")
+    ],
+    model: Model = "viq-tiny",
+    tile: Tile = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(help="Shrink larger images to this area. Default: never.")
+    ] = None,
+    packed: Annotated[
+        int,
+        typer.Option(help="Patches in one sequence, for CUDA: 16384. Flips a few codes."),
+    ] = 0,
+    workers: Annotated[
+        int | None, typer.Option(help="Threads that decode, and on a CPU encode. Default: all.")
+    ] = None,
+    shard_size: Annotated[int, typer.Option(help="Of a folder: inputs in a shard.")] = 1000,
+    compress: Annotated[
+        bool, typer.Option("--compress", help="Less than half the bytes, without loss; slower.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Of a folder: try again what failed.")
+    ] = False,
+    rank: Annotated[int | None, typer.Option(help="Which of --world processes this is.")] = None,
+    world: Annotated[
+        int | None, typer.Option(help="Processes on one folder. Default: torchrun's or Slurm's.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray.")] = "local",
+    image_column: ImageColumn = None,
+    key_column: KeyColumn = None,
+    split: Split = None,
+    root: Root = None,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Images to codes, at native resolution. A folder is resumed if begun."""
+    from viq import encode as job
+    from viq.pipeline import EncodeOptions
+    from viq.ranks import place_among
+    from viq.types import ViqError
+
+    options = EncodeOptions(
+        tile=tile, max_pixels=max_pixels, packed=packed, shard_size=shard_size, compress=compress
+    )
+    place = place_among(rank, world)
+    input_options = {
+        "image_column": image_column, "key_column": key_column, "split": split, "root": root
+    }  # fmt: skip
+    source = job.open_inputs(inputs, **input_options)
+    common = {"retry_failed": retry_failed, "overwrite": overwrite}
+    with progress("encoding", len(source), hidden=as_json) as advance, terminable():
+        if engine not in ("local", "ray"):
+            raise ViqError(f"--engine {engine}: give local or ray")
+        if engine == "ray":
+            from viq.extras import ray_engine
+
+            tokenizer = load_tokenizer(model, "cpu", dtype)
+            report = ray_engine.encode(
+                tokenizer, model, inputs, input_options, source, out, options, actors=workers,
+                progress=advance, **common,
+            )  # fmt: skip
+        else:
+            tokenizer = load_tokenizer(model, device, dtype, place.local)
+            report = job.encode(
+                tokenizer, source, out, options, workers=workers, place=place, progress=advance,
+                **common,
+            )  # fmt: skip
+    if report.shrunk and not as_json:
+        print(f"{report.shrunk} images had more than {max_pixels:,} pixels and were made smaller")
+    show_report(report, as_json)
+    if report.failures:
+        raise typer.Exit(SOME_FAILED)
+
+
+@guarded
+def decode(
+    files: Annotated[list[Path], typer.Argument(help="Stores, .parquet or .viq files.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the PNG files.")],
+    model: Model = "viq-tiny",
+    device: Device = "auto",
+    force: Annotated[
+        bool, typer.Option(help="Decode codes that another tokenizer made. They look wrong.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Codes to PNG images at their original sizes."""
+    from viq.decode import count_images, decode_files
+
+    total = count_images(files)
+    tokenizer = load_tokenizer(model, device, "float32")
+    with progress("decoding", total, hidden=as_json) as advance:
+        report = decode_files(tokenizer, files, out, force=force, progress=lambda pixels: advance())
+    show_report(report, as_json)
+
+
+@store_app.command()
+@guarded
+def index(
+    folder: Annotated[Path, typer.Argument(help="A folder that viq encode writes.")],
+    as_json: Json = False,
+) -> None:
+    """Write ledger and index anew, as after several ranks or damage to the index."""
+    from viq.store.job import write_index
+    from viq.store.lock import locked
+    from viq.types import ViqError
+
+    with locked(folder):
+        found, missing = write_index(folder)
+    if found is None:
+        raise ViqError(
+            f"{folder}: {len(missing)} shards are missing, the first is {missing[0]}; run the same "
+            "viq encode again"
+        )
+    show({"shards": len(found.shards), **found.totals}, as_json)

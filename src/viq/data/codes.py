@@ -1,0 +1,260 @@
+"""Codes as a PyTorch data set: random access, and epochs shared by ranks and workers.
+
+```python
+data = viq.CodeDataset("codes/", shuffle=0)
+data[5], data["photos/a.jpg"]                    # by number, by key
+for batch in data.batches(tokens=8192, workers=4):
+    ...                                          # a list of CodeSample
+    state = data.state_dict()                    # resumes here, on any number of ranks
+```
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from viq.data.order import Batch, Order, cut
+from viq.ranks import place_among
+from viq.store.cache import ShardCache
+from viq.store.views import CodeSample
+from viq.types import ViqError
+
+Collate = Callable[[list[CodeSample]], Any]
+
+
+class CodeDataset(IterableDataset):
+    """The samples of a store, of one Parquet file, or of either behind a URL.
+
+    Iterating gives the samples of one epoch that fall to this rank and DataLoader worker, from
+    where it stands to the end. `batches` gives batches, with workers of its own; only then does
+    `state_dict` know what workers have handed over.
+
+    Args:
+        path: store, file, or URL as fsspec takes it (s3://, gs://, https://, ..).
+        columns: of what rides along; None for all, () for none, which is fastest.
+        shuffle: seed; None for the order of the store.
+        block: samples that are shuffled together. Larger needs more of the cache at a time.
+        rank, world: of this process; None takes them from torchrun or Slurm, else 0 of 1.
+        cache: folder for unpacked shards, which all processes of a machine share; by default
+            $XDG_CACHE_HOME/viq or ~/.cache/viq.
+        cache_bytes: what it may hold.
+
+    Raises:
+        CodesError: no finished store, or a damaged one.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        columns: Sequence[str] | None = None,
+        shuffle: int | None = None,
+        block: int = 1 << 17,
+        rank: int | None = None,
+        world: int | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        cache_bytes: int = 16 << 30,
+    ) -> None:
+        self.place = place_among(rank, world)
+        self._shards = ShardCache(path, columns, _cache_folder(cache), cache_bytes)
+        self.info = self._shards.index.info
+        self._order = Order(samples=self._shards.samples, seed=shuffle, block=block)
+        self._firsts = [0, *np.cumsum(self._shards.samples, dtype=np.int64).tolist()]
+        self._by_key: tuple[np.ndarray, np.ndarray] | None = None  # sorted hashes, samples
+        self.epoch = 0
+        self._position = 0  # all before it are taken, by whatever rank
+
+    def __len__(self) -> int:
+        """Samples of the whole store."""
+        return self._firsts[-1]
+
+    def __getitem__(self, which: int | str) -> CodeSample:
+        """A sample by its number in the order of the store, or by its key.
+
+        Raises:
+            IndexError, KeyError: there is none.
+        """
+        number = self._find(which) if isinstance(which, str) else which
+        number = number + len(self) if number < 0 else number
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {which} of {len(self)}")
+        shard = bisect_right(self._firsts, number) - 1
+        return self._shards[shard].sample(number - self._firsts[shard])
+
+    def __contains__(self, key: object) -> bool:
+        try:
+            return isinstance(key, str) and self._find(key) >= 0
+        except KeyError:
+            return False
+
+    def __iter__(self) -> Iterator[CodeSample]:
+        worker = get_worker_info()
+        step, mine = self.place.world, self.place.rank
+        if worker is not None:
+            step, mine = step * worker.num_workers, mine * worker.num_workers + worker.id
+        start = self._position
+        for position, numbers in self._order.blocks(self.epoch, start):
+            first = max(position, start + mine)
+            first += (start + mine - first) % step
+            for at in range(first, position + len(numbers), step):
+                self._position = min(at - mine + step, len(self))
+                yield self[int(numbers[at - position])]
+        self._end_epoch()
+
+    def batches(
+        self,
+        *,
+        tokens: int | None = None,
+        samples: int | None = None,
+        workers: int = 0,
+        collate: Collate = list,
+        even: bool = True,
+    ) -> Iterator[Any]:
+        """The batches of one epoch that fall to this rank, from where it stands to the end.
+
+        All ranks together go through one sequence of batches, whatever their number and that of
+        their workers.
+
+        Args:
+            tokens: limit of patches in a batch, which a single larger sample may exceed.
+            samples: limit of samples in a batch.
+            workers: processes that read ahead; 0 reads in this one.
+            collate: makes a batch of its samples, in the worker.
+            even: leave out the last batches of an epoch if they are not one for each rank, so
+                that all ranks take equally many steps.
+
+        Raises:
+            ViqError: no limit; a shard is missing or damaged.
+        """
+        if not (tokens or samples) or (tokens or 1) < 1 or (samples or 1) < 1:
+            raise ViqError(f"batches of {tokens} tokens, {samples} samples: give one above 0")
+        mine: Any = _Batches(self, tokens, samples, collate, even)
+        if workers:
+            mine = DataLoader(mine, batch_size=None, num_workers=workers)
+        for position, batch in mine:
+            if isinstance(batch, ViqError):
+                raise batch
+            self._position = position
+            yield batch
+        self._end_epoch()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the epoch stands, counting what was handed over last; JSON-able.
+
+        It is that of all ranks, if they have taken equally many batches.
+        """
+        return {**self._identity(), "epoch": self.epoch, "position": self._position}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was called.
+
+        Raises:
+            ViqError: it is of another store, or of another order; names the difference.
+        """
+        for name, value in self._identity().items():
+            if state.get(name) != value:
+                raise ViqError(
+                    f"cannot resume: {name} was {state.get(name)}, is {value}; open the data set "
+                    "as it was"
+                )
+        self.epoch, self._position = int(state["epoch"]), int(state["position"])
+
+    def patches(self, numbers: np.ndarray) -> np.ndarray:
+        """Patches of samples, int64, by their numbers."""
+        shards = np.searchsorted(self._firsts, numbers, side="right") - 1
+        patches = np.empty(len(numbers), np.int64)
+        for shard in np.unique(shards).tolist():
+            here = shards == shard
+            patches[here] = self._shards[shard].patches[numbers[here] - self._firsts[shard]]
+        return patches
+
+    def cut(self, tokens: int | None, samples: int | None) -> Iterator[Batch]:
+        """Batches of all ranks from where the epoch stands."""
+        return cut(
+            self._order,
+            self.epoch,
+            self._position,
+            patches_of=self.patches,
+            tokens=tokens,
+            samples=samples,
+        )
+
+    def _end_epoch(self) -> None:
+        self.epoch, self._position = self.epoch + 1, 0
+
+    def _identity(self) -> dict[str, Any]:
+        shards = [(shard.rows, shard.bytes, shard.sha256) for shard in self._shards.index.shards]
+        return {
+            "store": _hash64(f"{self.info.fingerprint} {shards}").to_bytes(8, "big").hex(),
+            "shuffle": self._order.seed,
+            "block": self._order.block,
+        }
+
+    def _find(self, key: str) -> int:
+        if self._by_key is None:
+            hashes = np.fromiter(
+                (_hash64(k) for shard in range(len(self._shards.samples))
+                 for k in self._shards.keys(shard)),
+                np.uint64,
+            )  # fmt: skip
+            order = np.argsort(hashes)
+            self._by_key = hashes[order], order
+        hashes, order = self._by_key
+        wanted = np.uint64(_hash64(key))
+        first = int(np.searchsorted(hashes, wanted))
+        for place in range(first, len(hashes)):
+            if hashes[place] != wanted:
+                break
+            if self[int(order[place])].key == key:
+                return int(order[place])
+        raise KeyError(key)
+
+
+class _Batches(IterableDataset):
+    """(position after the round, batch) for one rank; in a worker, every so many-th of them."""
+
+    def __init__(
+        self,
+        data: CodeDataset,
+        tokens: int | None,
+        samples: int | None,
+        collate: Collate,
+        even: bool,
+    ) -> None:
+        self._data, self._limits = data, (tokens, samples)
+        self._collate, self._even = collate, even
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        worker = get_worker_info()
+        step, mine = (worker.num_workers, worker.id) if worker else (1, 0)
+        place = self._data.place
+        batches, number = self._data.cut(*self._limits), 0
+        try:
+            while turn := list(islice(batches, place.world)):
+                if len(turn) < place.world and self._even:
+                    return
+                if place.rank < len(turn) and number % step == mine:
+                    batch = [self._data[n] for n in turn[place.rank].samples.tolist()]
+                    yield turn[-1].stop, self._collate(batch)
+                number += 1
+        except ViqError as error:  # raised in a worker, it would arrive as pages of traceback
+            yield 0, error
+
+
+def _cache_folder(given: str | os.PathLike[str] | None) -> Path:
+    if given is not None:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "viq"
+
+
+def _hash64(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -1,0 +1,119 @@
+"""The one order of a data set that all ranks and workers share, and its cut into batches.
+
+Samples have numbers 0..n-1 in the order of the store. An epoch is a sequence of positions; what
+stands at a position is a function of (seed, epoch) alone. Shards are shuffled, neighbours in that
+order make blocks, and samples are shuffled within a block: so only the shards of one block need to
+be at hand, and small stores are shuffled as a whole.
+
+Batches are runs of positions, cut one after another. Ranks take them in turn and so do workers, so
+the number of either changes who gets a batch and never what is in it, and "where we are" is one
+number: the position up to which all batches are taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """How an epoch goes.
+
+    Attributes:
+        samples: in each shard.
+        seed: of the shuffle; None for the order of the store.
+        block: samples that are shuffled together, at least; rounded up to whole shards.
+    """
+
+    samples: Sequence[int]
+    seed: int | None = None
+    block: int = 1 << 17
+
+    def blocks(self, epoch: int, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        """(first position, sample numbers) of all blocks of an epoch that reach beyond `start`."""
+        firsts = np.concatenate([[0], np.cumsum(self.samples)]).astype(np.int64)
+        shards = np.arange(len(self.samples))
+        if self.seed is not None:
+            shards = self._draw(epoch).permutation(shards)
+        position = 0
+        for number, members in enumerate(self._groups(shards)):
+            size = sum(self.samples[shard] for shard in members)
+            if position + size > start:
+                found = np.concatenate([np.arange(firsts[s], firsts[s + 1]) for s in members])
+                if self.seed is not None:
+                    self._draw(epoch, number).shuffle(found)
+                yield position, found
+            position += size
+
+    def _groups(self, shards: np.ndarray) -> Iterator[list[int]]:
+        group, size = list[int](), 0
+        for shard in shards.tolist():
+            group.append(shard)
+            size += self.samples[shard]
+            if size >= self.block or self.seed is None:
+                yield group
+                group, size = [], 0
+        if group:
+            yield group
+
+    def _draw(self, epoch: int, block: int | None = None) -> np.random.Generator:
+        # Philox and a key by numbers: streams that numpy keeps the same from release to release.
+        keys = [self.seed or 0, epoch] + ([] if block is None else [block])
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence(keys)))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A run of positions, and the numbers of the samples that stand there."""
+
+    start: int
+    stop: int
+    samples: np.ndarray
+
+
+def cut(
+    order: Order,
+    epoch: int,
+    start: int,
+    *,
+    patches_of: Callable[[np.ndarray], np.ndarray],
+    tokens: int | None = None,
+    samples: int | None = None,
+) -> Iterator[Batch]:
+    """Batches of an epoch from position `start` on.
+
+    A batch takes the next samples as long as it stays within both limits. One sample that is above
+    `tokens` by itself comes alone.
+
+    Args:
+        patches_of: patches of samples, by their numbers; only asked with `tokens`.
+        tokens: limit of patches in a batch.
+        samples: limit of samples in a batch.
+    """
+    waiting, at = np.empty(0, np.int64), start
+    ends = np.zeros(1, np.int64)  # patches before each of those that wait, and after the last
+    blocks = order.blocks(epoch, start)
+    more = True
+    while more:
+        position, found = next(blocks, (0, None))
+        more = found is not None
+        if found is not None:
+            found = found[max(0, start - position) :]
+            waiting = np.concatenate([waiting, found])
+            patches = patches_of(found) if tokens else np.zeros(len(found), np.int64)
+            ends = np.concatenate([ends, ends[-1] + np.cumsum(patches)])
+        taken = 0
+        while taken < len(waiting):
+            stop = len(waiting) if samples is None else taken + samples
+            if tokens:
+                fits = int(np.searchsorted(ends, ends[taken] + tokens, side="right")) - 1
+                stop = min(stop, max(fits, taken + 1))
+            if stop >= len(waiting) and more:
+                break  # the next block may still add to this batch
+            stop = min(stop, len(waiting))
+            yield Batch(at, at + stop - taken, waiting[taken:stop])
+            at, taken = at + stop - taken, stop
+        waiting, ends = waiting[taken:], ends[taken:]

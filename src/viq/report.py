@@ -1,0 +1,43 @@
+"""What a job over many images did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from viq.store.job import Counts
+
+
+@dataclass(kw_only=True)
+class Report(Counts):
+    """What a job did; counts and seconds are of this run.
+
+    Attributes:
+        failures: key and reason of each input that gave nothing; of a store, also those of
+            earlier runs.
+        store: of a store, how far it is; else empty.
+    """
+
+    seconds: float = 0.0
+    failures: list[dict[str, str]] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    store: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able, with derived figures: megapixels, bytes of raw RGB over bytes of codes."""
+        seconds = max(self.seconds, 1e-9)
+        return {
+            "images": self.images,
+            "megapixels": round(self.pixels / 1e6, 3),
+            "codes": self.codes,
+            "bytes": 2 * self.codes,
+            "ratio": round(3 * self.pixels / (2 * self.codes), 2) if self.codes else None,
+            "seconds": round(self.seconds, 3),
+            "images_per_second": round(self.images / seconds, 3),
+            "megapixels_per_second": round(self.pixels / 1e6 / seconds, 3),
+            "shrunk": self.shrunk,
+            "tiled": self.tiled,
+            "failures": self.failures,
+            "outputs": self.outputs,
+            **({"store": self.store} if self.store else {}),
+        }

@@ -1,0 +1,1 @@
+"""Codes on disk: one Parquet file, or a folder of them with an index. No torch."""

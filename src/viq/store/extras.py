@@ -1,0 +1,154 @@
+"""Columns that ride along with the codes: captions, conversations, labels, whatever there is.
+
+A column gets a type if the values of the first rows all fit one exactly. Whatever does not fit its
+column, or has none, goes as JSON into one column of text called `extras`. So nothing is lost or
+bent, and the schema is the same in all shards, whatever comes after the first rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from viq.types import CodesError, ViqError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+REST = "extras"  # the column of what fits no other
+_REST_MARK = {b"viq.rest": b"1"}
+OURS = frozenset(
+    ("key", "image_index", "height", "width", "rows", "cols", "tile", "codes", REST)
+)  # names an extra column may not take
+
+
+class Extras:
+    """The extra columns of a file, and how values go in and come out.
+
+    Args:
+        fields: Arrow fields. One marked as the rest takes, as JSON, what fits no other.
+        wanted: names to give back when reading; None for all.
+    """
+
+    def __init__(
+        self, fields: Iterable[pa.Field] = (), wanted: Sequence[str] | None = None
+    ) -> None:
+        self.fields = tuple(fields)
+        self._wanted = wanted
+        self._types = {
+            f.name: f.type for f in self.fields if (f.metadata or {}).get(b"viq.rest") is None
+        }
+        self._has_rest = len(self._types) < len(self.fields)  # always, unless there are no columns
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Extras) and self.fields == other.fields
+
+    @classmethod
+    def inferred(cls, samples: Sequence[Mapping[str, Any]]) -> Extras:
+        """Columns for the values of the first rows."""
+        import pyarrow as pa
+
+        if not any(samples):
+            return cls()
+        names = dict.fromkeys(name for values in samples for name in values)
+        fields = []
+        for name in names:
+            column = [values.get(name) for values in samples]
+            kind = _type_of(column)
+            if kind is not None and all(_fits(value, kind) for value in column):
+                fields.append(pa.field(free_name(name), kind))
+        return cls([*fields, pa.field(REST, pa.string(), metadata=_REST_MARK)])
+
+    def pack(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values of one sample, by name of column, ready for `columns`.
+
+        Raises:
+            ViqError: a value fits nowhere; names it.
+        """
+        packed, rest = {}, {}
+        for name, value in values.items():
+            column = free_name(name)
+            if column in self._types and _fits(value, self._types[column]):
+                packed[column] = value
+            elif value is not None:
+                rest[column] = value
+        if rest:
+            packed[REST] = self._rest(rest)
+        return packed
+
+    def _rest(self, values: Mapping[str, Any]) -> str:
+        try:
+            if not self._has_rest:
+                raise ValueError("no columns at all in the first rows")
+            return json.dumps(values, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ViqError(
+                f"column {' or '.join(values)} holds what is neither of the type of the first rows "
+                f"nor JSON ({error}): give the column one type"
+            ) from None
+
+    def columns(self, rows: Sequence[Mapping[str, Any]]) -> list[pa.Array]:
+        """Arrow arrays of packed rows, in the order of the fields."""
+        import pyarrow as pa
+
+        return [pa.array([row.get(f.name) for row in rows], f.type) for f in self.fields]
+
+    def rows(self, batch: pa.RecordBatch) -> list[dict[str, Any]]:
+        """The values of each row, as they were before `pack`; columns without value are None."""
+        rows: list[dict[str, Any]] = [{} for _ in range(batch.num_rows)]
+        for name in self._types:
+            for row, value in zip(rows, batch[name].to_pylist(), strict=True):
+                row[name] = value
+        if self._has_rest:
+            for row, text in zip(rows, batch[REST].to_pylist(), strict=True):
+                more = json.loads(text) if text is not None else {}
+                row |= {k: v for k, v in more.items() if self._wanted is None or k in self._wanted}
+        return rows
+
+    def only(self, names: Sequence[str], where: str) -> Extras:
+        """These columns alone, with the rest if there is one (any of them may be in it).
+
+        Raises:
+            CodesError: there is no such column; names `where`.
+        """
+        unknown = [name for name in names if name not in self._types]
+        if unknown and not self._has_rest:
+            raise CodesError(
+                f"{where}: has no column {unknown[0]}; it has {', '.join(self._types) or 'none'}"
+            )
+        if not names:
+            return Extras()
+        kept = (f for f in self.fields if f.name in names or f.name not in self._types)
+        return Extras(kept, wanted=names)
+
+
+def free_name(name: str) -> str:
+    """The name of a column of the source in a file of codes: not one of ours."""
+    while name in OURS:
+        name = f"input_{name}"
+    return name
+
+
+def _type_of(values: list[Any]) -> pa.DataType | None:
+    import pyarrow as pa
+
+    try:
+        kind = pa.array(values).type
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        return None
+    return None if pa.types.is_null(kind) else kind
+
+
+def _fits(value: Any, kind: pa.DataType) -> bool:
+    """Whether `value` comes back as it was; a whole number may come back as a float."""
+    import pyarrow as pa
+
+    if value is None:
+        return True
+    try:
+        back = pa.scalar(value, kind).as_py()
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        return False
+    same = type(back) is type(value) or (type(value) is int and type(back) is float)
+    return same and (back == value or (back != back and value != value))

@@ -1,0 +1,384 @@
+"""Make a store so that every input is in it exactly once, whenever the process was killed.
+
+Inputs are numbered in their order, and shard k is made of the inputs k*n to (k+1)*n - 1. A shard
+appears whole, by a rename, and says in its own metadata which of its inputs failed and why. So the
+shards are the one truth: what is done is what is there. Ledger and index are copies of it for
+readers, and can be written anew at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from viq.compress import beside
+from viq.files import sha256_of, write_atomically
+from viq.store.extras import Extras
+from viq.store.folder import INDEX, JOB, LEDGER, Index, Shard, read_index, shard_name
+from viq.store.lock import locked
+from viq.store.rows import CodeRow, CodesReader, CodesWriter, StoreInfo
+from viq.types import Codes, CodesError, ViqError
+
+SHARD_SIZE = "shard_size"  # the option that says how many inputs make a shard
+_FACTS, _OPTIONS = "viq.shard", "viq.options"  # notes in the metadata of a shard
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An input that gave no codes: its number, its key, and one line that says why."""
+
+    input: int
+    key: str
+    reason: str
+
+
+@dataclass(kw_only=True)
+class Counts:
+    """How much there is.
+
+    Attributes:
+        shrunk: images made smaller because of max_pixels.
+        tiled: images encoded in tiles.
+    """
+
+    images: int = 0
+    pixels: int = 0
+    codes: int = 0
+    shrunk: int = 0
+    tiled: int = 0
+
+    def count(self, codes: Codes) -> None:
+        """Count one image."""
+        self.images += 1
+        self.pixels += codes.size[0] * codes.size[1]
+        self.codes += codes.ids.size
+        self.tiled += codes.tile > 0
+
+    def add(self, others: Counts) -> None:
+        """Count what others counted."""
+        for name in ("images", "pixels", "codes", "shrunk", "tiled"):
+            setattr(self, name, getattr(self, name) + getattr(others, name))
+
+
+@dataclass(kw_only=True)
+class Facts(Counts):
+    """What a shard says of itself.
+
+    Attributes:
+        inputs: the half-open range of inputs it is made of.
+        rows: images, and inputs without images.
+    """
+
+    inputs: tuple[int, int] = (0, 0)
+    rows: int = 0
+    failures: list[Failure] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Facts:
+        """Read what `to_json` wrote. Raises TypeError or KeyError for anything else."""
+        values = dict(values)
+        failures = [Failure(**failure) for failure in values.pop("failures")]
+        return cls(inputs=tuple(values.pop("inputs")), failures=failures, **values)
+
+
+class ShardWriter:
+    """Write one shard, input by input in their order; it appears when the block ends well."""
+
+    def __init__(
+        self,
+        path: Path,
+        info: StoreInfo,
+        extras: Extras,
+        options: Mapping[str, Any],
+        inputs: tuple[int, int],
+    ) -> None:
+        self._writer = CodesWriter(path, info, extras)
+        self._options, self.facts = dict(options), Facts(inputs=inputs)
+
+    def __enter__(self) -> ShardWriter:
+        self._writer.__enter__()
+        return self
+
+    def add(self, rows: Iterable[CodeRow], shrunk: int = 0) -> None:
+        """Add the rows of one input, extras packed, of which `shrunk` were made smaller."""
+        for row in rows:
+            self._writer.add(row.key, row.codes, row.image_index, row.extras)
+            self.facts.rows += 1
+            if row.codes is not None:
+                self.facts.count(row.codes)
+        self.facts.shrunk += shrunk
+
+    def fail(self, failure: Failure) -> None:
+        """Note an input that gave no codes."""
+        self.facts.failures.append(failure)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self._writer.note(_OPTIONS, self._options)
+            self._writer.note(_FACTS, self.facts.to_json())
+        self._writer.__exit__(kind, error, traceback)
+
+
+class Job:
+    """A store being made. Whoever makes one holds its lock: see `open_job`.
+
+    Attributes:
+        whole: the facts of the shards that are known to be there, by number.
+    """
+
+    def __init__(self, folder: Path, index: Index, extras: Extras) -> None:
+        self.folder, self.index, self.extras = folder, index, extras
+        self.whole: dict[int, Facts] = {}
+        self._sums = _listed_sums(folder)  # of shards that did not change, by name
+
+    def look(self, numbers: Iterable[int]) -> None:
+        """Bring `whole` up to date for these shards, which others may have written."""
+        for number in numbers:
+            if (self.folder / shard_name(number)).exists():
+                self.whole[number] = read_facts(self.folder, number, self.index)
+
+    def inputs_of(self, number: int) -> tuple[int, int]:
+        """The half-open range of inputs of a shard."""
+        size = self.index.options[SHARD_SIZE]
+        return number * size, min((number + 1) * size, self.index.inputs)
+
+    @contextmanager
+    def writing(self, number: int) -> Iterator[ShardWriter]:
+        """Write one shard, or write it anew; it is in `whole` when the block has ended well."""
+        index = self.index
+        writer = ShardWriter(
+            self.folder / shard_name(number),
+            index.info,
+            self.extras,
+            index.options,
+            self.inputs_of(number),
+        )
+        if number in self.whole:  # the inputs that are kept do not tell which were shrunk
+            writer.facts.shrunk = self.whole[number].shrunk
+        # An index says that all is done and gives checksums, which would no longer be true.
+        (self.folder / INDEX).unlink(missing_ok=True)
+        with writer:
+            yield writer
+        self.whole[number] = writer.facts
+        self._sums[shard_name(number)] = sha256_of(self.folder / shard_name(number))
+
+    def finish(self) -> tuple[Index | None, list[int]]:
+        """`write_index`, without reading again what this process has written."""
+        return write_index(self.folder, self._sums)
+
+    def kept(self, number: int) -> Iterator[tuple[int, list[CodeRow]]]:
+        """(input, its rows) of all inputs of a whole shard that did not fail; extras packed."""
+        facts = self.whole[number]
+        failed = {failure.input for failure in facts.failures}
+        inputs = (i for i in range(*facts.inputs) if i not in failed)
+        with CodesReader(self.folder / shard_name(number)) as reader:
+            samples = _samples(reader.rows())
+            for place, rows in zip(inputs, samples, strict=True):
+                yield place, [replace(r, extras=self.extras.pack(r.extras)) for r in rows]
+
+
+@contextmanager
+def open_job(
+    folder: Path, wanted: Index, extras: Extras, *, rank: int = 0, world: int = 1
+) -> Iterator[Job]:
+    """Begin a store, or go on with one; holds its lock while the block runs.
+
+    Args:
+        wanted: model, options, columns and inputs.
+
+    Raises:
+        ViqError: the folder holds other things, somebody else writes it, or it was begun with
+            another model, other options or other inputs; names the difference.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    begun = folder / JOB
+    strangers = [p.name for p in folder.iterdir() if not p.name.startswith(".")]
+    if strangers and not begun.exists():
+        raise ViqError(
+            f"-o {folder}: holds other files ({strangers[0]}) and no store; give another folder"
+        )
+    with locked(folder, rank, world):
+        _remove_leftovers(folder, rank, world)
+        if begun.exists():
+            _refuse_changes(folder, read_job(folder), wanted)
+        else:
+            write_atomically(begun, wanted.to_json())
+        job = Job(folder, wanted, extras)
+        job.look(range(count_shards(wanted)))
+        try:
+            yield job
+        finally:
+            _remove_leftovers(folder, rank, world)  # of helpers that were killed
+
+
+def clear(folder: Path) -> None:
+    """Remove the store in `folder`, its index first, and nothing else."""
+    with locked(folder):
+        shards, models = folder.glob("part-*.parquet"), folder.glob(beside("*"))
+        for path in [folder / INDEX, *shards, folder / LEDGER, *models, folder / JOB]:
+            path.unlink(missing_ok=True)
+        _remove_leftovers(folder, 0, 1)
+
+
+def read_job(folder: Path) -> Index:
+    """What the store in `folder` is made with. Raises `CodesError`."""
+    try:
+        index = Index.from_json((folder / JOB).read_bytes(), str(folder / JOB))
+    except FileNotFoundError:
+        raise CodesError(f"{folder}: holds no store of codes ({JOB} is missing)") from None
+    if SHARD_SIZE not in index.options:
+        raise CodesError(
+            f"{folder / JOB}: damaged (no {SHARD_SIZE}); begin afresh with --overwrite"
+        )
+    return index
+
+
+def count_shards(index: Index) -> int:
+    """How many shards the store has when it is finished."""
+    return -(-index.inputs // index.options[SHARD_SIZE])
+
+
+def read_facts(folder: Path, number: int, index: Index) -> Facts:
+    """What a whole shard says of itself.
+
+    Raises:
+        CodesError: it is damaged, or was made with another model or other options.
+    """
+    with CodesReader(folder / shard_name(number)) as reader:
+        if (reader.info, reader.note(_OPTIONS)) != (index.info, index.options):
+            raise CodesError(
+                f"{reader.path}: made with another model or other options than {folder / JOB} says;"
+                " remove it and run viq encode again"
+            )
+        try:
+            return Facts.from_json(reader.note(_FACTS))
+        except (AttributeError, KeyError, TypeError):
+            raise CodesError(f"{reader.path}: is no part of a store; remove it") from None
+
+
+def write_ledger(path: Path, failures: Iterable[Failure]) -> None:
+    """List failed inputs, one JSON object a line; no file if there are none."""
+    lines = [json.dumps(asdict(failure)) + "\n" for failure in failures]
+    if lines:
+        write_atomically(path, "".join(lines).encode())
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_index(
+    folder: Path, sums: Mapping[str, str] | None = None
+) -> tuple[Index | None, list[int]]:
+    """Write the ledger and, if all shards are there, the index.
+
+    Args:
+        sums: SHA-256 of shards, by name, as far as they are known.
+
+    Returns:
+        The index, or None and the numbers of the shards that are missing.
+
+    Raises:
+        CodesError: a shard is damaged, or was made with other options than the rest.
+    """
+    job = read_job(folder)
+    whole, missing = dict[int, Facts](), list[int]()
+    for number in range(count_shards(job)):
+        if (folder / shard_name(number)).exists():
+            whole[number] = read_facts(folder, number, job)
+        else:
+            missing.append(number)
+    failures = [failure for facts in whole.values() for failure in facts.failures]
+    write_ledger(folder / LEDGER, failures)
+    if missing:
+        return None, missing
+    shards = [_listed(folder / shard_name(n), facts, sums or {}) for n, facts in whole.items()]
+    totals = {
+        name: sum(getattr(facts, name) for facts in whole.values())
+        for name in ("rows", "images", "pixels", "codes")
+    }
+    totals["failures"] = len(failures)
+    totals["bytes"] = sum(shard.bytes for shard in shards)
+    index = replace(job, shards=tuple(shards), totals=totals)
+    write_atomically(folder / INDEX, index.to_json())
+    return index, []
+
+
+def digest(keys: Iterable[str]) -> tuple[int, str]:
+    """How many keys there are, and 16 hex digits that tell this sequence of keys from others."""
+    count, state = 0, hashlib.sha256()
+    for key in keys:
+        data = key.encode(errors="surrogatepass")
+        state.update(len(data).to_bytes(8, "little") + data)
+        count += 1
+    return count, state.hexdigest()[:16]
+
+
+def _samples(rows: Iterator[CodeRow]) -> Iterator[list[CodeRow]]:
+    """Rows by sample; `image_index` 0 begins one."""
+    number = 0
+
+    def sample_of(row: CodeRow) -> int:
+        nonlocal number
+        number += row.image_index == 0
+        return number
+
+    return (list(group) for _, group in groupby(rows, key=sample_of))
+
+
+def _refuse_changes(folder: Path, found: Index, wanted: Index) -> None:
+    def differences() -> Iterator[tuple[str, Any, Any]]:
+        yield "model", found.info.model, wanted.info.model
+        yield "model fingerprint", found.info.fingerprint, wanted.info.fingerprint
+        yield "entropy model", found.info.entropy or "none", wanted.info.entropy or "none"
+        for name in sorted({*found.options, *wanted.options}):
+            yield name, found.options.get(name), wanted.options.get(name)
+        yield "number of inputs", found.inputs, wanted.inputs
+        yield "keys of the inputs", found.keys, wanted.keys
+        yield "columns", dict(found.columns), dict(wanted.columns)
+
+    for name, old, new in differences():
+        if old != new:
+            raise ViqError(
+                f"-o {folder}: begun with {name} {old}, now {new}: give the same again, another "
+                "folder, or --overwrite to begin afresh"
+            )
+
+
+def _remove_leftovers(folder: Path, rank: int, world: int) -> None:
+    """Files that a killed process was writing. Those of other ranks may be in use."""
+    for path in folder.glob(".*.part"):
+        name = path.name[1:].split(".")[0]
+        number = name.removeprefix("part-")
+        if world == 1 or (number.isdigit() and int(number) % world == rank):
+            path.unlink(missing_ok=True)
+
+
+def _listed(path: Path, facts: Facts, sums: Mapping[str, str]) -> Shard:
+    return Shard(
+        name=path.name,
+        rows=facts.rows,
+        inputs=facts.inputs,
+        bytes=path.stat().st_size,
+        sha256=sums.get(path.name) or sha256_of(path),
+    )
+
+
+def _listed_sums(folder: Path) -> dict[str, str]:
+    """Checksums in the index of a finished store; none if there is no index."""
+    if not (folder / INDEX).exists():
+        return {}
+    return {shard.name: shard.sha256 for shard in read_index(folder).shards}

@@ -1,0 +1,370 @@
+"""Codes in one Parquet file: one row an image, readable by any Parquet reader.
+
+Schema: `key` string; `image_index` int32, place of the image in its sample; `height`, `width`
+int32, px of the original; `rows`, `cols` int32, patches; `tile` int32, side in px of the tiles the
+image was encoded in, 0 if whole; `codes` list<uint16>, rows*cols*4 of them, patches in raster
+order, the four slots of a patch adjacent; then the columns that ride along (`store.extras`).
+Page checksums are on. File metadata: `viq.model`, `viq.fingerprint`, `viq.levels` (JSON), and
+whatever the job that wrote the file notes.
+
+Compressed, `codes` is binary: a payload of `viq.compress` for each image. The metadata then has
+`viq.entropy`, the stamp of the entropy model, which lies beside the file.
+
+A row is an image, not a sample, so that every tool that looks at codes sees one simple table. The
+images of a sample are neighbours in one file and share key and extras (which compress to nothing);
+`image_index` 0 begins a sample. A sample without images is one row of size 0 x 0 without codes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from viq.compress import find_model
+from viq.files import written_aside
+from viq.store.arrays import checksum, codes_array, decompressed
+from viq.store.extras import Extras
+from viq.types import CODES_PER_PATCH, Codes, CodesError, ViqError, grid_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ROWS_PER_GROUP = 256  # images; a group is what a reader must load to see one row
+NUMBERS = ("image_index", "height", "width", "rows", "cols", "tile")
+COLUMNS = ("key", *NUMBERS, "codes")
+_SUMS = "viq.sums"  # note: `checksum` of every ROWS_PER_GROUP rows
+_OPTIONAL = {"image_index", "rows", "cols", "tile"}  # files of other writers may lack them
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreInfo:
+    """Who made the codes of a file.
+
+    Attributes:
+        entropy: stamp of the entropy model that compressed them; "" if none did.
+    """
+
+    model: str
+    fingerprint: str
+    levels: tuple[int, ...]
+    entropy: str = ""
+
+    def metadata(self) -> dict[str, str]:
+        """As Parquet file metadata."""
+        values = {
+            "viq.model": self.model,
+            "viq.fingerprint": self.fingerprint,
+            "viq.levels": json.dumps(list(self.levels)),
+        }
+        return values | ({"viq.entropy": self.entropy} if self.entropy else {})
+
+
+@dataclass(frozen=True)
+class CodeRow:
+    """One row: the codes of one image, or of none, and what rides along.
+
+    Attributes:
+        codes: None for a sample without images.
+        image_index: place of the image among the images of its sample.
+        extras: columns that came with the sample.
+    """
+
+    key: str
+    codes: Codes | None
+    image_index: int = 0
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+
+def schema(info: StoreInfo, extras: Extras | None = None) -> pa.Schema:
+    """The one Parquet schema of the project, with the columns that ride along."""
+    import pyarrow as pa
+
+    codes = pa.binary() if info.entropy else pa.list_(pa.uint16())
+    return pa.schema(
+        [
+            pa.field("key", pa.string(), nullable=False),
+            *(pa.field(name, pa.int32(), nullable=False) for name in NUMBERS),
+            pa.field("codes", codes, nullable=False),
+            *(extras.fields if extras else ()),
+        ],
+        metadata=info.metadata(),
+    )
+
+
+class CodesWriter:
+    """Write rows to a Parquet file that appears, whole, only when the block ends well.
+
+    The bytes of the file depend on its rows and notes alone (and on the pyarrow release).
+
+    ```python
+    with CodesWriter("codes.parquet", info) as writer:
+        writer.add("a.jpg", codes)
+    ```
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], info: StoreInfo, extras: Extras | None = None
+    ) -> None:
+        self.path, self.info, self.extras = Path(path), info, extras
+        self._schema = schema(info, extras)
+        self._coder = find_model(info.entropy, self.path.parent) if info.entropy else None
+        self._aside = written_aside(self.path)
+        self._rows: list[CodeRow] = []
+        self._sums: list[int] = []  # of row groups
+
+    def __enter__(self) -> CodesWriter:
+        import pyarrow.parquet as pq
+
+        self._writer = pq.ParquetWriter(
+            self._aside.__enter__(),
+            self._schema,
+            compression="zstd",
+            write_page_checksum=True,
+        )
+        return self
+
+    def add(
+        self,
+        key: str,
+        codes: Codes | None,
+        image_index: int = 0,
+        extras: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Add the codes of one image.
+
+        Raises:
+            CodesError: the codes were made by another tokenizer than the file's.
+        """
+        if codes and codes.fingerprint and codes.fingerprint != self.info.fingerprint:
+            raise CodesError(
+                f"{key}: codes of tokenizer {codes.fingerprint} cannot go into {self.path}, which "
+                f"holds codes of {self.info.fingerprint}: write another file"
+            )
+        self._rows.append(CodeRow(key, codes, image_index, extras or {}))
+        if len(self._rows) >= ROWS_PER_GROUP:
+            self._flush()
+
+    def note(self, name: str, value: Any) -> None:
+        """Put `value`, as JSON, into the metadata of the file under `name`."""
+        self._writer.add_key_value_metadata({name: json.dumps(value)})
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self._flush()
+                self.note(_SUMS, self._sums)
+            self._writer.close()
+        except BaseException as late:  # a full disk shows only here
+            self._aside.__exit__(type(late), late, late.__traceback__)
+            raise
+        self._aside.__exit__(kind, error, traceback)
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if not self._rows:
+            return
+        rows, self._rows = self._rows, []
+        numbers = np.array([_numbers(row) for row in rows], np.int32)
+        columns = [
+            pa.array([row.key for row in rows], pa.string()),
+            *(pa.array(column) for column in numbers.T.copy()),
+            codes_array([row.codes for row in rows], self._coder),
+            *(self.extras.columns([row.extras for row in rows]) if self.extras else ()),
+        ]
+        table = pa.table(columns, schema=self._schema)
+        self._sums.append(checksum(table, NUMBERS))
+        self._writer.write_table(table)
+
+
+class CodesReader:
+    """Read a Parquet file of codes: who made them, how many, and row by row.
+
+    Iterating gives (key, codes) of every image; `rows` gives all there is.
+
+    Raises:
+        CodesError: not a Parquet file, not one of codes, or damaged.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        import pyarrow.parquet as pq
+
+        self.path = Path(path)
+        with _named(self.path, "not a Parquet file"):
+            self._file = pq.ParquetFile(self.path, page_checksum_verification=True)
+            self._describe()
+
+    def _describe(self) -> None:
+        found = self._file.schema_arrow
+        self.metadata = {
+            k.decode(errors="replace"): v.decode(errors="replace")
+            for k, v in (self._file.metadata.metadata or {}).items()
+        }
+        entropy = self.metadata.get("viq.entropy", "")
+        expected = schema(StoreInfo(model="", fingerprint="", levels=(), entropy=entropy))
+        wrong = [
+            wanted.name
+            for wanted in expected
+            if (wanted.name in found.names or wanted.name not in _OPTIONAL)
+            and (
+                found.names.count(wanted.name) != 1 or found.field(wanted.name).type != wanted.type
+            )
+        ]
+        if wrong or "viq.fingerprint" not in self.metadata:
+            raise CodesError(
+                f"a Parquet file, but not of ViQ codes (columns {found.names}); write one with viq "
+                "encode"
+            )
+        self.columns = [name for name in COLUMNS if name in found.names]
+        self.extras = Extras(found.field(n) for n in found.names if n not in COLUMNS)
+        self.info = StoreInfo(
+            model=self.metadata.get("viq.model", ""),
+            fingerprint=self.metadata["viq.fingerprint"],
+            levels=tuple(self.note("viq.levels") or ()),
+            entropy=entropy,
+        )
+
+    def __len__(self) -> int:
+        return self._file.metadata.num_rows
+
+    def __enter__(self) -> CodesReader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def note(self, name: str) -> Any:
+        """What the writer noted under `name`; None if nothing."""
+        try:
+            return json.loads(self.metadata.get(name, "null"))
+        except json.JSONDecodeError:
+            raise CodesError(f"{self.path}: damaged (its {name} is no JSON)") from None
+
+    def keys(self) -> list[str]:
+        """The keys of all rows, without reading their codes."""
+        with _named(self.path):
+            return [key for batch in self._batches(["key"]) for key in batch["key"].to_pylist()]
+
+    def begins_sample(self) -> np.ndarray:
+        """Whether each row is the first of its sample, without reading codes."""
+        if "image_index" not in self.columns:
+            return np.ones(len(self), bool)
+        with _named(self.path):
+            batches = self._batches(["image_index"])
+            parts = [batch["image_index"].to_numpy() == 0 for batch in batches]
+        return np.concatenate([np.empty(0, bool), *parts])
+
+    def __iter__(self) -> Iterator[tuple[str, Codes]]:
+        for row in self.rows(columns=()):
+            if row.codes is not None:
+                yield row.key, row.codes
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[CodeRow]:
+        """All rows, in order.
+
+        Args:
+            columns: of the extras; None for all.
+
+        Raises:
+            CodesError: the file has no such column, or is damaged.
+        """
+        extras = self.extras if columns is None else self.extras.only(columns, str(self.path))
+        with _named(self.path):
+            for batch in self.batches(extras):
+                numbers = {name: batch[name].to_numpy() for name in NUMBERS}
+                ends, values = batch["codes"].offsets.to_numpy(), batch["codes"].values.to_numpy()
+                rest = extras.rows(batch)
+                for i, key in enumerate(batch["key"].to_pylist()):
+                    size = int(numbers["height"][i]), int(numbers["width"][i])
+                    ids = values[ends[i] : ends[i + 1]]
+                    codes = self._codes(key, ids, size, int(numbers["tile"][i]))
+                    yield CodeRow(key, codes, int(numbers["image_index"][i]), rest[i])
+
+    def batches(self, extras: Extras) -> Iterator[pa.RecordBatch]:
+        """All rows as Arrow batches of `plain_schema`: no column is missing, none compressed."""
+        import pyarrow as pa
+
+        with _named(self.path):
+            coder = find_model(self.info.entropy, self.path.parent) if self.info.entropy else None
+            wanted = self.plain_schema(extras)
+            for batch in self._batches([*self.columns, *(f.name for f in extras.fields)]):
+                columns = {name: batch[name] for name in batch.schema.names}
+                sizes = batch["height"].to_numpy(), batch["width"].to_numpy()
+                grids = grid_of(sizes)  # type: ignore[arg-type]  # arrays work as well
+                columns.setdefault("rows", pa.array(grids[0]))
+                columns.setdefault("cols", pa.array(grids[1]))
+                for name in NUMBERS:
+                    columns.setdefault(name, pa.array(np.zeros(batch.num_rows, np.int32)))
+                if coder:
+                    columns["codes"] = decompressed(batch, coder)
+                yield pa.record_batch([columns[name] for name in wanted.names], schema=wanted)
+
+    def plain_schema(self, extras: Extras) -> pa.Schema:
+        """The schema of `batches`."""
+        return schema(replace(self.info, entropy=""), extras)
+
+    def _batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
+        """All rows, checked: nothing is missing, and what was written comes back."""
+        sums = self.note(_SUMS) if set(COLUMNS) <= set(names) else None
+        count = 0
+        for batch in self._file.iter_batches(batch_size=ROWS_PER_GROUP, columns=names):
+            empty = [n for n in names if n in self.columns and batch[n].null_count]
+            if empty:
+                raise CodesError(f"damaged (missing values in column {empty[0]})")
+            if sums is not None and sums[count : count + 1] != [checksum(batch, NUMBERS)]:
+                raise CodesError(f"damaged (rows {count * ROWS_PER_GROUP} and following)")
+            count += 1
+            yield batch
+        if sums is not None and len(sums) != count:
+            raise CodesError(f"damaged ({count} groups of rows, {len(sums)} were written)")
+
+    def _codes(self, key: str, ids: np.ndarray, size: tuple[int, int], tile: int) -> Codes | None:
+        if size == (0, 0) and not ids.size:
+            return None
+        rows, cols = grid_of(size)
+        if min(size) < 1 or ids.size != rows * cols * CODES_PER_PATCH:
+            raise CodesError(
+                f"{self.path}: row {key!r} is {size[0]}x{size[1]} px, which takes "
+                f"{rows * cols * CODES_PER_PATCH} codes, but it has {ids.size}: the row is damaged"
+            )
+        ids = ids.reshape(rows, cols, CODES_PER_PATCH)
+        return Codes(ids, size, tile, self.info.fingerprint)
+
+
+def _numbers(row: CodeRow) -> tuple[int, ...]:
+    """In the order of NUMBERS."""
+    if row.codes is None:
+        return row.image_index, 0, 0, 0, 0, 0
+    return row.image_index, *row.codes.size, *row.codes.grid, row.codes.tile
+
+
+@contextmanager
+def _named(path: Path, what: str = "damaged") -> Iterator[None]:
+    """Every failure as one line that names the file.
+
+    Only damage can cause them, and what it makes Arrow and the code behind it raise is anyone's
+    guess: the footer of a Parquet file has no checksum.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise CodesError(f"{path}: no such file") from None
+    except ViqError as error:
+        where = "" if str(error).startswith(str(path)) else f"{path}: "
+        raise CodesError(f"{where}{error}") from None
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise CodesError(f"{path}: {what} ({reason or type(error).__name__})") from None

@@ -1,0 +1,98 @@
+"""One shard, unpacked and memory-mapped: any of its samples at once. See `store.cache`."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from viq.store.extras import Extras
+from viq.store.rows import COLUMNS
+from viq.types import Codes, grid_of
+
+_NUMBERS = ("height", "width", "tile", "image_index")
+
+
+@dataclass(frozen=True)
+class CodeSample:
+    """What was one input: the codes of its images, and what rides along.
+
+    Attributes:
+        codes: of its images, in their order; usually of one, of none in a sample of text alone.
+        extras: the columns that came with it.
+    """
+
+    key: str
+    codes: tuple[Codes, ...]
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def patches(self) -> int:
+        """Patches of all its images: the tokens that a language model reads."""
+        return sum(rows * cols for rows, cols in (item.grid for item in self.codes))
+
+
+class ShardView:
+    """One unpacked shard, memory-mapped: any of its samples at once."""
+
+    def __init__(
+        self, path: Path, fingerprint: str, columns: Sequence[str] | None, where: str
+    ) -> None:
+        import pyarrow as pa
+
+        file = pa.ipc.open_file(pa.memory_map(str(path)))
+        self._batches = [file.get_batch(i) for i in range(file.num_record_batches)]
+        extras = Extras(field for field in file.schema if field.name not in COLUMNS)
+        self._extras = extras if columns is None else extras.only(columns, where)
+        self._fingerprint = fingerprint
+        self._firsts = [0, *np.cumsum([len(batch) for batch in self._batches]).tolist()]
+        self._ends = [batch["codes"].offsets.to_numpy() for batch in self._batches]
+        self._values = [batch["codes"].values.to_numpy() for batch in self._batches]
+        numbers = [[batch[name].to_numpy() for batch in self._batches] for name in _NUMBERS]
+        self._numbers = np.stack([np.concatenate(column) for column in numbers], axis=1)
+        # Rows where samples begin, and one past the end.
+        self._starts = np.append(np.flatnonzero(self._numbers[:, 3] == 0), len(self._numbers))
+        self.nbytes = path.stat().st_size
+
+    def __len__(self) -> int:
+        """Samples, not rows."""
+        return len(self._starts) - 1
+
+    @cached_property
+    def patches(self) -> np.ndarray:
+        """Patches of each sample, int64."""
+        height, width = self._numbers[:, :2].astype(np.int64).T
+        rows, cols = grid_of((height, width))  # type: ignore[arg-type]  # arrays work as well
+        patches = np.asarray(rows * cols)
+        return np.add.reduceat(patches, self._starts[:-1]) if len(self) else patches
+
+    def sample(self, place: int) -> CodeSample:
+        """The sample at `place`, 0 to len - 1. Its ids are read-only views of the file."""
+        start, stop = self._starts[place : place + 2].tolist()
+        codes = [self._codes(row) for row in range(start, stop)]
+        group, row = self._find(start)
+        batch = self._batches[group]
+        extras = self._extras.rows(batch.slice(row, 1))[0] if self._extras.fields else {}
+        found = tuple(item for item in codes if item is not None)
+        return CodeSample(batch["key"][row].as_py(), found, extras)
+
+    def _codes(self, row: int) -> Codes | None:
+        height, width, tile, _ = self._numbers[row].tolist()
+        if not height:
+            return None
+        group, row = self._find(row)
+        ends = self._ends[group]
+        ids = self._values[group][ends[row] : ends[row + 1]]
+        return Codes(
+            ids.reshape(*grid_of((height, width)), -1), (height, width), tile, self._fingerprint
+        )
+
+    def _find(self, row: int) -> tuple[int, int]:
+        """Batch of a row, and its place there."""
+        group = bisect_right(self._firsts, row) - 1
+        return group, row - self._firsts[group]

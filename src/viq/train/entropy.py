@@ -1,0 +1,215 @@
+"""Fit the entropy model of a tokenizer to codes of photos.
+
+    viq train entropy --model viq-tiny --data PHOTOS
+
+The network of `viq.compress` in floats, trained by the bits it spends, then rounded to integers:
+a few minutes on one core.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from viq.compress import CAP, EXACT, VALUE_UNIT, WEIGHT_UNIT, EntropyModel, Layout
+from viq.data.photos import Photos
+from viq.models.tokenizer import VisualTokenizer
+from viq.store.folder import JOB, PARQUET, Store
+from viq.store.rows import CodesReader
+from viq.types import Codes, CodesError, ViqError
+
+_HELD_OUT = 20  # one image in so many is not trained on, and tells what the model is worth
+_REPORT_PHOTOS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntropyConfig:
+    """Shape and training of an entropy model."""
+
+    hidden: int = 192
+    depth: int = 2  # layers of the context network
+    steps: int = 8000
+    patches: int = 384  # a step
+    learning_rate: float = 4e-3
+    warmup_steps: int = 100
+    decay_share: float = 0.6  # of the steps, at the end, in which the rate falls to zero
+    seed: int = 0
+
+
+class EntropyNetwork(nn.Module):
+    """The network of `EntropyModel` in floats; P patches, D levels each, of at most L values."""
+
+    def __init__(self, sizes: np.ndarray, inputs: int, config: EntropyConfig) -> None:
+        super().__init__()
+        d, wide, h = len(sizes), int(sizes.max()), config.hidden
+        widths = [inputs] + [h] * config.depth
+        self.context = nn.ModuleList(
+            nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)
+        )
+        self.embed = nn.Parameter(torch.randn(d, wide, h) * 0.05)
+        self.head = nn.Parameter(torch.randn(d, wide, h) * 0.02)
+        self.head_bias = nn.Parameter(torch.zeros(d, wide))
+        self.register_buffer("absent", torch.arange(wide) >= torch.from_numpy(sizes)[:, None])
+
+    def forward(self, values_PK: Tensor, levels_PD: Tensor) -> Tensor:
+        """Mean nats a level."""
+        x = values_PK
+        for i, layer in enumerate(self.context):
+            x = layer(x if i == 0 else _clip(x))
+        known_PDH = self.embed[torch.arange(len(self.embed)), levels_PD]
+        before_PDH = F.pad(known_PDH, (0, 0, 1, -1)).cumsum(1)
+        hidden_PDH = _clip(x[:, None] + before_PDH)
+        logits = torch.einsum("pdh,dlh->pdl", hidden_PDH, self.head) + self.head_bias
+        logits = logits.masked_fill(self.get_buffer("absent"), -1e9)
+        return F.cross_entropy(logits.flatten(0, 1), levels_PD.flatten())
+
+    @torch.no_grad()
+    def limit(self) -> None:
+        """Keep weights so small that sums of their integers are exact (see `viq.compress`)."""
+        for weight in (self.head, *(layer.get_parameter("weight") for layer in self.context)):
+            limit = 0.9 * EXACT / (CAP * WEIGHT_UNIT * weight.shape[-1])
+            weight.clamp_(-limit, limit)
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Rounded to the integers of `EntropyModel`."""
+        result = {
+            "embed": _integers(self.embed, VALUE_UNIT, np.int16),
+            "head.weight": _integers(self.head, WEIGHT_UNIT, np.int16),
+            "head.bias": _integers(self.head_bias, WEIGHT_UNIT * VALUE_UNIT, np.int32),
+        }
+        for i, layer in enumerate(self.context):
+            weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
+            result[f"context.{i}.weight"] = _integers(weight, WEIGHT_UNIT, np.int16)
+            result[f"context.{i}.bias"] = _integers(bias, WEIGHT_UNIT * VALUE_UNIT, np.int32)
+        return result
+
+
+def train_entropy(
+    tokenizer: VisualTokenizer,
+    data: Sequence[Path],
+    *,
+    config: EntropyConfig | None = None,
+    report: Callable[[dict[str, Any]], None] = lambda record: None,
+) -> dict[str, Any]:
+    """Fit the entropy model of a tokenizer and write it into the folder of the tokenizer.
+
+    Args:
+        data: stores or Parquet files of its codes; or photos, as `Photos` takes them.
+        report: called with records of progress.
+
+    Returns:
+        What came out, JSON-able: `bits_per_code` is that of the images that were held out.
+
+    Raises:
+        ViqError: the tokenizer has no folder, or too little data.
+    """
+    if tokenizer.entropy_file is None:
+        raise ViqError(f"{tokenizer.config.name}: has no folder; save it and load it from there")
+    codes, skipped = _codes_of(tokenizer, data, report)
+    kept = [item for i, item in enumerate(codes) if i % _HELD_OUT]
+    held_out = codes[::_HELD_OUT]
+    model = fit_entropy(kept, tokenizer.levels, tokenizer.fingerprint, config, report)
+    path = model.save(tokenizer.entropy_file.parent)
+    return {
+        "entropy_model": str(path),
+        "stamp": model.stamp,
+        "bytes": path.stat().st_size,
+        "images": len(codes),
+        "skipped": skipped,
+        "bits_per_code": round(model.bits(held_out) / sum(c.ids.size for c in held_out), 3),
+    }
+
+
+def fit_entropy(
+    codes: Sequence[Codes],
+    levels: Sequence[int],
+    fingerprint: str,
+    config: EntropyConfig | None = None,
+    report: Callable[[dict[str, Any]], None] = lambda record: None,
+) -> EntropyModel:
+    """Fit an entropy model to the codes of a tokenizer; deterministic on one machine.
+
+    Raises:
+        ViqError: too few codes to learn from.
+    """
+    config = config or EntropyConfig()
+    sizes = np.array(tuple(levels) * (codes[0].ids.shape[-1] if codes else 0))
+    layout = Layout.of([item.grid for item in codes]) if codes else None
+    if layout is None or len(layout.step_P) < config.patches:
+        raise ViqError(f"an entropy model needs at least {config.patches} patches to learn from")
+    levels_PD = layout.levels([item.ids for item in codes], levels)
+    values = layout.values(levels_PD, sizes).astype(np.int16)
+    levels_PD = levels_PD.astype(np.int8)
+    torch.manual_seed(config.seed)
+    draw = np.random.default_rng(config.seed)
+    network = EntropyNetwork(sizes, layout.neighbours_PN.shape[1] * values.shape[1], config)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=1e-3)
+    running = None
+    for step in range(config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * _schedule(step, config)
+        chosen = draw.integers(0, len(levels_PD), config.patches)
+        read = values[layout.neighbours_PN[chosen]].reshape(len(chosen), -1)
+        loss = network(
+            torch.from_numpy(read).float() / VALUE_UNIT, torch.from_numpy(levels_PD[chosen]).long()
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        network.limit()
+        bits = float(loss.detach()) * len(levels) / math.log(2)
+        running = bits if running is None else 0.98 * running + 0.02 * bits
+        if (step + 1) % max(1, config.steps // 20) == 0:
+            report({"step": step + 1, "steps": config.steps, "bits_per_code": round(running, 3)})
+    return EntropyModel(network.tensors(), levels, fingerprint)
+
+
+def _codes_of(
+    tokenizer: VisualTokenizer, data: Sequence[Path], report: Callable[[dict[str, Any]], None]
+) -> tuple[list[Codes], int]:
+    """Codes of stores and photos, and how many photos could not be read."""
+    codes, pictures = [], []
+    for path in data:
+        if (path / JOB).exists() or _is_codes(path):
+            codes += [item for _, item in Store(path)]
+        else:
+            pictures.append(path)
+    for item in codes[:1]:
+        tokenizer.require(item.fingerprint)
+    photos = Photos(pictures)
+    for i in range(len(photos)):
+        codes += tokenizer.encode(photos[i])
+        if (i + 1) % _REPORT_PHOTOS == 0:
+            report({"encoded": i + 1, "photos": len(photos)})
+    return codes, len(photos.skipped)
+
+
+def _is_codes(path: Path) -> bool:
+    try:
+        return path.suffix == PARQUET and bool(CodesReader(path).info)
+    except CodesError:
+        return False
+
+
+def _schedule(step: int, config: EntropyConfig) -> float:
+    """Linear warm-up, flat, linear decay; a factor of the learning rate."""
+    left = (config.steps - step) / (config.steps * config.decay_share)
+    return min(1.0, (step + 1) / config.warmup_steps, left)
+
+
+def _clip(x: Tensor) -> Tensor:
+    return x.clamp(0, CAP / VALUE_UNIT)
+
+
+def _integers(tensor: Tensor, unit: int, dtype: type[np.signedinteger]) -> np.ndarray:
+    limits = np.iinfo(dtype)
+    return (tensor.detach() * unit).round().clamp(limits.min, limits.max).numpy().astype(dtype)

@@ -1,0 +1,240 @@
+"""A store after kill -9, at chosen and at random moments, is that of an uninterrupted run.
+
+Beside it what else needs processes of their own: signals, and memory.
+"""
+
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from viq.data.source_base import ImageBytes, Row, Source
+from viq.data.source_files import FileSource
+from viq.encode import encode
+from viq.models.tokenizer import VisualTokenizer
+from viq.pipeline import EncodeOptions
+from viq.ranks import ALONE, Place
+from viq.store.folder import LEDGER, Store
+
+INPUTS, BROKEN, OPTIONS = 90, 10, EncodeOptions(shard_size=7)
+
+# Children are forked by a server that has loaded torch but never run it, so they start at once.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["torch", "pyarrow.parquet", "viq.encode", "tiny"])
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> VisualTokenizer:
+    return tiny.tokenizer()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for i in range(INPUTS):
+        height, width = rng.integers(8, 60, 2)
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+        image.save(folder / f"{i:03}.png")
+    for i in range(0, INPUTS, INPUTS // BROKEN):
+        (folder / f"{i:03}.png").write_bytes(b"\x89PNG")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(
+    tokenizer: VisualTokenizer, pictures: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
+    """The files of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole") / "codes"
+    encode(tokenizer, FileSource([pictures]), folder, OPTIONS)
+    return contents(folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def job(
+    pictures: Path, out: Path, begun: Connection, die_at: int = -1, place: Place = ALONE
+) -> None:
+    """Encode in a process of its own, which kills itself at the given rename."""
+    tokenizer, replace = tiny.tokenizer(), os.replace
+
+    def replace_or_die(source: str, target: str) -> None:
+        nonlocal die_at
+        if die_at == 1:
+            replace(source, target)
+        if die_at in (0, 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        die_at -= 2
+        replace(source, target)
+
+    if die_at >= 0:
+        os.replace = replace_or_die
+    begun.send(True)
+    encode(tokenizer, FileSource([pictures]), out, OPTIONS, place=place)
+
+
+def run(pictures: Path, out: Path, *arguments: object, kill_after: float | None = None) -> int:
+    """The exit code of `job`."""
+    here, there = PROCESSES.Pipe()
+    process = PROCESSES.Process(target=job, args=(pictures, out, there, *arguments))
+    process.start()
+    here.recv()
+    if kill_after is not None:
+        time.sleep(kill_after)
+        process.kill()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def check_unfinished(out: Path, whole: dict[str, bytes]) -> None:
+    """What is there under its final name is as in the end, ledger apart."""
+    if out.exists():
+        for name, data in contents(out).items():
+            assert name.startswith(".") or name == LEDGER or data == whole[name]
+
+
+def check_finished(out: Path, whole: dict[str, bytes]) -> None:
+    assert contents(out) == whole
+    keys = [key for key, _ in Store(out)]
+    assert len(keys) == len(set(keys)) == INPUTS - BROKEN
+    assert len(whole[LEDGER].splitlines()) == BROKEN
+
+
+def test_killed_before_and_after_each_rename(
+    pictures: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Each run dies at a rename later than the one before, all on one store."""
+    renames = len(whole)
+    for die_at in range(4):  # a run needs that many, so the store grows from run to run
+        assert run(pictures, tmp_path / "codes", die_at) == -signal.SIGKILL
+        check_unfinished(tmp_path / "codes", whole)
+    assert run(pictures, tmp_path / "codes") == 0
+    check_finished(tmp_path / "codes", whole)
+    for die_at in (2 * renames - 4, 2 * renames - 3, 2 * renames - 2, 2 * renames - 1):
+        out = tmp_path / f"codes-{die_at}"  # at the ledger and at the index
+        assert run(pictures, out, die_at) == -signal.SIGKILL
+        check_unfinished(out, whole)
+        assert run(pictures, out) == 0
+        check_finished(out, whole)
+
+
+def kill_at_random(
+    kills: int, tokenizer: VisualTokenizer, pictures: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Kill one store again and again until it is whole, then the next one."""
+    rng, killed, stores = random.Random(kills), 0, 0
+    start = time.perf_counter()
+    encode(tokenizer, FileSource([pictures]), tmp_path / "timed", OPTIONS)
+    duration = time.perf_counter() - start
+    while killed < kills:
+        out, code = tmp_path / f"codes-{stores}", None
+        stores += 1
+        while code != 0:
+            moment = rng.uniform(0, duration) if killed < kills else None
+            code = run(pictures, out, kill_after=moment)
+            check_unfinished(out, whole)
+            killed += code != 0
+        check_finished(out, whole)
+
+
+def test_five_kills(
+    tokenizer: VisualTokenizer, pictures: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    kill_at_random(5, tokenizer, pictures, whole, tmp_path)
+
+
+@pytest.mark.slow
+def test_fifty_kills(
+    tokenizer: VisualTokenizer, pictures: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    kill_at_random(50, tokenizer, pictures, whole, tmp_path)
+
+
+def test_two_ranks_at_once_with_kills(
+    pictures: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "codes"
+    assert run(pictures, out, 8, Place(1, 2)) == -signal.SIGKILL
+    pairs = [PROCESSES.Pipe() for _ in range(2)]
+    processes = [
+        PROCESSES.Process(target=job, args=(pictures, out, there, -1, Place(rank, 2)))
+        for rank, (_, there) in enumerate(pairs)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    check_finished(out, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_leaves_nothing_behind(
+    pictures: Path, whole: dict[str, bytes], tmp_path: Path, number: signal.Signals
+) -> None:
+    import subprocess
+    import sys
+
+    model = tmp_path / "model"
+    tiny.tokenizer().save_pretrained(model)
+    out = tmp_path / "codes"
+    command = [sys.executable, "-m", "viq.cli", "encode", pictures, "-o", out, "--shard-size", "7",
+               "--workers", "1", "--model", model]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (out / "part-00001.parquet").exists():
+        time.sleep(0.001)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert "shards are whole: run the same command again to go on" in errors
+    assert set(contents(out)) - set(whole) == set()
+    check_unfinished(out, whole)
+
+
+class Repeated(Source):
+    """One picture, again and again; takes no memory whatever its length."""
+
+    def __init__(self, data: bytes, length: int) -> None:
+        self._image, self._length = ImageBytes(data), length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def keys(self) -> Iterator[str]:
+        return map(str, range(self._length))
+
+    def _row(self, index: int) -> Row:
+        return Row(key=str(index), images=(self._image,), extras={"n": index}, where=str(index))
+
+
+def measure(data: bytes, length: int, out: Path, answer: Connection) -> None:
+    """Send the peak memory, in kilobytes, of encoding a source of some length."""
+    encode(tiny.tokenizer(), Repeated(data, length), out, EncodeOptions(shard_size=100), workers=4)
+    answer.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def test_memory_does_not_grow_with_the_inputs(pictures: Path, tmp_path: Path) -> None:
+    data, peaks = (pictures / "001.png").read_bytes(), []
+    for length in (200, 2000):
+        here, there = PROCESSES.Pipe()
+        process = PROCESSES.Process(
+            target=measure, args=(data, length, tmp_path / str(length), there)
+        )
+        process.start()
+        peaks.append(here.recv())
+        process.join()
+    assert peaks[1] - peaks[0] < 16 * 1024
