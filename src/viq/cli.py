@@ -160,7 +160,7 @@ def understanding(
         list[str] | None, typer.Option(help="Examine this model's features before quantization.")
     ] = None,
     seeds: Annotated[int, typer.Option(help="Language models trained a model.")] = 3,
-    steps: Annotated[int, typer.Option(help="Training steps of each.")] = 600,
+    steps: Annotated[int, typer.Option(help="Training steps of each.")] = 1000,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write JSON here.")] = None,
     as_json: Json = False,

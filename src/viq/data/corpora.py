@@ -209,20 +209,26 @@ class DrawnCorpus:
         if not asked or rng.random() < 0.25:
             asked.append(Question(kind="caption", prompt="Describe the image.", answer=sentence))
         rng.shuffle(asked)
-        key = self.key(index)
-        chat = Conversation(
-            turns=_turns((q.prompt, q.answer) for q in asked),
-            images=(_Drawn(drawing.image),),
-            resize=(None,),
-            key=key,
-            where=key,
-        )
-        return Example(
-            chat=chat,
-            pictures=(drawing.image,),
-            kinds=tuple(f"{self.name}/{q.kind}" for q in asked),
-            caption=sentence,
-        )
+        pairs = [(f"{self.name}/{q.kind}", q.prompt, q.answer) for q in asked]
+        return drawn_example(self.key(index), drawing.image, pairs, sentence)
+
+
+def drawn_example(
+    key: str,
+    picture: Image.Image,
+    asked: Sequence[tuple[str, str, str]],
+    caption: str | None = None,
+) -> Example:
+    """A conversation about one drawn picture, from (kind, question, answer)."""
+    chat = Conversation(
+        turns=_turns((question, answer) for _, question, answer in asked),
+        images=(_Drawn(picture),),
+        resize=(None,),
+        key=key,
+        where=key,
+    )
+    kinds = tuple(kind for kind, _, _ in asked)
+    return Example(chat=chat, pictures=(picture,), kinds=kinds, caption=caption)
 
 
 def open_corpora(
