@@ -15,6 +15,7 @@ import hashlib
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,12 @@ class CodeDataset(IterableDataset):
         """Patches of samples, int64, by their numbers."""
         shards = np.searchsorted(self._firsts, numbers, side="right") - 1
         patches = np.empty(len(numbers), np.int64)
-        for shard in np.unique(shards).tolist():
+        wanted = np.unique(shards)
+        # Processes begin at different shards, so that at first they do not unpack the same ones.
+        worker = get_worker_info()
+        among, me = (worker.num_workers, worker.id) if worker else (1, 0)
+        turn = (self.place.rank * among + me) / (self.place.world * among)
+        for shard in np.roll(wanted, -int(turn * len(wanted))).tolist():
             here = shards == shard
             patches[here] = self._shards[shard].patches[numbers[here] - self._firsts[shard]]
         return patches
@@ -192,12 +198,17 @@ class CodeDataset(IterableDataset):
         self.epoch, self._position = self.epoch + 1, 0
 
     def _identity(self) -> dict[str, Any]:
-        shards = [(shard.rows, shard.bytes, shard.sha256) for shard in self._shards.index.shards]
         return {
-            "store": _hash64(f"{self.info.fingerprint} {shards}").to_bytes(8, "big").hex(),
+            "store": self._digest,
             "shuffle": self._order.seed,
             "block": self._order.block,
         }
+
+    @cached_property
+    def _digest(self) -> str:
+        """16 hex digits that tell this store from others."""
+        shards = [(shard.rows, shard.bytes, shard.sha256) for shard in self._shards.index.shards]
+        return f"{_hash64(f'{self.info.fingerprint} {shards}'):016x}"
 
     def _find(self, key: str) -> int:
         if self._by_key is None:
