@@ -256,9 +256,9 @@ class Run:
                 hooks=observer.hooks(),
             )
         if self.accelerator.is_main_process:
-            self._write(objective, folder)
+            self._write(objective, folder, previous)
 
-    def _write(self, objective: Objective, folder: Path) -> None:
+    def _write(self, objective: Objective, folder: Path, previous: Path | None) -> None:
         """What the next stage begins from; the config of the model is written last."""
         if isinstance(objective, TowerObjective):
             objective.tower.save_pretrained(folder / TOWER)
@@ -267,6 +267,8 @@ class Run:
         if reader is not None:
             weights = {n: p for n, p in reader.named_parameters() if n in reader.own}
             checkpoint.write_weights(folder / READER, weights)
+        elif previous and (previous / READER).is_file():  # for a later stage with text
+            write_atomically(folder / READER, (previous / READER).read_bytes())
         objective.tokenizer.eval().save_pretrained(folder / MODEL)
 
     # What stages are made of
@@ -594,6 +596,8 @@ def _scaled(parts: list[Part], share: float) -> list[Part]:
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """What differs between two recipes in JSON, one line a value."""
+    old, new = _by_name(old), _by_name(new)
     if isinstance(old, dict) and isinstance(new, dict):
         names = sorted(old.keys() | new.keys())
         return [
@@ -601,4 +605,11 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
             for name in names
             for line in _differences(old.get(name), new.get(name), f"{where}.{name}".lstrip("."))
         ]
-    return [] if old == new else [f"{where} was {old}, is now {new}"]
+    return [] if old == new else [f"{where} was {old!s:.60}, is now {new!s:.60}"]
+
+
+def _by_name(value: Any) -> Any:
+    """A list of stages as a mapping from their names; other values as they are."""
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        return {item.get("name", place): item for place, item in enumerate(value)}
+    return value
