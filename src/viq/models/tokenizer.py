@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from viq import checkpoint
 from viq.compress import ENTROPY_FILE, EntropyModel
 from viq.files import write_atomically
+from viq.hub import locate
 from viq.image import Source, limit_pixels, open_image
 from viq.models.decoder import DecoderConfig, PixelDecoder
 from viq.models.encoder import Encoder, EncoderConfig
@@ -181,7 +182,7 @@ class VisualTokenizer(nn.Module):
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
     ) -> VisualTokenizer:
-        """A tokenizer from a folder, or from a Hugging Face hub id; in eval mode.
+        """A tokenizer from a folder, a bundled name, or a Hugging Face hub id; in eval mode.
 
         Args:
             dtype: of the parameters; float32 by default, whatever the file holds, because codes
@@ -190,11 +191,13 @@ class VisualTokenizer(nn.Module):
         Raises:
             CheckpointError: the folder is incomplete, damaged, or does not fit its config.
         """
-        folder = Path(name)
-        if not folder.is_dir():
-            from viq.hub import download
-
-            folder = download(str(name), revision, token, cache_dir, local_files_only)
+        folder = locate(
+            name,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
         values = checkpoint.read_config(folder)
         stamp = values.pop("fingerprint", None)
         values.pop("format", None)
