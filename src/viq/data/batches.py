@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from viq.data.chat import ChatConfig, EncodedChat, TextPack, encode_chat, pack_chats
+from viq.data.conversations import ConversationError
 from viq.data.corpora import Example
 from viq.data.crops import CropConfig, Pictures, make_batch
 from viq.data.mixture import Mixture, Packer, Position, Skipped
@@ -124,7 +125,9 @@ class BatchStream:
         self._positions = dict(positions or {})
         self._threads = threads
 
-    def steps(self, first: int, last: int) -> Iterator[tuple[list[MicroBatch], dict[int, Position]]]:
+    def steps(
+        self, first: int, last: int
+    ) -> Iterator[tuple[list[MicroBatch], dict[int, Position]]]:
         """For each step from `first` to `last` (excluded): micro-batches, and positions after it.
 
         The next step is made on a thread while the caller works on this one.
@@ -165,6 +168,7 @@ class BatchStream:
         return micros, positions
 
     def _prepare(self, example: Example) -> _Prepared:
+        """Raises ConversationError for one that is too long, or that has no image."""
         pixels = tuple(self._fit(picture) for picture in example.pictures)
         chat = None
         if self.tokenizer is not None:
@@ -173,6 +177,10 @@ class BatchStream:
                 example.chat.turns, places, self.tokenizer, self.config.chat, example.chat.where
             )
             pixels = pixels[: chat.images]
+        if not pixels:  # so that every micro-batch has all loss terms, in every process
+            raise ConversationError(
+                f"{example.chat.where}: has no image in the part that fits; nothing to learn from"
+            )
         return _Prepared(chat=chat, pixels=pixels, caption=example.caption or "")
 
     def _fit(self, picture: Image.Image) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 The format is ChatML, as Qwen2.5 uses it:
 
-    <|im_start|>user\\n<image>\\nWhat is this?<|im_end|>\\n<|im_start|>assistant\\nA cup.<|im_end|>\\n
+    <|im_start|>user\\n<image>\\nWhat is it?<|im_end|>\\n<|im_start|>assistant\\nA cup.<|im_end|>\\n
 
 Labels stand on the tokens of each answer and on the `<|im_end|>` that closes it, nowhere else.
 (The official code also scores "assistant", two line breaks: an offset it inherited.) An image takes

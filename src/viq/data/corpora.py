@@ -8,6 +8,7 @@ and tested.
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 import zlib
@@ -27,7 +28,8 @@ from viq.data.conversations import (
     conversation,
 )
 from viq.data.questions import Question, caption, questions
-from viq.data.sources import Row, Source, concatenate, open_source
+from viq.data.source_tables import holds_codes
+from viq.data.sources import Row, Source, SourceError, concatenate, open_source
 from viq.image import open_image
 from viq.types import ViqError
 
@@ -81,6 +83,10 @@ class RowCorpus:
 
     A row with a conversation, question-answer pairs or captions is used as it is; one with only a
     `label` becomes the question what the picture shows.
+
+    Attributes:
+        skipped: (key, reason) of rows that cannot be read and so cannot be shown to pass the
+            filter; they are left out.
     """
 
     def __init__(
@@ -94,15 +100,27 @@ class RowCorpus:
         self.name, self.source = name, source
         held = [zlib.crc32(key.encode()) % _HELD_OUT == 0 for key in source.keys()]
         self._rows = [i for i, h in enumerate(held) if h == (split == "held-out")]
+        self.skipped: list[tuple[str, str]] = []
         if where:
-            self._rows = [i for i in self._rows if _passes(source[i], where)]
+            self._rows = [i for i in self._rows if self._passes(i, where)]
 
     @property
     def length(self) -> int:
         return len(self._rows)
 
     def key(self, index: int) -> str:
-        return f"{self.name}:{self._rows[index]}"
+        return self._key(self._rows[index])
+
+    def _key(self, number: int) -> str:
+        return f"{self.name}:{number}"
+
+    def _passes(self, number: int, where: dict[str, str]) -> bool:
+        try:
+            extras = self.source[number].extras
+        except SourceError as error:
+            self.skipped.append((self._key(number), str(error)))
+            return False
+        return all(str(extras.get(column)) == value for column, value in where.items())
 
     def row(self, index: int) -> Row:
         """The row behind an example."""
@@ -110,8 +128,23 @@ class RowCorpus:
 
     @property
     def pictures_only(self) -> bool:
-        """Whether its first row has no text but a label, if that: a set of photos."""
-        return bool(self._rows) and not _has_text(self.row(0))
+        """Whether it has no text but labels, if those: a set of photos. Its first row tells."""
+        return not any(self._first.get(name) for name in _TEXTS)
+
+    @property
+    def talks(self) -> bool:
+        """Whether it has text or labels to make conversations of. Its first row tells."""
+        return any(name in self._first for name in (*_TEXTS, "label"))
+
+    @functools.cached_property
+    def _first(self) -> dict[str, Any]:
+        """Extras of the first row that can be read."""
+        for number in self._rows:
+            try:
+                return self.source[number].extras
+            except SourceError:
+                continue
+        return {}
 
     def texts(self, index: int, rng: random.Random) -> Iterator[str]:
         """What a text tokenizer should know."""
@@ -207,14 +240,16 @@ def open_corpora(
     for given in paths:
         path = Path(given)
         inner = sorted(path.glob("*.parquet")) if path.is_dir() else []
-        for file in inner or [given]:
+        for file in [file for file in inner if not holds_codes(file)] or [given]:
             name = re.sub(r"[-_.]?\d+(-of-\d+)?$", "", Path(file).stem) or Path(file).stem
             named.setdefault(name, []).append(open_source(file))
     corpora = [
         RowCorpus(name, concatenate(sources), split, where=where) for name, sources in named.items()
     ]
     if corpora and not any(corpus.length for corpus in corpora):
-        raise ViqError(f"no row of the data passes {where}: check the column and the value")
+        if where:
+            raise ViqError(f"no row of the data passes {where}: check the column and the value")
+        raise ViqError(f"no row of the data falls into the {split} part: give more rows")
     return [corpus for corpus in corpora if corpus.length]
 
 
@@ -263,11 +298,7 @@ def _caption(row: Row) -> str | None:
         return f"a photo of a {str(row.extras['label']).lower()}"
     pairs: Sequence[Any] = row.extras.get("pairs") or ()
     for pair in pairs:
-        if str(pair["prompt"]).lower().startswith("describe"):
-            return str(pair["text"])
+        if isinstance(pair, dict) and str(pair.get("prompt")).lower().startswith("describe"):
+            return str(pair.get("text"))
     found = row.extras.get("caption") or row.extras.get("captions")
     return str(found[0] if isinstance(found, list) else found) if found else None
-
-
-def _passes(row: Row, where: dict[str, str]) -> bool:
-    return all(str(row.extras.get(column)) == value for column, value in where.items())

@@ -128,6 +128,11 @@ class Packer(Generic[T]):
         skipped: Skipped,
         pool: ThreadPoolExecutor,
     ) -> None:
+        if len(position.taken) != len(mixture.parts):
+            raise ViqError(
+                f"the data had {len(position.taken)} corpora when training stopped, now they have "
+                f"{len(mixture.parts)}: go on with the same data"
+            )
         self.mixture, self.lane = mixture, lane
         self._prepare, self._cost, self._budgets = prepare, cost, budgets
         self._skipped, self._pool = skipped, pool

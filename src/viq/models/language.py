@@ -121,7 +121,11 @@ class AnswerScore:
 
 
 class LanguageReader(nn.Module):
-    """Projector and language model: features and text in, a score of the answers out."""
+    """Projector and language model: features and text in, a score of the answers out.
+
+    Attributes:
+        own: names of the parameters that training may change: all, or projector and adapters.
+    """
 
     def __init__(self, language: Any, features: int, merge: int = 2) -> None:
         super().__init__()
@@ -130,6 +134,8 @@ class LanguageReader(nn.Module):
             ProjectorConfig(features=features, width=width, merge=merge)
         )
         self.language = language
+        # What training may change; the rest comes from where the language model came from.
+        self.own = frozenset(n for n, p in self.named_parameters() if p.requires_grad)
 
     def inputs(self, ids_L: Tensor, features_TC: Tensor | None, grids_hw: Sequence[Grid]) -> Tensor:
         """Input vectors (L, D): embeddings of the words, visual vectors in the places of images.

@@ -79,7 +79,7 @@ class MergeProjector(nn.Module):
         return self.project_out(F.gelu(x_TD))
 
     def forward(self, features_TC: Tensor, grids_hw: Sequence[Grid]) -> list[Tensor]:
-        """Tokens (L, D) of each image, marks included; L is `viq.types.language_tokens` of its grid."""
+        """Tokens (L, D) of each image, marks included; L is `viq.types.language_tokens`."""
         tokens, start = [], 0
         merged_WD = self.merged(features_TC, grids_hw)
         for grid in grids_hw:

@@ -44,20 +44,27 @@ class LoopConfig:
     steps: int
     losses: Mapping[str, float]  # name of a term: its weight
     optim: OptimConfig = field(default_factory=OptimConfig)
-    average: float = 0.0  # decay of a moving average of the weights, which the result takes; 0: none
+    average: float = 0.0  # decay of a moving average of the weights, the result of a stage; 0: none
     log_every: int = 10
     look_every: int = 200
     save_every: int = 200
 
+    def __post_init__(self) -> None:
+        if unknown := sorted(self.losses.keys() - COUNTED.keys()):
+            raise ViqError(f"no losses {unknown}: choose from {', '.join(COUNTED)}")
+        if min(self.steps, self.log_every, self.look_every, self.save_every) < 1:
+            raise ViqError("steps, log_every, look_every and save_every must be at least 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """What the loop calls, on the main process."""
+    """What the loop calls; all but `saving` on the main process only."""
 
     log: Callable[[dict[str, Any]], None] = lambda record: None  # every `log_every` steps
     look: Callable[[int], None] = lambda step: None  # every `look_every` steps
     after: Callable[[], None] = lambda: None  # after each micro-batch
     resumed: Callable[[int], None] = lambda step: None  # once, before the first step
+    saving: Callable[[], None] = lambda: None  # on every process, before each checkpoint
 
 
 def make_accelerator(precision: Literal["auto", "float32", "bfloat16"] = "auto") -> Any:
@@ -101,7 +108,7 @@ def train(
         new: prefixes of parameters that get the rate for new parts.
 
     Raises:
-        TrainingError: the loss is not finite. Nothing was changed by that step.
+        TrainingError: loss or gradient is not finite. Nothing was changed by that step.
         TrainingStopped: SIGTERM; the state was saved.
     """
     hooks = hooks or Hooks()
@@ -111,9 +118,9 @@ def train(
     objective, optimizer = accelerator.prepare(objective, optimizer)
     resumed = state.resume(folder, objective, _inner(optimizer))
     average = _Average(bare, config.average, resumed.average) if config.average else None
-    stream, step, positions = stream_at(resumed), resumed.step, dict(resumed.positions)
+    stream = stream_at(resumed)
     if main:
-        hooks.resumed(step)
+        hooks.resumed(resumed.step)
     meter = _Meter(name, config)
     objective.train()
 
@@ -122,13 +129,12 @@ def train(
             stream.steps(resumed.step, config.steps), resumed.step
         ):
             rate = set_rate(optimizer, config.optim, step, config.steps)
-            # Random numbers (dropout of adapters) are a function of seed, step and process.
-            torch.manual_seed(hash((seed, step, accelerator.process_index)) % 2**63)
-
             counts = _reduced(_counts(micros), accelerator)
             totals: dict[str, Tensor] = {}
-            for number, micro in enumerate(micros):
-                last = number + 1 == len(micros)
+            for lane, micro in zip(stream.lanes, micros, strict=True):
+                # Random numbers (dropout of adapters) are a function of seed, step and lane.
+                torch.manual_seed(hash((seed, step, lane)) % 2**63)
+                last = micro is micros[-1]
                 with nullcontext() if last else accelerator.no_sync(objective):
                     sums = objective(micro.to(accelerator.device))
                     loss = weighted(sums, counts, config.losses)
@@ -140,29 +146,34 @@ def train(
                     hooks.after()
             record = _means(_reduced(totals, accelerator), counts, config.losses)
             if not math.isfinite(record["loss"]):
-                raise TrainingError(
-                    f"{name}: loss is {record['loss']} at step {step}; the last checkpoint in "
-                    f"{folder} is good: resume with a lower learning rate"
-                )
-            norm = _clip(accelerator, objective, bare, config.optim.clip_norm)
+                raise _not_finite("loss", record["loss"], name, step, folder)
+            norms = _clip(accelerator, objective, bare, config.optim.clip_norm)
+            if not all(map(math.isfinite, norms)):
+                raise _not_finite("norm of the gradient", norms[0], name, step, folder)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if average:
                 average.update(bare)
-            positions |= _gathered(reached, accelerator)
 
             done, end = step + 1, step + 1 == config.steps
-            meter.add({**record, "gradient_norm": norm, "learning_rate": rate}, counts)
-            stop = accelerator.reduce(torch.tensor(float(asked())), "sum").item() > 0
+            meter.add({**record, "gradient_norm": norms[0], "learning_rate": rate}, counts)
+            stop = _reduced({"stop": torch.tensor(float(asked()))}, accelerator)["stop"] > 0
             if main and (done % config.log_every == 0 or end or stop):
                 hooks.log(meter.line(done))
             if main and (done % config.look_every == 0 or end):
                 with average.swapped(bare) if average else nullcontext(), torch.no_grad():
                     hooks.look(done)
             if done % config.save_every == 0 or end or stop:
-                shadow = average.values if average else None
-                state.save(folder, done, objective, _inner(optimizer), positions=positions,
-                           average=shadow, main=main)  # fmt: skip
+                hooks.saving()
+                state.save(
+                    folder,
+                    done,
+                    objective,
+                    _inner(optimizer),
+                    positions=_gathered(reached, accelerator),
+                    average=average.values if average else None,
+                    main=main,
+                )
                 accelerator.wait_for_everyone()
             if stop and not end:
                 raise TrainingStopped(
@@ -182,8 +193,8 @@ def _counts(micros: list[Any]) -> dict[str, Tensor]:
 def _reduced(values: Mapping[str, Tensor], accelerator: Any) -> dict[str, float]:
     """Sums over all processes. Every process has the same names."""
     names = sorted(values)
-    if not names:
-        return {}
+    if accelerator.num_processes == 1:
+        return {name: float(values[name]) for name in names}
     stacked = torch.stack([values[name].double() for name in names]).to(accelerator.device)
     return dict(zip(names, accelerator.reduce(stacked, "sum").tolist(), strict=True))
 
@@ -199,6 +210,7 @@ def _means(
 
 
 def _gathered(reached: Mapping[int, Any], accelerator: Any) -> dict[int, Any]:
+    """Positions of the lanes of all processes."""
     if accelerator.num_processes == 1:
         return dict(reached)
     from accelerate.utils import gather_object
@@ -206,17 +218,23 @@ def _gathered(reached: Mapping[int, Any], accelerator: Any) -> dict[int, Any]:
     return dict(gather_object(list(reached.items())))
 
 
-def _clip(accelerator: Any, objective: nn.Module, bare: nn.Module, norm: float) -> float:
-    """Clip gradients; an adversary is clipped apart, so that neither side mutes the other."""
+def _not_finite(what: str, value: float, name: str, step: int, folder: Path) -> TrainingError:
+    return TrainingError(
+        f"{name}: {what} is {value} at step {step}; the last checkpoint in {folder} is good: "
+        "resume with a lower learning rate"
+    )
+
+
+def _clip(accelerator: Any, objective: nn.Module, bare: nn.Module, norm: float) -> list[float]:
+    """Clip gradients; gives their norms before. An adversary is clipped apart, so that neither
+    side mutes the other, and its norm comes last."""
     judge = getattr(bare, "discriminator", None)
+    groups = [list(objective.parameters())]
     if judge is not None and norm:
-        accelerator.clip_grad_norm_(judge.parameters(), norm)
         theirs = {id(p) for p in judge.parameters()}
-        ours = [p for p in objective.parameters() if id(p) not in theirs]
-    else:
-        ours = objective.parameters()
-    total = accelerator.clip_grad_norm_(ours, norm or math.inf)
-    return float(total) if total is not None else 0.0
+        groups = [[p for p in groups[0] if id(p) not in theirs], list(judge.parameters())]
+    norms = [accelerator.clip_grad_norm_(group, norm or math.inf) for group in groups]
+    return [float(total) if total is not None else 0.0 for total in norms]
 
 
 def _inner(optimizer: Any) -> torch.optim.Optimizer:

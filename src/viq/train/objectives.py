@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from viq.data.batches import MicroBatch, images_of
+from viq.fsq import FSQ
 from viq.models.discriminator import Discriminator
 from viq.models.language import LanguageReader
 from viq.models.latents import LatentHead
@@ -26,7 +27,7 @@ from viq.models.tokenizer import VisualTokenizer
 from viq.models.tower import VisionTower, stretch
 from viq.patches import lengths_of, unpatchify
 from viq.train import losses
-from viq.types import Grid
+from viq.types import Grid, ViqError
 
 # What each term is divided by, see MicroBatch.counts.
 COUNTED = {
@@ -213,7 +214,7 @@ class TowerObjective(nn.Module):
         super().__init__()
         self.tower = tower
         self.project = nn.Linear(tower.config.encoder.width, width)
-        # SigLIP's start: temperature 10, bias -10, so that the many non-pairs do not drown the rest.
+        # SigLIP's start: temperature 10, bias -10, so that the many non-pairs drown nothing.
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
         self.bias = nn.Parameter(torch.tensor(-10.0))
         self._sentences = [sentences]
@@ -222,9 +223,9 @@ class TowerObjective(nn.Module):
         """`contrast`: summed over captioned images; `matched`: how many find their caption."""
         chosen = [i for i, caption in enumerate(micro.captions) if caption]
         captions = [micro.captions[i] for i in chosen]
-        if not chosen:
-            zero = sum(p.sum() for p in self.parameters()) * 0.0
-            return {"contrast": zero, "matched": torch.zeros(())}  # type: ignore[dict-item]
+        if not chosen:  # no loss, yet a gradient of zeros, so that processes stay in step
+            zero = torch.stack([p.sum() for p in self.parameters()]).sum() * 0
+            return {"contrast": zero, "matched": zero.detach()}
         pictures = images_of(micro)
         pooled = self.tower(stretch([pictures[i] for i in chosen], self.tower.config.side))
         seen_nE = F.normalize(self.project(pooled).float(), dim=-1)
@@ -240,20 +241,33 @@ class TowerObjective(nn.Module):
 
 def code_ids(objective: nn.Module) -> Tensor | None:
     """Codebook indices (T, S) of the last micro-batch, where the model has codes."""
-    tokenizer, z = getattr(objective, "tokenizer", None), getattr(objective, "last_z", None)
-    if z is None or not isinstance(tokenizer.quantizer.bottleneck, FSQBottleneck):
+    z_TSd, fsq = getattr(objective, "last_z", None), fsq_of(objective)
+    return None if z_TSd is None or fsq is None else fsq.indices(z_TSd)
+
+
+def fsq_of(objective: nn.Module) -> FSQ | None:
+    """The codebook of the model, where it has one."""
+    tokenizer = getattr(objective, "tokenizer", None)
+    if not isinstance(tokenizer, VisualTokenizer):
         return None
-    return tokenizer.quantizer.bottleneck.fsq.indices(z)
+    bottleneck = tokenizer.quantizer.bottleneck
+    return bottleneck.fsq if isinstance(bottleneck, FSQBottleneck) else None
 
 
 def weighted(
     sums: Mapping[str, Tensor], counts: Mapping[str, float], weights: Mapping[str, float]
 ) -> Tensor:
-    """The loss: each term over its count, times its weight."""
+    """The loss: each term over its count, times its weight.
+
+    Raises:
+        ViqError: a term is asked for that the stage does not have.
+    """
+    wanted = {name: weight for name, weight in weights.items() if weight}
+    if missing := sorted(wanted.keys() - sums.keys()):
+        raise ViqError(f"this stage has no losses {missing}, only {', '.join(sums) or 'none'}")
     return torch.stack(
         [
             sums[name].float() * (weight / max(1.0, counts[COUNTED[name]]))
-            for name, weight in weights.items()
-            if name in sums
+            for name, weight in wanted.items()
         ]
     ).sum()

@@ -11,8 +11,9 @@ RUN/STAGE/tower/           the teacher, where the recipe trains one
 from __future__ import annotations
 
 import json
+import os
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from viq import checkpoint
 from viq.data.batches import BatchStream, DataConfig
 from viq.data.corpora import DrawnCorpus, RowCorpus
-from viq.data.crops import make_batch
+from viq.data.crops import CropConfig, Pictures, make_batch
 from viq.data.mixture import Mixture, Part
 from viq.data.photos import Photos
 from viq.data.words import load_tokenizer, train_tokenizer
@@ -36,19 +37,35 @@ from viq.models.language import (
     build_language,
     load_language,
 )
-from viq.models.quantizer import FSQBottleneck
 from viq.models.tokenizer import TokenizerConfig, VisualTokenizer
 from viq.models.tower import TowerConfig, VisionTower
 from viq.train.init import fit_fsq, initialize
 from viq.train.loop import Hooks, LoopConfig, TrainingError, make_accelerator, train
 from viq.train.monitor import Bar, Journal, code_use, count_codes, picture_grid
-from viq.train.objectives import AlignObjective, DecoderObjective, TowerObjective, code_ids
+from viq.train.objectives import (
+    AlignObjective,
+    DecoderObjective,
+    TowerObjective,
+    code_ids,
+    fsq_of,
+)
 from viq.types import ViqError
 
-Part_ = Literal["encoder", "quantizer", "pool", "decoder", "latent_head", "reader"]
+Objective = AlignObjective | DecoderObjective | TowerObjective
+
 READER, RECIPE, WORDS, MODEL, TOWER = (
     "reader.safetensors", "recipe.json", "words", "model", "tower",
 )  # fmt: skip
+# Names of the parts, and how the parameters of each begin.
+_PREFIXES = {
+    "encoder": "tokenizer.encoder.",
+    "quantizer": "tokenizer.quantizer.",
+    "bottleneck": "tokenizer.quantizer.bottleneck.",
+    "pool": "tokenizer.pool_",
+    "decoder": "tokenizer.decoder.",
+    "latent_head": "tokenizer.latent_head.",
+    "reader": "reader.",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +92,19 @@ class StageConfig:
     gradient_checkpointing: bool = False
     perceptual: Literal["none", "teacher", "lpips"] = "none"
     discriminator: DiscriminatorConfig | None = None
+
+    def __post_init__(self) -> None:
+        for field_name, value, choices in (
+            ("kind", self.kind, ("tower", "align", "decoder")),
+            ("bottleneck", self.bottleneck, ("none", "proximal", "fsq")),
+            ("perceptual", self.perceptual, ("none", "teacher", "lpips")),
+            *(("parts", part, tuple(_PREFIXES)) for part in self.parts),
+            *(("new", part, tuple(_PREFIXES)) for part in self.new),
+        ):
+            if value not in choices:
+                raise ViqError(
+                    f"{self.name}: {field_name} {value!r}: choose from {', '.join(choices)}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,15 +146,23 @@ class TrainingData:
     Attributes:
         rows: corpora of the user's files; empty: drawn pictures only.
         photos: pictures to cut crops from.
+        skipped: (key, reason) of what could not even be read.
     """
 
     rows: Sequence[RowCorpus] = ()
-    photos: Sequence[Any] = ()
+    photos: Pictures = ()
+    skipped: Sequence[tuple[str, str]] = ()
 
     @classmethod
-    def of(cls, rows: Sequence[RowCorpus]) -> TrainingData:
-        """Rows for conversations, and those of them that are plain photos for crops."""
-        return cls(rows=rows, photos=Photos(c for c in rows if c.pictures_only))
+    def of(cls, corpora: Sequence[RowCorpus]) -> TrainingData:
+        """Those with text or labels for conversations, those without text for crops."""
+        photos = Photos(corpus for corpus in corpora if corpus.pictures_only)
+        skipped = [entry for corpus in corpora for entry in corpus.skipped]
+        return cls(
+            rows=[corpus for corpus in corpora if corpus.talks],
+            photos=photos,
+            skipped=[*skipped, *photos.skipped],
+        )
 
 
 @dataclass
@@ -165,16 +203,24 @@ class Run:
         name = TOWER if stage.kind == "tower" else MODEL
         return (self.out / stage.name / name / checkpoint.CONFIG_FILE).is_file()
 
+    def objective(self, stage: StageConfig, previous: Path | None, seed: int) -> Objective:
+        """What a stage optimises, before its first step; only its parts require gradients.
+
+        Args:
+            previous: folder of the stage before.
+        """
+        torch.manual_seed(seed)
+        make = {"tower": self._tower, "align": self._align, "decoder": self._decoder}[stage.kind]
+        objective = make(stage, previous, seed)
+        frozen_but(objective, stage)
+        return objective
+
     def _stage(self, stage: StageConfig, number: int, previous: Path | None) -> None:
         seed = self.recipe.seed * 1000 + number
-        torch.manual_seed(seed)
         folder = self.out / stage.name
-        objective = {"tower": self._tower, "align": self._align, "decoder": self._decoder}[
-            stage.kind
-        ](stage, previous, seed)
-        frozen_but(objective, stage)
-        reader = getattr(objective, "reader", None)
-        words = self._text_tokenizer() if reader is not None else None
+        objective = self.objective(stage, previous, seed)
+        talks = isinstance(objective, AlignObjective) and objective.reader is not None
+        words = self._text_tokenizer() if talks else None
         observer = _Observer(self, stage, folder, objective)
 
         def stream_at(resumed: Any) -> BatchStream:
@@ -209,15 +255,16 @@ class Run:
                 hooks=observer.hooks(),
             )
         if self.accelerator.is_main_process:
-            self._write(stage, objective, folder)
+            self._write(objective, folder)
 
-    def _write(self, stage: StageConfig, objective: nn.Module, folder: Path) -> None:
+    def _write(self, objective: Objective, folder: Path) -> None:
         """What the next stage begins from; the config of the model is written last."""
         if isinstance(objective, TowerObjective):
             objective.tower.save_pretrained(folder / TOWER)
             return
-        if getattr(objective, "reader", None) is not None:
-            weights = {n: p for n, p in objective.reader.named_parameters() if p.requires_grad}
+        reader = objective.reader if isinstance(objective, AlignObjective) else None
+        if reader is not None:
+            weights = {n: p for n, p in reader.named_parameters() if n in reader.own}
             checkpoint.write_weights(folder / READER, weights)
         objective.tokenizer.eval().save_pretrained(folder / MODEL)
 
@@ -323,6 +370,7 @@ class Run:
         drawn = [
             Part(corpus=DrawnCorpus(kind, "train", sides=stage.data.drawn_sides), weight=weight)
             for kind, weight in stage.data.drawn.items()
+            if weight
         ]
         share = stage.data.drawn_share if rows else 1.0
         parts = [*_scaled(drawn, share), *_scaled(rows, 1 - share if drawn else 1.0)]
@@ -336,10 +384,11 @@ class Run:
             config = self.recipe.language
             assert config is not None
             folder = self.out / WORDS
-            if config.name is None and not (folder / "tokenizer.json").is_file():
-                if self.accelerator.is_main_process:
-                    words = train_tokenizer(self._texts(), config.vocabulary)
-                    words.save_pretrained(folder)
+            if config.name is None:
+                if self.accelerator.is_main_process and not folder.is_dir():
+                    aside = folder.with_name(f".{WORDS}")
+                    train_tokenizer(self._texts(), config.vocabulary).save_pretrained(aside)
+                    os.replace(aside, folder)
                 self.accelerator.wait_for_everyone()
             self._words = load_tokenizer(config.name or folder)
         return self._words
@@ -372,25 +421,11 @@ class Run:
         write_atomically(path, (text + "\n").encode())
 
 
-_PREFIXES = {
-    "encoder": "tokenizer.encoder.",
-    "quantizer": "tokenizer.quantizer.",
-    "pool": "tokenizer.pool_",
-    "decoder": "tokenizer.decoder.",
-    "latent_head": "tokenizer.latent_head.",
-    "reader": "reader.",
-    "bottleneck": "tokenizer.quantizer.bottleneck.",
-}
-
-
 _SIGLIP = ("encoder.", "pool_norm.", "pool_head.")  # what SigLIP2 has of a tokenizer
 
 
 def frozen_but(objective: nn.Module, stage: StageConfig) -> None:
     """Require gradients for the parts of a stage alone. Adapters keep their base frozen."""
-    unknown = sorted(set(stage.parts) - set(_PREFIXES))
-    if unknown:
-        raise ViqError(f"{stage.name}: no parts {unknown}: choose from {', '.join(_PREFIXES)}")
     prefixes = tuple(_PREFIXES[part] for part in stage.parts)
     for name, parameter in objective.named_parameters():
         if name.startswith("tokenizer."):
@@ -445,7 +480,7 @@ def load_reader(reader: LanguageReader, path: Path) -> None:
 class _Observer:
     """Log, bar, code use and pictures of one stage; does nothing but on the main process."""
 
-    def __init__(self, run: Run, stage: StageConfig, folder: Path, objective: nn.Module) -> None:
+    def __init__(self, run: Run, stage: StageConfig, folder: Path, objective: Objective) -> None:
         self.run, self.stage, self.objective = run, stage, objective
         self.main = run.accelerator.is_main_process
         self.folder = folder
@@ -459,17 +494,24 @@ class _Observer:
 
     def __exit__(self, *_: object) -> None:
         if self.main:
-            self._list_skipped()
+            self._list_skipped(self._skipped())
             self.journal.close()
             if hasattr(self, "bar"):
                 self.bar.__exit__(*_)
 
     def hooks(self) -> Hooks:
         """For the loop."""
-        return Hooks(log=self._log, look=self._look, after=self._after, resumed=self._resumed)
+        return Hooks(
+            log=self._log,
+            look=self._look,
+            after=self._after,
+            resumed=self._resumed,
+            saving=self._saving,
+        )
 
     def _resumed(self, step: int) -> None:
         self.journal.cut(step)
+        self._list_skipped(self.run.data.skipped)
         loop = self.stage.loop
         self.bar = Bar(
             self.stage.name,
@@ -484,35 +526,45 @@ class _Observer:
         self.bar.update(record["step"], record)
 
     def _after(self) -> None:
-        ids = code_ids(self.objective)
-        if ids is not None:
-            counts = count_codes(ids, self.objective.tokenizer.quantizer.bottleneck.fsq)  # type: ignore[union-attr]
+        ids, fsq = code_ids(self.objective), fsq_of(self.objective)
+        if ids is not None and fsq is not None:
+            counts = count_codes(ids, fsq)
             self._counts = counts if self._counts is None else self._counts + counts
 
     def _look(self, step: int) -> None:
-        self._list_skipped()
-        if self._counts is not None:
-            fsq = self.objective.tokenizer.quantizer.bottleneck.fsq  # type: ignore[union-attr]
+        fsq = fsq_of(self.objective)
+        if self._counts is not None and fsq is not None:
             self.journal.codes(step, code_use(self._counts, fsq))
             self._counts = None
-        tokenizer = getattr(self.objective, "tokenizer", None)
-        if self.stage.loop.losses.keys() & {"reconstruction", "mse"} and tokenizer is not None:
-            originals, painted = look_at(tokenizer, self.run.data.photos, self.stage)
-            picture_grid(originals, painted, self.journal.grid_path(step))
+        crops, paints = self.stage.data.crops, {"reconstruction", "mse"}
+        if crops and paints & self.stage.loop.losses.keys():
+            assert not isinstance(self.objective, TowerObjective)
+            pairs = look_at(self.objective.tokenizer, self.run.data.photos, crops)
+            picture_grid(*pairs, self.journal.grid_path(step))
 
-    def _list_skipped(self) -> None:
-        for key, reason in self.stream.skipped.reasons.items() if self.stream else ():
+    def _saving(self) -> None:
+        """List bad samples of all processes: after a checkpoint they are not drawn again."""
+        from accelerate.utils import gather_object
+
+        skipped = gather_object(self._skipped())
+        if self.main:
+            self._list_skipped(skipped)
+
+    def _skipped(self) -> list[tuple[str, str]]:
+        return list(self.stream.skipped.reasons.items()) if self.stream else []
+
+    def _list_skipped(self, skipped: Iterable[tuple[str, str]]) -> None:
+        for key, reason in skipped:
             self.journal.skip(key, reason)
 
 
 def look_at(
-    tokenizer: VisualTokenizer, photos: Sequence[Any], stage: StageConfig
+    tokenizer: VisualTokenizer, photos: Pictures, crops: CropConfig
 ) -> tuple[list[Any], list[Any]]:
     """The same few crops each time, and what the model makes of them."""
     from viq.patches import denormalize, lengths_of, unpatchify
 
-    assert stage.data.crops is not None
-    crop = make_batch(photos, stage.data.crops, -1 % 2**31, 0)
+    crop = make_batch(photos, crops, -1 % 2**31, 0)
     training = tokenizer.training
     tokenizer.eval()
     device = tokenizer.device

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_model_state_dict,
     get_state_dict,
     set_state_dict,
 )
@@ -41,7 +43,8 @@ class Resumed:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints of a stage, oldest first."""
-    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def save(
@@ -93,19 +96,26 @@ def resume(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) ->
     path = found[-1] / "state.pt"
     try:
         values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        options = StateDictOptions(full_state_dict=True, strict=False)
+        trained = StateDictOptions(ignore_frozen_params=True)
+        wanted = get_model_state_dict(module, options=trained).keys()
+        if differing := sorted(wanted ^ values["weights"].keys()):
+            raise RuntimeError(f"{len(differing)} weights do not fit, such as {differing[0]}")
         set_state_dict(
             module,
             optimizer,
             model_state_dict=values["weights"],
             optim_state_dict=values["optimizer"],
-            options=options,
+            options=StateDictOptions(full_state_dict=True, strict=False),
         )
     except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
         first = (str(error).strip().splitlines() or ["unreadable"])[0]
         raise ViqError(
             f"{path}: cannot be resumed ({first}); delete {found[-1]} to go on from the one before"
         ) from None
+    # A weight that never had a gradient has no state. PyTorch makes one, with a step too many.
+    for name, parameter in module.named_parameters():
+        if name.removeprefix("module.") not in values["optimizer"]["state"]:
+            optimizer.state.pop(parameter, None)
     positions = {int(k): Position.from_json(v) for k, v in values["positions"].items()}
     return Resumed(step=values["step"], positions=positions, average=values["average"])
 
