@@ -120,22 +120,16 @@ class AnswerScore:
     correct_A: Tensor
 
 
-class LanguageReader(nn.Module):
-    """Projector and language model: features and text in, a score of the answers out.
+class ReadsFeatures:
+    """What a module can do that has a language model and a projector of features into it.
 
     Attributes:
-        own: names of the parameters that training may change: all, or projector and adapters.
+        language: a Hugging Face causal LM, perhaps under adapters.
+        projector: features to its input vectors.
     """
 
-    def __init__(self, language: Any, features: int, merge: int = 2) -> None:
-        super().__init__()
-        width = language.get_input_embeddings().embedding_dim
-        self.projector = MergeProjector(
-            ProjectorConfig(features=features, width=width, merge=merge)
-        )
-        self.language = language
-        # What training may change; the rest comes from where the language model came from.
-        self.own = frozenset(n for n, p in self.named_parameters() if p.requires_grad)
+    language: Any
+    projector: MergeProjector
 
     def inputs(self, ids_L: Tensor, features_TC: Tensor | None, grids_hw: Sequence[Grid]) -> Tensor:
         """Input vectors (L, D): embeddings of the words, visual vectors in the places of images.
@@ -172,7 +166,7 @@ class LanguageReader(nn.Module):
         )
         return output.last_hidden_state[0]
 
-    def forward(
+    def score(
         self,
         features_TC: Tensor | None,
         grids_hw: Sequence[Grid],
@@ -189,6 +183,28 @@ class LanguageReader(nn.Module):
             loss_A=F.cross_entropy(logits, targets_A, reduction="none"),
             correct_A=logits.detach().argmax(-1) == targets_A,
         )
+
+
+class LanguageReader(ReadsFeatures, nn.Module):
+    """Projector and language model: features and text in, a score of the answers out.
+
+    Attributes:
+        own: names of the parameters that training may change: all, or projector and adapters.
+    """
+
+    def __init__(self, language: Any, features: int, merge: int = 2) -> None:
+        super().__init__()
+        width = language.get_input_embeddings().embedding_dim
+        self.projector = MergeProjector(
+            ProjectorConfig(features=features, width=width, merge=merge)
+        )
+        self.language = language
+        # What training may change; the rest comes from where the language model came from.
+        self.own = frozenset(n for n, p in self.named_parameters() if p.requires_grad)
+
+    def forward(self, *args: Any, **kwargs: Any) -> AnswerScore:
+        """`score`, where wrappers of modules (gradients over processes) can see it."""
+        return self.score(*args, **kwargs)
 
 
 def _decoder(language: Any) -> Any:

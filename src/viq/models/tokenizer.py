@@ -32,7 +32,7 @@ from viq.models.latents import LatentConfig, LatentHead
 from viq.models.quantizer import FSQBottleneck, QuantizerConfig, QuantizerHead
 from viq.nn.blocks import AttentionPool
 from viq.patches import PatchBatch, denormalize, lengths_of, normalize, pack, tile_grid, unpatchify
-from viq.types import Codes, CodesError, Grid, ViqError, grid_of
+from viq.types import CODES_PER_PATCH, Codes, CodesError, Grid, ViqError, grid_of
 
 _BAND = 4096  # patches decoded at a time: bounds memory, the result is the same
 
@@ -94,6 +94,22 @@ class VisualTokenizer(nn.Module):
     def ids(self, batch: PatchBatch) -> Tensor:
         """Codebook indices (T, S), int64, of packed images."""
         return self._fsq.fsq.indices(self.quantizer(self.encoder(batch), batch.grids_hw))
+
+    def ids_alone(self, batch: PatchBatch) -> Tensor:
+        """Codebook indices (T, S), int64, as `encode` gives them: image by image, tile by tile."""
+        tile, parts = self.config.tile // self.config.encoder.patch_size, []
+        for part, grid in zip(
+            batch.patches_TD.split(lengths_of(batch.grids_hw)), batch.grids_hw, strict=True
+        ):
+            patches = part.unflatten(0, grid)
+            ids = torch.empty(*grid, CODES_PER_PATCH, dtype=torch.long, device=part.device)
+            for where in tile_grid(grid, tile if max(grid) > tile else 0):
+                piece = patches[where]
+                shape = (piece.shape[0], piece.shape[1])
+                alone = PatchBatch(patches_TD=piece.flatten(0, 1), grids_hw=(shape,))
+                ids[where] = self.ids(alone).unflatten(0, shape)
+            parts.append(ids.flatten(0, 1))
+        return torch.cat(parts)
 
     def features(self, ids_TS: Tensor) -> Tensor:
         """Features (T, C) of codebook indices (T, S)."""
