@@ -7,12 +7,12 @@ Heavy modules are imported inside the commands, so that `viq --help` answers at 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from viq.cli_bench import bench_app
 from viq.cli_parts import (
     SOME_FAILED,
     Device,
@@ -44,7 +44,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 eval_app = typer.Typer(help="Measure quality and stability.", no_args_is_help=True)
-bench_app = typer.Typer(help="Measure speed and memory, as ratios.", no_args_is_help=True)
 app.add_typer(eval_app, name="eval")
 app.add_typer(bench_app, name="bench")
 app.add_typer(store_app, name="store")
@@ -194,27 +193,6 @@ def understanding(
         print(json.dumps(result))
     else:
         show_understanding(result)
-
-
-@bench_app.command("encode")
-@guarded
-def bench_encode(
-    model: Model = "viq-tiny",
-    repeats: Annotated[int, typer.Option(help="Interleaved runs; medians are shown.")] = 5,
-    quick: Annotated[bool, typer.Option(help="Smaller sizes, about a minute.")] = False,
-    only: Annotated[str | None, typer.Option(help="Sections by commas. Default: all.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Images/s, patches/s, peak memory, time against size, and each fast path as a ratio."""
-    from viq.bench import encode as bench
-
-    tokenizer = load_tokenizer(model, "auto", "float32")
-    announce = None if as_json else lambda name: print(f"measuring {name}", file=sys.stderr)
-    sections = only.split(",") if only else None
-    result = bench.run(
-        tokenizer, repeats=repeats, quick=quick, sections=sections, progress=announce
-    )
-    print(json.dumps(result) if as_json else bench.format(result))
 
 
 @app.command()

@@ -29,7 +29,7 @@ def _show_rates(section: dict[str, Any]) -> list[str]:
     for name, rate in section["rates"].items():
         numbers = [f"{value:.4g}" for value in rate.values()]
         rows.append((name, f"{section['times'][name]['ratio_to_first']:.2f}", *numbers))
-    return _table(rows)
+    return table(rows)
 
 
 def _show_size(section: dict[str, Any]) -> list[str]:
@@ -39,7 +39,7 @@ def _show_size(section: dict[str, Any]) -> list[str]:
         name = f"{width}x{height}, " + (f"tiles of {row['tile']}" if row["tile"] else "whole")
         numbers = (row["ratio_to_first"], row["s_per_megapixel"], row["times"]["median_s"])
         rows.append((name, *(f"{number:.3g}" for number in numbers)))
-    lines = _table(rows)
+    lines = table(rows)
     if "photo" in section:
         height, width = section["photo"]["size"]
         lines += [f"  {width}x{height}:", *_show_times(section["photo"]["times"])]
@@ -69,7 +69,7 @@ def _show_folding(section: dict[str, Any]) -> list[str]:
             for patches, times in one["patches"].items()
         ]
         rows.append((name, *flops, f"{one['flops_ratio']:.2f}", ", ".join(spent)))
-    return _table(rows)
+    return table(rows)
 
 
 def _show_trunks(section: dict[str, Any]) -> list[str]:
@@ -94,10 +94,11 @@ def _show_times(times: dict[str, dict[str, float]]) -> list[str]:
     for name, spent in times.items():
         seconds = [f"{spent[key]:.4g}" for key in ("median_s", "min_s", "max_s")]
         rows.append((name, f"{spent['ratio_to_first']:.2f}", *seconds))
-    return _table(rows)
+    return table(rows)
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines of equally wide columns; the first row holds the headings."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "    " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
