@@ -14,7 +14,15 @@ from typing import Any, Literal
 
 from viq.data.source_base import ImageRef, Row, SourceError
 
-__all__ = ["IMAGE_MARK", "Conversation", "ConversationError", "Turn", "conversation", "marked", "turns_of"]
+__all__ = [
+    "IMAGE_MARK",
+    "Conversation",
+    "ConversationError",
+    "Turn",
+    "conversation",
+    "marked",
+    "turns_of",
+]
 
 IMAGE_MARK = "<image>"
 Role = Literal["user", "assistant"]

@@ -20,10 +20,19 @@ from torch import Tensor
 from transformers import AddedToken, BatchFeature, ProcessorMixin
 
 from viq.data.chat import ChatConfig, encode_chat, encode_prompt
-from viq.data.conversations import Conversation, ConversationError, Turn, marked, turns_of
+from viq.data.conversations import Conversation, Turn, marked, turns_of
 from viq.image import limit_pixels, open_image
 from viq.patches import normalize, patchify
-from viq.types import IGNORE, IMAGE_TOKEN, Codes, CodesError, Grid, ViqError, grid_of, language_tokens
+from viq.types import (
+    IGNORE,
+    IMAGE_TOKEN,
+    Codes,
+    CodesError,
+    Grid,
+    ViqError,
+    grid_of,
+    language_tokens,
+)
 
 IMAGE_PAD = "<|image_pad|>"  # Qwen2.5 has it; other tokenizers get it
 

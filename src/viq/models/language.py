@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from viq.models.packed import base_of, packed_hidden
 from viq.models.projector import MergeProjector, ProjectorConfig
 from viq.types import IGNORE, IMAGE_TOKEN, Grid, ViqError
 
@@ -157,8 +158,7 @@ class ReadsFeatures:
         Positions restart with each conversation. Hugging Face models keep conversations apart by
         that alone, but only without an attention mask and without a cache.
         """
-        decoder = _decoder(self.language)
-        output = decoder(
+        output = base_of(self.language).get_decoder()(
             inputs_embeds=inputs_LD[None],
             position_ids=positions_L[None],
             attention_mask=None,
@@ -173,9 +173,18 @@ class ReadsFeatures:
         ids_L: Tensor,
         targets_L: Tensor,
         positions_L: Tensor,
+        lengths: Sequence[int] = (),
     ) -> AnswerScore:
-        """Score the answers. Logits are made for scored places only: a vocabulary is wide."""
-        hidden_LD = self.hidden(self.inputs(ids_L, features_TC, grids_hw), positions_L)
+        """Score the answers. Logits are made for scored places only: a vocabulary is wide.
+
+        Args:
+            lengths: tokens of each conversation, for a model with packed attention.
+        """
+        inputs_LD = self.inputs(ids_L, features_TC, grids_hw)
+        if lengths:
+            hidden_LD = packed_hidden(self.language, inputs_LD, lengths)
+        else:
+            hidden_LD = self.hidden(inputs_LD, positions_L)
         scored_L = targets_L != IGNORE
         logits = self.language.get_output_embeddings()(hidden_LD[scored_L]).float()
         targets_A = targets_L[scored_L]
@@ -205,9 +214,3 @@ class LanguageReader(ReadsFeatures, nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> AnswerScore:
         """`score`, where wrappers of modules (gradients over processes) can see it."""
         return self.score(*args, **kwargs)
-
-
-def _decoder(language: Any) -> Any:
-    """The part of a causal LM below its output head, also under adapters."""
-    base = language.get_base_model() if hasattr(language, "get_base_model") else language
-    return base.get_decoder()

@@ -43,7 +43,7 @@ class ViQConfig(PreTrainedConfig):
     """
 
     model_type = "viq"
-    sub_configs = {"text_config": AutoConfig}
+    sub_configs = {"text_config": AutoConfig}  # type: ignore[assignment]
 
     text_config: Any = None
     embedder_config: Any = None
@@ -53,7 +53,8 @@ class ViQConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.text_config, PreTrainedConfig):
-            self.text_config = AutoConfig.for_model(**{"model_type": "qwen2"} | (self.text_config or {}))
+            values = {"model_type": "qwen2"} | (self.text_config or {})
+            self.text_config = AutoConfig.for_model(**values)
         if self.embedder_config is None:  # transformers builds a config without arguments
             self.embedder_config = {"width": 192, "levels": [8, 8, 8, 5, 5, 5]}
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
@@ -74,7 +75,7 @@ class ViQForConditionalGeneration(ReadsFeatures, PreTrainedModel, GenerationMixi
     config: ViQConfig  # type: ignore[assignment]
     config_class = ViQConfig
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -240,7 +241,9 @@ class ViQForConditionalGeneration(ReadsFeatures, PreTrainedModel, GenerationMixi
         The first call loads the tokenizer named in the config, in fp32.
         """
         if not self._tokenizer:
-            self.set_visual_tokenizer(VisualTokenizer.from_pretrained(self.config.embedder.tokenizer))
+            self.set_visual_tokenizer(
+                VisualTokenizer.from_pretrained(self.config.embedder.tokenizer)
+            )
         tokenizer = self._tokenizer[0].to(pixel_values_TD.device)
         return tokenizer.ids_alone(
             PatchBatch(patches_TD=pixel_values_TD.float(), grids_hw=tuple(grids_hw))
