@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from viq.cli_bench import bench_app
+from viq.cli_mllm import caption, chat, train_app
 from viq.cli_parts import (
     SOME_FAILED,
     Device,
@@ -22,6 +23,7 @@ from viq.cli_parts import (
     Model,
     Overwrite,
     Tile,
+    conditions,
     guarded,
     load_tokenizer,
 )
@@ -47,8 +49,11 @@ eval_app = typer.Typer(help="Measure quality and stability.", no_args_is_help=Tr
 app.add_typer(eval_app, name="eval")
 app.add_typer(bench_app, name="bench")
 app.add_typer(store_app, name="store")
+app.add_typer(train_app, name="train")
 app.command()(encode)
 app.command()(decode)
+app.command()(chat)
+app.command()(caption)
 
 
 @app.callback(invoke_without_command=True)
@@ -172,8 +177,8 @@ def understanding(
 
     if threads:
         torch.set_num_threads(threads)
-    conditions = _conditions(where)
-    corpora = [open_corpora(data or [], split, where=conditions) for split in ("train", "held-out")]
+    wanted = conditions(where)
+    corpora = [open_corpora(data or [], split, where=wanted) for split in ("train", "held-out")]
     held_out = {corpus.name: corpus for corpus in corpora[1]}
     rows = [(c, held_out[c.name]) for c in corpora[0] if c.name in held_out]
     config = UnderstandingConfig(seeds=seeds, steps=steps)
@@ -229,7 +234,7 @@ def convert(
     )  # fmt: skip
 
 
-@app.command()
+@train_app.command("tokenizer")
 @guarded
 def train(
     recipe: Annotated[
@@ -298,7 +303,7 @@ def train(
         torch.set_num_threads(threads)
     # Numbers too small for the normal range make a CPU many times slower and mean nothing here.
     torch.set_flush_denormal(True)
-    material = TrainingData.of(open_corpora(data or [], "train", where=_conditions(where)))
+    material = TrainingData.of(open_corpora(data or [], "train", where=conditions(where)))
     run = Run(chosen, material, out, hidden=as_json, tensorboard=tensorboard, threads=workers)
     trained = run.train()
     if trained is None or not run.accelerator.is_main_process:
@@ -313,15 +318,6 @@ def train(
         },
         as_json,
     )
-
-
-def _conditions(where: list[str] | None) -> dict[str, str] | None:
-    from viq.types import ViqError
-
-    for condition in where or []:
-        if "=" not in condition:
-            raise ViqError(f"--where {condition}: give COLUMN=VALUE")
-    return dict(condition.split("=", 1) for condition in where or []) or None
 
 
 @app.command()

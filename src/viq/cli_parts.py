@@ -75,6 +75,15 @@ def load_tokenizer(model: str, device: str, dtype: str, local_rank: int = 0) -> 
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in dtypes:
         raise ViqError(f"--dtype {dtype}: give one of {', '.join(dtypes)}")
+    return load(model, device=find_device(device, local_rank), dtype=dtypes[dtype])
+
+
+def find_device(device: str, local_rank: int = 0) -> str:
+    """The device that an option asks for, which is there."""
+    import torch
+
+    from viq.types import ViqError
+
     if device == "auto":
         count = torch.cuda.device_count()
         device = f"cuda:{local_rank % count}" if count else "cpu"
@@ -82,4 +91,14 @@ def load_tokenizer(model: str, device: str, dtype: str, local_rank: int = 0) -> 
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError):
         raise ViqError(f"--device {device}: not available here; see viq doctor") from None
-    return load(model, device=device, dtype=dtypes[dtype])
+    return device
+
+
+def conditions(where: list[str] | None) -> dict[str, str] | None:
+    """Options COLUMN=VALUE as a mapping."""
+    from viq.types import ViqError
+
+    for condition in where or []:
+        if "=" not in condition:
+            raise ViqError(f"--where {condition}: give COLUMN=VALUE")
+    return dict(condition.split("=", 1) for condition in where or []) or None

@@ -117,15 +117,15 @@ def _last_stage(run: Path) -> Path:
     return done[-1]
 
 
-def look(place: str | Path) -> dict[str, Any]:
-    """An image file, or a .viq file of codes, as the processor takes it."""
+def look(place: str | Path) -> Path | Codes:
+    """An image file, or the codes of a .viq file, as the processor takes it."""
     path = Path(place)
     if path.suffix == SINGLE:
         try:
-            return {"codes": Codes.from_bytes(path.read_bytes())}
+            return Codes.from_bytes(path.read_bytes())
         except ViqError as error:
             raise ViqError(f"{path}: {error}") from None
-    return {"images": path}
+    return path
 
 
 def ask(
@@ -147,11 +147,11 @@ def ask(
         ViqError: images that cannot be read, codes of another tokenizer, marks that do not match.
     """
     seen = [look(place) for place in places]
-    kinds = {kind for one in seen for kind in one}
-    if len(kinds) > 1:
+    codes = [one for one in seen if isinstance(one, Codes)]
+    if codes and len(codes) < len(seen):
         raise ViqError("images and .viq files together: encode the images first (viq encode)")
-    visuals = {kind: [one[kind] for one in seen] for kind in kinds}
-    inputs = processor(text=question, **visuals).to(model.device)
+    visuals = {"codes" if codes else "images": seen} if seen else {}
+    inputs = processor(text=question, **visuals).to(model.device)  # type: ignore[arg-type]
     if stream:
         generation["streamer"] = TextStreamer(
             processor.tokenizer, skip_prompt=True, skip_special_tokens=True
@@ -200,6 +200,11 @@ def answer_store(
             file.flush()
             answered += len(samples)
     return {"answered": answered, "known": len(known), "no_image": len(wanted) - answered}
+
+
+def sampling(temperature: float) -> dict[str, Any]:
+    """Options of `generate` for a temperature; 0 is greedy."""
+    return {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
 
 
 def _batches(data: CodeDataset, wanted: Sequence[int], size: int) -> Iterator[list[CodeSample]]:

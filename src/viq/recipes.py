@@ -398,7 +398,7 @@ def find_recipe(name: str) -> Recipe:
 
 
 def find(name: str, recipes: Mapping[str, Callable[[], R]], kind: type[R]) -> R:
-    """One of `recipes` by name, or a recipe of this kind from a JSON file; raises as `find_recipe`."""
+    """One of `recipes` by name, or one of this kind from a JSON file. Raises as `find_recipe`."""
     if name in recipes:
         return recipes[name]()
     path = Path(name)
@@ -426,11 +426,10 @@ def scaled(recipe: R, factor: float) -> R:
     return replace(recipe, stages=tuple(longer(stage) for stage in recipe.stages))  # type: ignore
 
 
-def with_places(recipe: Recipe, places: Mapping[str, Any]) -> Recipe:
-    """The recipe with folders and names filled in, where given: start, teacher, vae, alignment,
-    language."""
+def with_places(recipe: R, places: Mapping[str, Any]) -> R:
+    """The recipe, of any kind, with folders and names filled in, where given."""
     given = {name: value for name, value in places.items() if value is not None}
-    language = given.pop("language", None)
-    if language is not None and recipe.language is not None:
-        recipe = replace(recipe, language=replace(recipe.language, name=language))
-    return replace(recipe, **given)
+    name, language = given.pop("language", None), getattr(recipe, "language", None)
+    if name is not None and language is not None:
+        given["language"] = replace(language, name=name)
+    return replace(recipe, **given)  # type: ignore[type-var]

@@ -30,6 +30,8 @@ from viq.image import ImageError
 from viq.patches import lengths_of
 from viq.types import Codes, Grid, ViqError, language_tokens
 
+CUT = " (cut)"  # ends the key of a sample that is listed because only its end was left out
+
 
 @dataclass(frozen=True)
 class CodesRef:
@@ -236,7 +238,7 @@ class CodeStream(Stream[_Prepared, CodeBatch]):
         if encoded.cut:
             left_out = f"{chat.where}: its last {encoded.cut} of {len(chat.turns) // 2} answers"
             self.skipped.add(
-                f"{chat.key} (cut)",
+                chat.key + CUT,
                 ConversationError(f"{left_out} do not fit into {self.config.chat.max_length}"),
             )
         return _Prepared(chat=encoded, codes=example.codes[: encoded.images])

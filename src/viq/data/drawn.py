@@ -44,10 +44,11 @@ class DrawnSource(Source):
         return (corpus.key(n) for corpus, count in self._corpora for n in range(count))
 
     def _row(self, index: int) -> Row:
-        for corpus, count in self._corpora:
-            if index < count:
-                break
-            index -= count
+        part = 0
+        while index >= self._corpora[part][1]:
+            index -= self._corpora[part][1]
+            part += 1
+        corpus = self._corpora[part][0]
         key = corpus.key(index)
         chat = corpus.example(index, random.Random(key)).chat
         names = {"user": "human", "assistant": "gpt"}

@@ -12,6 +12,7 @@ its weights are read from the tokenizer's file.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -24,9 +25,11 @@ from torch import Tensor, nn
 
 from viq import checkpoint
 from viq.data.code_batches import (
+    CUT,
     CodeBatch,
     CodeCorpus,
     CodeDataConfig,
+    CodesRef,
     CodeStream,
     open_stores,
     open_texts,
@@ -48,6 +51,7 @@ from viq.models.packed import checkpoint_layers, use_packed_attention
 from viq.models.tokenizer import VisualTokenizer
 from viq.train import state
 from viq.train.loop import LoopConfig, make_accelerator, train
+from viq.train.monitor import SKIPPED
 from viq.train.running import (
     Observer,
     check_recipe,
@@ -175,6 +179,16 @@ class MllmRun:
             self.accelerator.wait_for_everyone()
         assert folder is not None
         return folder
+
+    def listed(self) -> dict[str, int]:
+        """How many samples were passed over, and how many cut, in all stages."""
+        keys = set[str]()
+        for stage in self.recipe.stages:
+            path = self.out / stage.name / SKIPPED
+            if path.is_file():
+                keys |= {json.loads(line)["key"] for line in path.read_text().splitlines()}
+        cut = sum(key.endswith(CUT) for key in keys)
+        return {"skipped": len(keys) - cut, "cut": cut}
 
     def _stage(self, stage: MllmStage, number: int, previous: Path | None) -> None:
         seed = self.recipe.seed * 1000 + number
@@ -330,6 +344,7 @@ def settle(model: ViQForConditionalGeneration, corpora: Sequence[CodeCorpus]) ->
         torch.from_numpy(image.codes.ids.astype("int64")).flatten(0, 1)
         for index in range(min(32, corpora[0].length))
         for image in corpora[0].row(index).images
+        if isinstance(image, CodesRef)
     ]
     if not ids:
         return
