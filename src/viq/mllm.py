@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers import (
     GenerationConfig,
     TextStreamer,
 )
+from transformers.utils import logging
 
 from viq import checkpoint
 from viq.data.chat import END, ChatConfig
@@ -100,12 +102,25 @@ def load_mllm(
             )
         name = folder
     try:
-        model = ViQForConditionalGeneration.from_pretrained(str(name), dtype=dtype)
+        with quiet():
+            model = ViQForConditionalGeneration.from_pretrained(str(name), dtype=dtype)
         processor = ViQProcessor.from_pretrained(str(name))
     except (OSError, ValueError) as error:
         first = (str(error).strip().splitlines() or ["unknown error"])[0]
         raise ViqError(f"{name}: cannot be loaded ({first}); give a run folder") from None
     return model.to(device).eval(), processor  # type: ignore[arg-type, return-value]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars that transformers draws for every file of weights."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _last_stage(run: Path) -> Path:

@@ -37,7 +37,7 @@ from viq.data.code_batches import (
 from viq.data.drawn import DrawnConfig, DrawnSource
 from viq.data.mixture import Mixture, Part
 from viq.encode import encode
-from viq.mllm import MODEL, RECIPE, assemble, load_mllm, make_processor
+from viq.mllm import MODEL, RECIPE, assemble, load_mllm, make_processor, quiet
 from viq.models.embedder import CodeEmbedder
 from viq.models.language import (
     AdapterConfig,
@@ -290,7 +290,8 @@ class MllmRun:
             model.language = model.language.merge_and_unload()
         aside = folder.with_name(f".{folder.name}")
         shutil.rmtree(aside, ignore_errors=True)
-        model.requires_grad_(True).eval().save_pretrained(aside)
+        with quiet():
+            model.requires_grad_(True).eval().save_pretrained(aside)
         processor.save_pretrained(aside)
         os.replace(aside, folder)
 
