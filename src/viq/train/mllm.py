@@ -51,7 +51,7 @@ from viq.models.packed import checkpoint_layers, use_packed_attention
 from viq.models.tokenizer import VisualTokenizer
 from viq.train import state
 from viq.train.loop import LoopConfig, make_accelerator, train
-from viq.train.monitor import SKIPPED
+from viq.train.monitor import SKIPPED, say
 from viq.train.running import (
     Observer,
     check_recipe,
@@ -319,6 +319,8 @@ class MllmRun:
         """The store of drawn pictures; the tokenizer is gone again before training begins."""
         store = self.out / CODES
         if self.accelerator.is_main_process:
+            if not self.hidden:
+                say(f"drawing {drawn.pictures} pictures and encoding them into {store}")
             tokenizer = VisualTokenizer.from_pretrained(self.recipe.tokenizer)
             encode(tokenizer, DrawnSource(drawn), store, workers=self.threads)
         self.accelerator.wait_for_everyone()
