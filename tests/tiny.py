@@ -1,10 +1,26 @@
-"""A tokenizer of a few thousand parameters, with random weights, for tests."""
+"""Small things that tests share: a tokenizer with random weights, a text tokenizer, a language
+model, and data.
+"""
 
+import functools
+import io
+import json
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
+
+from viq.data.words import train_tokenizer
+from viq.models.language import LanguageConfig, build_language
 from viq.models.tokenizer import TokenizerConfig, VisualTokenizer
 from viq.recipes import train_debug
 from viq.train.stages import begin
+
+LANGUAGE = LanguageConfig(width=32, depth=2, heads=2, mlp_width=48)
 
 
 def config(**changes: object) -> TokenizerConfig:
@@ -12,4 +28,45 @@ def config(**changes: object) -> TokenizerConfig:
 
 
 def tokenizer(bottleneck: str = "fsq", seed: int = 0, **changes: object) -> VisualTokenizer:
+    """A few thousand parameters, random weights."""
     return begin(config(**changes), bottleneck, None, seed).requires_grad_(False).eval()
+
+
+@functools.cache
+def letters() -> Any:
+    """A text tokenizer without merges: every byte is a token, so ids can be written by hand."""
+    return train_tokenizer([], 259)
+
+
+def language(vocabulary: int | None = None, **changes: object) -> Any:
+    """A Qwen2 of random weights, by default for `letters`."""
+    torch.manual_seed(0)
+    shape = replace(LANGUAGE, **changes)  # type: ignore[arg-type]
+    return build_language(shape, vocabulary or len(letters()))
+
+
+def picture(seed: int, height: int = 20, width: int = 36) -> Image.Image:
+    """Coloured noise, another for each seed."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write_chats(path: Path, samples: Sequence[tuple[int, Sequence[str]]]) -> Path:
+    """The official JSONL, each sample with so many pictures beside it, and texts in alternation."""
+    lines = []
+    for number, (images, texts) in enumerate(samples):
+        names = [f"{path.stem}-{number}-{i}.png" for i in range(images)]
+        for i, name in enumerate(names):
+            picture(100 * number + i).save(path.parent / name)
+        speakers = ("human", "gpt") * len(texts)
+        turns = [{"from": s, "value": t} for s, t in zip(speakers, texts, strict=False)]
+        images_of = [{"img_path": name} for name in names]
+        lines.append(json.dumps({"image": images_of, "conversations": turns}))
+    path.write_text("".join(line + "\n" for line in lines))
+    return path

@@ -87,21 +87,27 @@ _CROPS = CropConfig(
 def train_tiny() -> Recipe:
     """The bundled model: `viq train tiny --data PHOTOS --data PAIRS --out RUN`, about two hours.
 
-    The stages of the paper at a thousandth of its size, all from scratch: a teacher, text
-    alignment at growing resolution, the proximal bottleneck, FSQ, and the decoder. Rates are those
-    of training from scratch, twenty times the paper's; the loss on pixels stands for the paper's
-    on VAE latents.
+    The stages of the paper at a thousandth of its size. The paper begins from SigLIP2; here a
+    teacher and an encoder that knows details are trained first, from nothing (stages 0), and the
+    rates after that are a few times the paper's. Begun from random weights, text alignment leaves
+    an encoder that has lost the details of pictures and learns them again only slowly
+    (docs/training.md). The loss on pixels stands for the paper's on VAE latents.
     """
     scratch = OptimConfig(
         learning_rate=1e-3, weight_decay=0.02, betas=(0.9, 0.99), warmup_share=0.05
     )
+    begun = replace(scratch, learning_rate=2e-4, new_learning_rate=1e-3)
     chat = ChatConfig(system="", max_length=768)
     talk = DataConfig(
         max_side=128, tokens=1024, patches=1536, chat=chat, drawn=_DRAWN, drawn_share=0.5
     )
     both = replace(talk, max_side=192, tokens=640, patches=1024, crops=_CROPS)
+    many = replace(_CROPS, patches_per_group=512, patches_per_step=2048)
+    small = replace(many, sides={4: 0.1, 8: 1, 12: 1, 16: 0.6, 24: 0.3})
     align = {"text": 1.0, "distill": 1.0}
-    whole = {**align, "reconstruction": 2.0}
+    # The text loss has by far the smallest gradient in the encoder, reconstruction must not yield.
+    whole = {"text": 2.0, "distill": 0.5, "reconstruction": 5.0}
+    first = ("encoder", "pool", "reader")
     return Recipe(
         name="tiny",
         model=tiny(),
@@ -120,44 +126,77 @@ def train_tiny() -> Recipe:
                 loop=LoopConfig(steps=600, losses={"contrast": 1.0}, optim=scratch),
             ),
             StageConfig(
+                name="0-detail-proximal",
+                bottleneck="proximal",
+                data=DataConfig(crops=small),
+                loop=LoopConfig(
+                    steps=400,
+                    losses={"reconstruction": 1.0},
+                    optim=replace(
+                        scratch,
+                        schedule="linear",
+                        warmup_share=0.25,
+                        decay_share=0.7,
+                        final_share=0.0,
+                    ),
+                ),
+            ),
+            StageConfig(
+                name="0-detail-fsq",
+                bottleneck="fsq",
+                data=DataConfig(crops=many),
+                loop=LoopConfig(
+                    steps=1700,
+                    losses={"reconstruction": 1.0},
+                    optim=replace(
+                        scratch,
+                        learning_rate=2e-4,
+                        schedule="linear",
+                        decay_share=0.647,
+                        final_share=0.0,
+                    ),
+                ),
+            ),
+            StageConfig(
                 name="1a-align",
                 bottleneck="none",
-                parts=("encoder", "pool", "reader"),
+                parts=first,
+                new=("pool", "reader"),
                 data=talk,
-                loop=LoopConfig(steps=1200, losses=align, optim=replace(scratch, final_share=1.0)),
+                loop=LoopConfig(
+                    steps=700,
+                    losses=align,
+                    optim=replace(begun, learning_rate=1e-4, final_share=1.0),
+                ),
             ),
             StageConfig(
                 name="1b-align",
                 bottleneck="none",
-                parts=("encoder", "pool", "reader"),
+                parts=first,
+                new=("pool", "reader"),
                 data=replace(talk, max_side=224, patches=2048),
                 loop=LoopConfig(
-                    steps=400,
+                    steps=300,
                     losses=align,
-                    optim=replace(scratch, warmup_share=0.0, final_share=0.5),
+                    optim=replace(begun, learning_rate=1e-4, final_share=0.5, warmup_share=0.0),
                 ),
             ),
             StageConfig(
                 name="2-1-proximal",
                 bottleneck="proximal",
-                new=("quantizer", "decoder"),
+                new=("bottleneck", "reader"),
                 data=both,
-                loop=LoopConfig(
-                    steps=700,
-                    losses=whole,
-                    optim=replace(
-                        scratch, learning_rate=5e-4, new_learning_rate=1e-3, final_share=0.4
-                    ),
-                ),
+                loop=LoopConfig(steps=250, losses=whole, optim=replace(begun, final_share=0.4)),
             ),
             StageConfig(
                 name="2-2-fsq",
                 bottleneck="fsq",
+                new=("bottleneck", "reader"),
                 data=both,
                 loop=LoopConfig(
-                    steps=2200,
+                    steps=700,
                     losses=whole,
-                    optim=replace(scratch, learning_rate=4e-4, final_share=0.0),
+                    optim=replace(begun, new_learning_rate=5e-4, final_share=0.0),
                     average=0.99,
                 ),
             ),
@@ -167,9 +206,9 @@ def train_tiny() -> Recipe:
                 parts=("decoder",),
                 perceptual="teacher",
                 discriminator=DiscriminatorConfig(),
-                data=DataConfig(crops=replace(_CROPS, patches_per_step=2048)),
+                data=DataConfig(crops=_CROPS),
                 loop=LoopConfig(
-                    steps=700,
+                    steps=250,
                     losses={
                         "mse": 1.0,
                         "perceptual": 0.02,
@@ -177,8 +216,8 @@ def train_tiny() -> Recipe:
                         "adversarial": 0.001,
                         "discriminator": 1.0,
                     },
-                    optim=replace(scratch, learning_rate=6e-4, final_share=0.0),
-                    average=0.99,
+                    optim=replace(scratch, learning_rate=4e-4, final_share=0.0),
+                    average=0.98,
                 ),
             ),
         ),
@@ -230,50 +269,72 @@ def ablation(
     limit: Limit = "linf",
     rope: bool = True,
 ) -> Recipe:
-    """`tiny` in short, with one choice of the paper taken back: what docs/training.md compares.
+    """The paper's stages in a quarter of an hour on one core, from random weights.
 
-    Every variant sees as many pictures in as many steps. Without a text loss, stage 1 has nothing
-    to learn from, so its steps go to reconstruction; without the proximal stage, its steps go to
-    FSQ. Give all of them the same teacher (`--teacher`).
+    One choice of the paper can be taken back; docs/training.md compares. Every variant sees as
+    many pictures in as many steps. Without a text loss, stage 1 has nothing to learn from, so its
+    steps go to reconstruction; without the proximal stage, its steps go to FSQ. Give all of them
+    the same teacher (`--teacher`).
     """
-    recipe = train_tiny()
-    by_name = {stage.name: stage for stage in recipe.stages}
-    # About 960 patches a step for every variant: conversations bring some 320 of them.
+    optim = OptimConfig(learning_rate=1e-3, weight_decay=0.02, betas=(0.9, 0.99), final_share=1.0)
+    chat = ChatConfig(system="", max_length=768)
+    talk = DataConfig(max_side=128, patches=1536, chat=chat, drawn=_DRAWN)
+    # About as many patches a step for every variant: conversations bring some 320 of them.
     crops = replace(_CROPS, patches_per_step=640 if text else 960)
+    both = replace(talk, tokens=640, patches=1024, crops=crops)
     losses = {"text": 1.0, "distill": 1.0, "reconstruction": 2.0}
-    kept = {
-        name: weight
-        for name, weight in losses.items()
-        if (text or name == "reconstruction") and (distill or name != "distill")
-    }
-
-    def stage(name: str, steps: int, **changes: Any) -> StageConfig:
-        found = by_name[name]
-        data = replace(found.data, max_side=128, crops=None if name == "1a-align" else crops)
-        loop = replace(
-            found.loop,
-            steps=steps,
-            losses={k: v for k, v in kept.items() if k in found.loop.losses},
-            save_every=100,
-        )
-        return replace(found, data=data, loop=loop, **changes)
-
+    if not text:
+        del losses["text"]
+    if not distill:
+        del losses["distill"]
     first, second, third = 400, 150, 300
-    stages = [stage("1a-align", first)] if text else []
-    if proximal:
-        stages.append(stage("2-1-proximal", second if text else first + second))
-    stages.append(stage("2-2-fsq", third if proximal else second + third))
+    align = StageConfig(
+        name="1a-align",
+        bottleneck="none",
+        parts=("encoder", "pool", "reader"),
+        data=talk,
+        loop=LoopConfig(
+            steps=first,
+            losses={k: v for k, v in losses.items() if k != "reconstruction"},
+            optim=optim,
+            save_every=100,
+        ),
+    )
+    begin = StageConfig(
+        name="2-1-proximal",
+        bottleneck="proximal",
+        new=("quantizer", "decoder"),
+        data=both,
+        loop=LoopConfig(
+            steps=second if text else first + second,
+            losses=losses,
+            optim=replace(optim, learning_rate=5e-4, new_learning_rate=1e-3, final_share=0.4),
+            save_every=100,
+        ),
+    )
+    end = StageConfig(
+        name="2-2-fsq",
+        bottleneck="fsq",
+        data=both,
+        loop=LoopConfig(
+            steps=third if proximal else second + third,
+            losses=losses,
+            optim=replace(optim, learning_rate=4e-4, final_share=0.0),
+            average=0.99,
+            save_every=100,
+        ),
+    )
+    model = tiny()
     quantizer = replace(
-        recipe.model.quantizer,
+        model.quantizer,
         proximal_limit=limit,
         rope_angle_dtype="float32" if rope else "none",
     )
-    return replace(
-        recipe,
+    return Recipe(
         name="ablation",
-        model=replace(recipe.model, quantizer=quantizer),
-        stages=tuple(stages),
-        tower=None,
+        model=replace(model, quantizer=quantizer),
+        language=LanguageConfig(),
+        stages=(*([align] if text else []), *([begin] if proximal else []), end),
     )
 
 

@@ -17,9 +17,11 @@ PAD = "<|mm_pad|>"
 
 def train_tokenizer(texts: Iterable[str], size: int) -> Any:
     """A fast Hugging Face tokenizer of at most `size` tokens; the same for the same texts."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
+    try:
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+        from transformers import PreTrainedTokenizerFast
+    except ImportError:
+        raise _missing() from None
     tokenizer = Tokenizer(models.BPE())
     # Digits stand alone, as in Qwen2.5: numbers are read figure by figure.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -42,8 +44,10 @@ def load_tokenizer(folder: str | Path) -> Any:
     Raises:
         ViqError: there is none, or it does not know the ChatML marks.
     """
-    from transformers import AutoTokenizer
-
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise _missing() from None
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError) as error:
@@ -58,6 +62,10 @@ def load_tokenizer(folder: str | Path) -> Any:
             "ChatML marks, such as Qwen2.5"
         )
     return tokenizer
+
+
+def _missing() -> ViqError:
+    return ViqError("text tokenizers need transformers: pip install 'viq[train]'")
 
 
 def _first(error: Exception) -> str:

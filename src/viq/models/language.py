@@ -52,8 +52,10 @@ class LanguageConfig:
 
 def build_language(config: LanguageConfig, vocabulary: int) -> Any:
     """A Qwen2 with random weights, `vocabulary` tokens and tied embeddings."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
+    try:
+        from transformers import Qwen2Config, Qwen2ForCausalLM
+    except ImportError:
+        raise _missing("transformers") from None
     return Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=vocabulary,
@@ -73,8 +75,10 @@ def load_language(name: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     Raises:
         ViqError: nothing usable under that name.
     """
-    from transformers import AutoModelForCausalLM
-
+    try:
+        from transformers import AutoModelForCausalLM
+    except ImportError:
+        raise _missing("transformers") from None
     try:
         return AutoModelForCausalLM.from_pretrained(str(name), dtype=dtype)
     except (OSError, ValueError) as error:
@@ -87,8 +91,10 @@ def load_language(name: str | Path, dtype: torch.dtype = torch.float32) -> Any:
 
 def add_adapters(language: Any, config: AdapterConfig) -> Any:
     """Freeze a language model and give its linear layers low-rank adapters (peft's wrapper)."""
-    import peft
-
+    try:
+        import peft
+    except ImportError:
+        raise _missing("peft") from None
     names = sorted(
         {
             name.rpartition(".")[2]
@@ -106,6 +112,13 @@ def add_adapters(language: Any, config: AdapterConfig) -> Any:
         task_type="CAUSAL_LM",
     )
     return peft.get_peft_model(language, wanted)
+
+
+def recompute_activations(language: Any) -> None:
+    """Keep no activations but recompute them for the backward pass: a third more time."""
+    name = "activation_checkpointing_enable"  # before: gradient_checkpointing_enable
+    enable = getattr(language, name, None) or language.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,3 +227,7 @@ class LanguageReader(ReadsFeatures, nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> AnswerScore:
         """`score`, where wrappers of modules (gradients over processes) can see it."""
         return self.score(*args, **kwargs)
+
+
+def _missing(library: str) -> ViqError:
+    return ViqError(f"a language model needs {library}: pip install 'viq[train]'")

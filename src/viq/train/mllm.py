@@ -45,9 +45,10 @@ from viq.models.language import (
     add_adapters,
     build_language,
     load_language,
+    recompute_activations,
 )
 from viq.models.mllm import ViQForConditionalGeneration
-from viq.models.packed import checkpoint_layers, use_packed_attention
+from viq.models.packed import use_packed_attention
 from viq.models.tokenizer import VisualTokenizer
 from viq.train import state
 from viq.train.loop import LoopConfig, make_accelerator, train
@@ -258,7 +259,7 @@ class MllmRun:
             getattr(model, part).requires_grad_(True)
         use_packed_attention(model.language)
         if stage.gradient_checkpointing:
-            checkpoint_layers(model.language)
+            recompute_activations(model.language)
         if stage.adapter is not None:
             model.language = add_adapters(model.language, stage.adapter)
         return CodesObjective(model), processor

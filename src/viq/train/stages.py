@@ -31,6 +31,7 @@ from viq.models.language import (
     add_adapters,
     build_language,
     load_language,
+    recompute_activations,
 )
 from viq.models.tokenizer import TokenizerConfig, VisualTokenizer
 from viq.models.tower import TowerConfig, VisionTower
@@ -333,7 +334,7 @@ class Run:
         if config.adapter:
             language = add_adapters(language, config.adapter)
         if config.gradient_checkpointing:
-            language.gradient_checkpointing_enable()
+            recompute_activations(language)
         reader = LanguageReader(language, self.recipe.model.encoder.width, stage.data.merge)
         if previous and (previous / READER).is_file():
             load_reader(reader, previous / READER)

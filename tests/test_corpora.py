@@ -1,0 +1,168 @@
+"""Examples by index: who is held out, what passes a filter, what becomes of labels and captions."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tiny
+
+from viq.data.conversations import ConversationError
+from viq.data.corpora import DrawnCorpus, RowCorpus, open_corpora
+from viq.data.photos import Photos
+from viq.data.sources import open_source
+from viq.types import ViqError
+
+
+def table(path: Path, rows: int = 40, **columns: list[Any]) -> Path:
+    """A Parquet file of pictures with keys, and the columns given."""
+    keys = [f"{path.stem}-{i}" for i in range(rows)]
+    images = [tiny.png(tiny.picture(i)) for i in range(rows)]
+    pq.write_table(pa.table({"key": keys, "image": images, **columns}), path)
+    return path
+
+
+def keys(corpus: RowCorpus) -> list[str]:
+    return [corpus.row(i).key for i in range(corpus.length)]
+
+
+def rng() -> random.Random:
+    return random.Random(1)
+
+
+def test_a_tenth_is_held_out_by_key_and_wherever_a_row_stands(tmp_path: Path) -> None:
+    rows = 200
+    path = table(tmp_path / "a.parquet", rows)
+    (train,), (held,) = open_corpora([path], "train"), open_corpora([path], "held-out")
+    assert sorted(keys(train) + keys(held)) == sorted(f"a-{i}" for i in range(rows))
+    assert 10 <= held.length <= 32
+    backwards = tmp_path / "b.parquet"
+    pq.write_table(pq.read_table(path).take(list(range(rows))[::-1]), backwards)
+    assert keys(open_corpora([backwards], "held-out")[0]) == keys(held)[::-1]
+
+
+def test_drawings_are_held_out_too() -> None:
+    train, held = DrawnCorpus("scene", "train"), DrawnCorpus("scene", "held-out")
+    one, again, other = (c.example(3, rng()) for c in (train, train, held))
+    assert one.pictures == again.pictures and one.chat.turns == again.chat.turns
+    assert one.pictures != other.pictures
+    assert one.chat.turns[0].text.startswith("<image>\n")
+    assert sum(turn.text.count("<image>") for turn in one.chat.turns) == 1
+    assert len(one.kinds) == len(one.chat.turns) // 2
+    assert all(kind.startswith("scene/") for kind in one.kinds)
+    assert one.caption and train.key(3) == one.chat.where == "scene:3"
+    width, height = DrawnCorpus("word", "train", sides=(50, 50)).example(0, rng()).pictures[0].size
+    assert (width, height) == (50, 50)
+
+
+def test_only_rows_that_pass_and_damaged_ones_are_listed(tmp_path: Path) -> None:
+    lines = [json.dumps({"licence": "cc0" if i % 2 else "nc", "text": "x"}) for i in range(60)]
+    lines[7] = "{broken"
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(lines))
+    source, where = open_source(path), {"licence": "cc0"}
+    corpora = [RowCorpus("a", source, split, where=where) for split in ("train", "held-out")]
+    passing = [int(key.partition(":")[2]) - 1 for corpus in corpora for key in keys(corpus)]
+    assert sorted(passing) == [i for i in range(60) if i % 2 and i != 7]
+    (skipped,) = [entry for corpus in corpora for entry in corpus.skipped]
+    assert skipped[0] == "a:7" and "a.jsonl:8: is not JSON" in skipped[1]
+    with pytest.raises(ViqError, match=r"no row of the data passes \{'licence': 'mit'\}"):
+        open_corpora([path], "train", where={"licence": "mit"})
+
+
+def test_too_few_rows_to_hold_one_out(tmp_path: Path) -> None:
+    with pytest.raises(ViqError, match="no row of the data falls into the held-out part"):
+        open_corpora([table(tmp_path / "a.parquet", 1)], "held-out")
+
+
+def test_a_label_becomes_a_question_and_a_caption(tmp_path: Path) -> None:
+    labels = ["Cup", None] * 20
+    (corpus,) = open_corpora([table(tmp_path / "a.parquet", label=labels)], "train")
+    assert corpus.pictures_only and corpus.talks
+    named = next(i for i in range(corpus.length) if corpus.row(i).extras["label"])
+    example = corpus.example(named, rng())
+    assert example.chat.turns[1].text == "cup"
+    assert example.caption == "a photo of a cup"
+    assert example.kinds == ("a/label",)
+    blank = next(i for i in range(corpus.length) if not corpus.row(i).extras["label"])
+    with pytest.raises(ConversationError, match=r"a.parquet:a-\d+: has neither text nor a label"):
+        corpus.example(blank, rng())
+
+
+def test_pairs_come_in_any_order_with_the_image_first(tmp_path: Path) -> None:
+    pairs = [{"prompt": f"q{i}", "text": f"a{i}"} for i in range(4)]
+    pairs.append({"prompt": "Describe it.", "text": "the caption"})
+    (corpus,) = open_corpora([table(tmp_path / "a.parquet", pairs=[pairs] * 40)], "train")
+    assert corpus.talks and not corpus.pictures_only
+    seen = set()
+    for seed in range(8):
+        example = corpus.example(0, random.Random(seed))
+        asked = [turn.text.removeprefix("<image>\n") for turn in example.chat.turns]
+        assert example.chat.turns[0].text == f"<image>\n{asked[0]}"
+        assert sorted(zip(asked[::2], asked[1::2], strict=True)) == sorted(
+            (pair["prompt"], pair["text"]) for pair in pairs
+        )
+        assert example.caption == "the caption"
+        seen.add(asked[0])
+    assert len(seen) > 2
+    assert "".join(corpus.texts(0, rng())).count("<image>") == 0
+
+
+def test_captions_and_conversations_as_they_are(tmp_path: Path) -> None:
+    path = tiny.write_chats(tmp_path / "talk.jsonl", [(1, ("<image>q", "a"))] * 30)
+    (corpus,) = open_corpora([path], "train")
+    example = corpus.example(0, rng())
+    assert [turn.text for turn in example.chat.turns] == ["<image>q", "a"]
+    assert example.caption is None
+    captions = [["one", "two"]] * 40
+    (corpus,) = open_corpora([table(tmp_path / "a.parquet", caption=captions)], "train")
+    answers = {corpus.example(0, random.Random(i)).chat.turns[1].text for i in range(20)}
+    assert answers == {"one", "two"}
+    assert corpus.example(0, rng()).caption == "one"
+
+
+def test_wrong_pairs_beside_a_conversation_do_no_harm(tmp_path: Path) -> None:
+    path = tiny.write_chats(tmp_path / "a.jsonl", [(1, ("<image>q", "a"))] * 9)
+    records = [{**json.loads(line), "pairs": [3]} for line in path.read_text().splitlines()]
+    path.write_text("\n".join(map(json.dumps, records)))
+    (corpus,) = open_corpora([path], "train")
+    assert corpus.example(0, rng()).caption is None
+
+
+def test_numbered_shards_are_one_corpus_and_other_files_one_each(tmp_path: Path) -> None:
+    for name in ("x-00000-of-00002", "x-00001-of-00002", "y_1"):
+        table(tmp_path / f"{name}.parquet", 30)
+    corpora = open_corpora([tmp_path], "train")
+    assert [corpus.name for corpus in corpora] == ["x", "y"]
+    assert {key.partition("-0")[0] for key in keys(corpora[0])} == {"x"}
+    assert corpora[0].length > 40 > corpora[1].length
+
+
+def test_plain_pictures_do_not_talk_and_codes_beside_them_are_no_data(tmp_path: Path) -> None:
+    tiny.picture(0).save(tmp_path / "a.png")
+    for i in range(12):
+        tiny.picture(i).save(tmp_path / f"{i}.png")
+    codes = pa.table({"key": ["a"], "codes": [[1, 2]]}).replace_schema_metadata(
+        {"viq.fingerprint": "0" * 16}
+    )
+    pq.write_table(codes, tmp_path / "codes.parquet")
+    (corpus,) = open_corpora([tmp_path], "train")
+    assert corpus.pictures_only and not corpus.talks
+    assert all(key.endswith(".png") for key in keys(corpus))
+
+
+def test_photos_are_opened_once_and_broken_ones_listed(tmp_path: Path) -> None:
+    images = [tiny.png(tiny.picture(i)) for i in range(30)]
+    images[4] = b"no picture"
+    path = tmp_path / "p.parquet"
+    pq.write_table(pa.table({"key": [f"k{i}" for i in range(30)], "image": images}), path)
+    corpus = RowCorpus("p", open_source(path), "train")
+    photos = Photos([corpus])
+    assert len(photos) == corpus.length - 1
+    assert photos[0] is photos[0]
+    assert [key for key, _ in photos.skipped] == ["p:4"]
+    assert "p.parquet:k4" in photos.skipped[0][1]
+    assert photos[0].size == (36, 20)
