@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from viq.cli_bench import bench_app
+from viq.cli_draw import draw, eval_draw, train_draw
 from viq.cli_mllm import caption, chat, train_app
 from viq.cli_parts import (
     SOME_FAILED,
@@ -54,6 +55,9 @@ app.command()(encode)
 app.command()(decode)
 app.command()(chat)
 app.command()(caption)
+app.command()(draw)
+eval_app.command("draw")(eval_draw)
+train_app.command("draw")(train_draw)
 
 
 @app.callback(invoke_without_command=True)
