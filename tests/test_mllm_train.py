@@ -246,5 +246,11 @@ def test_the_command_line_from_nothing_to_an_answer(
     assert (rest["answered"], rest["known"]) == (7, 5)
     keys = [json.loads(line)["key"] for line in answers.read_text().splitlines()]
     assert len(keys) == len(set(keys)) == 12
+    report = call("eval", "mllm", "--model", codes, "--seeds", "1", "--steps", "4",
+                  "--pictures", "12")  # fmt: skip
+    for kind in ("codes", "continuous"):
+        found = report["kinds"][kind]
+        assert 0 <= found["answers"]["all"]["mean"] <= 100
+        assert found["steps_per_second"]["mean"] > 0 < found["peak_mib"]["mean"]
     wrong = CliRunner().invoke(app, ["chat", "x.png", "What?", "--model", str(tmp_path)])
     assert wrong.exit_code == 2

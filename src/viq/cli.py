@@ -14,7 +14,7 @@ import typer
 
 from viq.cli_bench import bench_app
 from viq.cli_draw import draw, eval_draw, train_draw
-from viq.cli_mllm import caption, chat, train_app
+from viq.cli_mllm import caption, chat, eval_mllm, train_app
 from viq.cli_parts import (
     SOME_FAILED,
     Device,
@@ -55,6 +55,7 @@ app.command()(encode)
 app.command()(decode)
 app.command()(chat)
 app.command()(caption)
+eval_app.command("mllm")(eval_mllm)
 app.command()(draw)
 eval_app.command("draw")(eval_draw)
 train_app.command("draw")(train_draw)
@@ -175,16 +176,13 @@ def understanding(
     """Train a small language model on frozen codes and ask it about held-out pictures."""
     import torch
 
-    from viq.data.corpora import open_corpora
+    from viq.data.corpora import open_split
     from viq.eval.understanding import UnderstandingConfig, compare, make_exam
     from viq.files import write_atomically
 
     if threads:
         torch.set_num_threads(threads)
-    wanted = conditions(where)
-    corpora = [open_corpora(data or [], split, where=wanted) for split in ("train", "held-out")]
-    held_out = {corpus.name: corpus for corpus in corpora[1]}
-    rows = [(c, held_out[c.name]) for c in corpora[0] if c.name in held_out]
+    rows = open_split(data or [], where=conditions(where))
     config = UnderstandingConfig(seeds=seeds, steps=steps)
     exam = make_exam(rows, config)
     named = [(name, "codes") for name in models] + [(n, "continuous") for n in continuous or []]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from viq.cli_parts import Device, Json, conditions, find_device, guarded
-from viq.console import progress, show
+from viq.cli_parts import Device, Json, Model, conditions, find_device, guarded
+from viq.console import progress, show, show_quality
 
 if TYPE_CHECKING:
     import click
@@ -157,6 +157,50 @@ def caption(
             progress=advance, max_new_tokens=max_tokens, **sampling(temperature),
         )  # fmt: skip
     show({**report, "answers": str(out)}, as_json)
+
+
+@guarded
+def eval_mllm(
+    model: Model = "viq-tiny",
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Pictures with questions or labels, beside drawn ones; again for more."),
+    ] = None,
+    where: Annotated[list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE.")] = None,
+    seeds: Annotated[int, typer.Option(help="Language models trained on each kind.")] = 3,
+    steps: Annotated[int, typer.Option(help="Training steps of each.")] = 1000,
+    pictures: Annotated[int, typer.Option(help="To train on.")] = 3000,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write JSON here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train the same language model on codes and on continuous features; compare the two."""
+    import torch
+
+    from viq.data.corpora import open_split
+    from viq.eval.mllm import KINDS, compare_quality
+    from viq.eval.understanding import UnderstandingConfig, make_exam
+    from viq.files import write_atomically
+    from viq.recipes_mllm import tiny
+
+    if threads:
+        torch.set_num_threads(threads)
+    config = UnderstandingConfig(
+        seeds=seeds, steps=steps, language=tiny().language,
+        train_pictures=pictures, test_pictures=max(20, pictures * 3 // 10),
+    )  # fmt: skip
+    exam = make_exam(open_split(data or [], where=conditions(where)), config)
+
+    def keep(result: dict[str, Any]) -> None:
+        if out is not None:
+            write_atomically(out, (json.dumps(result, indent=1) + "\n").encode())
+
+    with progress("training", seeds * len(KINDS), hidden=as_json) as advance:
+        result = compare_quality(exam, model, config, progress=advance, done=keep)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        show_quality(result)
 
 
 def _load(model: str, device: str) -> tuple[Any, Any]:

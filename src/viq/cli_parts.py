@@ -34,6 +34,8 @@ Root = Annotated[Path | None, typer.Option(help="Of JSON: the folder of relative
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Overwrite = Annotated[bool, typer.Option(help="Replace an existing output.")]
 
+_EXTRAS = {"transformers", "tokenizers", "accelerate", "peft"}  # that not every install has
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -48,6 +50,10 @@ def guarded(command: Command) -> Command:
             return command(*args, **kwargs)
         except ViqError as error:
             message, code = str(error), USAGE
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in _EXTRAS:
+                raise
+            message, code = f"this needs {error.name}: pip install 'viq[train]'", USAGE
         except KeyboardInterrupt as stop:
             message = str(stop) or "interrupted; no unfinished file was left"
             code = INTERRUPTED

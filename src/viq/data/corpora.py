@@ -253,6 +253,16 @@ def open_corpora(
     return [corpus for corpus in corpora if corpus.length]
 
 
+def open_split(
+    paths: Iterable[str | Path], *, where: dict[str, str] | None = None
+) -> list[tuple[RowCorpus, RowCorpus]]:
+    """(train, held-out) corpora of the same files; those without a held-out row are left out."""
+    paths = list(paths)
+    train, held = (open_corpora(paths, split, where=where) for split in ("train", "held-out"))
+    held_out = {corpus.name: corpus for corpus in held}
+    return [(corpus, held_out[corpus.name]) for corpus in train if corpus.name in held_out]
+
+
 def _turns(pairs: Iterable[tuple[str, str]]) -> tuple[Turn, ...]:
     """User and assistant turns; the first question carries the image mark."""
     turns: list[Turn] = []
