@@ -86,7 +86,7 @@ _KINDS = {
 
 def lines(result: dict[str, Any]) -> list[str]:
     """The result of `evaluate` as text."""
-    rows = [("percent kept", *JUDGED)]
+    rows: list[tuple[str, ...]] = [("percent kept", *JUDGED)]
     for name, title in _KINDS.items():
         shares = (result["kept"][name][what] for what in JUDGED)
         rows.append((title, *(f"{s['percent']:.1f} +- {s['interval']:.1f}" for s in shares)))
