@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -350,6 +351,16 @@ def test_files_given_twice_are_there_once(tmp_path: Path) -> None:
         Image.new("RGB", (4, 4)).save(tmp_path / name)
     source = open_inputs([str(tmp_path / "b.png"), str(tmp_path)])
     assert [Path(key).name for key in source.keys()] == ["b.png", "a.png", "c.png"]
+
+
+def test_names_that_are_no_text(tokenizer: VisualTokenizer, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for name in (b"caf\xe9.png", "caf\u00e9.png".encode()):
+        with open(os.path.join(os.fsencode(tmp_path / "pictures"), name), "wb") as file:
+            file.write(Drawn(1, (20, 20)).read())
+    encode(tokenizer, FileSource([tmp_path / "pictures"]), tmp_path / "codes")
+    keys = [Path(key).name for key, _ in Store(tmp_path / "codes")]
+    assert sorted(keys) == ["caf\\udce9.png", "caf\u00e9.png"]
 
 
 def test_foreign_and_damaged_folders_are_refused(

@@ -1,10 +1,15 @@
-"""A store after kill -9, at chosen and at random moments, is that of an uninterrupted run."""
+"""A store after kill -9, at chosen and at random moments, is that of an uninterrupted run.
+
+Beside it what else needs processes of their own: signals, and memory.
+"""
 
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -13,6 +18,7 @@ import pytest
 import tiny
 from PIL import Image
 
+from viq.data.source_base import ImageBytes, Row, Source
 from viq.data.source_files import FileSource
 from viq.encode import encode
 from viq.models.tokenizer import VisualTokenizer
@@ -197,3 +203,38 @@ def test_a_stopped_run_leaves_nothing_behind(
     assert "shards are whole: run the same command again to go on" in errors
     assert set(contents(out)) - set(whole) == set()
     check_unfinished(out, whole)
+
+
+class Repeated(Source):
+    """One picture, again and again; takes no memory whatever its length."""
+
+    def __init__(self, data: bytes, length: int) -> None:
+        self._image, self._length = ImageBytes(data), length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def keys(self) -> Iterator[str]:
+        return map(str, range(self._length))
+
+    def _row(self, index: int) -> Row:
+        return Row(key=str(index), images=(self._image,), extras={"n": index}, where=str(index))
+
+
+def measure(data: bytes, length: int, out: Path, answer: Connection) -> None:
+    """Send the peak memory, in kilobytes, of encoding a source of some length."""
+    encode(tiny.tokenizer(), Repeated(data, length), out, EncodeOptions(shard_size=100), workers=4)
+    answer.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def test_memory_does_not_grow_with_the_inputs(pictures: Path, tmp_path: Path) -> None:
+    data, peaks = (pictures / "001.png").read_bytes(), []
+    for length in (200, 2000):
+        here, there = PROCESSES.Pipe()
+        process = PROCESSES.Process(
+            target=measure, args=(data, length, tmp_path / str(length), there)
+        )
+        process.start()
+        peaks.append(here.recv())
+        process.join()
+    assert peaks[1] - peaks[0] < 16 * 1024

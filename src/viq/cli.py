@@ -28,7 +28,8 @@ from viq.cli_parts import (
     guarded,
     load_tokenizer,
 )
-from viq.cli_store import decode, encode, store_app
+from viq.cli_store import decode, encode
+from viq.cli_tools import store_app
 from viq.console import (
     progress,
     show,

@@ -37,6 +37,32 @@ def bench_encode(
     print(json.dumps(result) if as_json else bench.format(result))
 
 
+@bench_app.command("store")
+@guarded
+def bench_store(
+    model: Model = "viq-tiny",
+    pictures: Annotated[
+        list[Path] | None,
+        typer.Option(help="A set whose codes are packed: folder, or Parquet. Again for more."),
+    ] = None,
+    peers: Annotated[
+        Path | None, typer.Option(help="Folder that bench/peers.sh made. Default: leave them out.")
+    ] = None,
+    repeats: Repeats = 5,
+    quick: Annotated[bool, typer.Option(help="Little work, about a minute.")] = False,
+    only: Annotated[str | None, typer.Option(help="Sections by commas. Default: all.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Bits a code, samples/s beside other libraries, images/s into a store, memory."""
+    from viq.bench import store as bench
+
+    result = bench.run(
+        model, pictures=pictures or [], peers=peers, repeats=repeats, quick=quick,
+        sections=only.split(",") if only else None, progress=_announce(as_json),
+    )  # fmt: skip
+    print(json.dumps(result) if as_json else bench.format(result))
+
+
 @bench_app.command("mllm")
 @guarded
 def bench_mllm(

@@ -184,6 +184,7 @@ def to_store(job: Job, numbers: Sequence[int], work: Callable[[], Counts]) -> Re
     total = count_shards(job.index)
 
     def saved() -> str:
+        job.look(number for number in range(total) if number not in job.whole)
         return f"{len(job.whole)} of {total} shards are whole: run the same command again to go on"
 
     with _stops_named(job.folder, saved):

@@ -126,9 +126,8 @@ class Pipeline:
         self._tokenizer, self._source = tokenizer, source
         self._extras, self._options = extras, options
         self._in_threads = tokenizer.device.type == "cpu" and not options.packed
-        self._workers = workers or (
-            torch.get_num_threads() if self._in_threads else min(8, os.cpu_count() or 1)
-        )
+        usual = torch.get_num_threads() if self._in_threads else min(8, os.cpu_count() or 1)
+        self._workers = min(workers or usual, max(1, len(source)))
 
     def run(self, tasks: Iterable[Task]) -> Generator[Encoded]:
         """What becomes of each task, in order. Close it to stop early."""

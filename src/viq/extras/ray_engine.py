@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -111,6 +112,8 @@ def encode(
         clear(out)
     numbers = range(count_shards(index))
     with open_job(out, index, extras) as job:
+        if options.compress:
+            tokenizer.entropy.save_beside(out)
 
         def work() -> Counts:
             todo = [
@@ -168,7 +171,9 @@ def _ray() -> Iterator[_Slots]:
         raise ViqError("--engine ray needs Ray; run: pip install 'viq[ray]'") from None
     ours = not ray.is_initialized()
     if ours:
+        on_term = signal.getsignal(signal.SIGTERM)
         ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+        signal.signal(signal.SIGTERM, on_term)  # that of Ray aborts without putting anything away
     try:
         have = ray.cluster_resources()
         cpus, gpus = int(have.get("CPU", 1)), int(have.get("GPU", 0))

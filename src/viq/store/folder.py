@@ -102,7 +102,9 @@ class Index:
                 for shard in values.pop("shards", ())
             )
             return cls(info=info, shards=shards, **values)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except CodesError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise CodesError(
                 f"{where}: damaged ({type(error).__name__}: {error}); mend with viq store index"
             ) from None

@@ -238,9 +238,14 @@ def clear(folder: Path) -> None:
 def read_job(folder: Path) -> Index:
     """What the store in `folder` is made with. Raises `CodesError`."""
     try:
-        return Index.from_json((folder / JOB).read_bytes(), str(folder / JOB))
+        index = Index.from_json((folder / JOB).read_bytes(), str(folder / JOB))
     except FileNotFoundError:
         raise CodesError(f"{folder}: holds no store of codes ({JOB} is missing)") from None
+    if SHARD_SIZE not in index.options:
+        raise CodesError(
+            f"{folder / JOB}: damaged (no {SHARD_SIZE}); begin afresh with --overwrite"
+        )
+    return index
 
 
 def count_shards(index: Index) -> int:
@@ -290,9 +295,12 @@ def write_index(
         CodesError: a shard is damaged, or was made with other options than the rest.
     """
     job = read_job(folder)
-    numbers = range(count_shards(job))
-    missing = [number for number in numbers if not (folder / shard_name(number)).exists()]
-    whole = {number: read_facts(folder, number, job) for number in numbers if number not in missing}
+    whole, missing = dict[int, Facts](), list[int]()
+    for number in range(count_shards(job)):
+        if (folder / shard_name(number)).exists():
+            whole[number] = read_facts(folder, number, job)
+        else:
+            missing.append(number)
     failures = [failure for facts in whole.values() for failure in facts.failures]
     write_ledger(folder / LEDGER, failures)
     if missing:

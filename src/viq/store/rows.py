@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -27,10 +28,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from viq.compress import EntropyModel, find_model
+from viq.compress import find_model
 from viq.files import written_aside
+from viq.store.arrays import checksum, codes_array, decompressed
 from viq.store.extras import Extras
-from viq.types import CODES_PER_PATCH, Codes, CodesError, grid_of
+from viq.types import CODES_PER_PATCH, Codes, CodesError, ViqError, grid_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 ROWS_PER_GROUP = 256  # images; a group is what a reader must load to see one row
 NUMBERS = ("image_index", "height", "width", "rows", "cols", "tile")
 COLUMNS = ("key", *NUMBERS, "codes")
+_SUMS = "viq.sums"  # note: `checksum` of every ROWS_PER_GROUP rows
 _OPTIONAL = {"image_index", "rows", "cols", "tile"}  # files of other writers may lack them
 
 
@@ -115,6 +118,7 @@ class CodesWriter:
         self._coder = find_model(info.entropy, self.path.parent) if info.entropy else None
         self._aside = written_aside(self.path)
         self._rows: list[CodeRow] = []
+        self._sums: list[int] = []  # of row groups
 
     def __enter__(self) -> CodesWriter:
         import pyarrow.parquet as pq
@@ -161,6 +165,7 @@ class CodesWriter:
         try:
             if kind is None:
                 self._flush()
+                self.note(_SUMS, self._sums)
             self._writer.close()
         except BaseException as late:  # a full disk shows only here
             self._aside.__exit__(type(late), late, late.__traceback__)
@@ -177,18 +182,12 @@ class CodesWriter:
         columns = [
             pa.array([row.key for row in rows], pa.string()),
             *(pa.array(column) for column in numbers.T.copy()),
-            self._codes([row.codes for row in rows]),
+            codes_array([row.codes for row in rows], self._coder),
             *(self.extras.columns([row.extras for row in rows]) if self.extras else ()),
         ]
-        self._writer.write_table(pa.table(columns, schema=self._schema))
-
-    def _codes(self, codes: Sequence[Codes | None]) -> pa.Array:
-        import pyarrow as pa
-
-        if self._coder is None:
-            return _list_array([item.ids if item else np.empty(0, np.uint16) for item in codes])
-        payloads = iter(self._coder.compress([item for item in codes if item]))
-        return pa.array([next(payloads) if item else b"" for item in codes], pa.binary())
+        table = pa.table(columns, schema=self._schema)
+        self._sums.append(checksum(table, NUMBERS))
+        self._writer.write_table(table)
 
 
 class CodesReader:
@@ -201,16 +200,14 @@ class CodesReader:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
         self.path = Path(path)
-        try:
+        with _named(self.path, "not a Parquet file"):
             self._file = pq.ParquetFile(self.path, page_checksum_verification=True)
-        except FileNotFoundError:
-            raise CodesError(f"{self.path}: no such file") from None
-        except (OSError, pa.ArrowException) as error:
-            raise CodesError(f"{self.path}: not a Parquet file ({_line(error)})") from None
+            self._describe()
+
+    def _describe(self) -> None:
         found = self._file.schema_arrow
         self.metadata = {
             k.decode(errors="replace"): v.decode(errors="replace")
@@ -228,8 +225,8 @@ class CodesReader:
         ]
         if wrong or "viq.fingerprint" not in self.metadata:
             raise CodesError(
-                f"{self.path}: a Parquet file, but not of ViQ codes (columns {found.names}); "
-                "write one with viq encode"
+                f"a Parquet file, but not of ViQ codes (columns {found.names}); write one with viq "
+                "encode"
             )
         self.columns = [name for name in COLUMNS if name in found.names]
         self.extras = Extras(found.field(n) for n in found.names if n not in COLUMNS)
@@ -258,13 +255,16 @@ class CodesReader:
 
     def keys(self) -> list[str]:
         """The keys of all rows, without reading their codes."""
-        return [key for batch in self._batches(["key"]) for key in batch["key"].to_pylist()]
+        with _named(self.path):
+            return [key for batch in self._batches(["key"]) for key in batch["key"].to_pylist()]
 
     def begins_sample(self) -> np.ndarray:
         """Whether each row is the first of its sample, without reading codes."""
         if "image_index" not in self.columns:
             return np.ones(len(self), bool)
-        parts = [batch["image_index"].to_numpy() == 0 for batch in self._batches(["image_index"])]
+        with _named(self.path):
+            batches = self._batches(["image_index"])
+            parts = [batch["image_index"].to_numpy() == 0 for batch in batches]
         return np.concatenate([np.empty(0, bool), *parts])
 
     def __iter__(self) -> Iterator[tuple[str, Codes]]:
@@ -282,79 +282,54 @@ class CodesReader:
             CodesError: the file has no such column, or is damaged.
         """
         extras = self.extras if columns is None else self.extras.only(columns, str(self.path))
-        for batch in self.batches(extras):
-            numbers = {name: batch[name].to_numpy() for name in NUMBERS}
-            ends, values = batch["codes"].offsets.to_numpy(), batch["codes"].values.to_numpy()
-            rest = extras.rows(batch)
-            for i, key in enumerate(batch["key"].to_pylist()):
-                size = int(numbers["height"][i]), int(numbers["width"][i])
-                ids = values[ends[i] : ends[i + 1]]
-                codes = self._codes(key, ids, size, int(numbers["tile"][i]))
-                yield CodeRow(key, codes, int(numbers["image_index"][i]), rest[i])
+        with _named(self.path):
+            for batch in self.batches(extras):
+                numbers = {name: batch[name].to_numpy() for name in NUMBERS}
+                ends, values = batch["codes"].offsets.to_numpy(), batch["codes"].values.to_numpy()
+                rest = extras.rows(batch)
+                for i, key in enumerate(batch["key"].to_pylist()):
+                    size = int(numbers["height"][i]), int(numbers["width"][i])
+                    ids = values[ends[i] : ends[i + 1]]
+                    codes = self._codes(key, ids, size, int(numbers["tile"][i]))
+                    yield CodeRow(key, codes, int(numbers["image_index"][i]), rest[i])
 
     def batches(self, extras: Extras) -> Iterator[pa.RecordBatch]:
         """All rows as Arrow batches of `plain_schema`: no column is missing, none compressed."""
         import pyarrow as pa
 
-        coder = find_model(self.info.entropy, self.path.parent) if self.info.entropy else None
-        wanted = self.plain_schema(extras)
-        for batch in self._batches([*self.columns, *(f.name for f in extras.fields)]):
-            columns = {name: batch[name] for name in batch.schema.names}
-            sizes = batch["height"].to_numpy(), batch["width"].to_numpy()
-            grids = grid_of(sizes)  # type: ignore[arg-type]  # arrays work as well
-            columns.setdefault("rows", pa.array(grids[0]))
-            columns.setdefault("cols", pa.array(grids[1]))
-            for name in NUMBERS:
-                columns.setdefault(name, pa.array(np.zeros(batch.num_rows, np.int32)))
-            if coder:
-                columns["codes"] = self._decompressed(batch, coder)
-            yield pa.record_batch([columns[name] for name in wanted.names], schema=wanted)
+        with _named(self.path):
+            coder = find_model(self.info.entropy, self.path.parent) if self.info.entropy else None
+            wanted = self.plain_schema(extras)
+            for batch in self._batches([*self.columns, *(f.name for f in extras.fields)]):
+                columns = {name: batch[name] for name in batch.schema.names}
+                sizes = batch["height"].to_numpy(), batch["width"].to_numpy()
+                grids = grid_of(sizes)  # type: ignore[arg-type]  # arrays work as well
+                columns.setdefault("rows", pa.array(grids[0]))
+                columns.setdefault("cols", pa.array(grids[1]))
+                for name in NUMBERS:
+                    columns.setdefault(name, pa.array(np.zeros(batch.num_rows, np.int32)))
+                if coder:
+                    columns["codes"] = decompressed(batch, coder)
+                yield pa.record_batch([columns[name] for name in wanted.names], schema=wanted)
 
     def plain_schema(self, extras: Extras) -> pa.Schema:
         """The schema of `batches`."""
         return schema(replace(self.info, entropy=""), extras)
 
-    def _decompressed(self, batch: pa.RecordBatch, coder: EntropyModel) -> pa.Array:
-        payloads = batch["codes"].to_pylist()
-        sizes = list(zip(batch["height"].to_pylist(), batch["width"].to_pylist(), strict=True))
-        tiles = batch["tile"].to_pylist() if "tile" in self.columns else [0] * len(sizes)
-        full = [i for i, payload in enumerate(payloads) if payload]
-
-        def decode(rows: list[int]) -> list[Codes]:
-            return coder.decompress(
-                [payloads[i] for i in rows], [sizes[i] for i in rows], [tiles[i] for i in rows]
-            )
-
-        try:
-            codes = decode(full)
-        except CodesError:
-            for i in full:  # which row was it?
-                try:
-                    decode([i])
-                except CodesError as error:
-                    key = batch["key"][i].as_py()
-                    raise CodesError(f"{self.path}: row {key!r}: {error}") from None
-            raise
-        ids = [np.empty(0, np.uint16)] * len(payloads)
-        for i, item in zip(full, codes, strict=True):
-            ids[i] = item.ids
-        return _list_array(ids)
-
     def _batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
-        import pyarrow as pa
-
-        batches = self._file.iter_batches(batch_size=ROWS_PER_GROUP, columns=names)
-        while True:
-            try:
-                batch = next(batches, None)
-            except (OSError, pa.ArrowException) as error:
-                raise CodesError(f"{self.path}: damaged ({_line(error)})") from None
-            if batch is None:
-                return
+        """All rows, checked: nothing is missing, and what was written comes back."""
+        sums = self.note(_SUMS) if set(COLUMNS) <= set(names) else None
+        count = 0
+        for batch in self._file.iter_batches(batch_size=ROWS_PER_GROUP, columns=names):
             empty = [n for n in names if n in self.columns and batch[n].null_count]
             if empty:
-                raise CodesError(f"{self.path}: damaged (missing values in column {empty[0]})")
+                raise CodesError(f"damaged (missing values in column {empty[0]})")
+            if sums is not None and sums[count : count + 1] != [checksum(batch, NUMBERS)]:
+                raise CodesError(f"damaged (rows {count * ROWS_PER_GROUP} and following)")
+            count += 1
             yield batch
+        if sums is not None and len(sums) != count:
+            raise CodesError(f"damaged ({count} groups of rows, {len(sums)} were written)")
 
     def _codes(self, key: str, ids: np.ndarray, size: tuple[int, int], tile: int) -> Codes | None:
         if size == (0, 0) and not ids.size:
@@ -369,13 +344,6 @@ class CodesReader:
         return Codes(ids, size, tile, self.info.fingerprint)
 
 
-def _list_array(ids: Sequence[np.ndarray]) -> pa.ListArray:
-    import pyarrow as pa
-
-    ends = np.cumsum([0, *(item.size for item in ids)], dtype=np.int32)
-    return pa.ListArray.from_arrays(ends, pa.array(np.concatenate([i.ravel() for i in ids])))
-
-
 def _numbers(row: CodeRow) -> tuple[int, ...]:
     """In the order of NUMBERS."""
     if row.codes is None:
@@ -383,5 +351,20 @@ def _numbers(row: CodeRow) -> tuple[int, ...]:
     return row.image_index, *row.codes.size, *row.codes.grid, row.codes.tile
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+@contextmanager
+def _named(path: Path, what: str = "damaged") -> Iterator[None]:
+    """Every failure as one line that names the file.
+
+    Only damage can cause them, and what it makes Arrow and the code behind it raise is anyone's
+    guess: the footer of a Parquet file has no checksum.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise CodesError(f"{path}: no such file") from None
+    except ViqError as error:
+        where = "" if str(error).startswith(str(path)) else f"{path}: "
+        raise CodesError(f"{where}{error}") from None
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise CodesError(f"{path}: {what} ({reason or type(error).__name__})") from None

@@ -1,0 +1,74 @@
+"""The result of `viq.bench.store.run` as plain text, what the command line prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from viq.bench.report import table
+
+
+def format(result: dict[str, Any]) -> str:
+    """The result of `run` as text."""
+    about = result["machine"]
+    lines = [
+        f"{result['model']} {result['fingerprint']}; medians of {result['repeats']} interleaved "
+        "runs",
+        f"{about['cpu']}, {about['cores']} cores, {about['torch_threads']} torch threads; "
+        f"{about['os']}, Python {about['python']}, torch {about['torch']}",
+    ]
+    for name, show in _VIEWS.items():
+        if name in result:
+            lines += ["", *show(result[name])]
+    return "\n".join(lines)
+
+
+def _packing(section: dict[str, Any]) -> list[str]:
+    lines = [f"Packing, each image alone; entropy model {section['entropy_model']}"]
+    for name, one in section["sets"].items():
+        lines.append(f"  {name}: {one['images']} images, {one['codes']:,} codes")
+        rows = [("", "bits/code", "1/RGB", "in, codes/s", "out, codes/s")]
+        for way, got in one["ways"].items():
+            speeds = (got["encode_codes_per_s"], got["decode_codes_per_s"])
+            numbers = (f"{got['bits_per_code']:.2f}", f"{got['rgb_ratio']:.0f}")
+            rows.append((way, *numbers, *(f"{speed:.3g}" for speed in speeds)))
+        lines += table(rows)
+    return lines
+
+
+def _reading(section: dict[str, Any]) -> list[str]:
+    versions = ", ".join(f"{name} {number}" for name, number in section["versions"].items())
+    lines = [f"Reading {section['samples']:,} samples in one process" + f" ({versions})" * bool(
+        versions
+    )]  # fmt: skip
+    for kind in ("sequential", "random"):
+        rows = [(kind, "samples/s", "viq is times as fast")]
+        one = section[kind]
+        for name, rate in one["samples_per_s"].items():
+            rows.append((name, f"{rate:,.0f}", f"{one['viq_over'][name]:.1f}"))
+        lines += table(rows)
+    lines += [f"  without {name}: {why}" for name, why in section["skipped"].items()]
+    return lines
+
+
+def _encoding(section: dict[str, Any]) -> list[str]:
+    rows = [("workers", "model alone, images/s", "to a store", "share")]
+    for workers, one in section["workers"].items():
+        rates = (f"{rate:.2f}" for rate in one["images_per_s"].values())
+        rows.append((str(workers), *rates, f"{one['share_of_model_alone']:.1%}"))
+    return [f"Encoding {section['images']} JPEG files into a store", *table(rows)]
+
+
+def _memory(section: dict[str, Any]) -> list[str]:
+    rows = [("images", "peak MiB")]
+    for count, peak in section["peak_mib"].items():
+        rows.append((count, f"{peak:.0f}" if peak else "unknown"))
+    return ["Memory of encoding small pictures into a store", *table(rows)]
+
+
+_VIEWS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "packing": _packing,
+    "reading": _reading,
+    "encoding": _encoding,
+    "memory": _memory,
+}

@@ -1,0 +1,82 @@
+"""Arrow columns of codes: how they are made, packed, unpacked and summed up for checks."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from viq.compress import EntropyModel
+from viq.types import Codes, CodesError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def codes_array(codes: Sequence[Codes | None], coder: EntropyModel | None) -> pa.Array:
+    """The column `codes`: lists of uint16, or payloads of the coder; empty where there are none."""
+    import pyarrow as pa
+
+    if coder is None:
+        return _lists([item.ids if item else np.empty(0, np.uint16) for item in codes])
+    payloads = iter(coder.compress([item for item in codes if item]))
+    return pa.array([next(payloads) if item else b"" for item in codes], pa.binary())
+
+
+def decompressed(batch: pa.RecordBatch, coder: EntropyModel) -> pa.Array:
+    """The column `codes` as lists of uint16.
+
+    Raises:
+        CodesError: a payload is damaged; names the row.
+    """
+    payloads = batch["codes"].to_pylist()
+    sizes = list(zip(batch["height"].to_pylist(), batch["width"].to_pylist(), strict=True))
+    tiles = batch["tile"].to_pylist() if "tile" in batch.schema.names else [0] * len(sizes)
+    full = [i for i, payload in enumerate(payloads) if payload]
+
+    def decode(rows: Sequence[int]) -> list[Codes]:
+        return coder.decompress(
+            [payloads[i] for i in rows], [sizes[i] for i in rows], [tiles[i] for i in rows]
+        )
+
+    try:
+        codes = decode(full)
+    except CodesError:
+        for i in full:  # which row was it?
+            try:
+                decode([i])
+            except CodesError as error:
+                raise CodesError(f"row {batch['key'][i].as_py()!r}: {error}") from None
+        raise
+    ids = [np.empty(0, np.uint16)] * len(payloads)
+    for i, item in zip(full, codes, strict=True):
+        ids[i] = item.ids
+    return _lists(ids)
+
+
+def checksum(batch: pa.RecordBatch | pa.Table, numbers: Sequence[str]) -> int:
+    """CRC-32 of keys, numbers and codes.
+
+    The checksums inside Parquet cover its pages, but neither their headers nor the footer, and a
+    flipped bit there can give other values, rows in the wrong place, or fewer.
+    """
+    keys, codes = batch["key"].to_pylist(), batch["codes"]
+    total = zlib.crc32(repr(keys).encode(errors="surrogatepass"))
+    for name in numbers:
+        total = zlib.crc32(batch[name].to_numpy().astype("<i4").tobytes(), total)
+    for chunk in codes.chunks if hasattr(codes, "chunks") else [codes]:
+        if hasattr(chunk, "flatten"):  # lists; their lengths follow from the numbers
+            total = zlib.crc32(chunk.flatten().to_numpy().astype("<u2", copy=False).data, total)
+        else:
+            for payload in chunk.to_pylist():
+                total = zlib.crc32(payload, total)
+    return total
+
+
+def _lists(ids: Sequence[np.ndarray]) -> pa.ListArray:
+    import pyarrow as pa
+
+    ends = np.cumsum([0, *(item.size for item in ids)], dtype=np.int32)
+    return pa.ListArray.from_arrays(ends, pa.array(np.concatenate([i.ravel() for i in ids])))

@@ -1,0 +1,1 @@
+"""Jobs on stores of codes: check, describe, compare, merge, export, look at, find duplicates."""
