@@ -259,7 +259,7 @@ def test_peft_adapters_are_trained_saved_and_loaded(parts: Parts, tmp_path: Path
     after = wrapped.eval()(**inputs)
     assert after.loss < before
     assert wrapped.generate(**inputs.data | {"labels": None}, max_new_tokens=2).shape[0] == 1
-    wrapped.save_pretrained(tmp_path)
+    wrapped.save_pretrained(str(tmp_path))
     base, _ = tiny_mllm.model_and_processor(folder)
     again = peft.PeftModel.from_pretrained(base, tmp_path).eval()
     torch.testing.assert_close(again(**inputs).logits, after.logits)
@@ -283,7 +283,12 @@ def test_transformers_trainer_takes_a_step(parts: Parts, tmp_path: Path) -> None
         report_to=[], save_strategy="no", use_cpu=True, remove_unused_columns=False,
         disable_tqdm=True, logging_steps=1, dataloader_pin_memory=False,
     )  # fmt: skip
-    trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate)
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,  # type: ignore[arg-type]
+        data_collator=collate,
+    )
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[1] < losses[0]

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from viq.cli_parts import Device, Json, Model, conditions, find_device, guarded
 from viq.console import progress, show, show_quality
-
-if TYPE_CHECKING:
-    import click
 
 RunModel = Annotated[str, typer.Option("--model", help="Run folder, model folder, or hub id.")]
 Tokens = Annotated[int, typer.Option(help="Length of an answer at most.")]
@@ -23,7 +20,7 @@ Temperature = Annotated[float, typer.Option(help="Of sampling; 0 takes the likel
 class TrainGroup(TyperGroup):
     """`viq train NAME ...` means `viq train tokenizer NAME ...`."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, *self.get_help_option_names(ctx)):
             args = ["tokenizer", *args]
         return super().parse_args(ctx, args)
