@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from viq.data.codes import CodeDataset
     from viq.loading import load
+    from viq.mllm import ViQConfig, ViQForConditionalGeneration, ViQProcessor
     from viq.models.tokenizer import TokenizerConfig, VisualTokenizer
     from viq.types import Codes, CodesError, ViqError
 
@@ -26,6 +27,9 @@ __all__ = [
     "Codes",
     "CodesError",
     "TokenizerConfig",
+    "ViQConfig",
+    "ViQForConditionalGeneration",
+    "ViQProcessor",
     "ViqError",
     "VisualTokenizer",
     "load",
@@ -40,6 +44,9 @@ _LAZY = {
     "load": "viq.loading",
     "TokenizerConfig": "viq.models.tokenizer",
     "VisualTokenizer": "viq.models.tokenizer",
+    "ViQConfig": "viq.mllm",
+    "ViQForConditionalGeneration": "viq.mllm",
+    "ViQProcessor": "viq.mllm",
 }
 
 

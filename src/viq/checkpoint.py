@@ -48,11 +48,16 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not readable as JSON ({error}); copy it again") from None
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, on the CPU, in their stored dtype."""
+def read_weights(path: Path, prefixes: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, on the CPU, in their stored dtype.
+
+    Args:
+        prefixes: of the names that are wanted; no other tensor is read.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            wanted = [name for name in file.keys() if name.startswith(prefixes)]  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in wanted}
     except FileNotFoundError:
         raise CheckpointError(f"{path}: missing; the model folder is incomplete") from None
     except (SafetensorError, OSError) as error:

@@ -7,12 +7,14 @@ Heavy modules are imported inside the commands, so that `viq --help` answers at 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from viq.cli_bench import bench_app
+from viq.cli_draw import draw, eval_draw, train_draw
+from viq.cli_mllm import caption, chat, eval_mllm, train_app
 from viq.cli_parts import (
     SOME_FAILED,
     Device,
@@ -22,6 +24,7 @@ from viq.cli_parts import (
     Model,
     Overwrite,
     Tile,
+    conditions,
     guarded,
     load_tokenizer,
 )
@@ -45,12 +48,18 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 eval_app = typer.Typer(help="Measure quality and stability.", no_args_is_help=True)
-bench_app = typer.Typer(help="Measure speed and memory, as ratios.", no_args_is_help=True)
 app.add_typer(eval_app, name="eval")
 app.add_typer(bench_app, name="bench")
 app.add_typer(store_app, name="store")
+app.add_typer(train_app, name="train")
 app.command()(encode)
 app.command()(decode)
+app.command()(chat)
+app.command()(caption)
+eval_app.command("mllm")(eval_mllm)
+app.command()(draw)
+eval_app.command("draw")(eval_draw)
+train_app.command("draw")(train_draw)
 
 
 @app.callback(invoke_without_command=True)
@@ -168,16 +177,13 @@ def understanding(
     """Train a small language model on frozen codes and ask it about held-out pictures."""
     import torch
 
-    from viq.data.corpora import open_corpora
+    from viq.data.corpora import open_split
     from viq.eval.understanding import UnderstandingConfig, compare, make_exam
     from viq.files import write_atomically
 
     if threads:
         torch.set_num_threads(threads)
-    conditions = _conditions(where)
-    corpora = [open_corpora(data or [], split, where=conditions) for split in ("train", "held-out")]
-    held_out = {corpus.name: corpus for corpus in corpora[1]}
-    rows = [(c, held_out[c.name]) for c in corpora[0] if c.name in held_out]
+    rows = open_split(data or [], where=conditions(where))
     config = UnderstandingConfig(seeds=seeds, steps=steps)
     exam = make_exam(rows, config)
     named = [(name, "codes") for name in models] + [(n, "continuous") for n in continuous or []]
@@ -195,54 +201,6 @@ def understanding(
         print(json.dumps(result))
     else:
         show_understanding(result)
-
-
-@bench_app.command("encode")
-@guarded
-def bench_encode(
-    model: Model = "viq-tiny",
-    repeats: Annotated[int, typer.Option(help="Interleaved runs; medians are shown.")] = 5,
-    quick: Annotated[bool, typer.Option(help="Smaller sizes, about a minute.")] = False,
-    only: Annotated[str | None, typer.Option(help="Sections by commas. Default: all.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Images/s, patches/s, peak memory, time against size, and each fast path as a ratio."""
-    from viq.bench import encode as bench
-
-    tokenizer = load_tokenizer(model, "auto", "float32")
-    announce = None if as_json else lambda name: print(f"measuring {name}", file=sys.stderr)
-    sections = only.split(",") if only else None
-    result = bench.run(
-        tokenizer, repeats=repeats, quick=quick, sections=sections, progress=announce
-    )
-    print(json.dumps(result) if as_json else bench.format(result))
-
-
-@bench_app.command("store")
-@guarded
-def bench_store(
-    model: Model = "viq-tiny",
-    pictures: Annotated[
-        list[Path] | None,
-        typer.Option(help="A set whose codes are packed: folder, or Parquet. Again for more."),
-    ] = None,
-    peers: Annotated[
-        Path | None, typer.Option(help="Folder that bench/peers.sh made. Default: leave them out.")
-    ] = None,
-    repeats: Annotated[int, typer.Option(help="Interleaved runs; medians are shown.")] = 5,
-    quick: Annotated[bool, typer.Option(help="Little work, about a minute.")] = False,
-    only: Annotated[str | None, typer.Option(help="Sections by commas. Default: all.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Bits a code, samples/s beside other libraries, images/s into a store, memory."""
-    from viq.bench import store as bench
-
-    announce = None if as_json else lambda name: print(f"measuring {name}", file=sys.stderr)
-    result = bench.run(
-        model, pictures=pictures or [], peers=peers, repeats=repeats, quick=quick,
-        sections=only.split(",") if only else None, progress=announce,
-    )  # fmt: skip
-    print(json.dumps(result) if as_json else bench.format(result))
 
 
 @app.command()
@@ -279,7 +237,7 @@ def convert(
     )  # fmt: skip
 
 
-@app.command()
+@train_app.command("tokenizer")
 @guarded
 def train(
     recipe: Annotated[
@@ -348,7 +306,7 @@ def train(
         torch.set_num_threads(threads)
     # Numbers too small for the normal range make a CPU many times slower and mean nothing here.
     torch.set_flush_denormal(True)
-    material = TrainingData.of(open_corpora(data or [], "train", where=_conditions(where)))
+    material = TrainingData.of(open_corpora(data or [], "train", where=conditions(where)))
     run = Run(chosen, material, out, hidden=as_json, tensorboard=tensorboard, threads=workers)
     trained = run.train()
     if trained is None or not run.accelerator.is_main_process:
@@ -363,15 +321,6 @@ def train(
         },
         as_json,
     )
-
-
-def _conditions(where: list[str] | None) -> dict[str, str] | None:
-    from viq.types import ViqError
-
-    for condition in where or []:
-        if "=" not in condition:
-            raise ViqError(f"--where {condition}: give COLUMN=VALUE")
-    return dict(condition.split("=", 1) for condition in where or []) or None
 
 
 @app.command()

@@ -34,6 +34,8 @@ Root = Annotated[Path | None, typer.Option(help="Of JSON: the folder of relative
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Overwrite = Annotated[bool, typer.Option(help="Replace an existing output.")]
 
+_EXTRAS = {"transformers", "tokenizers", "accelerate", "peft"}  # that not every install has
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -48,6 +50,10 @@ def guarded(command: Command) -> Command:
             return command(*args, **kwargs)
         except ViqError as error:
             message, code = str(error), USAGE
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in _EXTRAS:
+                raise
+            message, code = f"this needs {error.name}: pip install 'viq[train]'", USAGE
         except KeyboardInterrupt as stop:
             message = str(stop) or "interrupted; no unfinished file was left"
             code = INTERRUPTED
@@ -75,6 +81,15 @@ def load_tokenizer(model: str, device: str, dtype: str, local_rank: int = 0) -> 
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in dtypes:
         raise ViqError(f"--dtype {dtype}: give one of {', '.join(dtypes)}")
+    return load(model, device=find_device(device, local_rank), dtype=dtypes[dtype])
+
+
+def find_device(device: str, local_rank: int = 0) -> str:
+    """The device that an option asks for, which is there."""
+    import torch
+
+    from viq.types import ViqError
+
     if device == "auto":
         count = torch.cuda.device_count()
         device = f"cuda:{local_rank % count}" if count else "cpu"
@@ -82,4 +97,14 @@ def load_tokenizer(model: str, device: str, dtype: str, local_rank: int = 0) -> 
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError):
         raise ViqError(f"--device {device}: not available here; see viq doctor") from None
-    return load(model, device=device, dtype=dtypes[dtype])
+    return device
+
+
+def conditions(where: list[str] | None) -> dict[str, str] | None:
+    """Options COLUMN=VALUE as a mapping."""
+    from viq.types import ViqError
+
+    for condition in where or []:
+        if "=" not in condition:
+            raise ViqError(f"--where {condition}: give COLUMN=VALUE")
+    return dict(condition.split("=", 1) for condition in where or []) or None

@@ -143,6 +143,21 @@ def show_record(record: dict[str, Any]) -> None:
     print(*(f"{name} {value}" for name, value in record.items()), sep="  ", file=sys.stderr)
 
 
+def show_quality(result: dict[str, Any]) -> None:
+    """Codes beside continuous features: answers in percent, steps a second, memory."""
+    print("mean over seeds ± half-width of the 95% interval")
+    print(f"{'':<14}{'right answers, %':>20}{'steps/s':>18}{'peak memory, MiB':>20}")
+    for kind, found in result["kinds"].items():
+        cells = found["answers"]["all"], found["steps_per_second"], found["peak_mib"]
+        numbers = [f"{cell['mean']:.2f} ± {cell['half_width']:.2f}" for cell in cells]
+        print(f"{kind:<14}{numbers[0]:>20}{numbers[1]:>18}{numbers[2]:>20}")
+    groups = sorted(result["kinds"]["codes"]["answers"].keys() - {"all"})
+    print("\nright answers by source of the pictures, %")
+    for kind, found in result["kinds"].items():
+        cells = [f"{g} {found['answers'][g]['mean']:.1f}" for g in groups if "/" not in g]
+        print(f"{kind:<14}{', '.join(cells)}")
+
+
 def show_understanding(result: dict[str, Any]) -> None:
     """Accuracy of answers by source of the pictures, then of linear probes, in percent."""
     questions = result["questions"]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from viq import checkpoint
 from viq.checkpoint import CheckpointError
+from viq.files import BUNDLED
 
 if TYPE_CHECKING:
     from viq.models.tokenizer import VisualTokenizer
@@ -22,6 +23,20 @@ _PATTERNS = ["config.json", "*.safetensors", "*.md", "vae/*"]
 # Stricter than the hub, which also has old ids without an owner: no model of ours is one, and
 # a mistyped folder name should not become a request.
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def locate(name: str | os.PathLike[str], **download_options: Any) -> Path:
+    """The folder of a model: a folder itself, one that comes with the package, or of the hub.
+
+    Raises:
+        CheckpointError: nothing under that name.
+    """
+    folder, bundled = Path(name), BUNDLED / str(name)
+    if folder.is_dir():
+        return folder
+    if str(name) == folder.name and bundled.is_dir():
+        return bundled
+    return download(str(name), **download_options)
 
 
 def download(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import torch
 
-from viq.files import BUNDLED
 from viq.models.tokenizer import VisualTokenizer
 
 
@@ -26,6 +24,4 @@ def load(
     Raises:
         CheckpointError: nothing usable under that name.
     """
-    folder = BUNDLED / str(name)
-    bundled = str(name) == Path(name).name and folder.is_dir() and not Path(name).is_dir()
-    return VisualTokenizer.from_pretrained(folder if bundled else name, device=device, dtype=dtype)
+    return VisualTokenizer.from_pretrained(name, device=device, dtype=dtype)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from viq.checkpoint import from_dict
 from viq.data.batches import DataConfig
@@ -29,6 +29,8 @@ from viq.train.loop import LoopConfig
 from viq.train.optim import OptimConfig
 from viq.train.stages import Recipe, StageConfig
 from viq.types import ViqError
+
+R = TypeVar("R")  # a recipe
 
 
 def tiny() -> TokenizerConfig:
@@ -448,18 +450,23 @@ RECIPES: Mapping[str, Callable[[], Recipe]] = {
 
 
 def find_recipe(name: str) -> Recipe:
-    """A recipe by name, or from a JSON file.
+    """A recipe of a tokenizer by name, or from a JSON file.
 
     Raises:
         ViqError: no such recipe, or a file that is none.
     """
-    if name in RECIPES:
-        return RECIPES[name]()
+    return find(name, RECIPES, Recipe)
+
+
+def find(name: str, recipes: Mapping[str, Callable[[], R]], kind: type[R]) -> R:
+    """One of `recipes` by name, or one of this kind from a JSON file. Raises as `find_recipe`."""
+    if name in recipes:
+        return recipes[name]()
     path = Path(name)
     if path.suffix != ".json":
         raise ViqError(
-            f"no recipe {name}: choose one of {', '.join(RECIPES)}, or give a FILE.json made from "
-            "viq train NAME --print"
+            f"no recipe {name}: choose one of {', '.join(recipes)}, or give a FILE.json made with "
+            "--print"
         )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -467,24 +474,23 @@ def find_recipe(name: str) -> Recipe:
         raise ViqError(f"{path}: no such file") from None
     except ValueError as error:
         raise ViqError(f"{path}: not JSON ({error})") from None
-    return from_dict(Recipe, values, str(path))
+    return from_dict(kind, values, str(path))
 
 
-def scaled(recipe: Recipe, factor: float) -> Recipe:
-    """The same recipe with so many times the steps in every stage."""
+def scaled(recipe: R, factor: float) -> R:
+    """The same recipe, of any kind, with so many times the steps in every stage."""
 
-    def longer(stage: StageConfig) -> StageConfig:
+    def longer(stage: Any) -> Any:
         steps = max(1, round(stage.loop.steps * factor))
         return replace(stage, loop=replace(stage.loop, steps=steps))
 
-    return replace(recipe, stages=tuple(longer(stage) for stage in recipe.stages))
+    return replace(recipe, stages=tuple(longer(stage) for stage in recipe.stages))  # type: ignore
 
 
-def with_places(recipe: Recipe, places: Mapping[str, Any]) -> Recipe:
-    """The recipe with folders and names filled in, where given: start, teacher, vae, alignment,
-    language."""
+def with_places(recipe: R, places: Mapping[str, Any]) -> R:
+    """The recipe, of any kind, with folders and names filled in, where given."""
     given = {name: value for name, value in places.items() if value is not None}
-    language = given.pop("language", None)
-    if language is not None and recipe.language is not None:
-        recipe = replace(recipe, language=replace(recipe.language, name=language))
-    return replace(recipe, **given)
+    name, language = given.pop("language", None), getattr(recipe, "language", None)
+    if name is not None and language is not None:
+        given["language"] = replace(language, name=name)
+    return replace(recipe, **given)  # type: ignore[type-var]

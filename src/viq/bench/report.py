@@ -98,6 +98,7 @@ def _show_times(times: dict[str, dict[str, float]]) -> list[str]:
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines of equally wide columns; the first row holds the headings."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "    " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()

@@ -9,8 +9,7 @@ T = patches of all images, D = values per patch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +22,7 @@ from viq.data.chat import ChatConfig, EncodedChat, TextPack, encode_chat, pack_c
 from viq.data.conversations import ConversationError
 from viq.data.corpora import Example
 from viq.data.crops import CropConfig, Pictures, make_batch
-from viq.data.mixture import Mixture, Packer, Position, Skipped
+from viq.data.mixture import Mixture, Position, Stream
 from viq.image import limit_pixels
 from viq.patches import PatchBatch, lengths_of, normalize, patchify, unpatchify
 from viq.types import PATCH_SIZE, Size, grid_of, language_tokens
@@ -78,11 +77,7 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
-        text = self.text and TextPack(
-            ids_L=self.text.ids_L.to(device),
-            targets_L=self.text.targets_L.to(device),
-            positions_L=self.text.positions_L.to(device),
-        )
+        text = self.text and self.text.to(device)
         batch = replace(self.batch, patches_TD=self.batch.patches_TD.to(device))
         return replace(self, batch=batch, mask_TD=self.mask_TD.to(device), text=text)
 
@@ -94,17 +89,13 @@ class _Prepared:
     caption: str
 
 
-class BatchStream:
+class BatchStream(Stream[_Prepared, MicroBatch]):
     """The micro-batches of a stage, for the lanes of one process.
 
     Args:
         tokenizer: text tokenizer; None: conversations give images and captions only.
         photos: what crops are cut from.
-        lanes: numbers of the lanes of this process.
-        positions: of all lanes, from a checkpoint; else the start.
-
-    Attributes:
-        skipped: samples that could not be used.
+        lanes, positions, threads: see `Stream`.
     """
 
     def __init__(
@@ -119,53 +110,16 @@ class BatchStream:
         positions: Mapping[int, Position] | None = None,
         threads: int = 1,
     ) -> None:
-        self.config, self.mixture, self.seed, self.lanes = config, mixture, seed, list(lanes)
-        self.tokenizer, self.photos = tokenizer, photos
-        self.skipped = Skipped()
-        self._positions = dict(positions or {})
-        self._threads = threads
-
-    def steps(
-        self, first: int, last: int
-    ) -> Iterator[tuple[list[MicroBatch], dict[int, Position]]]:
-        """For each step from `first` to `last` (excluded): micro-batches, and positions after it.
-
-        The next step is made on a thread while the caller works on this one.
-        """
-        with ThreadPoolExecutor(self._threads) as pool, ThreadPoolExecutor(1) as ahead:
-            packers = {lane: iter(self._packer(lane, pool)) for lane in self.lanes}
-            future = ahead.submit(self._step, packers, first) if first < last else None
-            for step in range(first, last):
-                assert future is not None
-                made = future.result()
-                if step + 1 < last:
-                    future = ahead.submit(self._step, packers, step + 1)
-                yield made
-
-    def _packer(self, lane: int, pool: ThreadPoolExecutor) -> Iterator[Any]:
-        if self.mixture is None:
-            return iter(())
-        return iter(
-            Packer(
-                self.mixture,
-                lane,
-                self._positions.get(lane, self.mixture.start()),
-                prepare=self._prepare,
-                cost=_cost,
-                budgets=(self.config.tokens, self.config.patches),
-                skipped=self.skipped,
-                pool=pool,
-            )
+        super().__init__(
+            mixture,
+            lanes=lanes,
+            all_lanes=config.lanes,
+            budgets=(config.tokens, config.patches),
+            positions=positions,
+            threads=threads,
         )
-
-    def _step(
-        self, packers: Mapping[int, Iterator[Any]], step: int
-    ) -> tuple[list[MicroBatch], dict[int, Position]]:
-        micros, positions = [], {}
-        for lane in self.lanes:
-            items, positions[lane] = next(packers[lane], ([], Position()))
-            micros.append(self._collate(items, step * self.config.lanes + lane))
-        return micros, positions
+        self.config, self.seed = config, seed
+        self.tokenizer, self.photos = tokenizer, photos
 
     def _prepare(self, example: Example) -> _Prepared:
         """Raises ConversationError for one that is too long, or that has no image."""
@@ -193,6 +147,11 @@ class BatchStream:
         if (width, height) != small.size:
             small = small.resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(small)
+
+    def _cost(self, item: _Prepared) -> tuple[int, int]:
+        """Language tokens and patches of one example."""
+        patches = lengths_of([grid_of(p.shape[:2], PATCH_SIZE) for p in item.pixels])  # type: ignore[arg-type]
+        return len(item.chat.ids) if item.chat else 0, sum(patches)
 
     def _collate(self, items: Sequence[_Prepared], number: int) -> MicroBatch:
         pixels = [normalize(p) for item in items for p in item.pixels]
@@ -227,9 +186,3 @@ def images_of(micro: MicroBatch) -> list[Tensor]:
     """Pixels (3, H, W) of each image, in [-1, 1]."""
     parts = micro.batch.patches_TD.split(lengths_of(micro.batch.grids_hw))
     return [unpatchify(part, size) for part, size in zip(parts, micro.sizes, strict=True)]
-
-
-def _cost(item: _Prepared) -> tuple[int, int]:
-    """Language tokens and patches of one example."""
-    rows_cols = [grid_of(p.shape[:2], PATCH_SIZE) for p in item.pixels]  # type: ignore[arg-type]
-    return len(item.chat.ids) if item.chat else 0, sum(r * c for r, c in rows_cols)

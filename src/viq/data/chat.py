@@ -43,11 +43,13 @@ class EncodedChat:
         ids: vocabulary ids, IMAGE_TOKEN where visual vectors go.
         labels: the id itself where a token is scored, else IGNORE; same length.
         images: how many of the images are left in it, always the first ones.
+        cut: how many question-answer pairs were left out.
     """
 
     ids: list[int]
     labels: list[int]
     images: int
+    cut: int = 0
 
 
 def encode_chat(
@@ -75,7 +77,7 @@ def encode_chat(
         raise ConversationError(
             f"{where}: {marks} {IMAGE_MARK} marks, but {len(image_tokens)} images; match them"
         )
-    ids, labels, used = [], [], 0
+    ids, labels, used, kept = [], [], 0, 0
     if config.system:
         ids = _turn(START, "system\n" + config.system, tokenizer)
         labels = [IGNORE] * len(ids)
@@ -84,12 +86,13 @@ def encode_chat(
         if len(ids) + len(pair_ids) > config.max_length:
             break
         ids, labels, used = ids + pair_ids, labels + pair_labels, used + marks
+        kept += 1
     if all(label == IGNORE for label in labels):
         raise ConversationError(
             f"{where}: its first question and answer take more than "
             f"{config.max_length} tokens: raise max_length or make the image smaller"
         )
-    return EncodedChat(ids=ids, labels=labels, images=used)
+    return EncodedChat(ids=ids, labels=labels, images=used, cut=len(turns) // 2 - kept)
 
 
 def encode_prompt(
@@ -165,11 +168,22 @@ class TextPack:
         targets_L: int64, the token to predict at each place (that is, the next one's label), or
             IGNORE; never across two conversations.
         positions_L: int64, from 0 in each conversation.
+        lengths: tokens of each conversation.
     """
 
     ids_L: Tensor
     targets_L: Tensor
     positions_L: Tensor
+    lengths: tuple[int, ...]
+
+    def to(self, device: torch.device) -> TextPack:
+        """The same on another device."""
+        return TextPack(
+            ids_L=self.ids_L.to(device),
+            targets_L=self.targets_L.to(device),
+            positions_L=self.positions_L.to(device),
+            lengths=self.lengths,
+        )
 
     @property
     def answers(self) -> int:
@@ -183,4 +197,5 @@ def pack_chats(chats: Sequence[EncodedChat]) -> TextPack:
         ids_L=torch.tensor([i for chat in chats for i in chat.ids]),
         targets_L=torch.tensor([label for chat in chats for label in (*chat.labels[1:], IGNORE)]),
         positions_L=torch.cat([torch.arange(len(chat.ids)) for chat in chats]),
+        lengths=tuple(len(chat.ids) for chat in chats),
     )

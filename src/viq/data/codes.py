@@ -91,6 +91,12 @@ class CodeDataset(IterableDataset):
         shard = bisect_right(self._firsts, number) - 1
         return self._shards[shard].sample(number - self._firsts[shard])
 
+    def keys(self) -> Iterator[str]:
+        """The keys of all samples, in the order of the store, without reading codes."""
+        return (
+            key for shard in range(len(self._shards.samples)) for key in self._shards.keys(shard)
+        )
+
     def __contains__(self, key: object) -> bool:
         try:
             return isinstance(key, str) and self._find(key) >= 0
@@ -212,11 +218,7 @@ class CodeDataset(IterableDataset):
 
     def _find(self, key: str) -> int:
         if self._by_key is None:
-            hashes = np.fromiter(
-                (_hash64(k) for shard in range(len(self._shards.samples))
-                 for k in self._shards.keys(shard)),
-                np.uint64,
-            )  # fmt: skip
+            hashes = np.fromiter(map(_hash64, self.keys()), np.uint64)
             order = np.argsort(hashes)
             self._by_key = hashes[order], order
         hashes, order = self._by_key

@@ -7,14 +7,22 @@ the wrong picture.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any, Literal
 
 from viq.data.source_base import ImageRef, Row, SourceError
 
-__all__ = ["IMAGE_MARK", "Conversation", "ConversationError", "Turn", "conversation"]
+__all__ = [
+    "IMAGE_MARK",
+    "Conversation",
+    "ConversationError",
+    "Turn",
+    "conversation",
+    "marked",
+    "turns_of",
+]
 
 IMAGE_MARK = "<image>"
 Role = Literal["user", "assistant"]
@@ -98,10 +106,7 @@ def conversation(row: Row, *, prompt: str = "Describe the image.", choice: int =
         ConversationError: there is nothing of these, turns do not alternate, one is empty, or marks
             and images differ in number.
     """
-    turns = _turns(row, prompt, choice)
-    if row.images and turns and not any(IMAGE_MARK in turn.text for turn in turns):
-        marked = f"{IMAGE_MARK}\n" * len(row.images) + turns[0].text
-        turns[0] = Turn(role=turns[0].role, text=marked)
+    turns = marked(_turns(row, prompt, choice), len(row.images))
     resize = row.extras.get("resize")
     return Conversation(
         turns=tuple(turns),
@@ -112,12 +117,21 @@ def conversation(row: Row, *, prompt: str = "Describe the image.", choice: int =
     )
 
 
+def turns_of(items: Iterable[Any], where: str) -> list[Turn]:
+    """Turns of {from, value} or {role, content}; content in parts of type text and image, too.
+
+    Raises:
+        ConversationError: other objects, or other roles than user and assistant.
+    """
+    return [_turn(item, where) for item in items]
+
+
 def _turns(row: Row, prompt: str, choice: int) -> list[Turn]:
     """The turns as the data has them, not checked against each other."""
     extras = row.extras
     for name in ("conversations", "messages"):
         if extras.get(name) is not None:
-            return [_turn(item, f"{row.where}: {name}") for item in _list(row, name)]
+            return turns_of(_list(row, name), f"{row.where}: {name}")
     if extras.get("pairs") is not None:
         answers: dict[str, list[str]] = {}
         for pair in _list(row, "pairs"):
@@ -144,6 +158,14 @@ def _turns(row: Row, prompt: str, choice: int) -> list[Turn]:
         f"{row.where}: has no conversations, messages, pairs, caption, captions or text (its"
         f" fields: {', '.join(map(str, extras)) or 'none'}); rename the field that holds the text"
     )
+
+
+def marked(turns: Sequence[Turn], images: int) -> list[Turn]:
+    """The same turns; if there are images but no mark, marks come before the first question."""
+    if not images or not turns or any(IMAGE_MARK in turn.text for turn in turns):
+        return list(turns)
+    first = f"{IMAGE_MARK}\n" * images + turns[0].text
+    return [Turn(role=turns[0].role, text=first), *turns[1:]]
 
 
 def _exchange(question: str, answer: str) -> list[Turn]:

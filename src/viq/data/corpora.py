@@ -65,7 +65,7 @@ class Corpus(Protocol):
 
     def key(self, index: int) -> str: ...
 
-    def example(self, index: int, rng: random.Random) -> Example: ...
+    def example(self, index: int, rng: random.Random) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -257,6 +257,16 @@ def open_corpora(
             raise ViqError(f"no row of the data passes {where}: check the column and the value")
         raise ViqError(f"no row of the data falls into the {split} part: give more rows")
     return [corpus for corpus in corpora if corpus.length]
+
+
+def open_split(
+    paths: Iterable[str | Path], *, where: dict[str, str] | None = None
+) -> list[tuple[RowCorpus, RowCorpus]]:
+    """(train, held-out) corpora of the same files; those without a held-out row are left out."""
+    paths = list(paths)
+    train, held = (open_corpora(paths, split, where=where) for split in ("train", "held-out"))
+    held_out = {corpus.name: corpus for corpus in held}
+    return [(corpus, held_out[corpus.name]) for corpus in train if corpus.name in held_out]
 
 
 def _turns(pairs: Iterable[tuple[str, str]]) -> tuple[Turn, ...]:

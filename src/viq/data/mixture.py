@@ -6,23 +6,28 @@ share every corpus without overlap. So the data of a step do not depend on how m
 the lanes, and the position of a lane, a few integers, is all that a checkpoint must hold.
 
 A sample that cannot be used (a broken picture, a wrong conversation) is passed over and listed.
+
+From corpora to training: `Mixture` draws, `Packer` packs what one lane has drawn, `Stream` gives
+the micro-batches of all lanes of a process, step by step.
 """
 
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from viq.data.corpora import Corpus, Example
+from viq.data.corpora import Corpus
 from viq.types import ViqError
 
-T = TypeVar("T")
+T = TypeVar("T")  # a prepared example
+M = TypeVar("M")  # a micro-batch
 _AHEAD = 8  # examples made ahead of each lane, on threads
 _HOPELESS = 1000  # bad samples in a row
 
@@ -89,7 +94,7 @@ class Mixture:
         taken = (*position.taken[:part], position.taken[part] + 1, *position.taken[part + 1 :])
         return part, self._index(part, number), Position(position.drawn + 1, taken)
 
-    def example(self, lane: int, draw: int, part: int, index: int) -> Example:
+    def example(self, lane: int, draw: int, part: int, index: int) -> Any:
         """Make the example of one draw; raises what its corpus raises for a bad one."""
         rng = random.Random(f"{self.seed} {lane} {draw}")
         return self.parts[part].corpus.example(index, rng)
@@ -122,7 +127,7 @@ class Packer(Generic[T]):
         lane: int,
         position: Position,
         *,
-        prepare: Callable[[Example], T],
+        prepare: Callable[[Any], T],
         cost: Callable[[T], tuple[int, ...]],
         budgets: tuple[int, ...],
         skipped: Skipped,
@@ -176,3 +181,86 @@ class Packer(Generic[T]):
 
     def _make(self, draw: int, part: int, index: int) -> T:
         return self._prepare(self.mixture.example(self.lane, draw, part, index))
+
+
+class Stream(ABC, Generic[T, M]):
+    """The endless micro-batches of a stage, for the lanes of one process.
+
+    Args:
+        mixture: what is drawn from; None: nothing, micro-batches are made of their number alone.
+        lanes: numbers of the lanes of this process.
+        all_lanes: how many lanes a step has in all processes.
+        budgets: of a micro-batch, in the units of `_cost`.
+        positions: of all lanes, from a checkpoint; else the start.
+        threads: that prepare examples.
+
+    Attributes:
+        skipped: samples that could not be used.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture | None,
+        *,
+        lanes: Sequence[int],
+        all_lanes: int,
+        budgets: tuple[int, ...],
+        positions: Mapping[int, Position] | None = None,
+        threads: int = 1,
+    ) -> None:
+        self.mixture, self.lanes = mixture, list(lanes)
+        self.skipped = Skipped()
+        self._all_lanes, self._budgets, self._threads = all_lanes, budgets, threads
+        self._positions = dict(positions or {})
+
+    def steps(self, first: int, last: int) -> Iterator[tuple[list[M], dict[int, Position]]]:
+        """For each step from `first` to `last` (excluded): micro-batches, and positions after it.
+
+        The next step is made on a thread while the caller works on this one.
+        """
+        with ThreadPoolExecutor(self._threads) as pool, ThreadPoolExecutor(1) as ahead:
+            packers = {lane: iter(self._packer(lane, pool)) for lane in self.lanes}
+            future = ahead.submit(self._step, packers, first) if first < last else None
+            for step in range(first, last):
+                assert future is not None
+                made = future.result()
+                if step + 1 < last:
+                    future = ahead.submit(self._step, packers, step + 1)
+                yield made
+
+    @abstractmethod
+    def _prepare(self, example: Any) -> T:
+        """Make an example ready, on a thread. Raises ViqError for a bad one."""
+
+    @abstractmethod
+    def _cost(self, item: T) -> tuple[int, ...]:
+        """What a prepared example takes of each budget."""
+
+    @abstractmethod
+    def _collate(self, items: Sequence[T], number: int) -> M:
+        """Micro-batch `number` of the stage."""
+
+    def _packer(self, lane: int, pool: ThreadPoolExecutor) -> Iterator[Any]:
+        if self.mixture is None:
+            return iter(())
+        return iter(
+            Packer(
+                self.mixture,
+                lane,
+                self._positions.get(lane, self.mixture.start()),
+                prepare=self._prepare,
+                cost=self._cost,
+                budgets=self._budgets,
+                skipped=self.skipped,
+                pool=pool,
+            )
+        )
+
+    def _step(
+        self, packers: Mapping[int, Iterator[Any]], step: int
+    ) -> tuple[list[M], dict[int, Position]]:
+        micros, positions = [], {}
+        for lane in self.lanes:
+            items, positions[lane] = next(packers[lane], ([], Position()))
+            micros.append(self._collate(items, step * self._all_lanes + lane))
+        return micros, positions

@@ -5,7 +5,7 @@ A shape is never hidden: its centre lies outside the enclosing circle of each ot
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,7 @@ _OUTLINES: dict[str, Callable[[float, float], Outline]] = {
 SHAPES = tuple(_OUTLINES)
 
 
-def _mask(shape: str, radius: int, turn: float) -> Image.Image:
+def shape_mask(shape: str, radius: int, turn: float) -> Image.Image:
     """Antialiased coverage, side 2 * radius + 1: the centre is the middle of the middle pixel."""
     scale = 4 if radius < 48 else 2  # small shapes need the finer edge; big ones would be slow
     side = 2 * radius + 1
@@ -146,8 +146,9 @@ def draw_shapes(size: tuple[int, int], rng: random.Random, system_fonts: bool) -
     del system_fonts  # no text here
     short = min(size)
     radii = max(4, short // 24), max(5, short // 4)
-    image, facts = _scatter(size, rng, (1, 2, 3, 4, 5, 6, 8, 12), radii, distinct=False)
-    return Drawing(image=image, kind="shapes", facts=facts)
+    pattern, image, avoid = _background(size, rng)
+    shapes = _scatter(image, avoid, rng, (1, 2, 3, 4, 5, 6, 8, 12), radii, distinct=False)
+    return Drawing(image=image, kind="shapes", facts={"background": pattern, "shapes": shapes})
 
 
 def draw_scene(size: tuple[int, int], rng: random.Random, system_fonts: bool) -> Drawing:
@@ -158,20 +159,35 @@ def draw_scene(size: tuple[int, int], rng: random.Random, system_fonts: bool) ->
     del system_fonts  # no text here
     short = min(size)
     radii = max(2, math.ceil(short / 8)), max(3, short // 4)
-    image, facts = _scatter(size, rng, (1, 2, 3, 4), radii, distinct=True)
-    return Drawing(image=image, kind="scene", facts=facts)
+    pattern, image, avoid = _background(size, rng)
+    shapes = _scatter(image, avoid, rng, (1, 2, 3, 4), radii, distinct=True)
+    return Drawing(image=image, kind="scene", facts={"background": pattern, "shapes": shapes})
+
+
+def draw_plain(size: tuple[int, int], rng: random.Random) -> Drawing:
+    """1 or 2 big shapes on paper or on black, not alike in both shape and colour; facts as above.
+
+    Diameters are a third to half of the short side: what a coarse decoder still shows clearly.
+    """
+    short = min(size)
+    radii = max(3, math.ceil(short / 6)), max(4, short // 4)
+    ground = COLOURS[rng.choice(("white", "black"))]
+    image = Image.new("RGB", (size[1], size[0]), ground)
+    facts = _scatter(image, [ground], rng, (1, 2), radii, distinct=True)
+    return Drawing(image=image, kind="plain", facts={"background": "flat", "shapes": facts})
 
 
 def _scatter(
-    size: tuple[int, int],
+    image: Image.Image,
+    avoid: Sequence[RGB],
     rng: random.Random,
     counts: tuple[int, ...],
     radii: tuple[int, int],
     *,
     distinct: bool,
-) -> tuple[Image.Image, dict[str, Any]]:
-    """Picture and facts of one of `counts` shapes, fewer where there is no room."""
-    pattern, image, avoid = _background(size, rng)
+) -> list[dict[str, Any]]:
+    """Draw one of `counts` shapes into the picture, fewer where there is no room; their facts."""
+    size = (image.height, image.width)
     names = [n for n, c in COLOURS.items() if min(distance(c, a) for a in avoid) > _CLEAR]
     taken: list[tuple[int, int, int]] = []
     shapes: list[dict[str, Any]] = []
@@ -191,6 +207,6 @@ def _scatter(
         free = [n for n in names if n not in near] or names or ["black"]
         colour = rng.choice(free)
         turn = rng.choice((0.0, rng.uniform(0, 2 * math.pi)))
-        image.paste(COLOURS[colour], (x - r, y - r), _mask(shape, r, turn))
+        image.paste(COLOURS[colour], (x - r, y - r), shape_mask(shape, r, turn))
         shapes.append({"shape": shape, "color": colour, "x": x, "y": y, "size": 2 * r})
-    return image, {"background": pattern, "shapes": shapes}
+    return shapes

@@ -37,6 +37,7 @@ from viq.patches import lengths_of, normalize, pack
 from viq.types import IGNORE, Grid, ViqError, grid_of, language_tokens
 
 Features = Literal["codes", "continuous"]
+Gathered = Callable[[Sequence[int]], Tensor]  # numbers of pictures to their features (T, C)
 _T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, 95%, by number of seeds
 _GROUP = 32  # pictures a pass
 _PROBE_CLASS = 15  # fewest training pictures of an answer that a probe tells apart
@@ -218,28 +219,41 @@ def examine(
     sample = torch.cat(list(features[:500]))
     mean, std = sample.mean(0), sample.std(0) + 1e-6
     features = [(feature - mean) / std for feature in features]
+    width = features[0].shape[1]
+
+    def gathered(pictures: Sequence[int]) -> Tensor:
+        return torch.cat([features[picture] for picture in pictures])
+
     by_seed = [
-        _answers(exam, features, grids, config, seed, progress) for seed in range(config.seeds)
+        train_reader(exam, gathered, width, grids, config, seed, progress)
+        for seed in range(config.seeds)
     ]
     kinds = sorted({kind for score in by_seed for kind in score})
     return {
         "questions": dict(Counter(_group(q.kind) for q in exam.test)) | {"all": len(exam.test)},
-        "answers": {kind: _interval([score[kind] for score in by_seed]) for kind in kinds},
+        "answers": {kind: interval([score[kind] for score in by_seed]) for kind in kinds},
         "probes": _probes(exam, features),
     }
 
 
-def _answers(
+def train_reader(
     exam: Exam,
-    features: Sequence[Tensor],
+    features: Gathered,
+    width: int,
     grids: Sequence[Grid],
     config: UnderstandingConfig,
     seed: int,
     progress: Callable[[int], None],
 ) -> dict[str, float]:
-    """Exact-match accuracy in percent by kind, of one reader trained from scratch."""
+    """Exact-match accuracy in percent by kind, of one reader trained from scratch.
+
+    Args:
+        features: of pictures by their numbers; `width` channels wide.
+        grids: of all pictures.
+        progress: called with the number of each step.
+    """
     torch.manual_seed(seed)
-    reader = LanguageReader(build_language(config.language, exam.vocabulary), features[0].shape[1])
+    reader = LanguageReader(build_language(config.language, exam.vocabulary), width)
     optimizer = torch.optim.AdamW(
         reader.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.02
     )
@@ -271,13 +285,13 @@ def _answers(
 def _score(
     reader: LanguageReader,
     questions: Sequence[Question],
-    features: Sequence[Tensor],
+    features: Gathered,
     grids: Sequence[Grid],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses (A,), hits (A,) and number of the question (A,) of every scored token."""
     packed = pack_chats([q.chat for q in questions])
     score = reader(
-        torch.cat([features[q.picture] for q in questions]),
+        features([q.picture for q in questions]),
         [grids[q.picture] for q in questions],
         packed.ids_L,
         packed.targets_L,
@@ -351,7 +365,8 @@ def _logistic(x: Tensor, y: Tensor, x_test: Tensor, classes: int) -> Tensor:
     return (x_test @ weight.detach() + bias.detach()).argmax(1)
 
 
-def _interval(values: list[float]) -> dict[str, Any]:
+def interval(values: list[float]) -> dict[str, Any]:
+    """Mean over seeds, half-width of its 95% interval (Student's t), and each seed's value."""
     mean, count = statistics.fmean(values), len(values)
     half = 0.0
     if count > 1:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from viq.models.packed import base_of, packed_hidden
 from viq.models.projector import MergeProjector, ProjectorConfig
 from viq.types import IGNORE, IMAGE_TOKEN, Grid, ViqError
 
@@ -133,22 +134,16 @@ class AnswerScore:
     correct_A: Tensor
 
 
-class LanguageReader(nn.Module):
-    """Projector and language model: features and text in, a score of the answers out.
+class ReadsFeatures:
+    """What a module can do that has a language model and a projector of features into it.
 
     Attributes:
-        own: names of the parameters that training may change: all, or projector and adapters.
+        language: a Hugging Face causal LM, perhaps under adapters.
+        projector: features to its input vectors.
     """
 
-    def __init__(self, language: Any, features: int, merge: int = 2) -> None:
-        super().__init__()
-        width = language.get_input_embeddings().embedding_dim
-        self.projector = MergeProjector(
-            ProjectorConfig(features=features, width=width, merge=merge)
-        )
-        self.language = language
-        # What training may change; the rest comes from where the language model came from.
-        self.own = frozenset(n for n, p in self.named_parameters() if p.requires_grad)
+    language: Any
+    projector: MergeProjector
 
     def inputs(self, ids_L: Tensor, features_TC: Tensor | None, grids_hw: Sequence[Grid]) -> Tensor:
         """Input vectors (L, D): embeddings of the words, visual vectors in the places of images.
@@ -176,8 +171,7 @@ class LanguageReader(nn.Module):
         Positions restart with each conversation. Hugging Face models keep conversations apart by
         that alone, but only without an attention mask and without a cache.
         """
-        decoder = _decoder(self.language)
-        output = decoder(
+        output = base_of(self.language).get_decoder()(
             inputs_embeds=inputs_LD[None],
             position_ids=positions_L[None],
             attention_mask=None,
@@ -185,16 +179,25 @@ class LanguageReader(nn.Module):
         )
         return output.last_hidden_state[0]
 
-    def forward(
+    def score(
         self,
         features_TC: Tensor | None,
         grids_hw: Sequence[Grid],
         ids_L: Tensor,
         targets_L: Tensor,
         positions_L: Tensor,
+        lengths: Sequence[int] = (),
     ) -> AnswerScore:
-        """Score the answers. Logits are made for scored places only: a vocabulary is wide."""
-        hidden_LD = self.hidden(self.inputs(ids_L, features_TC, grids_hw), positions_L)
+        """Score the answers. Logits are made for scored places only: a vocabulary is wide.
+
+        Args:
+            lengths: tokens of each conversation, for a model with packed attention.
+        """
+        inputs_LD = self.inputs(ids_L, features_TC, grids_hw)
+        if lengths:
+            hidden_LD = packed_hidden(self.language, inputs_LD, lengths)
+        else:
+            hidden_LD = self.hidden(inputs_LD, positions_L)
         scored_L = targets_L != IGNORE
         logits = self.language.get_output_embeddings()(hidden_LD[scored_L]).float()
         targets_A = targets_L[scored_L]
@@ -204,11 +207,27 @@ class LanguageReader(nn.Module):
         )
 
 
+class LanguageReader(ReadsFeatures, nn.Module):
+    """Projector and language model: features and text in, a score of the answers out.
+
+    Attributes:
+        own: names of the parameters that training may change: all, or projector and adapters.
+    """
+
+    def __init__(self, language: Any, features: int, merge: int = 2) -> None:
+        super().__init__()
+        width = language.get_input_embeddings().embedding_dim
+        self.projector = MergeProjector(
+            ProjectorConfig(features=features, width=width, merge=merge)
+        )
+        self.language = language
+        # What training may change; the rest comes from where the language model came from.
+        self.own = frozenset(n for n, p in self.named_parameters() if p.requires_grad)
+
+    def forward(self, *args: Any, **kwargs: Any) -> AnswerScore:
+        """`score`, where wrappers of modules (gradients over processes) can see it."""
+        return self.score(*args, **kwargs)
+
+
 def _missing(library: str) -> ViqError:
     return ViqError(f"a language model needs {library}: pip install 'viq[train]'")
-
-
-def _decoder(language: Any) -> Any:
-    """The part of a causal LM below its output head, also under adapters."""
-    base = language.get_base_model() if hasattr(language, "get_base_model") else language
-    return base.get_decoder()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -142,38 +142,23 @@ class ProximalBottleneck(nn.Module):
         return z_TSd.tanh() if self.kind == "tanh" else z_TSd
 
 
-class QuantizerHead(nn.Module):
-    """Tokens (T, C) to bottleneck values (T, 4, d), and codes (T, 4, d) to features (T, C)."""
+class RestoreHead(nn.Module):
+    """Steps 6 to 9, codes (T, 4, d) to features (T, C): all that a reader of codes needs.
 
-    def __init__(self, width: int, config: QuantizerConfig) -> None:
-        super().__init__()
-        self.config = config
+    Attributes:
+        bottleneck: of its parts, step 6 takes `project_out`, a linear map from d to C.
+    """
+
+    bottleneck: Any
+
+    def add_restore(self, width: int, post_depth: int) -> None:
+        """Build steps 7 to 9. Apart from `__init__`: in the whole head, other parts come first."""
         c, s = width, CODES_PER_PATCH
-        self.pre_norm = nn.LayerNorm(c, eps=1e-5, elementwise_affine=False)
-        self.pre_blocks = nn.ModuleList(
-            Block(c, config.heads, 4 * c) for _ in range(config.pre_depth)
-        )
-        self.expand_mlp = Mlp(c, s * c, s * c)
-        self.slot_mlp = Mlp(c, c, c)
-        kinds = {"fsq": FSQBottleneck, "proximal": ProximalBottleneck}
-        self.bottleneck = kinds[config.bottleneck](c, config)
         self.merge_mlp = Mlp(s * c, s * c, c)
         self.post_mlp = Mlp(c, c, c)
-        self.post_blocks = nn.ModuleList(ResidualMlp(c, 2 * c) for _ in range(config.post_depth))
+        self.post_blocks = nn.ModuleList(ResidualMlp(c, 2 * c) for _ in range(post_depth))
         self.post_scale = nn.Parameter(torch.ones(c))
         self.post_shift = nn.Parameter(torch.zeros(c))
-
-    def expand(self, tokens_TC: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
-        """Steps 1 to 3: slots (T, S, C)."""
-        tokens_TC = self.pre_norm(tokens_TC)
-        lengths = lengths_of(grids_hw)
-        for block in self.pre_blocks:
-            tokens_TC = block(tokens_TC, lengths)
-        return self.slot_mlp(self.expand_mlp(tokens_TC).unflatten(-1, (CODES_PER_PATCH, -1)))
-
-    def forward(self, tokens_TC: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
-        """Steps 1 to 5 before the limit: values z (T, S, d)."""
-        return self.bottleneck(self.expand(tokens_TC, grids_hw), grids_hw)
 
     def merge(self, codes_TSd: Tensor) -> Tensor:
         """Steps 6 and 7, (T, C), with the two adjacent linear maps folded into one.
@@ -212,3 +197,33 @@ class QuantizerHead(nn.Module):
         c, s, d = len(self.post_scale), CODES_PER_PATCH, self.bottleneck.project_out.in_features
         first = s * d * s * c if folded else s * d * c + (s * c) ** 2
         return 2 * (first + s * c * c + 2 * c * c + len(self.post_blocks) * 4 * c * c)
+
+
+class QuantizerHead(RestoreHead):
+    """Tokens (T, C) to bottleneck values (T, 4, d), and codes (T, 4, d) to features (T, C)."""
+
+    def __init__(self, width: int, config: QuantizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        c, s = width, CODES_PER_PATCH
+        self.pre_norm = nn.LayerNorm(c, eps=1e-5, elementwise_affine=False)
+        self.pre_blocks = nn.ModuleList(
+            Block(c, config.heads, 4 * c) for _ in range(config.pre_depth)
+        )
+        self.expand_mlp = Mlp(c, s * c, s * c)
+        self.slot_mlp = Mlp(c, c, c)
+        kinds = {"fsq": FSQBottleneck, "proximal": ProximalBottleneck}
+        self.bottleneck = kinds[config.bottleneck](c, config)
+        self.add_restore(c, config.post_depth)
+
+    def expand(self, tokens_TC: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
+        """Steps 1 to 3: slots (T, S, C)."""
+        tokens_TC = self.pre_norm(tokens_TC)
+        lengths = lengths_of(grids_hw)
+        for block in self.pre_blocks:
+            tokens_TC = block(tokens_TC, lengths)
+        return self.slot_mlp(self.expand_mlp(tokens_TC).unflatten(-1, (CODES_PER_PATCH, -1)))
+
+    def forward(self, tokens_TC: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
+        """Steps 1 to 5 before the limit: values z (T, S, d)."""
+        return self.bottleneck(self.expand(tokens_TC, grids_hw), grids_hw)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from viq import checkpoint
 from viq.compress import ENTROPY_FILE, EntropyModel
 from viq.files import write_atomically
+from viq.hub import locate
 from viq.image import Source, limit_pixels, open_image
 from viq.models.decoder import DecoderConfig, PixelDecoder
 from viq.models.encoder import Encoder, EncoderConfig
@@ -31,7 +32,7 @@ from viq.models.latents import LatentConfig, LatentHead
 from viq.models.quantizer import FSQBottleneck, QuantizerConfig, QuantizerHead
 from viq.nn.blocks import AttentionPool
 from viq.patches import PatchBatch, denormalize, lengths_of, normalize, pack, tile_grid, unpatchify
-from viq.types import Codes, CodesError, Grid, ViqError, grid_of
+from viq.types import CODES_PER_PATCH, Codes, CodesError, Grid, ViqError, grid_of
 
 _BAND = 4096  # patches decoded at a time: bounds memory, the result is the same
 
@@ -93,6 +94,22 @@ class VisualTokenizer(nn.Module):
     def ids(self, batch: PatchBatch) -> Tensor:
         """Codebook indices (T, S), int64, of packed images."""
         return self._fsq.fsq.indices(self.quantizer(self.encoder(batch), batch.grids_hw))
+
+    def ids_alone(self, batch: PatchBatch) -> Tensor:
+        """Codebook indices (T, S), int64, as `encode` gives them: image by image, tile by tile."""
+        tile, parts = self.config.tile // self.config.encoder.patch_size, []
+        for part, grid in zip(
+            batch.patches_TD.split(lengths_of(batch.grids_hw)), batch.grids_hw, strict=True
+        ):
+            patches = part.unflatten(0, grid)
+            ids = torch.empty(*grid, CODES_PER_PATCH, dtype=torch.long, device=part.device)
+            for where in tile_grid(grid, tile if max(grid) > tile else 0):
+                piece = patches[where]
+                shape = (piece.shape[0], piece.shape[1])
+                alone = PatchBatch(patches_TD=piece.flatten(0, 1), grids_hw=(shape,))
+                ids[where] = self.ids(alone).unflatten(0, shape)
+            parts.append(ids.flatten(0, 1))
+        return torch.cat(parts)
 
     def features(self, ids_TS: Tensor) -> Tensor:
         """Features (T, C) of codebook indices (T, S)."""
@@ -181,7 +198,7 @@ class VisualTokenizer(nn.Module):
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
     ) -> VisualTokenizer:
-        """A tokenizer from a folder, or from a Hugging Face hub id; in eval mode.
+        """A tokenizer from a folder, a bundled name, or a Hugging Face hub id; in eval mode.
 
         Args:
             dtype: of the parameters; float32 by default, whatever the file holds, because codes
@@ -190,11 +207,13 @@ class VisualTokenizer(nn.Module):
         Raises:
             CheckpointError: the folder is incomplete, damaged, or does not fit its config.
         """
-        folder = Path(name)
-        if not folder.is_dir():
-            from viq.hub import download
-
-            folder = download(str(name), revision, token, cache_dir, local_files_only)
+        folder = locate(
+            name,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
         values = checkpoint.read_config(folder)
         stamp = values.pop("fingerprint", None)
         values.pop("format", None)

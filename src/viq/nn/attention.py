@@ -8,29 +8,36 @@ is PyTorch's variable-length FlashAttention, for half precision on CUDA.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def packed_attention(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, lengths: Sequence[int]) -> Tensor:
+def packed_attention(
+    q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, lengths: Sequence[int], *, causal: bool = False
+) -> Tensor:
     """Softmax attention, scale 1/sqrt(D), no token seeing another image. Gives (T, H, D).
 
     Args:
+        k_THD, v_THD: may have fewer heads, which consecutive heads of q then share.
         lengths: tokens of each image, in order; they add up to T.
+        causal: a token sees itself and those before it only.
     """
     if sum(lengths) != len(q_THD):
         raise ValueError(f"lengths add up to {sum(lengths)} tokens, the sequence has {len(q_THD)}")
-    if _fast_is_possible(q_THD):
-        return varlen_attention(q_THD, k_THD, v_THD, lengths)
-    return looped_attention(q_THD, k_THD, v_THD, lengths)
+    way = varlen_attention if _fast_is_possible(q_THD) else looped_attention
+    return way(q_THD, k_THD, v_THD, lengths, causal=causal)
 
 
-def looped_attention(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, lengths: Sequence[int]) -> Tensor:
+def looped_attention(
+    q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, lengths: Sequence[int], *, causal: bool = False
+) -> Tensor:
     """The plain twin: one attention call for each run of images of equal length."""
+    shared = q_THD.shape[1] != k_THD.shape[1]
     outputs, start = [], 0
     for length, run in groupby(lengths):
         count = len(list(run))
@@ -39,19 +46,32 @@ def looped_attention(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, lengths: Seque
             x[start:stop].unflatten(0, (count, length)).transpose(1, 2)
             for x in (q_THD, k_THD, v_THD)
         )
-        outputs.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=shared)
+        outputs.append(out.transpose(1, 2).flatten(0, 1))
         start = stop
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def varlen_attention(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, lengths: Sequence[int]) -> Tensor:
+def varlen_attention(
+    q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, lengths: Sequence[int], *, causal: bool = False
+) -> Tensor:
     """The fast twin: one kernel for the whole sequence (CUDA, fp16 or bf16, D at most 256)."""
     from torch.nn.attention.varlen import varlen_attn
 
-    ends = torch.tensor([0, *lengths], device=q_THD.device).cumsum(0, dtype=torch.int32)
+    if (share := q_THD.shape[1] // k_THD.shape[1]) > 1:
+        # Not every release of the kernel takes fewer heads; copies cost little beside the rest.
+        k_THD, v_THD = (x.repeat_interleave(share, dim=1) for x in (k_THD, v_THD))
+    ends = _ends(tuple(lengths), q_THD.device)
     longest = max(lengths)
-    out = varlen_attn(q_THD, k_THD, v_THD, ends, ends, longest, longest)
+    window = (-1, 0 if causal else -1)  # how far a token sees back and ahead; -1: all the way
+    out = varlen_attn(q_THD, k_THD, v_THD, ends, ends, longest, longest, window_size=window)
     return out if isinstance(out, Tensor) else out[0]
+
+
+@functools.lru_cache(maxsize=16)
+def _ends(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """Where each image begins, and the end, int32; kept, since every layer asks for the same."""
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
 
 
 def _fast_is_possible(q_THD: Tensor) -> bool:

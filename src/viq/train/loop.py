@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from viq.data.batches import BatchStream
+from viq.data.mixture import Stream
 from viq.train import state
 from viq.train.objectives import COUNTED, weighted
 from viq.train.optim import OptimConfig, make_optimizer, set_rate
@@ -90,7 +90,7 @@ def make_accelerator(precision: Literal["auto", "float32", "bfloat16"] = "auto")
 
 def train(
     objective: nn.Module,
-    stream_at: Callable[[state.Resumed], BatchStream],
+    stream_at: Callable[[state.Resumed], Stream],
     config: LoopConfig,
     folder: Path,
     *,

@@ -41,6 +41,8 @@ COUNTED = {
     "adversarial": "patches",
     "discriminator": "patches",
     "features": "images",
+    "next": "scored",
+    "codes": "patches",
     # Not trained on, only shown:
     "correct": "answers",
     "matched": "captions",

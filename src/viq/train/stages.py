@@ -10,9 +10,6 @@ RUN/STAGE/tower/           the teacher, where the recipe trains one
 
 from __future__ import annotations
 
-import json
-import os
-import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,8 +24,6 @@ from viq.data.corpora import DrawnCorpus, RowCorpus
 from viq.data.crops import CropConfig, Pictures, make_batch
 from viq.data.mixture import Mixture, Part
 from viq.data.photos import Photos
-from viq.data.words import load_tokenizer, train_tokenizer
-from viq.files import write_atomically
 from viq.models.discriminator import Discriminator, DiscriminatorConfig
 from viq.models.language import (
     LanguageConfig,
@@ -41,14 +36,22 @@ from viq.models.language import (
 from viq.models.tokenizer import TokenizerConfig, VisualTokenizer
 from viq.models.tower import TowerConfig, VisionTower
 from viq.train.init import fit_fsq, initialize
-from viq.train.loop import Hooks, LoopConfig, TrainingError, make_accelerator, train
-from viq.train.monitor import Bar, Journal, code_use, count_codes, picture_grid
+from viq.train.loop import LoopConfig, make_accelerator, train
+from viq.train.monitor import code_use, count_codes, picture_grid
 from viq.train.objectives import (
     AlignObjective,
     DecoderObjective,
     TowerObjective,
     code_ids,
     fsq_of,
+)
+from viq.train.running import (
+    Observer,
+    check_recipe,
+    first_texts,
+    own_lanes,
+    shared,
+    text_tokenizer,
 )
 from viq.types import ViqError
 
@@ -184,7 +187,7 @@ class Run:
 
         A stage that has ended is not trained again.
         """
-        self._check_recipe()
+        check_recipe(self.out / RECIPE, self.recipe, self.accelerator)
         tokenizer: VisualTokenizer | None = None
         previous: Path | None = None
         for number, stage in enumerate(self.recipe.stages):
@@ -225,17 +228,11 @@ class Run:
         observer = _Observer(self, stage, folder, objective)
 
         def stream_at(resumed: Any) -> BatchStream:
-            world, rank = self.accelerator.num_processes, self.accelerator.process_index
-            if stage.data.lanes % world:
-                raise ViqError(
-                    f"{stage.name}: {stage.data.lanes} micro-batches a step cannot be shared by "
-                    f"{world} processes: set data.lanes to a multiple of {world}"
-                )
             observer.stream = BatchStream(
                 stage.data,
                 self._mixture(stage, seed, conversations=_talks(stage)),
                 seed=seed,
-                lanes=range(rank, stage.data.lanes, world),
+                lanes=own_lanes(stage.name, stage.data.lanes, self.accelerator),
                 tokenizer=words,
                 photos=self.data.photos,
                 positions=resumed.positions,
@@ -376,7 +373,7 @@ class Run:
             if weight
         ]
         share = stage.data.drawn_share if rows else 1.0
-        parts = [*_scaled(drawn, share), *_scaled(rows, 1 - share if drawn else 1.0)]
+        parts = [*shared(drawn, share), *shared(rows, 1 - share if drawn else 1.0)]
         if not parts:
             raise ViqError(f"{stage.name}: no data: give some with --data")
         return Mixture(parts, seed=seed, lanes=stage.data.lanes)
@@ -386,42 +383,14 @@ class Run:
         if self._words is None:
             config = self.recipe.language
             assert config is not None
-            folder = self.out / WORDS
-            if config.name is None:
-                if self.accelerator.is_main_process and not folder.is_dir():
-                    aside = folder.with_name(f".{WORDS}")
-                    train_tokenizer(self._texts(), config.vocabulary).save_pretrained(aside)
-                    os.replace(aside, folder)
-                self.accelerator.wait_for_everyone()
-            self._words = load_tokenizer(config.name or folder)
+            self._words = text_tokenizer(config, self.out / WORDS, self._texts(), self.accelerator)
         return self._words
 
-    def _texts(self, samples: int = 3000) -> Iterable[str]:
+    def _texts(self) -> Iterable[str]:
         """Questions and answers of the first samples of every corpus."""
-        rng = random.Random(self.recipe.seed)
         drawn = {kind for stage in self.recipe.stages for kind in stage.data.drawn}
         corpora = [*self.data.rows, *(DrawnCorpus(k, "train") for k in sorted(drawn))]
-        yield "system user assistant You are a helpful assistant."
-        for corpus in corpora:
-            for index in range(min(corpus.length or samples // 4, samples)):
-                try:
-                    yield from corpus.texts(index, rng)
-                except ViqError:
-                    continue
-
-    def _check_recipe(self) -> None:
-        """A run folder belongs to one recipe."""
-        path, text = self.out / RECIPE, json.dumps(checkpoint.to_dict(self.recipe), indent=2)
-        if not self.accelerator.is_main_process:
-            return
-        if path.is_file():
-            differing = _differences(json.loads(path.read_text()), json.loads(text))
-            if differing:
-                raise TrainingError(
-                    f"{path}: this run was begun with another recipe ({'; '.join(differing[:4])}): "
-                    "give another --out, or the same recipe"
-                )
-        write_atomically(path, (text + "\n").encode())
+        return first_texts(corpora, self.recipe.seed)
 
 
 _SIGLIP = ("encoder.", "pool_norm.", "pool_head.")  # what SigLIP2 has of a tokenizer
@@ -480,61 +449,29 @@ def load_reader(reader: LanguageReader, path: Path) -> None:
             parameter.copy_(weights[name])
 
 
-class _Observer:
-    """Log, bar, code use and pictures of one stage; does nothing but on the main process."""
+class _Observer(Observer):
+    """Of a stage of the tokenizer: code use and pictures, too."""
 
     def __init__(self, run: Run, stage: StageConfig, folder: Path, objective: Objective) -> None:
+        super().__init__(
+            stage.name,
+            stage.loop,
+            folder,
+            run.accelerator,
+            skipped=run.data.skipped,
+            hidden=run.hidden,
+            tensorboard=run.tensorboard,
+        )
         self.run, self.stage, self.objective = run, stage, objective
-        self.main = run.accelerator.is_main_process
-        self.folder = folder
-        self.stream: BatchStream | None = None
         self._counts: Tensor | None = None
 
-    def __enter__(self) -> _Observer:
-        if self.main:
-            self.journal = Journal(self.folder, tensorboard=self.run.tensorboard)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.main:
-            self._list_skipped(self._skipped())
-            self.journal.close()
-            if hasattr(self, "bar"):
-                self.bar.__exit__(*_)
-
-    def hooks(self) -> Hooks:
-        """For the loop."""
-        return Hooks(
-            log=self._log,
-            look=self._look,
-            after=self._after,
-            resumed=self._resumed,
-            saving=self._saving,
-        )
-
-    def _resumed(self, step: int) -> None:
-        self.journal.cut(step)
-        self._list_skipped(self.run.data.skipped)
-        loop = self.stage.loop
-        self.bar = Bar(
-            self.stage.name,
-            loop.steps,
-            start=step,
-            log_every=loop.log_every,
-            hidden=self.run.hidden,
-        ).__enter__()
-
-    def _log(self, record: dict[str, Any]) -> None:
-        self.journal.log(record)
-        self.bar.update(record["step"], record)
-
-    def _after(self) -> None:
+    def after(self) -> None:
         ids, fsq = code_ids(self.objective), fsq_of(self.objective)
         if ids is not None and fsq is not None:
             counts = count_codes(ids, fsq)
             self._counts = counts if self._counts is None else self._counts + counts
 
-    def _look(self, step: int) -> None:
+    def look(self, step: int) -> None:
         fsq = fsq_of(self.objective)
         if self._counts is not None and fsq is not None:
             self.journal.codes(step, code_use(self._counts, fsq))
@@ -544,21 +481,6 @@ class _Observer:
             assert not isinstance(self.objective, TowerObjective)
             pairs = look_at(self.objective.tokenizer, self.run.data.photos, crops)
             picture_grid(*pairs, self.journal.grid_path(step))
-
-    def _saving(self) -> None:
-        """List bad samples of all processes: after a checkpoint they are not drawn again."""
-        from accelerate.utils import gather_object
-
-        skipped = gather_object(self._skipped())
-        if self.main:
-            self._list_skipped(skipped)
-
-    def _skipped(self) -> list[tuple[str, str]]:
-        return list(self.stream.skipped.reasons.items()) if self.stream else []
-
-    def _list_skipped(self, skipped: Iterable[tuple[str, str]]) -> None:
-        for key, reason in skipped:
-            self.journal.skip(key, reason)
 
 
 def look_at(
@@ -588,28 +510,3 @@ def look_at(
 def _talks(stage: StageConfig) -> bool:
     """Whether a stage reads conversations or captions."""
     return stage.kind == "tower" or bool(stage.loop.losses.get("text")) or not stage.data.crops
-
-
-def _scaled(parts: list[Part], share: float) -> list[Part]:
-    total = sum(part.weight for part in parts)
-    return [replace(part, weight=part.weight / total * share) for part in parts]
-
-
-def _differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """What differs between two recipes in JSON, one line a value."""
-    old, new = _by_name(old), _by_name(new)
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = sorted(old.keys() | new.keys())
-        return [
-            line
-            for name in names
-            for line in _differences(old.get(name), new.get(name), f"{where}.{name}".lstrip("."))
-        ]
-    return [] if old == new else [f"{where} was {old!s:.60}, is now {new!s:.60}"]
-
-
-def _by_name(value: Any) -> Any:
-    """A list of stages as a mapping from their names; other values as they are."""
-    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
-        return {item.get("name", place): item for place, item in enumerate(value)}
-    return value

@@ -120,6 +120,28 @@ def resume(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) ->
     return Resumed(step=values["step"], positions=positions, average=values["average"])
 
 
+def load_trained(folder: Path, module: nn.Module) -> None:
+    """Put what a stage has trained into a module like the one that was trained, on any device.
+
+    That is the newest checkpoint's moving average, where there is one, and else its weights.
+
+    Raises:
+        ViqError: no checkpoint, or one of a module of another shape.
+    """
+    found = checkpoints(folder)
+    if not found:
+        raise ViqError(f"{folder}: holds no checkpoint; train the stage first")
+    values = torch.load(found[-1] / "state.pt", map_location="cpu", weights_only=True)
+    trained = values["weights"] | (values["average"] or {})
+    trained.pop("updates", None)
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    if unknown := sorted(trained.keys() - parameters.keys()):
+        raise ViqError(f"{found[-1]}: is of another model (for example {unknown[0]})")
+    with torch.no_grad():
+        for name, value in trained.items():
+            parameters[name].copy_(value)
+
+
 def _whole(tensor: Tensor) -> Tensor:
     """A tensor that may be sharded over processes, whole and on the CPU."""
     full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[attr-defined]

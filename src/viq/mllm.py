@@ -1,0 +1,249 @@
+"""Talk to a multimodal language model: load one, ask about images, caption a store.
+
+Importing this registers the classes with transformers, so that `AutoConfig`, `AutoProcessor` and
+`AutoModelForImageTextToText` know them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationConfig,
+    TextStreamer,
+)
+from transformers.utils import logging
+
+from viq import checkpoint
+from viq.data.chat import END, ChatConfig
+from viq.data.codes import CodeDataset
+from viq.data.processor import ViQProcessor
+from viq.fsq import codebook_size
+from viq.models.embedder import CodeEmbedder
+from viq.models.mllm import ViQConfig, ViQForConditionalGeneration
+from viq.store.folder import SINGLE
+from viq.store.views import CodeSample
+from viq.types import Codes, ViqError
+
+__all__ = ["ViQConfig", "ViQForConditionalGeneration", "ViQProcessor"]
+
+AutoConfig.register("viq", ViQConfig)
+AutoModel.register(ViQConfig, ViQForConditionalGeneration)
+AutoModelForImageTextToText.register(ViQConfig, ViQForConditionalGeneration)
+AutoProcessor.register(ViQConfig, ViQProcessor)
+
+MODEL, RECIPE = "model", "recipe.json"  # of a run folder: RUN/STAGE/model, RUN/recipe.json
+
+
+def make_processor(
+    words: Any, embedder: CodeEmbedder, *, merge_size: int = 2, chat: ChatConfig | None = None
+) -> ViQProcessor:
+    """The processor for a text tokenizer and an embedder."""
+    chat = chat or ChatConfig()
+    return ViQProcessor(
+        words,
+        system=chat.system,
+        max_length=chat.max_length,
+        merge_size=merge_size,
+        fingerprint=embedder.config.fingerprint,
+        codebook_size=codebook_size(embedder.config.levels),
+    )
+
+
+def assemble(
+    language: Any, embedder: CodeEmbedder, processor: ViQProcessor
+) -> ViQForConditionalGeneration:
+    """A model of its parts; its projector is new. It answers greedily unless asked otherwise."""
+    words = processor.tokenizer
+    if len(words) > language.get_input_embeddings().num_embeddings:
+        language.resize_token_embeddings(len(words), mean_resizing=False)
+    model = ViQForConditionalGeneration.from_parts(
+        language,
+        embedder,
+        image_token_id=processor.image_token_id,
+        merge_size=processor.merge_size,
+    )
+    model.generation_config = GenerationConfig(
+        eos_token_id=words.convert_tokens_to_ids(END), pad_token_id=words.pad_token_id
+    )
+    return model
+
+
+def load_mllm(
+    name: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[ViQForConditionalGeneration, ViQProcessor]:
+    """Model and processor, ready to answer.
+
+    Args:
+        name: a run folder of `viq train mllm`, of which the last finished stage is taken; a folder
+            of `save_pretrained`; or a hub id.
+
+    Raises:
+        ViqError: no model there.
+    """
+    folder = Path(name)
+    if (folder / RECIPE).is_file():
+        folder = _last_stage(folder)
+    if folder.is_dir():
+        kind = checkpoint.read_config(folder).get("model_type")
+        if kind != ViQConfig.model_type:
+            raise ViqError(
+                f"{folder}: holds no multimodal model{f' but a {kind}' if kind else ''}; give a "
+                "run folder of viq train mllm"
+            )
+        name = folder
+    try:
+        with quiet():
+            model = ViQForConditionalGeneration.from_pretrained(str(name), dtype=dtype)
+        processor = ViQProcessor.from_pretrained(str(name))
+    except (OSError, ValueError) as error:
+        first = (str(error).strip().splitlines() or ["unknown error"])[0]
+        raise ViqError(f"{name}: cannot be loaded ({first}); give a run folder") from None
+    return model.to(device).eval(), processor  # type: ignore[arg-type, return-value]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars that transformers draws for every file of weights."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _last_stage(run: Path) -> Path:
+    stages = json.loads((run / RECIPE).read_text()).get("stages", [])
+    done = [run / stage["name"] / MODEL for stage in stages]
+    done = [folder for folder in done if (folder / checkpoint.CONFIG_FILE).is_file()]
+    if not done:
+        raise ViqError(f"{run}: no stage of this run has ended; let viq train mllm finish one")
+    return done[-1]
+
+
+def look(place: str | Path) -> Path | Codes:
+    """An image file, or the codes of a .viq file, as the processor takes it."""
+    path = Path(place)
+    if path.suffix == SINGLE:
+        try:
+            return Codes.from_bytes(path.read_bytes())
+        except ViqError as error:
+            raise ViqError(f"{path}: {error}") from None
+    return path
+
+
+def ask(
+    model: ViQForConditionalGeneration,
+    processor: ViQProcessor,
+    places: Sequence[str | Path],
+    question: str,
+    *,
+    stream: bool = False,
+    **generation: Any,
+) -> str:
+    """The answer to one question about images or .viq files, all of one kind.
+
+    Args:
+        stream: also print the answer while it is made.
+        generation: options of `generate`.
+
+    Raises:
+        ViqError: images that cannot be read, codes of another tokenizer, marks that do not match.
+    """
+    seen = [look(place) for place in places]
+    codes = [one for one in seen if isinstance(one, Codes)]
+    if codes and len(codes) < len(seen):
+        raise ViqError("images and .viq files together: encode the images first (viq encode)")
+    visuals = {"codes" if codes else "images": seen} if seen else {}
+    inputs = processor(text=question, **visuals).to(model.device)  # type: ignore[arg-type]
+    if stream:
+        generation["streamer"] = TextStreamer(
+            processor.tokenizer, skip_prompt=True, skip_special_tokens=True
+        )
+    return processor.answers(model.generate(**inputs, **generation), inputs)[0]
+
+
+def answer_store(
+    model: ViQForConditionalGeneration,
+    processor: ViQProcessor,
+    store: str | Path,
+    out: Path,
+    *,
+    prompt: str = "Describe the image.",
+    batch: int = 8,
+    limit: int | None = None,
+    progress: Callable[[], None] = lambda: None,
+    **generation: Any,
+) -> dict[str, int]:
+    """Ask the same of every sample of a store; lines of {key, answer} go to `out`.
+
+    Samples that `out` has already are left as they are, so the same command goes on. No tokenizer
+    is loaded: images are codes.
+
+    Raises:
+        ViqError: no store, or codes of another tokenizer.
+    """
+    data = CodeDataset(store, columns=())
+    model.require(data.info.fingerprint)
+    known = _known(out)
+    wanted = [n for n, key in enumerate(data.keys()) if key not in known]
+    wanted = wanted if limit is None else wanted[:limit]
+    answered = 0
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("a", encoding="utf-8") as file:
+        for samples in _batches(data, wanted, batch):
+            inputs = processor(
+                text=[prompt] * len(samples),
+                codes=[sample.codes for sample in samples],
+                keys=[sample.key for sample in samples],
+            ).to(model.device)
+            answers = processor.answers(model.generate(**inputs, **generation), inputs)
+            for sample, answer in zip(samples, answers, strict=True):
+                file.write(json.dumps({"key": sample.key, "answer": answer}) + "\n")
+                progress()
+            file.flush()
+            answered += len(samples)
+    return {"answered": answered, "known": len(known), "no_image": len(wanted) - answered}
+
+
+def sampling(temperature: float) -> dict[str, Any]:
+    """Options of `generate` for a temperature; 0 is greedy."""
+    return {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+
+
+def _batches(data: CodeDataset, wanted: Sequence[int], size: int) -> Iterator[list[CodeSample]]:
+    """Samples with images, in groups."""
+    held: list[CodeSample] = []
+    for number in wanted:
+        sample = data[number]
+        held += [sample] if sample.codes else []
+        if len(held) == size:
+            yield held
+            held = []
+    if held:
+        yield held
+
+
+def _known(out: Path) -> set[str]:
+    """Keys that a file of answers has. A line that a kill has torn is cut off."""
+    if not out.is_file():
+        return set()
+    whole = out.read_bytes()
+    whole = whole[: whole.rfind(b"\n") + 1]
+    try:
+        keys = {json.loads(line)["key"] for line in whole.splitlines()}
+    except (ValueError, KeyError, TypeError):
+        raise ViqError(f"{out}: is no file of answers; give another --out") from None
+    out.write_bytes(whole)
+    return keys

@@ -1,0 +1,216 @@
+"""Train a language model to write codes: `viq train draw RECIPE`.
+
+RUN/recipe.json        what runs; a resumed run must be the same
+RUN/codes.parquet      codes and captions of the pictures it draws, where none are given
+RUN/words/             text tokenizer, where the language model is trained from scratch
+RUN/draw/              log and checkpoints
+RUN/model/             the model, as `viq draw --model RUN` reads it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from viq import checkpoint
+from viq.data.captions import CaptionedShapes
+from viq.data.drawings import (
+    FREE,
+    CodePair,
+    WrittenPack,
+    WrittenStream,
+    add_marks,
+    read_pairs,
+    write_pairs,
+)
+from viq.loading import load
+from viq.mllm import quiet
+from viq.models.language import LanguageConfig, build_language, load_language
+from viq.models.tokenizer import VisualTokenizer
+from viq.models.writer import LANGUAGE, CodeWriter, WriterConfig
+from viq.store.rows import StoreInfo
+from viq.train import state
+from viq.train.loop import LoopConfig, make_accelerator, train
+from viq.train.running import Observer, check_recipe, own_lanes, text_tokenizer
+from viq.types import Size, ViqError, grid_of
+
+RECIPE, CODES, WORDS, STAGE, MODEL = "recipe.json", "codes.parquet", "words", "draw", "model"
+_GROUP = 64  # pictures encoded at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawRecipe:
+    """A model that draws, and how it is trained. JSON of this is a recipe file.
+
+    Attributes:
+        tokenizer: whose codes it writes: a bundled name, a folder, or a hub id.
+        language: what writes them, all of it trained.
+        pictures: drawn for training where no file of codes is given.
+        size: of those, (height, width) px.
+        samples: in a micro-batch.
+        lanes: micro-batches a step.
+        read: share of samples that describe a picture instead of drawing it.
+        free: share of drawings whose caption is left out, which guidance needs.
+    """
+
+    name: str
+    loop: LoopConfig
+    tokenizer: str = "viq-tiny"
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    head_width: int = 128
+    pictures: int = 6000
+    size: Size = (96, 96)
+    samples: int = 32
+    lanes: int = 1
+    read: float = 0.1
+    free: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.pictures, self.samples, self.lanes) < 1:
+            raise ViqError(f"recipe {self.name}: pictures, samples and lanes must be at least 1")
+
+
+class WriteObjective(nn.Module):
+    """Next-token losses of words and patches, for the training loop."""
+
+    def __init__(self, writer: CodeWriter) -> None:
+        super().__init__()
+        self.writer = writer
+
+    def forward(self, pack: WrittenPack) -> dict[str, Tensor]:
+        """Sums by name, nats."""
+        return self.writer(
+            pack.ids_L, pack.targets_L, pack.lengths, pack.codes_TS, pack.grids_hw, pack.scored_T
+        )
+
+
+@dataclass(kw_only=True)
+class DrawRun:
+    """One run folder.
+
+    Attributes:
+        files: Parquet files of codes with captions; none: pictures that the project draws.
+    """
+
+    recipe: DrawRecipe
+    out: Path
+    files: Sequence[Path] = ()
+    accelerator: Any = field(default_factory=make_accelerator)
+    hidden: bool = False  # no progress on stderr
+    tensorboard: bool = False
+
+    def train(self) -> Path:
+        """Train, resuming what was begun; gives the folder of the model.
+
+        Raises:
+            ViqError: no captions, codes of another tokenizer, a run begun with another recipe.
+        """
+        recipe, main = self.recipe, self.accelerator.is_main_process
+        check_recipe(self.out / RECIPE, recipe, self.accelerator)
+        if (self.out / MODEL / checkpoint.CONFIG_FILE).is_file():
+            return self.out / MODEL
+        info, pairs = self._pairs()
+        texts = [FREE, "user assistant describe the image 0123456789x", *{p.caption for p in pairs}]
+        words = text_tokenizer(recipe.language, self.out / WORDS, texts, self.accelerator)
+        config = WriterConfig(
+            levels=info.levels,
+            tokenizer=recipe.tokenizer,
+            fingerprint=info.fingerprint,
+            grid=grid_of(recipe.size) if not self.files else pairs[0].codes.grid,
+            head_width=recipe.head_width,
+        )
+        observer = Observer(
+            STAGE, recipe.loop, self.out / STAGE, self.accelerator,
+            hidden=self.hidden, tensorboard=self.tensorboard,
+        )  # fmt: skip
+
+        def stream_at(resumed: state.Resumed) -> WrittenStream:
+            observer.stream = WrittenStream(
+                pairs,
+                words,
+                samples=recipe.samples,
+                read=recipe.read,
+                free=recipe.free,
+                seed=recipe.seed,
+                lanes=own_lanes(STAGE, recipe.lanes, self.accelerator),
+                all_lanes=recipe.lanes,
+            )
+            return observer.stream
+
+        with observer:
+            train(
+                self._objective(words, config),
+                stream_at,
+                recipe.loop,
+                self.out / STAGE,
+                name=STAGE,
+                seed=recipe.seed,
+                accelerator=self.accelerator,
+                hooks=observer.hooks(),
+            )
+        if main:
+            # Built anew, since the trained one may be spread over processes.
+            trained = self._objective(words, config)
+            state.load_trained(self.out / STAGE, trained)
+            words.save_pretrained(self.out / MODEL / LANGUAGE)
+            with quiet():
+                trained.writer.save_pretrained(self.out / MODEL)
+        self.accelerator.wait_for_everyone()
+        return self.out / MODEL
+
+    def _objective(self, words: Any, config: WriterConfig) -> WriteObjective:
+        torch.manual_seed(self.recipe.seed)
+        language = self.recipe.language
+        size = add_marks(words)
+        if language.name:
+            model = load_language(language.name)
+            if size > model.get_input_embeddings().num_embeddings:
+                model.resize_token_embeddings(size)
+        else:
+            model = build_language(language, size)
+        return WriteObjective(CodeWriter(model, config))
+
+    def _pairs(self) -> tuple[StoreInfo, list[CodePair]]:
+        """Codes and captions; all made by the recipe's tokenizer."""
+        paths = [Path(file) for file in self.files] or [self.out / CODES]
+        if not self.files:
+            if self.accelerator.is_main_process and not paths[0].is_file():
+                self._draw(paths[0])
+            self.accelerator.wait_for_everyone()
+        found = [read_pairs(path) for path in paths]
+        wanted = load(self.recipe.tokenizer).fingerprint
+        for path, (info, _) in zip(paths, found, strict=True):
+            if info.fingerprint != wanted:
+                raise ViqError(
+                    f"{path}: codes of tokenizer {info.fingerprint}, but {self.recipe.tokenizer} "
+                    f"is {wanted}: encode the pictures with it, or name the other with --tokenizer"
+                )
+        return found[0][0], [pair for _, pairs in found for pair in pairs]
+
+    def _draw(self, path: Path) -> None:
+        tokenizer = load(self.recipe.tokenizer)
+        info = StoreInfo(
+            model=tokenizer.config.name,
+            fingerprint=tokenizer.fingerprint,
+            levels=tokenizer.levels,
+        )
+        write_pairs(path, info, encoded_shapes(tokenizer, self.recipe, "train"))
+
+
+def encoded_shapes(
+    tokenizer: VisualTokenizer, recipe: DrawRecipe, split: Any, first: int = 0
+) -> Iterator[CodePair]:
+    """Captions and codes of `recipe.pictures` drawn pictures."""
+    shapes = CaptionedShapes(split, recipe.size, recipe.seed)
+    for start in range(first, first + recipe.pictures, _GROUP):
+        stop = min(start + _GROUP, first + recipe.pictures)
+        drawn = [shapes.pair(number) for number in range(start, stop)]
+        codes = tokenizer.encode([pair.image for pair in drawn])
+        for pair, item in zip(drawn, codes, strict=True):
+            yield CodePair(caption=pair.caption, codes=item)

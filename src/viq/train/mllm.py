@@ -1,0 +1,359 @@
+"""Training a multimodal language model on stored codes, stage by stage.
+
+RUN/recipe.json     what runs; a resumed run must be the same
+RUN/words/          text tokenizer, where the language model is trained from scratch
+RUN/codes/          store of drawn pictures, where no other is given
+RUN/STAGE/          log, checkpoints (viq/train/monitor.py, state.py)
+RUN/STAGE/model/    model and processor, as their from_pretrained read them
+
+The vision encoder has no part in it: only the path from codes to features is ever built, and only
+its weights are read from the tokenizer's file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from viq import checkpoint
+from viq.data.code_batches import (
+    CUT,
+    CodeBatch,
+    CodeCorpus,
+    CodeDataConfig,
+    CodesRef,
+    CodeStream,
+    open_stores,
+    open_texts,
+)
+from viq.data.drawn import DrawnConfig, DrawnSource
+from viq.data.mixture import Mixture, Part
+from viq.encode import encode
+from viq.mllm import MODEL, RECIPE, assemble, load_mllm, make_processor, quiet
+from viq.models.embedder import CodeEmbedder
+from viq.models.language import (
+    AdapterConfig,
+    LanguageConfig,
+    add_adapters,
+    build_language,
+    load_language,
+    recompute_activations,
+)
+from viq.models.mllm import ViQForConditionalGeneration
+from viq.models.packed import use_packed_attention
+from viq.models.tokenizer import VisualTokenizer
+from viq.train import state
+from viq.train.loop import LoopConfig, make_accelerator, train
+from viq.train.monitor import SKIPPED, say
+from viq.train.running import (
+    Observer,
+    check_recipe,
+    first_texts,
+    own_lanes,
+    shared,
+    text_tokenizer,
+)
+from viq.types import ViqError
+
+PARTS = ("embedder", "projector", "language")
+WORDS, CODES, CACHE = "words", "codes", "cache"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MllmStage:
+    """One stage: what is trained, on what.
+
+    Attributes:
+        parts: of `PARTS`, what is trained; everything else is frozen.
+        new: parts that no earlier stage trained, for `optim.new_learning_rate`.
+        adapter: train low-rank adapters of the language model instead of its weights; they are
+            added to the weights at the end of the stage.
+    """
+
+    name: str
+    parts: tuple[str, ...] = ("projector", "language")
+    new: tuple[str, ...] = ()
+    adapter: AdapterConfig | None = None
+    data: CodeDataConfig
+    loop: LoopConfig
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if unknown := sorted({*self.parts, *self.new} - set(PARTS)):
+            raise ViqError(f"{self.name}: no parts {unknown}: choose from {', '.join(PARTS)}")
+        if self.adapter and "language" not in self.parts:
+            raise ViqError(f"{self.name}: adapters train the language model: add it to parts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MllmRecipe:
+    """A multimodal language model and how it is trained. JSON of this is a recipe file.
+
+    Attributes:
+        tokenizer: whose codes it reads: a folder, a bundled name, or a hub id.
+        language: what reads them; its `adapter` is not used, see the stages.
+        merge: patches a side of a visual token.
+        drawn: pictures that are drawn and encoded where no store is given; None: never.
+    """
+
+    name: str
+    stages: tuple[MllmStage, ...]
+    tokenizer: str = "viq-tiny"
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    merge: int = 2
+    drawn: DrawnConfig | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        if not names or len(set(names)) < len(names):
+            raise ViqError(f"recipe {self.name}: its stages need different names, got {names}")
+
+
+class CodesObjective(nn.Module):
+    """Cross-entropy of the answers, for packed conversations about codes."""
+
+    def __init__(self, model: ViQForConditionalGeneration) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, micro: CodeBatch) -> dict[str, Tensor]:
+        """Sums by name, fp32."""
+        text = micro.text
+        score = self.model.score(
+            self.model.embedder(micro.codes_TS) if micro.grids_hw else None,
+            micro.grids_hw,
+            text.ids_L,
+            text.targets_L,
+            text.positions_L,
+            text.lengths,
+        )
+        return {"text": score.loss_A.sum(), "correct": score.correct_A.sum()}
+
+
+@dataclass(kw_only=True)
+class MllmRun:
+    """One run folder: its recipe, its data, and what its stages share.
+
+    Attributes:
+        stores: of codes with conversations; none: those of the recipe's drawn pictures.
+        texts: files of conversations without images.
+        where: only samples of the stores whose columns have these values.
+        cache: folder for unpacked shards of the stores.
+    """
+
+    recipe: MllmRecipe
+    out: Path
+    stores: Sequence[str | Path] = ()
+    texts: Sequence[str | Path] = ()
+    where: dict[str, str] | None = None
+    cache: Path | None = None
+    accelerator: Any = field(default_factory=make_accelerator)
+    hidden: bool = False  # no progress on stderr
+    tensorboard: bool = False
+    threads: int = 1
+
+    def train(self) -> Path:
+        """Train all stages, resuming whatever was begun; gives the folder of the last model.
+
+        A stage that has ended is not trained again.
+
+        Raises:
+            ViqError: no data, a store of another tokenizer, a run begun with another recipe.
+        """
+        check_recipe(self.out / RECIPE, self.recipe, self.accelerator)
+        self.fingerprint = CodeEmbedder.from_tokenizer(self.recipe.tokenizer).config.fingerprint
+        self.corpora = self._corpora()
+        folder: Path | None = None
+        for number, stage in enumerate(self.recipe.stages):
+            previous, folder = folder, self.out / stage.name / MODEL
+            if not (folder / checkpoint.CONFIG_FILE).is_file():
+                self._stage(stage, number, previous)
+            self.accelerator.wait_for_everyone()
+        assert folder is not None
+        return folder
+
+    def listed(self) -> dict[str, int]:
+        """How many samples were passed over, and how many cut, in all stages."""
+        keys = set[str]()
+        for stage in self.recipe.stages:
+            path = self.out / stage.name / SKIPPED
+            if path.is_file():
+                keys |= {json.loads(line)["key"] for line in path.read_text().splitlines()}
+        cut = sum(key.endswith(CUT) for key in keys)
+        return {"skipped": len(keys) - cut, "cut": cut}
+
+    def _stage(self, stage: MllmStage, number: int, previous: Path | None) -> None:
+        seed = self.recipe.seed * 1000 + number
+        folder = self.out / stage.name
+        objective, processor = self.objective(stage, previous, seed)
+        observer = Observer(
+            stage.name,
+            stage.loop,
+            folder,
+            self.accelerator,
+            skipped=[entry for group in self.corpora for c in group for entry in c.skipped],
+            hidden=self.hidden,
+            tensorboard=self.tensorboard,
+        )
+
+        def stream_at(resumed: state.Resumed) -> CodeStream:
+            observer.stream = CodeStream(
+                stage.data,
+                self._mixture(stage, seed),
+                lanes=own_lanes(stage.name, stage.data.lanes, self.accelerator),
+                tokenizer=processor.tokenizer,
+                merge=self.recipe.merge,
+                positions=resumed.positions,
+                threads=self.threads,
+            )
+            return observer.stream
+
+        with observer:
+            train(
+                objective,
+                stream_at,
+                stage.loop,
+                folder,
+                name=stage.name,
+                seed=seed,
+                accelerator=self.accelerator,
+                new=tuple(f"model.{part}." for part in stage.new),
+                hooks=observer.hooks(),
+            )
+        if self.accelerator.is_main_process:
+            # Built anew, since the trained one may be spread over processes.
+            trained, processor = self.objective(stage, previous, seed)
+            state.load_trained(folder, trained)
+            self._write(trained.model, processor, folder / MODEL)
+
+    def objective(
+        self, stage: MllmStage, previous: Path | None, seed: int
+    ) -> tuple[CodesObjective, Any]:
+        """What a stage optimises, before its first step, and the processor of the model.
+
+        Args:
+            previous: folder of the model of the stage before.
+        """
+        torch.manual_seed(seed)
+        half = self.accelerator.mixed_precision == "bf16"
+        frozen = stage.adapter is not None or "language" not in stage.parts
+        dtype = torch.bfloat16 if half and frozen else torch.float32
+        if previous is not None:
+            model, processor = load_mllm(previous)
+            model.language.to(dtype)
+            processor.max_length = stage.data.chat.max_length
+            processor.system = stage.data.chat.system
+        else:
+            model, processor = self._begin(stage, dtype)
+        model.requires_grad_(False).train()
+        for part in stage.parts:
+            getattr(model, part).requires_grad_(True)
+        use_packed_attention(model.language)
+        if stage.gradient_checkpointing:
+            recompute_activations(model.language)
+        if stage.adapter is not None:
+            model.language = add_adapters(model.language, stage.adapter)
+        return CodesObjective(model), processor
+
+    def _begin(self, stage: MllmStage, dtype: torch.dtype) -> tuple[Any, Any]:
+        """Model and processor of the first stage."""
+        config = self.recipe.language
+        embedder = CodeEmbedder.from_tokenizer(self.recipe.tokenizer)
+        words = text_tokenizer(
+            config,
+            self.out / WORDS,
+            first_texts([corpus for group in self.corpora for corpus in group], self.recipe.seed),
+            self.accelerator,
+        )
+        processor = make_processor(
+            words, embedder, merge_size=self.recipe.merge, chat=stage.data.chat
+        )
+        if config.name:
+            language = load_language(config.name, dtype)
+        else:
+            language = build_language(config, len(processor.tokenizer))
+        model = assemble(language, embedder, processor)
+        settle(model, self.corpora[0])
+        return model, processor
+
+    def _write(self, model: ViQForConditionalGeneration, processor: Any, folder: Path) -> None:
+        """Model and processor, whole or absent."""
+        if hasattr(model.language, "merge_and_unload"):
+            model.language = model.language.merge_and_unload()
+        aside = folder.with_name(f".{folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        with quiet():
+            model.requires_grad_(True).eval().save_pretrained(aside)
+        processor.save_pretrained(aside)
+        os.replace(aside, folder)
+
+    # Data
+
+    def _corpora(self) -> tuple[list[CodeCorpus], list[CodeCorpus]]:
+        """Corpora of codes, and of text alone."""
+        stores = list(self.stores)
+        if not stores:
+            if self.recipe.drawn is None:
+                raise ViqError(
+                    f"recipe {self.recipe.name}: has no data; give a store of codes with "
+                    "conversations (--codes), which viq encode makes of images with conversations"
+                )
+            stores = [self._draw(self.recipe.drawn)]
+        found = open_stores(
+            stores, "train", fingerprint=self.fingerprint, where=self.where, cache=self._cache()
+        )
+        return found, open_texts(self.texts, "train")
+
+    def _cache(self) -> Path:
+        return self.cache or self.out / CACHE
+
+    def _draw(self, drawn: DrawnConfig) -> Path:
+        """The store of drawn pictures; the tokenizer is gone again before training begins."""
+        store = self.out / CODES
+        if self.accelerator.is_main_process:
+            if not self.hidden:
+                say(f"drawing {drawn.pictures} pictures and encoding them into {store}")
+            tokenizer = VisualTokenizer.from_pretrained(self.recipe.tokenizer)
+            encode(tokenizer, DrawnSource(drawn), store, workers=self.threads)
+        self.accelerator.wait_for_everyone()
+        return store
+
+    def _mixture(self, stage: MllmStage, seed: int) -> Mixture:
+        """Each store and file weighs the square root of its samples."""
+        codes, texts = (
+            [Part(corpus=c, weight=c.length**0.5) for c in group] for group in self.corpora
+        )
+        share = stage.data.text_share if texts else 0.0
+        parts = [*shared(codes, 1 - share), *shared(texts, share)]
+        return Mixture(parts, seed=seed, lanes=stage.data.lanes)
+
+
+@torch.no_grad()
+def settle(model: ViQForConditionalGeneration, corpora: Sequence[CodeCorpus]) -> None:
+    """Scale the first layer of a new projector to features of mean 0 and deviation 1.
+
+    Features of a tokenizer may have any scale; a layer drawn for unit size would be deaf to small
+    ones. The first images of the first corpus tell.
+    """
+    ids = [
+        torch.from_numpy(image.codes.ids.astype("int64")).flatten(0, 1)
+        for index in range(min(32, corpora[0].length))
+        for image in corpora[0].row(index).images
+        if isinstance(image, CodesRef)
+    ]
+    if not ids:
+        return
+    features_TC = model.embedder(torch.cat(ids)).float()
+    mean, scale = features_TC.mean(0), features_TC.std()
+    first = model.projector.project_in
+    first.weight /= scale
+    first.bias -= first.weight @ mean

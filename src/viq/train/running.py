@@ -1,0 +1,193 @@
+"""What training runs of every kind share: one recipe a folder, one text tokenizer, an observer."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from viq import checkpoint
+from viq.data.corpora import DrawnCorpus, RowCorpus
+from viq.data.mixture import Part, Stream
+from viq.data.words import load_tokenizer, train_tokenizer
+from viq.files import write_atomically
+from viq.models.language import LanguageConfig
+from viq.train.loop import Hooks, LoopConfig, TrainingError
+from viq.train.monitor import Bar, Journal
+from viq.types import ViqError
+
+
+def check_recipe(path: Path, recipe: Any, accelerator: Any) -> None:
+    """Write the recipe of a run folder, or see that it is the one the folder was begun with.
+
+    Raises:
+        TrainingError: it is another one; names what differs.
+    """
+    if not accelerator.is_main_process:
+        return
+    text = json.dumps(checkpoint.to_dict(recipe), indent=2)
+    if path.is_file():
+        differing = _differences(json.loads(path.read_text()), json.loads(text))
+        if differing:
+            raise TrainingError(
+                f"{path}: this run was begun with another recipe ({'; '.join(differing[:4])}): "
+                "give another --out, or the same recipe"
+            )
+    write_atomically(path, (text + "\n").encode())
+
+
+def own_lanes(stage: str, lanes: int, accelerator: Any) -> range:
+    """The lanes of this process.
+
+    Raises:
+        ViqError: processes would have different numbers of them.
+    """
+    world = accelerator.num_processes
+    if lanes % world:
+        raise ViqError(
+            f"{stage}: {lanes} micro-batches a step cannot be shared by {world} processes: set "
+            f"data.lanes to a multiple of {world}"
+        )
+    return range(accelerator.process_index, lanes, world)
+
+
+def shared(parts: Sequence[Part], share: float) -> list[Part]:
+    """The same parts, weighing `share` together."""
+    total = sum(part.weight for part in parts)
+    return [replace(part, weight=part.weight / total * share) for part in parts]
+
+
+def text_tokenizer(
+    config: LanguageConfig, folder: Path, texts: Iterable[str], accelerator: Any
+) -> Any:
+    """The language model's own; from scratch, one that is trained on `texts`, once, in `folder`."""
+    if config.name is None:
+        if accelerator.is_main_process and not folder.is_dir():
+            aside = folder.with_name(f".{folder.name}")
+            train_tokenizer(texts, config.vocabulary).save_pretrained(aside)
+            os.replace(aside, folder)
+        accelerator.wait_for_everyone()
+    return load_tokenizer(config.name or folder)
+
+
+def first_texts(
+    corpora: Iterable[RowCorpus | DrawnCorpus], seed: int, samples: int = 3000
+) -> Iterator[str]:
+    """Questions and answers of the first samples of every corpus."""
+    rng = random.Random(seed)
+    yield "system user assistant You are a helpful assistant."
+    for corpus in corpora:
+        for index in range(min(corpus.length or samples // 4, samples)):
+            try:
+                yield from corpus.texts(index, rng)
+            except ViqError:
+                continue
+
+
+class Observer:
+    """Log, bar and list of bad samples of one stage; does nothing but on the main process.
+
+    Args:
+        skipped: (key, reason) of what could not even be read.
+
+    Attributes:
+        stream: whose bad samples are listed; set when there is one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        loop: LoopConfig,
+        folder: Path,
+        accelerator: Any,
+        *,
+        skipped: Sequence[tuple[str, str]] = (),
+        hidden: bool = False,
+        tensorboard: bool = False,
+    ) -> None:
+        self.name, self.loop, self.folder = name, loop, folder
+        self.main = accelerator.is_main_process
+        self.stream: Stream | None = None
+        self._unread, self._hidden, self._tensorboard = skipped, hidden, tensorboard
+
+    def __enter__(self) -> Any:
+        if self.main:
+            self.journal = Journal(self.folder, tensorboard=self._tensorboard)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.main:
+            self._list_skipped(self._skipped())
+            self.journal.close()
+            if hasattr(self, "bar"):
+                self.bar.__exit__(*_)
+
+    def hooks(self) -> Hooks:
+        """For the loop."""
+        return Hooks(
+            log=self._log,
+            look=self.look,
+            after=self.after,
+            resumed=self._resumed,
+            saving=self._saving,
+        )
+
+    def after(self) -> None:
+        """Called after each micro-batch."""
+
+    def look(self, step: int) -> None:
+        """Called every `look_every` steps."""
+
+    def _resumed(self, step: int) -> None:
+        self.journal.cut(step)
+        self._list_skipped(self._unread)
+        self.bar = Bar(
+            self.name,
+            self.loop.steps,
+            start=step,
+            log_every=self.loop.log_every,
+            hidden=self._hidden,
+        ).__enter__()
+
+    def _log(self, record: dict[str, Any]) -> None:
+        self.journal.log(record)
+        self.bar.update(record["step"], record)
+
+    def _saving(self) -> None:
+        """List bad samples of all processes: after a checkpoint they are not drawn again."""
+        from accelerate.utils import gather_object
+
+        skipped = gather_object(self._skipped())
+        if self.main:
+            self._list_skipped(skipped)
+
+    def _skipped(self) -> list[tuple[str, str]]:
+        return list(self.stream.skipped.reasons.items()) if self.stream else []
+
+    def _list_skipped(self, skipped: Iterable[tuple[str, str]]) -> None:
+        for key, reason in skipped:
+            self.journal.skip(key, reason)
+
+
+def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """What differs between two recipes in JSON, one line a value."""
+    old, new = _by_name(old), _by_name(new)
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = sorted(old.keys() | new.keys())
+        return [
+            line
+            for name in names
+            for line in _differences(old.get(name), new.get(name), f"{where}.{name}".lstrip("."))
+        ]
+    return [] if old == new else [f"{where} was {old!s:.60}, is now {new!s:.60}"]
+
+
+def _by_name(value: Any) -> Any:
+    """A list of stages as a mapping from their names; other values as they are."""
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        return {item.get("name", place): item for place, item in enumerate(value)}
+    return value
