@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from viq.compress import CAP, EXACT, VALUE_UNIT, WEIGHT_UNIT, EntropyModel, Layout
+from viq.data.corpora import open_corpora
 from viq.data.photos import Photos
 from viq.models.tokenizer import VisualTokenizer
 from viq.store.folder import JOB, PARQUET, Store
@@ -102,7 +103,7 @@ def train_entropy(
     """Fit the entropy model of a tokenizer and write it into the folder of the tokenizer.
 
     Args:
-        data: stores or Parquet files of its codes; or photos, as `Photos` takes them.
+        data: stores or Parquet files of its codes; or photos: folders, Parquet, tar, ...
         report: called with records of progress.
 
     Returns:
@@ -185,7 +186,7 @@ def _codes_of(
             pictures.append(path)
     for item in codes[:1]:
         tokenizer.require(item.fingerprint)
-    photos = Photos(pictures)
+    photos = Photos(open_corpora(pictures, "train"))
     for i in range(len(photos)):
         codes += tokenizer.encode(photos[i])
         if (i + 1) % _REPORT_PHOTOS == 0:

@@ -24,6 +24,7 @@ from viq.data.corpora import DrawnCorpus, RowCorpus
 from viq.data.crops import CropConfig, Pictures, make_batch
 from viq.data.mixture import Mixture, Part
 from viq.data.photos import Photos
+from viq.files import write_atomically
 from viq.models.discriminator import Discriminator, DiscriminatorConfig
 from viq.models.language import (
     LanguageConfig,
