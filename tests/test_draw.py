@@ -221,6 +221,20 @@ def test_samples_do_not_see_each_other(writer: CodeWriter, words) -> None:
     torch.testing.assert_close(nats(samples), alone, rtol=1e-4, atol=1e-3)
 
 
+def test_mixed_precision(writer: CodeWriter, words) -> None:
+    pack = pack_written(
+        [encode_writing(CodePair(caption="a red circle", codes=codes(2, 2)), words)]
+    )
+    arguments = (
+        pack.ids_L, pack.targets_L, pack.lengths, pack.codes_TS, pack.grids_hw, pack.scored_T,
+    )  # fmt: skip
+    exact = writer(*arguments)["next"]
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = writer(*arguments)["next"]
+    rough.backward()
+    assert rough.dtype == torch.float32 and rough.item() == pytest.approx(exact.item(), rel=0.05)
+
+
 @torch.no_grad()
 def test_drawing_follows_what_was_trained(writer: CodeWriter, words) -> None:
     """With caches and padded prompts, each patch is the likeliest given those before it, packed."""

@@ -68,6 +68,21 @@ def test_no_mask_of_the_whole_sequence_is_made(monkeypatch: pytest.MonkeyPatch) 
     packed_hidden(model, torch.randn(sum(LENGTHS), 32), LENGTHS)
 
 
+def test_mixed_precision_reaches_the_kernel_in_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    from viq.models import packed
+
+    seen = []
+
+    def spy(q, k, v, lengths, *, causal):
+        seen.append((q.dtype, k.dtype, v.dtype, causal))
+        return looped_attention(q, k, v, lengths, causal=causal)
+
+    monkeypatch.setattr(packed, "packed_attention", spy)
+    with torch.autocast("cpu", torch.bfloat16):
+        packed_hidden(language(), torch.randn(sum(LENGTHS), 32), LENGTHS)
+    assert set(seen) == {(torch.bfloat16,) * 3 + (True,)}
+
+
 def test_the_model_still_generates() -> None:
     ids = torch.tensor([[0, 0, 7, 8, 9], [1, 2, 3, 4, 5]])
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])

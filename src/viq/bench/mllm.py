@@ -86,7 +86,7 @@ REAL, SCALED = Scale(), Scale(width=8, depth=4, length=16, side=4)
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What is packed. Defaults are those of the tables in docs/mllm.md."""
+    """What is packed. Defaults are those of the tables in docs/speed.md."""
 
     side: int = 768  # px; an image has between a quarter of and all of this area squared
     text: int = 128  # tokens of text beside each image

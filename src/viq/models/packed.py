@@ -93,4 +93,5 @@ def _attention(
     if kwargs.get("sliding_window") or kwargs.get("dropout"):
         raise ValueError("packed attention has neither a sliding window nor dropout")
     q, k, v = (x[0].transpose(0, 1) for x in (query_1HLD, key_1HLD, value_1HLD))
-    return packed_attention(q, k, v, lengths, causal=True)[None], None
+    # Under autocast rotary positions give fp32 back, which the fast kernel does not take.
+    return packed_attention(q.to(v.dtype), k.to(v.dtype), v, lengths, causal=True)[None], None

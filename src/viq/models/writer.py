@@ -1,4 +1,4 @@
-"""A language model that also writes codes: pictures as a language (docs/mllm.md, "Drawing").
+"""A language model that also writes codes: pictures as a language (docs/drawing.md).
 
 A picture enters the sequence as its size in words ("6x8"), a begin mark, one token a patch in
 raster order, and an end mark. Words and marks are scored by the language model's own head, patches
@@ -177,9 +177,10 @@ class CodeWriter(nn.Module):
         extra_LD = torch.zeros_like(words_LD)
         if len(patches_L):
             ahead_TD = torch.cat([self._ahead(grid) for grid in grids_hw])
-            values_TD = self.read_codes(codes_TS)
+            values_TD = self.read_codes(codes_TS).to(words_LD.dtype)
             # A patch's own place is told one token before it, where it is predicted.
             extra_LD = extra_LD.index_put((patches_L,), values_TD)
+            ahead_TD = ahead_TD.to(words_LD.dtype)  # autocast gives half precision
             extra_LD = extra_LD.index_put((patches_L - 1,), ahead_TD, accumulate=True)
         inputs_LD = words_LD.masked_fill(places_L[:, None], 0) + extra_LD
         hidden_LD = packed_hidden(self.language, inputs_LD, lengths)
