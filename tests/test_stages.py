@@ -232,13 +232,13 @@ def test_killed_between_the_last_checkpoint_and_the_model(
 
 
 def test_a_text_tokenizer_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from viq.train import stages
+    from viq.train import running
 
     def die(*_: object) -> None:
         raise Interrupted
 
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        patched.setattr(stages.os, "replace", die)
+        patched.setattr(running.os, "replace", die)
         run(tmp_path, recipe(ALIGN))
     assert not (tmp_path / "words").exists()
     run(tmp_path, recipe(ALIGN))

@@ -19,7 +19,7 @@ def examine() -> dict[str, Any]:
     import torch
 
     import viq
-    from viq.loading import BUNDLED
+    from viq.files import BUNDLED
 
     return {
         "viq": viq.__version__,

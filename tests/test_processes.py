@@ -1,0 +1,192 @@
+"""Training as a process of its own: killed in the middle of a save, asked to stop, and shared by
+two. Each is compared with a run that nothing happened to.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from viq.checkpoint import read_weights, to_dict
+from viq.data.corpora import open_corpora
+from viq.recipes import train_debug
+from viq.train.monitor import read_lines
+from viq.train.stages import Recipe, Run, StageConfig, TrainingData
+
+TIMES = {"seconds", "patches_per_second", "tokens_per_second"}
+PATIENCE = 300  # seconds; of a machine that is busy with other things
+
+
+def stage(name: str, losses: dict[str, float], steps: int, **changes: Any) -> StageConfig:
+    found = next(stage for stage in train_debug().stages if stage.name == name)
+    loop = replace(found.loop, losses=losses, steps=steps, save_every=2, **changes)
+    return replace(found, loop=loop)
+
+
+FSQ = stage("2-2-fsq", {"text": 1.0, "reconstruction": 1.0}, 6)
+ONE = replace(train_debug(), stages=(FSQ,))
+
+
+def train(out: Path, recipe: Recipe, data: TrainingData | None = None) -> None:
+    """In this process, on one thread like the others."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        Run(recipe, data or TrainingData(), out, hidden=True).train()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def start(*arguments: object, prefix: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *prefix, *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(what: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not what():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end, "the run did not get there in time"
+        time.sleep(0.02)
+
+
+def recipe_file(folder: Path, recipe: Recipe) -> Path:
+    path = folder / "recipe.json"
+    path.write_text(json.dumps(to_dict(recipe)))
+    return path
+
+
+def log(out: Path, stage: StageConfig) -> list[dict[str, Any]]:
+    lines = read_lines(out / stage.name / "log.jsonl")
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+def weights(out: Path, stage: StageConfig) -> dict[str, torch.Tensor]:
+    return read_weights(out / stage.name / "model" / "model.safetensors")
+
+
+def assert_equal_runs(a: Path, b: Path) -> None:
+    assert log(a, FSQ) == log(b, FSQ)
+    one, other = weights(a, FSQ), weights(b, FSQ)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run to the end, in this process, by the library."""
+    out = tmp_path_factory.mktemp("whole")
+    train(out, ONE)
+    return out
+
+
+SLOW_SAVES = """
+import os, sys, time
+from viq.train import state
+
+whole = state.torch.save
+
+def half(values, file):
+    if not os.path.exists(sys.argv[-1]):  # the first checkpoint
+        return whole(values, file)
+    file.write(b"half")
+    file.flush()
+    time.sleep(600)
+
+state.torch.save = half
+from viq.cli import app
+app(sys.argv[1:-1])
+"""
+
+
+def test_killed_in_the_middle_of_a_save(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first, torn = out / FSQ.name / "step-2", out / FSQ.name / ".step-4" / "state.pt"
+    process = start(
+        "-c", SLOW_SAVES, "train", recipe_file(tmp_path, ONE), "--out", out, "--threads", 1, first
+    )
+    try:
+        wait_for(lambda: torn.exists() and torn.read_bytes() == b"half", process)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert sorted(p.name for p in out.glob("*/*step-*")) == [".step-4", "step-2"]
+    assert [record["step"] for record in log(out, FSQ)] == [1, 2, 3, 4]
+    train(out, ONE)
+    assert_equal_runs(out, whole)
+    assert sorted(p.name for p in out.glob("*/*step-*")) == ["step-4", "step-6"]
+
+
+def test_asked_to_stop_it_saves_and_says_so_in_a_line(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    line = ("-m", "viq.cli", "train", recipe_file(tmp_path, ONE), "--out", out, "--threads", 1)
+    process = start(*line)
+    journal = out / FSQ.name / "log.jsonl"
+    wait_for(lambda: journal.exists() and read_lines(journal), process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=PATIENCE)
+    (message,) = [text for text in errors.splitlines() if text.startswith("viq:")]
+    step = log(out, FSQ)[-1]["step"]
+    assert process.returncode == 2
+    assert message == (
+        f"viq: 2-2-fsq: asked to stop; saved at step {step} of 6: run the same command to go on"
+    )
+    assert "Traceback" not in errors
+    assert (out / FSQ.name / f"step-{step}").exists() and not (out / FSQ.name / "model").exists()
+    train(out, ONE)
+    assert_equal_runs(out, whole)
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """Text, reconstruction, an adversary and bad samples, over the same two lanes."""
+    talk = [(2, ("<image>q", "a")) if i % 3 else (1, ("<image>What?", "It.")) for i in range(30)]
+    tiny.write_chats(tmp_path / "talk.jsonl", talk)
+    contest = {"mse": 1.0, "adversarial": 0.1, "discriminator": 1.0}
+    decoder = stage("3-decoder", contest, 2)
+    fsq = replace(FSQ, loop=replace(FSQ.loop, steps=4))
+    recipe = replace(train_debug(), stages=(fsq, decoder))
+    process = start(
+        *("--standalone", "--nproc-per-node", 2, "-m", "viq.cli"),
+        *("train", recipe_file(tmp_path, recipe), "--data", tmp_path / "talk.jsonl"),
+        *("--out", tmp_path / "two", "--threads", 1),
+        prefix=("-m", "torch.distributed.run"),
+    )
+    data = TrainingData.of(open_corpora([tmp_path / "talk.jsonl"], "train"))
+    train(tmp_path / "one", recipe, data)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, errors
+    for part in (fsq, decoder):
+        one, two = log(tmp_path / "one", part), log(tmp_path / "two", part)
+        assert [record["step"] for record in two] == list(range(1, part.loop.steps + 1))
+        for a, b in zip(one, two, strict=True):
+            assert a.pop("stage") == b.pop("stage")
+            assert b == pytest.approx(a, rel=1e-5)
+        before, after = weights(tmp_path / "one", part), weights(tmp_path / "two", part)
+        for name in before:
+            torch.testing.assert_close(after[name], before[name], atol=1e-4, rtol=1e-3)
+    skipped = [
+        {line["key"] for line in read_lines(tmp_path / out / fsq.name / "skipped.jsonl")}
+        for out in ("one", "two")
+    ]
+    assert skipped[0] == skipped[1] and len(skipped[0]) > 2
+    positions = [
+        torch.load(tmp_path / out / fsq.name / "step-4" / "state.pt", weights_only=True)[
+            "positions"
+        ]
+        for out in ("one", "two")
+    ]
+    assert positions[0] == positions[1] and set(positions[0]) == {0, 1}
