@@ -33,7 +33,6 @@ def count(*modules: nn.Module) -> int:
 def test_every_recipe_builds_and_survives_json(name: str, tmp_path: Path) -> None:
     recipe = find_recipe(name)
     assert count(built(recipe)) > 10_000
-    assert [stage.name for stage in recipe.stages] == sorted(stage.name for stage in recipe.stages)
     path = tmp_path / "recipe.json"
     path.write_text(json.dumps(to_dict(recipe)))
     assert find_recipe(str(path)) == recipe
@@ -75,7 +74,7 @@ def changed(edit: Callable[[dict[str, Any]], Any]) -> str:
     [
         (changed(lambda v: v.update(nam="x")), r"unknown config fields \['nam'\]"),
         (changed(lambda v: v["stages"][0]["loop"].update(stepz=1)), r"unknown .*\['stepz'\]"),
-        (changed(lambda v: v.pop("model")), r"missing.*'model'"),
+        (changed(lambda v: {"name": v["name"]}), r"missing.*'model' and 'stages'"),
         (changed(lambda v: v["stages"][0].update(kind="towr")), "kind 'towr': choose from tower"),
         (changed(lambda v: v["stages"][0]["loop"]["losses"].update(x=1)), r"no losses \['x'\]"),
         (changed(lambda v: v["stages"].clear()), "need different names"),

@@ -178,7 +178,7 @@ def understanding(
     import torch
 
     from viq.data.corpora import open_split
-    from viq.eval.understanding import UnderstandingConfig, compare, make_exam
+    from viq.eval.understanding import Features, UnderstandingConfig, compare, make_exam
     from viq.files import write_atomically
 
     if threads:
@@ -186,16 +186,21 @@ def understanding(
     rows = open_split(data or [], where=conditions(where))
     config = UnderstandingConfig(seeds=seeds, steps=steps)
     exam = make_exam(rows, config)
-    named = [(name, "codes") for name in models] + [(n, "continuous") for n in continuous or []]
+    kinds: tuple[tuple[Features, list[str]], ...] = (
+        ("codes", models),
+        ("continuous", continuous or []),
+    )
     candidates = [
-        (f"{name} ({kind})", load_tokenizer(name, "cpu", "float32"), kind) for name, kind in named
+        (f"{name} ({kind})", load_tokenizer(name, "cpu", "float32"), kind)
+        for kind, names in kinds
+        for name in names
     ]
 
     def keep(result: dict[str, Any]) -> None:
         if out is not None:
             write_atomically(out, (json.dumps(result, indent=1) + "\n").encode())
 
-    with progress("examining", len(named) * seeds * steps, hidden=as_json) as advance:
+    with progress("examining", len(candidates) * seeds * steps, hidden=as_json) as advance:
         result = compare(exam, candidates, config, progress=lambda step: advance(), done=keep)
     if as_json:
         print(json.dumps(result))

@@ -46,7 +46,10 @@ def without_torchvision() -> None:
 
 def mosaicml_streaming(samples: list[dict[str, Any]], folder: Path) -> Any:
     without_torchvision()
-    from streaming import MDSWriter, StreamingDataset
+    from streaming import (  # pyright: ignore[reportMissingImports]
+        MDSWriter,
+        StreamingDataset,
+    )
 
     columns = {"key": "str", "height": "int", "width": "int", "ids": "ndarray:uint16"}
     with MDSWriter(out=str(folder), columns=columns) as writer:
@@ -56,8 +59,10 @@ def mosaicml_streaming(samples: list[dict[str, Any]], folder: Path) -> Any:
 
 
 def litdata(samples: list[dict[str, Any]], folder: Path) -> Any:
-    from litdata import StreamingDataset
-    from litdata.streaming.writer import BinaryWriter
+    from litdata import StreamingDataset  # pyright: ignore[reportMissingImports]
+    from litdata.streaming.writer import (  # pyright: ignore[reportMissingImports]
+        BinaryWriter,
+    )
 
     writer = BinaryWriter(str(folder), chunk_bytes="64MB")
     for i, sample in enumerate(samples):

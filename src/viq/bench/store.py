@@ -173,7 +173,7 @@ def _reading(s: _Setting) -> dict[str, Any]:
 
 
 def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return np.asarray(Image.fromarray(picture).resize(size[::-1]))
+    return np.asarray(Image.fromarray(picture).resize((size[1], size[0])))
 
 
 class _Jpegs(Source):

@@ -27,7 +27,7 @@ def _packing(section: dict[str, Any]) -> list[str]:
     lines = [f"Packing, each image alone; entropy model {section['entropy_model']}"]
     for name, one in section["sets"].items():
         lines.append(f"  {name}: {one['images']} images, {one['codes']:,} codes")
-        rows = [("", "bits/code", "1/RGB", "in, codes/s", "out, codes/s")]
+        rows: list[tuple[str, ...]] = [("", "bits/code", "1/RGB", "in, codes/s", "out, codes/s")]
         for way, got in one["ways"].items():
             speeds = (got["encode_codes_per_s"], got["decode_codes_per_s"])
             numbers = (f"{got['bits_per_code']:.2f}", f"{got['rgb_ratio']:.0f}")
@@ -52,7 +52,7 @@ def _reading(section: dict[str, Any]) -> list[str]:
 
 
 def _encoding(section: dict[str, Any]) -> list[str]:
-    rows = [("workers", "model alone, images/s", "to a store", "share")]
+    rows: list[tuple[str, ...]] = [("workers", "model alone, images/s", "to a store", "share")]
     for workers, one in section["workers"].items():
         rates = (f"{rate:.2f}" for rate in one["images_per_s"].values())
         rows.append((str(workers), *rates, f"{one['share_of_model_alone']:.1%}"))
