@@ -190,7 +190,7 @@ def understanding(
         ("codes", models),
         ("continuous", continuous or []),
     )
-    candidates = [
+    candidates: list[tuple[str, VisualTokenizer, Features]] = [
         (f"{name} ({kind})", load_tokenizer(name, "cpu", "float32"), kind)
         for kind, names in kinds
         for name in names
