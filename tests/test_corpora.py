@@ -166,13 +166,3 @@ def test_photos_are_opened_once_and_broken_ones_listed(tmp_path: Path) -> None:
     assert [key for key, _ in photos.skipped] == ["p:4"]
     assert "p.parquet:k4" in photos.skipped[0][1]
     assert photos[0].size == (36, 20)
-
-
-def test_an_entropy_model_is_fitted_to_codes_of_photos(tmp_path: Path) -> None:
-    from viq.train.entropy import _codes_of
-
-    for number in range(12):
-        tiny.picture(number).save(tmp_path / f"{number}.png")
-    (corpus,) = open_corpora([tmp_path], "train")
-    codes, failed = _codes_of(tiny.tokenizer(), [tmp_path], lambda record: None)
-    assert [item.size for item in codes] == [(20, 36)] * corpus.length and failed == 0

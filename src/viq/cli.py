@@ -180,6 +180,7 @@ def understanding(
     from viq.data.corpora import open_split
     from viq.eval.understanding import Features, UnderstandingConfig, compare, make_exam
     from viq.files import write_atomically
+    from viq.models.tokenizer import VisualTokenizer
 
     if threads:
         torch.set_num_threads(threads)
@@ -290,8 +291,9 @@ def train(
         if threads:
             torch.set_num_threads(threads)
         told = (lambda record: None) if as_json else show_record
-        codes_of = [Path(place) for place in data or []]
-        show(train_entropy(load_tokenizer(model, "cpu", "float32"), codes_of, report=told), as_json)
+        show(
+            train_entropy(load_tokenizer(model, "cpu", "float32"), data or [], report=told), as_json
+        )
         return
     from viq.checkpoint import to_dict
     from viq.recipes import find_recipe, scaled, with_places

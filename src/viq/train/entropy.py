@@ -20,15 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from viq.compress import CAP, EXACT, VALUE_UNIT, WEIGHT_UNIT, EntropyModel, Layout
-from viq.data.corpora import open_corpora
-from viq.data.photos import Photos
+from viq.data.sources import concatenate, open_source
 from viq.models.tokenizer import VisualTokenizer
 from viq.store.folder import JOB, PARQUET, Store
 from viq.store.rows import CodesReader
 from viq.types import Codes, CodesError, ViqError
 
 _HELD_OUT = 20  # one image in so many is not trained on, and tells what the model is worth
-_REPORT_PHOTOS = 200
+_REPORT_PICTURES = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +94,7 @@ class EntropyNetwork(nn.Module):
 
 def train_entropy(
     tokenizer: VisualTokenizer,
-    data: Sequence[Path],
+    data: Sequence[str],
     *,
     config: EntropyConfig | None = None,
     report: Callable[[dict[str, Any]], None] = lambda record: None,
@@ -103,7 +102,7 @@ def train_entropy(
     """Fit the entropy model of a tokenizer and write it into the folder of the tokenizer.
 
     Args:
-        data: stores or Parquet files of its codes; or photos: folders, Parquet, tar, ...
+        data: stores or Parquet files of its codes; or pictures, as `open_source` takes them.
         report: called with records of progress.
 
     Returns:
@@ -169,32 +168,38 @@ def fit_entropy(
         network.limit()
         bits = float(loss.detach()) * len(levels) / math.log(2)
         running = bits if running is None else 0.98 * running + 0.02 * bits
-        if (step + 1) % max(1, config.steps // 20) == 0:
+        if (step + 1) % max(1, config.steps // 20) == 0 or step + 1 == config.steps:
             report({"step": step + 1, "steps": config.steps, "bits_per_code": round(running, 3)})
     return EntropyModel(network.tensors(), levels, fingerprint)
 
 
 def _codes_of(
-    tokenizer: VisualTokenizer, data: Sequence[Path], report: Callable[[dict[str, Any]], None]
+    tokenizer: VisualTokenizer, data: Sequence[str], report: Callable[[dict[str, Any]], None]
 ) -> tuple[list[Codes], int]:
-    """Codes of stores and photos, and how many photos could not be read."""
+    """Codes of stores and pictures, and how many pictures could not be read."""
     codes, pictures = [], []
-    for path in data:
-        if (path / JOB).exists() or _is_codes(path):
-            codes += [item for _, item in Store(path)]
+    for place in data:
+        if _is_codes(Path(place)):
+            codes += [item for _, item in Store(place)]
         else:
-            pictures.append(path)
+            pictures.append(open_source(place))
     for item in codes[:1]:
         tokenizer.require(item.fingerprint)
-    photos = Photos(open_corpora(pictures, "train"))
-    for i in range(len(photos)):
-        codes += tokenizer.encode(photos[i])
-        if (i + 1) % _REPORT_PHOTOS == 0:
-            report({"encoded": i + 1, "photos": len(photos)})
-    return codes, len(photos.skipped)
+    source, skipped = concatenate(pictures) if pictures else (), 0
+    for i in range(len(source)):
+        try:
+            row = source[i]
+            codes += tokenizer.encode(row.open(place) for place in range(len(row.images)))
+        except ViqError:
+            skipped += 1
+        if (i + 1) % _REPORT_PICTURES == 0:
+            report({"encoded": i + 1, "pictures": len(source)})
+    return codes, skipped
 
 
 def _is_codes(path: Path) -> bool:
+    if (path / JOB).exists():
+        return True
     try:
         return path.suffix == PARQUET and bool(CodesReader(path).info)
     except CodesError:
