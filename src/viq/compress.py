@@ -225,7 +225,7 @@ class EntropyModel:
             encoder.encode(
                 levels_PD[mine].ravel()[order],
                 family,
-                tables_PDL[mine].reshape(len(order), -1)[order],
+                tables_PDL[mine].reshape(len(order), -1)[order].astype(np.float64),
             )
             words = encoder.get_compressed().astype("<u4").tobytes()
             short = max(0, -(-len(mine) // _PATCHES_PER_BYTE) - len(words))
@@ -243,7 +243,8 @@ class EntropyModel:
             hidden_PH = self._hidden(values[layout.neighbours_PN[start:stop]])
             clipped_PH = np.empty_like(hidden_PH)
             for i in range(dims):
-                table_PL = self._table(i, hidden_PH, clipped_PH)
+                # The coder scales sums of them to 2**24: in float32 that can round beyond the end.
+                table_PL = self._table(i, hidden_PH, clipped_PH).astype(np.float64)
                 try:
                     found = [decoders[image].decode(family, table_PL[a:b]) for image, a, b in parts]
                 except AssertionError:  # no symbol can begin like this
