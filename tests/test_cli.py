@@ -219,12 +219,6 @@ def test_eval_and_stability(model: str, pictures: Path) -> None:
     assert stability["flips"]["again"] == stability["flips"]["in another order"] == 0
 
 
-def test_train_debug(tmp_path: Path, pictures: Path) -> None:
-    out = tmp_path / "run"
-    result = run_json("train", "debug", "--data", pictures, "--out", out)
-    assert viq.load(result["model"]).levels == (8, 8, 8, 5, 5, 5)
-
-
 def test_demo(model: str, pictures: Path, tmp_path: Path) -> None:
     run("demo", pictures, "-o", tmp_path / "demo", "--model", model)
     assert (tmp_path / "demo" / "gallery.html").stat().st_size > 1000
