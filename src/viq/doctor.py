@@ -8,6 +8,9 @@ from typing import Any
 
 _PACKAGES = ("torch", "numpy", "pillow", "safetensors", "huggingface_hub", "pyarrow")
 _EXTRAS = {
+    "train": ("accelerate", "viq train"),
+    "data": ("datasets", "data sets of Hugging Face, and pictures at URLs"),
+    "codec": ("constriction", "compressed codes"),
     "vae": ("diffusers", "pixels from the latents of a converted official model"),
     "bench": ("transformers", "the NaFlex baseline of viq bench encode"),
     "demo": ("skimage", "sample photos for viq demo"),
