@@ -297,6 +297,7 @@ def test_dropout_depends_on_step_and_lane_alone(tmp_path: Path) -> None:
     both, second = masks((0, 1), "both"), masks((1,), "second")
     assert all(torch.equal(a, b) for a, b in zip(both[1::2], second, strict=True))
     assert not torch.equal(second[0], second[1])
+    assert any(not torch.equal(a[0], b[0]) for a, b in zip(both[::2], both[1::2], strict=True))
 
 
 def test_rhythm_of_log_look_and_checkpoints(tmp_path: Path) -> None:
