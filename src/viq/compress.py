@@ -47,7 +47,7 @@ _NEIGHBOURS = 3
 EXACT = 1 << 24  # float32 holds every integer up to here
 _LOGIT_STEPS = 32  # steps in 1 of logits, as the table of exponentials has them
 _LOGIT_SCALE = _LOGIT_STEPS / (WEIGHT_UNIT * VALUE_UNIT)
-# In float64, because the coder scales sums of it to 2**24: in float32 they can round beyond the end.
+# In float64: the coder scales sums of it to 2**24, and float32 can round them beyond the end.
 _EXP = np.array(
     [round(65536 * math.exp(-i / _LOGIT_STEPS)) for i in range(12 * _LOGIT_STEPS)], np.float64
 )
