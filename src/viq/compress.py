@@ -47,8 +47,9 @@ _NEIGHBOURS = 3
 EXACT = 1 << 24  # float32 holds every integer up to here
 _LOGIT_STEPS = 32  # steps in 1 of logits, as the table of exponentials has them
 _LOGIT_SCALE = _LOGIT_STEPS / (WEIGHT_UNIT * VALUE_UNIT)
+# In float64: the coder scales sums of it to 2**24, and float32 can round them beyond the end.
 _EXP = np.array(
-    [round(65536 * math.exp(-i / _LOGIT_STEPS)) for i in range(12 * _LOGIT_STEPS)], np.float32
+    [round(65536 * math.exp(-i / _LOGIT_STEPS)) for i in range(12 * _LOGIT_STEPS)], np.float64
 )
 _CRC = struct.Struct("<I")
 # A payload has at least a byte for so many patches (zeros are appended): a damaged row of few
@@ -225,7 +226,7 @@ class EntropyModel:
             encoder.encode(
                 levels_PD[mine].ravel()[order],
                 family,
-                tables_PDL[mine].reshape(len(order), -1)[order].astype(np.float64),
+                tables_PDL[mine].reshape(len(order), -1)[order],
             )
             words = encoder.get_compressed().astype("<u4").tobytes()
             short = max(0, -(-len(mine) // _PATCHES_PER_BYTE) - len(words))
@@ -243,8 +244,7 @@ class EntropyModel:
             hidden_PH = self._hidden(values[layout.neighbours_PN[start:stop]])
             clipped_PH = np.empty_like(hidden_PH)
             for i in range(dims):
-                # The coder scales sums of them to 2**24: in float32 that can round beyond the end.
-                table_PL = self._table(i, hidden_PH, clipped_PH).astype(np.float64)
+                table_PL = self._table(i, hidden_PH, clipped_PH)
                 try:
                     found = [decoders[image].decode(family, table_PL[a:b]) for image, a, b in parts]
                 except AssertionError:  # no symbol can begin like this
