@@ -32,7 +32,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml constraints.txt
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,demo,bench,vae,codec,train,data]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,demo,bench,vae,codec,train,data,ray]'
 	touch $@
 
 clean:
