@@ -343,7 +343,7 @@ class Said:
     """Fixed unit vectors for the captions that are known."""
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
-        known = {"a": [1.0, 0], "b": [0.0, 1], "c": [0.6, 0.8]}
+        known = {"": [0.0, 1], "a": [1.0, 0], "b": [0.0, 1], "c": [0.6, 0.8]}
         return torch.tensor([known[caption] for caption in captions])
 
 

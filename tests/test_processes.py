@@ -19,6 +19,7 @@ import torch
 
 from viq.checkpoint import read_weights, to_dict
 from viq.data.corpora import open_corpora
+from viq.models.language import AdapterConfig
 from viq.recipes import train_debug
 from viq.train.monitor import read_lines
 from viq.train.stages import Recipe, Run, StageConfig, TrainingData
@@ -151,16 +152,44 @@ def test_asked_to_stop_it_saves_and_says_so_in_a_line(whole: Path, tmp_path: Pat
     assert_equal_runs(out, whole)
 
 
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """Text, reconstruction, an adversary and bad samples, over the same two lanes."""
+# accelerate spreads weights (FSDP) over GPUs only; PyTorch itself can do so over CPUs.
+FSDP_ON_CPUS = """
+import sys
+import accelerate
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+whole = accelerate.Accelerator
+
+def spread(*arguments, **options):
+    accelerator = whole(*arguments, **options)
+    for state in (AcceleratorState, PartialState):
+        state._shared_state["distributed_type"] = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, cpu_ram_efficient_loading=False
+    )
+    return accelerator
+
+accelerate.Accelerator = spread
+from viq.cli import app
+app(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("way", ["DDP", "FSDP"])
+def test_two_processes_train_as_one(way: str, tmp_path: Path) -> None:
+    """Text, reconstruction, an adversary, a moving average and bad samples, over two lanes."""
     talk = [(2, ("<image>q", "a")) if i % 3 else (1, ("<image>What?", "It.")) for i in range(30)]
     tiny.write_chats(tmp_path / "talk.jsonl", talk)
     contest = {"mse": 1.0, "adversarial": 0.1, "discriminator": 1.0}
-    decoder = stage("3-decoder", contest, 2)
+    decoder = stage("3-decoder", contest, 2, average=0.5)
     fsq = replace(FSQ, loop=replace(FSQ.loop, steps=4))
-    recipe = replace(train_debug(), stages=(fsq, decoder))
+    adapted = replace(tiny.LANGUAGE, vocabulary=320, adapter=AdapterConfig(rank=2))
+    recipe = replace(train_debug(), language=adapted, stages=(fsq, decoder))
+    (tmp_path / "fsdp.py").write_text(FSDP_ON_CPUS)
+    program = {"DDP": ("-m", "viq.cli"), "FSDP": (tmp_path / "fsdp.py",)}[way]
     process = start(
-        *("--standalone", "--nproc-per-node", 2, "-m", "viq.cli"),
+        *("--standalone", "--nproc-per-node", 2, *program),
         *("train", recipe_file(tmp_path, recipe), "--data", tmp_path / "talk.jsonl"),
         *("--out", tmp_path / "two", "--threads", 1),
         prefix=("-m", "torch.distributed.run"),
@@ -186,10 +215,12 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         for out in ("one", "two")
     ]
     assert skipped[0] == skipped[1] and len(skipped[0]) > 2
-    positions = [
-        torch.load(tmp_path / out / fsq.name / "step-4" / "state.pt", weights_only=True)[
-            "positions"
-        ]
+    saved = [
+        torch.load(tmp_path / out / fsq.name / "step-4" / "state.pt", weights_only=True)
         for out in ("one", "two")
     ]
-    assert positions[0] == positions[1] and set(positions[0]) == {0, 1}
+    assert saved[0]["positions"] == saved[1]["positions"] and set(saved[0]["positions"]) == {0, 1}
+    assert {k: v.shape for k, v in saved[0]["weights"].items()} == {
+        k: v.shape for k, v in saved[1]["weights"].items()
+    }
+    assert (tmp_path / "two" / fsq.name / "grids" / "step-000004.png").is_file()

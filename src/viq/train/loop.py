@@ -11,6 +11,7 @@ A step of training is the same whatever computes it: its micro-batches depend on
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from viq.data.mixture import Stream
+from viq.nn.blocks import Block
 from viq.train import state
 from viq.train.objectives import COUNTED, weighted
 from viq.train.optim import OptimConfig, make_optimizer, set_rate
@@ -58,34 +60,47 @@ class LoopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """What the loop calls; all but `saving` on the main process only."""
+    """What the loop calls: `look` and `saving` on every process, the others on the main one."""
 
     log: Callable[[dict[str, Any]], None] = lambda record: None  # every `log_every` steps
     look: Callable[[int], None] = lambda step: None  # every `look_every` steps
     after: Callable[[], None] = lambda: None  # after each micro-batch
     resumed: Callable[[int], None] = lambda step: None  # once, before the first step
-    saving: Callable[[], None] = lambda: None  # on every process, before each checkpoint
+    saving: Callable[[], None] = lambda: None  # before each checkpoint
 
 
 def make_accelerator(precision: Literal["auto", "float32", "bfloat16"] = "auto") -> Any:
     """accelerate's Accelerator; "auto" takes bfloat16 on accelerators that have it.
 
-    On CPUs bfloat16 is slower than fp32 and is never chosen.
+    On CPUs bfloat16 is slower than fp32 and is never chosen. FSDP (version 2) keeps fp32 weights
+    and computes under autocast, as every other way does.
+
+    Raises:
+        ViqError: accelerate is missing, or launched with the first version of FSDP.
     """
     try:
         from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate.utils import DistributedType
     except ImportError:
         raise ViqError("training needs accelerate: pip install 'viq[train]'") from None
     cuda = torch.cuda.is_available()
     half = precision == "bfloat16" or (
         precision == "auto" and cuda and torch.cuda.is_bf16_supported()
     )
-    return Accelerator(
+    # Every process loads the whole model; transformers would leave those of all but one empty.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    accelerator = Accelerator(
         cpu=not cuda and not torch.backends.mps.is_available(),
         mixed_precision="bf16" if half else "no",
         # A micro-batch without images, or without text, leaves parts of the model out.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    if accelerator.distributed_type == DistributedType.FSDP:
+        if not accelerator.is_fsdp2:
+            raise ViqError("FSDP of version 1 is not supported: launch with --fsdp_version 2")
+        plugin: Any = accelerator.state.fsdp_plugin
+        plugin.mixed_precision_policy = None
+    return accelerator
 
 
 def train(
@@ -115,6 +130,8 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     bare, main, world = objective, accelerator.is_main_process, accelerator.num_processes
     optimizer = make_optimizer(bare, config.optim, new)
+    if accelerator.distributed_type == "FSDP":
+        _spread_by_layer(accelerator, bare)
     objective, optimizer = accelerator.prepare(objective, optimizer)
     resumed = state.resume(folder, objective, _inner(optimizer))
     average = _Average(bare, config.average, resumed.average) if config.average else None
@@ -136,7 +153,8 @@ def train(
                 torch.manual_seed(hash((seed, step, lane)) % 2**63)
                 last = micro is micros[-1]
                 with nullcontext() if last else accelerator.no_sync(objective):
-                    sums = objective(micro.to(accelerator.device))
+                    with accelerator.autocast():
+                        sums = objective(micro.to(accelerator.device))
                     loss = weighted(sums, counts, config.losses)
                     # Gradients are averaged over processes; the counts are already of all.
                     accelerator.backward(loss * world)
@@ -160,7 +178,7 @@ def train(
             stop = _reduced({"stop": torch.tensor(float(asked()))}, accelerator)["stop"] > 0
             if main and (done % config.log_every == 0 or end or stop):
                 hooks.log(meter.line(done))
-            if main and (done % config.look_every == 0 or end):
+            if done % config.look_every == 0 or end:
                 with average.swapped(bare) if average else nullcontext(), torch.no_grad():
                     hooks.look(done)
             if done % config.save_every == 0 or end or stop:
@@ -183,6 +201,19 @@ def train(
     objective.eval()
     if average:
         average.apply(bare)
+
+
+def _spread_by_layer(accelerator: Any, module: nn.Module) -> None:
+    """Have FSDP gather one layer of the model at a time; accelerate would ask the root alone."""
+    from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+    from transformers.modeling_layers import GradientCheckpointingLayer  # of language models
+
+    layers = (Block, GradientCheckpointingLayer)
+    plugin = accelerator.state.fsdp_plugin
+    plugin.auto_wrap_policy = transformer_auto_wrap_policy
+    plugin.transformer_cls_names_to_wrap = sorted(
+        {type(part).__name__ for part in module.modules() if isinstance(part, layers)}
+    )
 
 
 def _counts(micros: list[Any]) -> dict[str, Tensor]:
@@ -234,7 +265,7 @@ def _clip(accelerator: Any, objective: nn.Module, bare: nn.Module, norm: float) 
         theirs = {id(p) for p in judge.parameters()}
         groups = [[p for p in groups[0] if id(p) not in theirs], list(judge.parameters())]
     norms = [accelerator.clip_grad_norm_(group, norm or math.inf) for group in groups]
-    return [float(total) if total is not None else 0.0 for total in norms]
+    return [float(state.whole_tensor(total)) if total is not None else 0.0 for total in norms]
 
 
 def _inner(optimizer: Any) -> torch.optim.Optimizer:
@@ -253,7 +284,7 @@ class _Average:
         if saved is not None:
             self.updates = int(saved.pop("updates"))
             for name, value in saved.items():
-                self.values[name].copy_(value)
+                self.values[name].copy_(state.spread_like(value, self.values[name]))
         self.values["updates"] = torch.tensor(float(self.updates))
 
     @torch.no_grad()

@@ -225,9 +225,9 @@ class TowerObjective(nn.Module):
         """`contrast`: summed over captioned images; `matched`: how many find their caption."""
         chosen = [i for i, caption in enumerate(micro.captions) if caption]
         captions = [micro.captions[i] for i in chosen]
-        if not chosen:  # no loss, yet a gradient of zeros, so that processes stay in step
-            zero = torch.stack([p.sum() for p in self.parameters()]).sum() * 0
-            return {"contrast": zero, "matched": zero.detach()}
+        weight = float(bool(chosen))
+        if not chosen:  # a picture of weight zero has a gradient, so that processes stay in step
+            chosen, captions = [0], [""]
         pictures = images_of(micro)
         pooled = self.tower(stretch([pictures[i] for i in chosen], self.tower.config.side))
         seen_nE = F.normalize(self.project(pooled).float(), dim=-1)
@@ -238,7 +238,8 @@ class TowerObjective(nn.Module):
         )
         signs = same_nn.float() * 2 - 1
         hits = same_nn.gather(1, logits_nn.argmax(1, keepdim=True)).sum()
-        return {"contrast": -F.logsigmoid(signs * logits_nn).sum(), "matched": hits}
+        loss = -F.logsigmoid(signs * logits_nn).sum()
+        return {"contrast": loss * weight, "matched": hits * weight}
 
 
 def code_ids(objective: nn.Module) -> Tensor | None:

@@ -140,7 +140,7 @@ class Observer:
         """Called after each micro-batch."""
 
     def look(self, step: int) -> None:
-        """Called every `look_every` steps."""
+        """Called every `look_every` steps, on every process."""
 
     def _resumed(self, step: int) -> None:
         self.journal.cut(step)

@@ -36,6 +36,7 @@ from viq.models.language import (
 )
 from viq.models.tokenizer import TokenizerConfig, VisualTokenizer
 from viq.models.tower import TowerConfig, VisionTower
+from viq.train import state
 from viq.train.init import fit_fsq, initialize
 from viq.train.loop import LoopConfig, make_accelerator, train
 from viq.train.monitor import code_use, count_codes, picture_grid
@@ -253,21 +254,28 @@ class Run:
                 new=tuple(_PREFIXES[part] for part in stage.new),
                 hooks=observer.hooks(),
             )
-        if self.accelerator.is_main_process:
-            self._write(objective, folder, previous)
+        self._write(objective, folder, previous)
 
     def _write(self, objective: Objective, folder: Path, previous: Path | None) -> None:
-        """What the next stage begins from; the config of the model is written last."""
+        """What the next stage begins from; the config of the model is written last.
+
+        Every process must call this, since each may hold a piece of the weights.
+        """
+        main = self.accelerator.is_main_process
         if isinstance(objective, TowerObjective):
-            objective.tower.save_pretrained(folder / TOWER)
+            if tower := state.whole(objective.tower, main):
+                tower.save_pretrained(folder / TOWER)
             return
         reader = objective.reader if isinstance(objective, AlignObjective) else None
         if reader is not None:
-            weights = {n: p for n, p in reader.named_parameters() if n in reader.own}
-            checkpoint.write_weights(folder / READER, weights)
-        elif previous and (previous / READER).is_file():  # for a later stage with text
+            own = {n: p for n, p in reader.named_parameters() if n in reader.own}
+            weights = {name: state.whole_tensor(value) for name, value in own.items()}
+            if main:
+                checkpoint.write_weights(folder / READER, weights)
+        elif main and previous and (previous / READER).is_file():  # for a later stage with text
             write_atomically(folder / READER, (previous / READER).read_bytes())
-        objective.tokenizer.eval().save_pretrained(folder / MODEL)
+        if tokenizer := state.whole(objective.tokenizer, main):
+            tokenizer.eval().save_pretrained(folder / MODEL)
 
     # What stages are made of
 
@@ -480,8 +488,9 @@ class _Observer(Observer):
         crops, paints = self.stage.data.crops, {"reconstruction", "mse"}
         if crops and paints & self.stage.loop.losses.keys():
             assert not isinstance(self.objective, TowerObjective)
-            pairs = look_at(self.objective.tokenizer, self.run.data.photos, crops)
-            picture_grid(*pairs, self.journal.grid_path(step))
+            if tokenizer := state.whole(self.objective.tokenizer, self.main):
+                pairs = look_at(tokenizer, self.run.data.photos, crops)
+                picture_grid(*pairs, self.journal.grid_path(step))
 
 
 def look_at(

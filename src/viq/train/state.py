@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,13 @@ from torch.distributed.checkpoint.state_dict import (
     get_state_dict,
     set_state_dict,
 )
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from viq.data.mixture import Position
 from viq.types import ViqError
 
 _KEEP = 2  # newest checkpoints
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,7 @@ def save(
     """Write `step-N`; every process must call this, the main one writes."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
     weights, state = get_state_dict(module, optimizer, options=options)
-    averaged = {k: _whole(v) for k, v in average.items()} if average is not None else None
+    averaged = {k: whole_tensor(v) for k, v in average.items()} if average is not None else None
     if not main:
         return
     aside, final = folder / f".step-{step}", folder / f"step-{step}"
@@ -142,7 +144,34 @@ def load_trained(folder: Path, module: nn.Module) -> None:
             parameters[name].copy_(value)
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be sharded over processes, whole and on the CPU."""
-    full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[attr-defined]
+def whole(module: _Module, main: bool) -> _Module | None:
+    """The module on the main process, None elsewhere; every process must call this.
+
+    One whose parameters are spread over processes (FSDP) is copied to the CPU in one piece. It must
+    be one that its `config` alone builds.
+    """
+    if not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+        return module if main else None
+    copy = type(module)(module.config) if main else None
+    weights: dict[str, Tensor] = {}
+    for name, value in module.state_dict().items():  # the other processes keep none of them
+        gathered = whole_tensor(value)
+        if main:
+            weights[name] = gathered
+    if copy is not None:
+        copy.load_state_dict(weights)
+        copy.train(module.training)
+    return copy
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """A tensor that may be spread over processes, in one piece on the CPU."""
+    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return full.detach().cpu()
+
+
+def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, which every process has, spread over processes as another one is."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
