@@ -2,6 +2,8 @@
 
 import json
 import random
+import tarfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,73 @@ def test_a_tenth_is_held_out_by_key_and_wherever_a_row_stands(tmp_path: Path) ->
     backwards = tmp_path / "b.parquet"
     pq.write_table(pq.read_table(path).take(list(range(rows))[::-1]), backwards)
     assert keys(open_corpora([backwards], "held-out")[0]) == keys(held)[::-1]
+
+
+def held_out(place: str | Path) -> list[tuple[int, int, int]]:
+    """The first pixels of held-out pictures, which tell one from another."""
+    (corpus,) = open_corpora([place], "held-out")
+    return sorted(corpus.row(i).open().getpixel((0, 0)) for i in range(corpus.length))  # type: ignore[misc]
+
+
+def test_pictures_are_held_out_however_their_folder_is_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "photos"
+    (folder / "deep").mkdir(parents=True)
+    names = [f"{'deep/' if i % 3 == 0 else ''}{i}.png" for i in range(60)]
+    for number, name in enumerate(names):
+        tiny.picture(number).save(folder / name)
+    expected = held_out(folder)
+    assert 2 <= len(expected) <= 15
+    monkeypatch.chdir(tmp_path)
+    for place in ("photos", "./photos/", "photos/deep/..", "../" + tmp_path.name + "/photos"):
+        assert held_out(place) == expected
+    monkeypatch.chdir(folder)
+    assert held_out(".") == expected
+    folder.rename(tmp_path / "moved")
+    assert held_out(tmp_path / "moved") == expected
+    # Lists, relative or not, hold out the same; and so do files one by one, but for their folder.
+    for number, prefix in enumerate(("", "./", f"{tmp_path}/moved/", "deep/../")):
+        path = tmp_path / "moved" / f"list{number}.txt"
+        path.write_text("".join(f"{prefix}{name}\n" for name in names))
+        assert held_out(path) == expected
+    flat = [(i, name) for i, name in enumerate(names) if "/" not in name]
+    chosen = [tiny.picture(i).getpixel((0, 0)) for i, _ in flat]
+    assert held_out(f"{tmp_path}/moved/*.png") == [p for p in expected if p in chosen]
+
+
+def test_tables_and_shards_of_one_name_are_held_out_wherever_they_lie(tmp_path: Path) -> None:
+    def texts(place: Path) -> list[str]:
+        (corpus,) = open_corpora([place], "held-out")
+        return [corpus.row(i).extras["caption"] for i in range(corpus.length)]
+
+    for place in ("here", "there"):
+        for part in ("a", "b"):
+            folder = tmp_path / place / "tables" / part
+            folder.mkdir(parents=True)
+            captions = [f"{part}{i}" for i in range(30)]
+            images = [tiny.png(tiny.picture(0))] * 30
+            pq.write_table(pa.table({"image": images, "caption": captions}), folder / "x.parquet")
+            folder = tmp_path / place / "shards" / part
+            folder.mkdir(parents=True)
+            with tarfile.open(folder / "x.tar", "w") as tar:
+                for i in range(30):
+                    (tmp_path / f"{i}.txt").write_text(f"{part}{i}")
+                    tar.add(tmp_path / f"{i}.txt", f"{i}.txt")
+    for kind in ("tables", "shards"):
+        assert texts(tmp_path / "here" / kind) == texts(tmp_path / "there" / kind) != []
+
+
+def test_keys_of_tables_and_their_split_stay_as_they_were(tmp_path: Path) -> None:
+    """Models were tested on rows that these very keys held out."""
+    path = table(tmp_path / "a.parquet", 60)
+    source = open_source(path)
+    assert list(source.keys()) == list(source.names()) == [f"a-{i}" for i in range(60)]
+    (held,) = open_corpora([path], "held-out")
+    assert keys(held) == [f"a-{i}" for i in range(60) if zlib.crc32(b"a-%d" % i) % 10 == 0]
+    numbered = tmp_path / "n.parquet"
+    pq.write_table(pq.read_table(path).drop_columns("key"), numbered)
+    assert list(open_source(numbered).names())[:2] == ["n.parquet:0", "n.parquet:1"]
 
 
 def test_drawings_are_held_out_too() -> None:
