@@ -11,9 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
+import torch
 
 from viq.data.conversations import ConversationError
 from viq.data.corpora import DrawnCorpus, RowCorpus, open_corpora
+from viq.data.crops import CropConfig, make_batch
 from viq.data.photos import Photos
 from viq.data.sources import open_source
 from viq.types import ViqError
@@ -235,3 +237,48 @@ def test_photos_are_opened_once_and_broken_ones_listed(tmp_path: Path) -> None:
     assert [key for key, _ in photos.skipped] == ["p:4"]
     assert "p.parquet:k4" in photos.skipped[0][1]
     assert photos[0].size == (36, 20)
+
+
+def photo_corpus(tmp_path: Path) -> RowCorpus:
+    """Some 36 pictures of 36x20 px: 2,880 bytes each in memory."""
+    return RowCorpus("p", open_source(table(tmp_path / "p.parquet")), "train")
+
+
+@pytest.mark.parametrize("limit", [0, 3000, 10_000])
+def test_photos_beyond_the_limit_leave_and_come_back_the_same(tmp_path: Path, limit: int) -> None:
+    corpus = photo_corpus(tmp_path)
+    photos, everything = Photos([corpus], limit), Photos([corpus])
+    assert len(photos) == len(everything) == corpus.length
+    assert everything.nbytes == 4 * 36 * 20 * corpus.length
+    crops = CropConfig(
+        sides={2: 1, 5: 1}, patches_per_group=16, patches_per_step=60, synthetic_share=0
+    )
+    for step in range(6):
+        few, all_ = (make_batch(p, crops, 1, step).batch for p in (photos, everything))
+        assert torch.equal(few.patches_TD, all_.patches_TD) and few.grids_hw == all_.grids_hw
+        assert 0 < photos.nbytes <= max(limit, 2880)
+
+
+def test_the_photo_that_was_not_used_for_longest_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = photo_corpus(tmp_path)
+    photos = Photos([corpus], limit=3 * 2880)
+    opened: list[int] = []
+    row = corpus.row
+    monkeypatch.setattr(corpus, "row", lambda index: opened.append(index) or row(index))
+    for index in (0, 1, 2, 0, 3, 0, 2, 1):  # 3 takes the place of 1, 1 that of 3
+        photos[index]
+    assert opened == [0, 1, 2, 3, 1]
+    assert photos[0] is photos[0] and photos[0].tobytes() == row(0).open().tobytes()
+
+
+def test_a_photo_that_is_gone_later_is_one_line(tmp_path: Path) -> None:
+    for number in range(12):
+        tiny.picture(number).save(tmp_path / f"{number}.png")
+    (corpus,) = open_corpora([tmp_path], "train")
+    photos = Photos([corpus], limit=0)
+    Path(corpus.row(0).key).unlink()
+    with pytest.raises(ViqError, match=r"\.png: does not exist") as error:
+        photos[0]
+    assert "\n" not in str(error.value)
