@@ -41,7 +41,7 @@ def short(tmp_path: Path) -> Path:
     """A recipe file of one stage and two steps."""
     debug = find_recipe("debug")
     stage = next(stage for stage in debug.stages if stage.name == "2-2-fsq")
-    loop = replace(stage.loop, steps=2, losses={"reconstruction": 1.0})
+    loop = replace(stage.loop, steps=2, losses={"rmse": 1.0})
     recipe: Recipe = replace(debug, name="short", stages=(replace(stage, loop=loop),))
     path = tmp_path / "short.json"
     path.write_text(json.dumps(to_dict(recipe)))

@@ -33,7 +33,7 @@ def stage(name: str, losses: dict[str, float], steps: int, **changes: Any) -> St
     return replace(found, loop=loop)
 
 
-FSQ = stage("2-2-fsq", {"text": 1.0, "reconstruction": 1.0}, 6)
+FSQ = stage("2-2-fsq", {"text": 1.0, "rmse": 1.0}, 6)
 ONE = replace(train_debug(), stages=(FSQ,))
 
 

@@ -81,7 +81,7 @@ def test_every_stage_leaves_a_log_a_model_and_two_checkpoints(debug_run: Path) -
         else:
             kept = VisualTokenizer.from_pretrained(folder / "model").config.quantizer.bottleneck
             assert kept == ("proximal" if "proximal" in name else "fsq")
-        paints = {"reconstruction", "mse"} & config.loop.losses.keys()
+        paints = {"rmse", "mse"} & config.loop.losses.keys()
         grids = sorted(path.name for path in folder.glob("grids/*"))
         assert grids == (["step-000003.png", "step-000006.png"] if paints else [])
         assert len(read_lines(folder / "codes.jsonl")) == 2 * (
@@ -280,7 +280,7 @@ def frozen_reader(losses: dict[str, float] | None = None) -> StageConfig:
     return replace(stage("2-2-fsq", losses, parts=("encoder",), steps=1), name="middle")
 
 
-@pytest.mark.parametrize("losses", [None, {"reconstruction": 1.0}])
+@pytest.mark.parametrize("losses", [None, {"rmse": 1.0}])
 def test_a_stage_that_leaves_the_reader_alone_hands_it_on(
     tmp_path: Path, losses: dict[str, float] | None
 ) -> None:
@@ -317,14 +317,14 @@ def test_recomputing_activations_gives_equal_gradients(tmp_path: Path) -> None:
 
     gradients = []
     for checkpointing in (False, True):
-        chosen = stage("2-2-fsq", {"reconstruction": 1.0}, gradient_checkpointing=checkpointing)
+        chosen = stage("2-2-fsq", {"rmse": 1.0}, gradient_checkpointing=checkpointing)
         objective = Run(recipe(chosen), TrainingData(), tmp_path).objective(chosen, None, 0).train()
         assert isinstance(objective, AlignObjective)
         assert objective.tokenizer.encoder.checkpointing == checkpointing
         with torch.no_grad():  # blocks begin as the identity
             for parameter in objective.parameters():
                 parameter += 0.01
-        objective(micro())["reconstruction"].backward()
+        objective(micro())["rmse"].backward()
         gradients.append([p.grad for p in objective.tokenizer.encoder.parameters()])
     for plain, recomputed in zip(*gradients, strict=True):
         assert plain is not None and plain.abs().sum() > 0
@@ -347,7 +347,7 @@ def test_recomputing_activations_gives_equal_gradients(tmp_path: Path) -> None:
             recipe(
                 stage("3-decoder", {"mse": 1.0, "adversarial": 1.0}, discriminator=None),
             ),
-            r"no losses \['adversarial'\], only mse, psnr",
+            r"no losses \['adversarial'\], only rmse, mse, psnr",
         ),
     ],
 )

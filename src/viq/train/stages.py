@@ -40,6 +40,7 @@ from viq.train.init import fit_fsq, initialize
 from viq.train.loop import LoopConfig, make_accelerator, train
 from viq.train.monitor import code_use, count_codes, picture_grid
 from viq.train.objectives import (
+    PIXELS,
     AlignObjective,
     DecoderObjective,
     TowerObjective,
@@ -287,7 +288,7 @@ class Run:
             bottleneck=stage.bottleneck != "none",
             reader=self._reader(stage, previous) if losses.get("text") else None,
             teacher=self._teacher() if losses.get("distill") else None,
-            reconstruct=bool(losses.get("reconstruction")),
+            reconstruct=any(losses.get(name) for name in PIXELS),
             vae=self._vae() if losses.get("latents") else None,
         )
 
@@ -477,8 +478,8 @@ class _Observer(Observer):
         if self._counts is not None and fsq is not None:
             self.journal.codes(step, code_use(self._counts, fsq))
             self._counts = None
-        crops, paints = self.stage.data.crops, {"reconstruction", "mse"}
-        if crops and paints & self.stage.loop.losses.keys():
+        crops = self.stage.data.crops
+        if crops and any(name in PIXELS for name in self.stage.loop.losses):
             assert not isinstance(self.objective, TowerObjective)
             pairs = look_at(self.objective.tokenizer, self.run.data.photos, crops)
             picture_grid(*pairs, self.journal.grid_path(step))
