@@ -141,7 +141,7 @@ def test_asked_to_stop_it_saves_and_says_so_in_a_line(whole: Path, tmp_path: Pat
     _, errors = process.communicate(timeout=PATIENCE)
     (message,) = [text for text in errors.splitlines() if text.startswith("viq:")]
     step = log(out, FSQ)[-1]["step"]
-    assert process.returncode == 2
+    assert process.returncode == 143
     assert message == (
         f"viq: 2-2-fsq: asked to stop; saved at step {step} of 6: run the same command to go on"
     )
