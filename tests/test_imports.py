@@ -11,7 +11,7 @@ from pathlib import Path
 import viq
 
 FLOORS = [
-    ["types", "files"],
+    ["types", "files", "quiet"],
     [
         "image", "patches", "fsq", "ranks", "compress",
         "store.arrays", "store.extras", "store.rows", "store.folder", "store.views", "store.cache",
