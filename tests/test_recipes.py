@@ -189,6 +189,28 @@ def test_g_takes_a_real_step_with_a_cut_depth(places: dict[str, str], tmp_path: 
     assert frozen == {"teacher", "reader"}
 
 
+def test_a_recipe_made_for_siglip_says_so_when_it_begins_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def begun(name: str, previous: Path | None = None) -> str:
+        recipe = replace(find_recipe(name), model=tiny.config())
+        data = replace(recipe.stages[-1].data, crops=None)
+        losses = replace(recipe.stages[-1].loop, losses={"mse": 1.0})
+        stage = replace(recipe.stages[-1], name="middle", kind="align", data=data, loop=losses)
+        Run(recipe, TrainingData(), tmp_path / "run").objective(stage, previous, 0)
+        return capsys.readouterr().err
+
+    for name in ("g", "so400m"):
+        assert begun(name) == (
+            f"middle: the encoder begins from random weights, but recipe {name} is made for "
+            "SigLIP2's: name its folder with --start\n"
+        )
+    tiny.tokenizer().save_pretrained(tmp_path / "before" / "model")
+    assert begun("g", tmp_path / "before") == ""  # from the stage before
+    for name in ("tiny", "debug", "ablation-full"):
+        assert begun(name) == ""
+
+
 def test_damaged_places_are_one_line(tmp_path: Path) -> None:
     stage = replace(find_recipe("g").stages[0], gradient_checkpointing=False)
     recipe = replace(

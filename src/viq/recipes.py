@@ -357,6 +357,7 @@ def train_g() -> Recipe:
     return Recipe(
         name="g",
         model=model,
+        expects_start=True,
         language=LanguageConfig(
             name="Qwen/Qwen2.5-0.5B", adapter=AdapterConfig(), gradient_checkpointing=True
         ),

@@ -38,7 +38,7 @@ from viq.models.tokenizer import TokenizerConfig, VisualTokenizer
 from viq.models.tower import TowerConfig, VisionTower
 from viq.train.init import fit_fsq, initialize
 from viq.train.loop import LoopConfig, make_accelerator, train
-from viq.train.monitor import code_use, count_codes, picture_grid
+from viq.train.monitor import code_use, count_codes, picture_grid, say
 from viq.train.objectives import (
     PIXELS,
     AlignObjective,
@@ -120,6 +120,7 @@ class Recipe:
     Attributes:
         language: the model that scores answers; None: no text loss in any stage.
         start: SigLIP2 folder or file from which the encoder and its pooling head begin.
+        expects_start: whether a run without `start` says that it begins from random weights.
         teacher: folder of a tower or of SigLIP2 for self-distillation; None: that of the recipe's
             own "tower" stage, if it has one.
         tower: shape of that tower.
@@ -133,6 +134,7 @@ class Recipe:
     stages: tuple[StageConfig, ...]
     language: LanguageConfig | None = None
     start: str | None = None
+    expects_start: bool = False
     teacher: str | None = None
     tower: TowerConfig | None = None
     alignment: str | None = None
@@ -318,6 +320,11 @@ class Run:
         tokenizer = begin(self.recipe.model, wanted, before, seed)
         if before is None and self.recipe.start is not None:
             start_encoder(tokenizer, self.recipe.start)
+        elif before is None and self.recipe.expects_start and self.accelerator.is_main_process:
+            say(
+                f"{stage.name}: the encoder begins from random weights, but recipe "
+                f"{self.recipe.name} is made for SigLIP2's: name its folder with --start"
+            )
         if before is not None and before.config.quantizer.bottleneck == "proximal" != wanted:
             if stage.data.crops is not None:
                 first = [
