@@ -19,7 +19,7 @@ from viq.recipes import train_debug
 from viq.train.loop import TrainingError
 from viq.train.monitor import read_lines
 from viq.train.objectives import AlignObjective
-from viq.train.stages import Recipe, Run, StageConfig, TrainingData
+from viq.train.stages import Recipe, Run, StageConfig, TrainingData, begin
 from viq.types import ViqError
 
 DEBUG = train_debug()
@@ -288,6 +288,32 @@ def test_a_stage_that_leaves_the_reader_alone_hands_it_on(
     run(tmp_path, recipe(replace(ALIGN, loop=replace(ALIGN.loop, steps=1)), frozen_reader(losses)))
     first, second = (tmp_path / name / "reader.safetensors" for name in ("1a-align", "middle"))
     assert same_weights(first, second) and read_weights(first)
+
+
+@pytest.mark.parametrize("crops", [True, False])
+def test_fsq_begins_where_the_proximal_stage_ended(tmp_path: Path, crops: bool) -> None:
+    """Fitted on crops or, in a stage without, on the images of its conversations."""
+    changes = {} if crops else {"crops": None}
+    proximal = stage("2-1-proximal", {"rmse": 1.0}, steps=1, **changes)
+    fsq = stage("2-2-fsq", {"rmse": 1.0}, **changes)
+    begun = Run(recipe(proximal, fsq), TrainingData(), tmp_path, hidden=True)
+    begun._stage(proximal, 0, None)
+    previous = VisualTokenizer.from_pretrained(tmp_path / proximal.name / "model")
+    images = begun._first_images(replace(fsq, data=replace(fsq.data, crops=None)), 77)
+    assert len(images) == 4 and all(len(batch.grids_hw) > 1 for batch in images)
+
+    def error(model: VisualTokenizer) -> float:
+        with torch.no_grad():
+            return sum(
+                float((model(batch).features_TC - previous(batch).features_TC).square().mean())
+                for batch in images
+            )
+
+    objective = begun.objective(fsq, tmp_path / proximal.name, 0)
+    assert isinstance(objective, AlignObjective)
+    drawn = begin(DEBUG.model, "fsq", previous, 0)
+    assert error(objective.tokenizer) < 0.7 * error(drawn)
+    assert objective.tokenizer.device.type == "cpu" and trained(objective)
 
 
 def trained(objective: torch.nn.Module) -> set[str]:

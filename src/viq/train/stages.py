@@ -36,6 +36,7 @@ from viq.models.language import (
 )
 from viq.models.tokenizer import TokenizerConfig, VisualTokenizer
 from viq.models.tower import TowerConfig, VisionTower
+from viq.patches import PatchBatch
 from viq.train.init import fit_fsq, initialize
 from viq.train.loop import LoopConfig, make_accelerator, train
 from viq.train.monitor import code_use, count_codes, picture_grid, say
@@ -326,13 +327,22 @@ class Run:
                 f"{self.recipe.name} is made for SigLIP2's: name its folder with --start"
             )
         if before is not None and before.config.quantizer.bottleneck == "proximal" != wanted:
-            if stage.data.crops is not None:
-                first = [
-                    make_batch(self.data.photos, stage.data.crops, seed, step).batch
-                    for step in range(8)
-                ]
-                fit_fsq(tokenizer, before, first)
+            # On a GPU if there is one: at the paper's size it is too much for a CPU core. (Others
+            # than those of CUDA have no double precision.)
+            device = self.accelerator.device if torch.cuda.is_available() else "cpu"
+            fit_fsq(tokenizer.to(device), before.to(device), self._first_images(stage, seed))
+            tokenizer.cpu()
         return tokenizer
+
+    def _first_images(self, stage: StageConfig, seed: int) -> list[PatchBatch]:
+        """A handful of batches as the stage will see: its crops, or images of conversations."""
+        crops = stage.data.crops
+        if crops is not None:
+            return [make_batch(self.data.photos, crops, seed, step).batch for step in range(8)]
+        data = replace(stage.data, lanes=1)
+        mixture = self._mixture(replace(stage, data=data), seed, conversations=True)
+        stream = BatchStream(data, mixture, seed=seed, lanes=[0], threads=self.threads)
+        return [micros[0].batch for micros, _ in stream.steps(0, 4)]
 
     def _reader(self, stage: StageConfig, previous: Path | None) -> LanguageReader:
         config = self.recipe.language
