@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from PIL import Image
 
-from viq.data.batches import BatchStream, DataConfig, MicroBatch, images_of
+from viq.data.batches import BatchStream, DataConfig, MicroBatch, asked_size, images_of
 from viq.data.chat import ChatConfig
-from viq.data.conversations import Conversation, Turn
+from viq.data.conversations import Conversation, ConversationError, Turn
 from viq.data.corpora import Corpus, DrawnCorpus, Example, RowCorpus
 from viq.data.crops import CropConfig
 from viq.data.mixture import Mixture, Part, Position
@@ -119,6 +120,59 @@ def test_without_a_text_tokenizer_captions_remain() -> None:
     assert micro.text is None and micro.text_images == 0
     assert micro.sizes == ((20, 36), (17, 16), (40, 10))
     assert micro.captions == ("caption 0", "", "")
+
+
+@pytest.mark.parametrize(
+    ("size", "resize", "expected"),
+    [
+        ((1920, 1280), "768x16", (928, 624)),  # 58x39 patches, as in the official code
+        ((1920, 1280), "768x1", (940, 627)),
+        ((100, 100), "896x14", (896, 896)),  # enlarged
+        ((300, 100), "96x16", (160, 48)),
+        ((9000, 3), "96x16", (5248, 16)),  # no side is below the multiple
+        ((1920, 1280), "384x0", (384, 384)),
+        ((1920, 1280), "384x-1", (384, 384)),
+        ((50, 60), [640, 64], (640, 64)),
+        ((50, 60), [4000, 1000], (2000, 500)),  # the area of the stage
+        ((300, 300), "5000x16", (992, 992)),
+        ((300, 100), "5000x0", (1000, 1000)),
+    ],
+)
+def test_sizes_that_records_ask_for(
+    size: tuple[int, int], resize: Any, expected: tuple[int, int]
+) -> None:
+    assert asked_size(size, resize, 1000, "a.jsonl:1") == expected
+
+
+@pytest.mark.parametrize(
+    "resize", ["", "896", "x14", "0x14", "16x99", "1e3x1", 896, [640], [640, 63], [64.0, 64], {}]
+)
+def test_sizes_that_are_none(resize: Any) -> None:
+    with pytest.raises(ConversationError, match='^a.jsonl:1: resize is .*; write "SIDE') as error:
+        asked_size((100, 100), resize, 1000, "a.jsonl:1")
+    assert "\n" not in str(error.value)
+
+
+def test_images_of_the_official_data_come_in_the_size_they_ask_for(tmp_path: Path) -> None:
+    path = tiny.write_chats(tmp_path / "a.jsonl", [(3, ("<image><image><image>q", "a"))] * 3)
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records:  # pictures of 36x20 px
+        record["image"][0]["resize"] = "96x16"
+        record["image"][1]["resize"] = [64, 80]
+    records[1]["image"][2]["resize"] = "large"
+    path.write_text("\n".join(map(json.dumps, records)))
+    corpus = RowCorpus("a", open_source(path), "train")
+    assert corpus.length == 3
+    made = stream(replace(TALK, patches=300, max_side=96), corpus)
+    micro = first(made)
+    assert set(micro.sizes) == {(64, 128), (80, 64), (20, 36)}
+    assert micro.sizes[:3] == ((64, 128), (80, 64), (20, 36))
+    wide = Image.open(tmp_path / "a-0-0.png").resize((128, 64), Image.Resampling.BILINEAR)
+    assert any(torch.equal(p, normalize(np.asarray(wide))) for p in images_of(micro))
+    assert made.skipped.reasons.keys() == {"a:1"}
+    assert "a.jsonl:2: resize is 'large'" in made.skipped.reasons["a:1"]
+    small = first(stream(replace(TALK, patches=300, max_side=48), corpus)).sizes
+    assert set(small) == {(32, 64), (53, 42), (20, 36)}  # the stage's area goes first
 
 
 def test_images_shrink_to_the_area_and_never_grow() -> None:

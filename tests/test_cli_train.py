@@ -1,6 +1,8 @@
 """`viq train` and `viq report` as a user meets them."""
 
 import json
+import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ import viq
 from viq.checkpoint import to_dict
 from viq.cli import app
 from viq.recipes import find_recipe
+from viq.train.monitor import Journal
 from viq.train.stages import Recipe
 
 
@@ -41,7 +44,7 @@ def short(tmp_path: Path) -> Path:
     """A recipe file of one stage and two steps."""
     debug = find_recipe("debug")
     stage = next(stage for stage in debug.stages if stage.name == "2-2-fsq")
-    loop = replace(stage.loop, steps=2, losses={"reconstruction": 1.0})
+    loop = replace(stage.loop, steps=2, losses={"rmse": 1.0})
     recipe: Recipe = replace(debug, name="short", stages=(replace(stage, loop=loop),))
     path = tmp_path / "short.json"
     path.write_text(json.dumps(to_dict(recipe)))
@@ -77,6 +80,25 @@ def test_logs_for_tensorboard(short: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     run("train", short, "--out", tmp_path / "run", "--tensorboard", "--json")
     assert list((tmp_path / "run" / "2-2-fsq" / "tensorboard").glob("events*"))
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+@pytest.mark.parametrize("command", [("train",), ("train", "mllm"), ("train", "draw")])
+def test_asked_to_stop_it_saves_and_ends_with_a_code_of_its_own(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """143, as a shell reports for a process that SIGTERM ended; 2 is for what cannot run."""
+    log = Journal.log
+
+    def ask(journal: Journal, record: dict[str, Any]) -> None:
+        log(journal, record)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Journal, "log", ask)
+    result = run(*command, "debug", "--out", tmp_path / "run", code=143)
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("viq:")]
+    assert "asked to stop; saved at step 2 of" in line and "run the same command to go on" in line
+    assert [path.name for path in tmp_path.glob("run/*/step-*")] == ["step-2"]
 
 
 def test_printed_recipes_are_recipe_files(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import random
+import tarfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
+import torch
 
 from viq.data.conversations import ConversationError
 from viq.data.corpora import DrawnCorpus, RowCorpus, open_corpora
+from viq.data.crops import CropConfig, make_batch
 from viq.data.photos import Photos
 from viq.data.sources import open_source
 from viq.types import ViqError
@@ -42,6 +46,73 @@ def test_a_tenth_is_held_out_by_key_and_wherever_a_row_stands(tmp_path: Path) ->
     backwards = tmp_path / "b.parquet"
     pq.write_table(pq.read_table(path).take(list(range(rows))[::-1]), backwards)
     assert keys(open_corpora([backwards], "held-out")[0]) == keys(held)[::-1]
+
+
+def held_out(place: str | Path) -> list[tuple[int, int, int]]:
+    """The first pixels of held-out pictures, which tell one from another."""
+    (corpus,) = open_corpora([place], "held-out")
+    return sorted(corpus.row(i).open().getpixel((0, 0)) for i in range(corpus.length))  # type: ignore[misc]
+
+
+def test_pictures_are_held_out_however_their_folder_is_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "photos"
+    (folder / "deep").mkdir(parents=True)
+    names = [f"{'deep/' if i % 3 == 0 else ''}{i}.png" for i in range(60)]
+    for number, name in enumerate(names):
+        tiny.picture(number).save(folder / name)
+    expected = held_out(folder)
+    assert 2 <= len(expected) <= 15
+    monkeypatch.chdir(tmp_path)
+    for place in ("photos", "./photos/", "photos/deep/..", "../" + tmp_path.name + "/photos"):
+        assert held_out(place) == expected
+    monkeypatch.chdir(folder)
+    assert held_out(".") == expected
+    folder.rename(tmp_path / "moved")
+    assert held_out(tmp_path / "moved") == expected
+    # Lists, relative or not, hold out the same; and so do files one by one, but for their folder.
+    for number, prefix in enumerate(("", "./", f"{tmp_path}/moved/", "deep/../")):
+        path = tmp_path / "moved" / f"list{number}.txt"
+        path.write_text("".join(f"{prefix}{name}\n" for name in names))
+        assert held_out(path) == expected
+    flat = [(i, name) for i, name in enumerate(names) if "/" not in name]
+    chosen = [tiny.picture(i).getpixel((0, 0)) for i, _ in flat]
+    assert held_out(f"{tmp_path}/moved/*.png") == [p for p in expected if p in chosen]
+
+
+def test_tables_and_shards_of_one_name_are_held_out_wherever_they_lie(tmp_path: Path) -> None:
+    def texts(place: Path) -> list[str]:
+        (corpus,) = open_corpora([place], "held-out")
+        return [corpus.row(i).extras["caption"] for i in range(corpus.length)]
+
+    for place in ("here", "there"):
+        for part in ("a", "b"):
+            folder = tmp_path / place / "tables" / part
+            folder.mkdir(parents=True)
+            captions = [f"{part}{i}" for i in range(30)]
+            images = [tiny.png(tiny.picture(0))] * 30
+            pq.write_table(pa.table({"image": images, "caption": captions}), folder / "x.parquet")
+            folder = tmp_path / place / "shards" / part
+            folder.mkdir(parents=True)
+            with tarfile.open(folder / "x.tar", "w") as tar:
+                for i in range(30):
+                    (tmp_path / f"{i}.txt").write_text(f"{part}{i}")
+                    tar.add(tmp_path / f"{i}.txt", f"{i}.txt")
+    for kind in ("tables", "shards"):
+        assert texts(tmp_path / "here" / kind) == texts(tmp_path / "there" / kind) != []
+
+
+def test_keys_of_tables_and_their_split_stay_as_they_were(tmp_path: Path) -> None:
+    """Models were tested on rows that these very keys held out."""
+    path = table(tmp_path / "a.parquet", 60)
+    source = open_source(path)
+    assert list(source.keys()) == list(source.names()) == [f"a-{i}" for i in range(60)]
+    (held,) = open_corpora([path], "held-out")
+    assert keys(held) == [f"a-{i}" for i in range(60) if zlib.crc32(b"a-%d" % i) % 10 == 0]
+    numbered = tmp_path / "n.parquet"
+    pq.write_table(pq.read_table(path).drop_columns("key"), numbered)
+    assert list(open_source(numbered).names())[:2] == ["n.parquet:0", "n.parquet:1"]
 
 
 def test_drawings_are_held_out_too() -> None:
@@ -166,3 +237,48 @@ def test_photos_are_opened_once_and_broken_ones_listed(tmp_path: Path) -> None:
     assert [key for key, _ in photos.skipped] == ["p:4"]
     assert "p.parquet:k4" in photos.skipped[0][1]
     assert photos[0].size == (36, 20)
+
+
+def photo_corpus(tmp_path: Path) -> RowCorpus:
+    """Some 36 pictures of 36x20 px: 2,880 bytes each in memory."""
+    return RowCorpus("p", open_source(table(tmp_path / "p.parquet")), "train")
+
+
+@pytest.mark.parametrize("limit", [0, 3000, 10_000])
+def test_photos_beyond_the_limit_leave_and_come_back_the_same(tmp_path: Path, limit: int) -> None:
+    corpus = photo_corpus(tmp_path)
+    photos, everything = Photos([corpus], limit), Photos([corpus])
+    assert len(photos) == len(everything) == corpus.length
+    assert everything.nbytes == 4 * 36 * 20 * corpus.length
+    crops = CropConfig(
+        sides={2: 1, 5: 1}, patches_per_group=16, patches_per_step=60, synthetic_share=0
+    )
+    for step in range(6):
+        few, all_ = (make_batch(p, crops, 1, step).batch for p in (photos, everything))
+        assert torch.equal(few.patches_TD, all_.patches_TD) and few.grids_hw == all_.grids_hw
+        assert 0 < photos.nbytes <= max(limit, 2880)
+
+
+def test_the_photo_that_was_not_used_for_longest_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = photo_corpus(tmp_path)
+    photos = Photos([corpus], limit=3 * 2880)
+    opened: list[int] = []
+    row = corpus.row
+    monkeypatch.setattr(corpus, "row", lambda index: opened.append(index) or row(index))
+    for index in (0, 1, 2, 0, 3, 0, 2, 1):  # 3 takes the place of 1, 1 that of 3
+        photos[index]
+    assert opened == [0, 1, 2, 3, 1]
+    assert photos[0] is photos[0] and photos[0].tobytes() == row(0).open().tobytes()
+
+
+def test_a_photo_that_is_gone_later_is_one_line(tmp_path: Path) -> None:
+    for number in range(12):
+        tiny.picture(number).save(tmp_path / f"{number}.png")
+    (corpus,) = open_corpora([tmp_path], "train")
+    photos = Photos([corpus], limit=0)
+    Path(corpus.row(0).key).unlink()
+    with pytest.raises(ViqError, match=r"\.png: does not exist") as error:
+        photos[0]
+    assert "\n" not in str(error.value)

@@ -94,8 +94,9 @@ def test_padding_does_not_count() -> None:
     assert mse.tolist() == [2.0, 1.0]
     assert losses.psnr(torch.tensor([4.0, 0.04])).item() == pytest.approx(10)  # 0 and 20 dB
     grids = [(1, 2), (2, 2)]
-    rms = losses.reconstruction_sum(torch.tensor([0.25, 0.04]), grids).item()
-    assert rms == pytest.approx(2 * 0.5 + 4 * 0.2, abs=1e-3)
+    errors = torch.tensor([0.25, 0.04])
+    assert losses.rmse_sum(errors, grids).item() == pytest.approx(2 * 0.5 + 4 * 0.2, abs=1e-3)
+    assert losses.mse_sum(errors, grids).item() == pytest.approx(2 * 0.25 + 4 * 0.04)
 
 
 def test_code_perplexity_by_hand() -> None:
@@ -173,23 +174,30 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn() -> None:
     assert objective(micro([(32, 32)] * 2))["distill"].item() == pytest.approx(0, abs=1e-5)
 
 
-def test_reconstruction_counts_pixels_not_padding() -> None:
+def test_errors_of_pixels_by_hand_without_padding() -> None:
     objective = AlignObjective(trainable(tiny.tokenizer()), reconstruct=True)
     batch = micro()
     sums = objective(batch)
     painted = objective.tokenizer(batch.batch).features_TC
     painted = objective.tokenizer.reconstruct(painted, batch.batch.grids_hw)
-    expected, start = 0.0, 0
+    roots, squares, start = 0.0, 0.0, 0
     for pixels, (rows, cols), size in zip(
         images_of(batch), batch.batch.grids_hw, SIZES, strict=True
     ):
         own = painted[start : start + rows * cols].unflatten(1, (3, 16, 16))
         image = own.unflatten(0, (rows, cols)).permute(2, 0, 3, 1, 4)
         image = image.reshape(3, rows * 16, cols * 16)[:, : size[0], : size[1]]
-        expected += rows * cols * ((image - pixels).square().mean() + 1e-5).sqrt().item()
+        error = (image - pixels).square().mean().item()
+        roots += rows * cols * (error + 1e-5) ** 0.5
+        squares += rows * cols * error
         start += rows * cols
-    assert sums["reconstruction"].item() == pytest.approx(expected, rel=1e-5)
-    assert set(sums) == {"reconstruction", "psnr"}
+    assert sums["rmse"].item() == pytest.approx(roots, rel=1e-5)
+    assert sums["mse"].item() == pytest.approx(squares, rel=1e-5)
+    assert set(sums) == {"rmse", "mse", "psnr"}
+    decoder = DecoderObjective(objective.tokenizer)(batch)
+    assert {name: decoder[name].item() for name in decoder} == pytest.approx(
+        {name: sums[name].item() for name in sums}
+    )
 
 
 def test_code_ids_are_those_of_the_tokenizer() -> None:
@@ -324,7 +332,7 @@ def test_other_decoder_terms_are_summed_over_images() -> None:
     objective = DecoderObjective(model, perceptual=Distance(), alignment=Distance())
     batch = micro()
     sums = objective(batch)
-    assert set(sums) == {"mse", "psnr", "perceptual", "features"}
+    assert set(sums) == {"rmse", "mse", "psnr", "perceptual", "features"}
     features = model(batch.batch).features_TC
     hidden = model.decoder.hidden(features, batch.batch.grids_hw)
     painted = model.decoder.paint(hidden)

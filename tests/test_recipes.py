@@ -15,6 +15,7 @@ from viq import recipes
 from viq.checkpoint import CheckpointError, WithoutInit, to_dict
 from viq.models.tokenizer import VisualTokenizer
 from viq.recipes import RECIPES, find_recipe, scaled, with_places
+from viq.train.objectives import PIXELS
 from viq.train.optim import make_optimizer
 from viq.train.stages import Recipe, Run, TrainingData
 from viq.types import ViqError
@@ -39,7 +40,7 @@ def test_every_recipe_builds_and_survives_json(name: str, tmp_path: Path) -> Non
     for stage in recipe.stages:
         if stage.loop.losses.get("text"):
             assert recipe.language is not None and "reader" in stage.parts
-        if stage.loop.losses.keys() & {"reconstruction", "mse"}:
+        if stage.loop.losses.keys() & {"rmse", "mse"}:
             assert stage.data.crops is not None and "decoder" in stage.parts
 
 
@@ -62,6 +63,19 @@ def test_debug_has_the_stages_of_tiny() -> None:
     for a, b in zip(small.stages, full.stages, strict=True):
         assert (a.kind, a.bottleneck, a.parts, a.new) == (b.kind, b.bottleneck, b.parts, b.new)
         assert a.loop.losses == b.loop.losses and a.loop.optim == b.loop.optim
+
+
+def test_small_recipes_train_on_roots_and_the_papers_on_squares() -> None:
+    """tiny's weights belong to the root; the paper writes squares."""
+
+    def pixels(name: str) -> dict[str, dict[str, float]]:
+        losses = {stage.name: stage.loop.losses for stage in find_recipe(name).stages}
+        found = {s: {k: v for k, v in t.items() if k in PIXELS} for s, t in losses.items()}
+        return {name: terms for name, terms in found.items() if terms}
+
+    roots = dict.fromkeys(("0-detail-proximal", "0-detail-fsq", "3-decoder"), {"rmse": 1.0})
+    assert pixels("tiny") == roots | dict.fromkeys(("2-1-proximal", "2-2-fsq"), {"rmse": 5.0})
+    assert pixels("g") == pixels("so400m") == {"3-decoder": {"mse": 1.0}}
 
 
 def changed(edit: Callable[[dict[str, Any]], Any]) -> str:
@@ -173,6 +187,28 @@ def test_g_takes_a_real_step_with_a_cut_depth(places: dict[str, str], tmp_path: 
     assert not torch.equal(start, objective.tokenizer.pool_head.kv.weight)
     frozen = {n.split(".")[0] for n, p in objective.named_parameters() if not p.requires_grad}
     assert frozen == {"teacher", "reader"}
+
+
+def test_a_recipe_made_for_siglip_says_so_when_it_begins_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def begun(name: str, previous: Path | None = None) -> str:
+        recipe = replace(find_recipe(name), model=tiny.config())
+        data = replace(recipe.stages[-1].data, crops=None)
+        losses = replace(recipe.stages[-1].loop, losses={"mse": 1.0})
+        stage = replace(recipe.stages[-1], name="middle", kind="align", data=data, loop=losses)
+        Run(recipe, TrainingData(), tmp_path / "run").objective(stage, previous, 0)
+        return capsys.readouterr().err
+
+    for name in ("g", "so400m"):
+        assert begun(name) == (
+            f"middle: the encoder begins from random weights, but recipe {name} is made for "
+            "SigLIP2's: name its folder with --start\n"
+        )
+    tiny.tokenizer().save_pretrained(tmp_path / "before" / "model")
+    assert begun("g", tmp_path / "before") == ""  # from the stage before
+    for name in ("tiny", "debug", "ablation-full"):
+        assert begun(name) == ""
 
 
 def test_damaged_places_are_one_line(tmp_path: Path) -> None:

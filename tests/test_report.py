@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import viq
 from viq.fsq import FSQ
 from viq.train import charts
 from viq.train.monitor import Journal, code_use, count_codes, picture_grid
@@ -259,3 +260,22 @@ def test_thinning_keeps_peaks() -> None:
     values[[1234, 7777]] = 5, -5
     kept = charts.sample(values, 300)
     assert len(kept) <= 300 and {1234, 7777} <= set(kept.tolist())
+
+
+def test_logs_of_old_runs_show_what_their_terms_were(tmp_path: Path) -> None:
+    """The bundled model's own log: roots were called `reconstruction`, and `mse` in the decoder."""
+    log = Path(viq.__file__).parent / "bundled" / "viq-tiny" / "training-log.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    for line in lines:
+        Journal(tmp_path / "run" / line["stage"]).log(line)
+    new = {"stage": "new", "step": 1, "steps": 1, "loss/rmse": 0.5, "loss/mse": 0.25}
+    Journal(tmp_path / "run" / "new").log(new)
+    result = make_report(tmp_path / "run", tmp_path / "report.html")["stages"]
+    for stage, old in (("2-2-fsq", "loss/reconstruction"), ("3-decoder", "loss/mse")):
+        last = [line for line in lines if line["stage"] == stage][-1]
+        assert result[stage]["last"]["loss/rmse"] == last[old]
+        assert old not in result[stage]["last"]
+        assert result[stage]["last"]["loss"] == last["loss"]
+    assert result["new"]["last"] == {"loss/rmse": 0.5, "loss/mse": 0.25}
+    page = (tmp_path / "report.html").read_text()
+    assert "Loss: rmse" in page and "Loss: reconstruction" not in page

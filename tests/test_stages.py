@@ -19,7 +19,7 @@ from viq.recipes import train_debug
 from viq.train.loop import TrainingError
 from viq.train.monitor import read_lines
 from viq.train.objectives import AlignObjective
-from viq.train.stages import Recipe, Run, StageConfig, TrainingData
+from viq.train.stages import Recipe, Run, StageConfig, TrainingData, begin
 from viq.types import ViqError
 
 DEBUG = train_debug()
@@ -81,7 +81,7 @@ def test_every_stage_leaves_a_log_a_model_and_two_checkpoints(debug_run: Path) -
         else:
             kept = VisualTokenizer.from_pretrained(folder / "model").config.quantizer.bottleneck
             assert kept == ("proximal" if "proximal" in name else "fsq")
-        paints = {"reconstruction", "mse"} & config.loop.losses.keys()
+        paints = {"rmse", "mse"} & config.loop.losses.keys()
         grids = sorted(path.name for path in folder.glob("grids/*"))
         assert grids == (["step-000003.png", "step-000006.png"] if paints else [])
         assert len(read_lines(folder / "codes.jsonl")) == 2 * (
@@ -280,7 +280,7 @@ def frozen_reader(losses: dict[str, float] | None = None) -> StageConfig:
     return replace(stage("2-2-fsq", losses, parts=("encoder",), steps=1), name="middle")
 
 
-@pytest.mark.parametrize("losses", [None, {"reconstruction": 1.0}])
+@pytest.mark.parametrize("losses", [None, {"rmse": 1.0}])
 def test_a_stage_that_leaves_the_reader_alone_hands_it_on(
     tmp_path: Path, losses: dict[str, float] | None
 ) -> None:
@@ -288,6 +288,32 @@ def test_a_stage_that_leaves_the_reader_alone_hands_it_on(
     run(tmp_path, recipe(replace(ALIGN, loop=replace(ALIGN.loop, steps=1)), frozen_reader(losses)))
     first, second = (tmp_path / name / "reader.safetensors" for name in ("1a-align", "middle"))
     assert same_weights(first, second) and read_weights(first)
+
+
+@pytest.mark.parametrize("crops", [True, False])
+def test_fsq_begins_where_the_proximal_stage_ended(tmp_path: Path, crops: bool) -> None:
+    """Fitted on crops or, in a stage without, on the images of its conversations."""
+    changes = {} if crops else {"crops": None}
+    proximal = stage("2-1-proximal", {"rmse": 1.0}, steps=1, **changes)
+    fsq = stage("2-2-fsq", {"rmse": 1.0}, **changes)
+    begun = Run(recipe(proximal, fsq), TrainingData(), tmp_path, hidden=True)
+    begun._stage(proximal, 0, None)
+    previous = VisualTokenizer.from_pretrained(tmp_path / proximal.name / "model")
+    images = begun._first_images(replace(fsq, data=replace(fsq.data, crops=None)), 77)
+    assert len(images) == 4 and all(len(batch.grids_hw) > 1 for batch in images)
+
+    def error(model: VisualTokenizer) -> float:
+        with torch.no_grad():
+            return sum(
+                float((model(batch).features_TC - previous(batch).features_TC).square().mean())
+                for batch in images
+            )
+
+    objective = begun.objective(fsq, tmp_path / proximal.name, 0)
+    assert isinstance(objective, AlignObjective)
+    drawn = begin(DEBUG.model, "fsq", previous, 0)
+    assert error(objective.tokenizer) < 0.7 * error(drawn)
+    assert objective.tokenizer.device.type == "cpu" and trained(objective)
 
 
 def trained(objective: torch.nn.Module) -> set[str]:
@@ -317,14 +343,14 @@ def test_recomputing_activations_gives_equal_gradients(tmp_path: Path) -> None:
 
     gradients = []
     for checkpointing in (False, True):
-        chosen = stage("2-2-fsq", {"reconstruction": 1.0}, gradient_checkpointing=checkpointing)
+        chosen = stage("2-2-fsq", {"rmse": 1.0}, gradient_checkpointing=checkpointing)
         objective = Run(recipe(chosen), TrainingData(), tmp_path).objective(chosen, None, 0).train()
         assert isinstance(objective, AlignObjective)
         assert objective.tokenizer.encoder.checkpointing == checkpointing
         with torch.no_grad():  # blocks begin as the identity
             for parameter in objective.parameters():
                 parameter += 0.01
-        objective(micro())["reconstruction"].backward()
+        objective(micro())["rmse"].backward()
         gradients.append([p.grad for p in objective.tokenizer.encoder.parameters()])
     for plain, recomputed in zip(*gradients, strict=True):
         assert plain is not None and plain.abs().sum() > 0
@@ -347,7 +373,7 @@ def test_recomputing_activations_gives_equal_gradients(tmp_path: Path) -> None:
             recipe(
                 stage("3-decoder", {"mse": 1.0, "adversarial": 1.0}, discriminator=None),
             ),
-            r"no losses \['adversarial'\], only mse, psnr",
+            r"no losses \['adversarial'\], only rmse, mse, psnr",
         ),
     ],
 )

@@ -1,7 +1,8 @@
 """The command line. Every command is a thin door: it parses, calls a job, and shows its result.
 
 Heavy modules are imported inside the commands, so that `viq --help` answers at once. Exit codes:
-0 all done; 2 the command cannot run (one line says why); 3 some inputs failed, the rest is done.
+0 all done; 2 the command cannot run (one line says why); 3 some inputs failed, the rest is done;
+130 interrupted; 143 training was asked to stop (SIGTERM) and has saved.
 """
 
 from __future__ import annotations

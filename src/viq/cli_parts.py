@@ -14,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from viq.models.tokenizer import VisualTokenizer
 
-USAGE, SOME_FAILED, INTERRUPTED = 2, 3, 130
+USAGE, SOME_FAILED, INTERRUPTED, STOPPED = 2, 3, 130, 143  # the last two: 128 + signal
 
 Images = Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")]
 Model = Annotated[str, typer.Option(help="Bundled name, model folder, or Hugging Face hub id.")]
@@ -44,12 +44,12 @@ def guarded(command: Command) -> Command:
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
-        from viq.types import ViqError
+        from viq.types import Stopped, ViqError
 
         try:
             return command(*args, **kwargs)
         except ViqError as error:
-            message, code = str(error), USAGE
+            message, code = str(error), STOPPED if isinstance(error, Stopped) else USAGE
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] not in _EXTRAS:
                 raise

@@ -18,7 +18,6 @@ from viq.checkpoint import CONFIG_FILE
 from viq.data.drawings import draw_prompt
 from viq.data.words import load_tokenizer
 from viq.loading import load
-from viq.mllm import quiet
 from viq.models.tokenizer import VisualTokenizer
 from viq.models.writer import LANGUAGE, CodeWriter, Sampling
 from viq.types import CODES_PER_PATCH, PATCH_SIZE, Codes, Size, ViqError, grid_of
@@ -48,8 +47,7 @@ class Artist:
             folder = folder / "model"
         if not (folder / LANGUAGE).is_dir() or not (folder / CONFIG_FILE).is_file():
             raise ViqError(f"{run}: no finished model that draws; train one with viq train draw")
-        with quiet():
-            writer = CodeWriter.from_pretrained(folder).to(device)
+        writer = CodeWriter.from_pretrained(folder).to(device)
         words = load_tokenizer(folder / LANGUAGE)
         return cls(writer, words, load(tokenizer or writer.config.tokenizer, device=device))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from transformers import (
     GenerationConfig,
     TextStreamer,
 )
-from transformers.utils import logging
 
 from viq import checkpoint
 from viq.data.chat import END, ChatConfig
@@ -30,6 +28,7 @@ from viq.data.processor import ViQProcessor
 from viq.fsq import codebook_size
 from viq.models.embedder import CodeEmbedder
 from viq.models.mllm import ViQConfig, ViQForConditionalGeneration
+from viq.quiet import quiet
 from viq.store.folder import SINGLE
 from viq.store.views import CodeSample
 from viq.types import Codes, ViqError
@@ -109,18 +108,6 @@ def load_mllm(
         first = (str(error).strip().splitlines() or ["unknown error"])[0]
         raise ViqError(f"{name}: cannot be loaded ({first}); give a run folder") from None
     return model.to(device).eval(), processor  # type: ignore[arg-type, return-value]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the progress bars that transformers draws for every file of weights."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _last_stage(run: Path) -> Path:

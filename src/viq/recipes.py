@@ -105,8 +105,8 @@ def train_tiny() -> Recipe:
     many = replace(_CROPS, patches_per_group=512, patches_per_step=2048)
     small = replace(many, sides={4: 0.1, 8: 1, 12: 1, 16: 0.6, 24: 0.3})
     align = {"text": 1.0, "distill": 1.0}
-    # The text loss has by far the smallest gradient in the encoder, reconstruction must not yield.
-    whole = {"text": 2.0, "distill": 0.5, "reconstruction": 5.0}
+    # The text loss has by far the smallest gradient in the encoder, that on pixels must not yield.
+    whole = {"text": 2.0, "distill": 0.5, "rmse": 5.0}
     first = ("encoder", "pool", "reader")
     return Recipe(
         name="tiny",
@@ -131,7 +131,7 @@ def train_tiny() -> Recipe:
                 data=DataConfig(crops=small),
                 loop=LoopConfig(
                     steps=400,
-                    losses={"reconstruction": 1.0},
+                    losses={"rmse": 1.0},
                     optim=replace(
                         scratch,
                         schedule="linear",
@@ -147,7 +147,7 @@ def train_tiny() -> Recipe:
                 data=DataConfig(crops=many),
                 loop=LoopConfig(
                     steps=1700,
-                    losses={"reconstruction": 1.0},
+                    losses={"rmse": 1.0},
                     optim=replace(
                         scratch,
                         learning_rate=2e-4,
@@ -210,7 +210,7 @@ def train_tiny() -> Recipe:
                 loop=LoopConfig(
                     steps=250,
                     losses={
-                        "mse": 1.0,
+                        "rmse": 1.0,
                         "perceptual": 0.02,
                         "features": 0.02,
                         "adversarial": 0.001,
@@ -282,7 +282,7 @@ def ablation(
     # About as many patches a step for every variant: conversations bring some 320 of them.
     crops = replace(_CROPS, patches_per_step=640 if text else 960)
     both = replace(talk, tokens=640, patches=1024, crops=crops)
-    losses = {"text": 1.0, "distill": 1.0, "reconstruction": 2.0}
+    losses = {"text": 1.0, "distill": 1.0, "rmse": 2.0}
     if not text:
         del losses["text"]
     if not distill:
@@ -295,7 +295,7 @@ def ablation(
         data=talk,
         loop=LoopConfig(
             steps=first,
-            losses={k: v for k, v in losses.items() if k != "reconstruction"},
+            losses={k: v for k, v in losses.items() if k != "rmse"},
             optim=optim,
             save_every=100,
         ),
@@ -357,6 +357,7 @@ def train_g() -> Recipe:
     return Recipe(
         name="g",
         model=model,
+        expects_start=True,
         language=LanguageConfig(
             name="Qwen/Qwen2.5-0.5B", adapter=AdapterConfig(), gradient_checkpointing=True
         ),

@@ -9,6 +9,8 @@ T = patches of all images, D = values per patch.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,13 +29,17 @@ from viq.image import limit_pixels
 from viq.patches import PatchBatch, lengths_of, normalize, patchify, unpatchify
 from viq.types import PATCH_SIZE, Size, grid_of, language_tokens
 
+_RESIZE = re.compile(r"(\d{1,6})x(-?\d{1,6})")
+_SIDE = 64  # px, at least, where a record gives both sides
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The data of one stage."""
 
     lanes: int = 1  # micro-batches a step, shared by all processes
-    max_side: int = 384  # images of conversations are shrunk to at most this side squared
+    # Images of conversations are shrunk to at most this side squared, also those that ask for more.
+    max_side: int = 384
     multiple: int = 1  # px; their sides are cut down to multiples of this (official code: 16)
     tokens: int = 1024  # of language, a micro-batch
     patches: int = 1536  # of the images of conversations, a micro-batch
@@ -122,8 +128,12 @@ class BatchStream(Stream[_Prepared, MicroBatch]):
         self.tokenizer, self.photos = tokenizer, photos
 
     def _prepare(self, example: Example) -> _Prepared:
-        """Raises ConversationError for one that is too long, or that has no image."""
-        pixels = tuple(self._fit(picture) for picture in example.pictures)
+        """Raises ConversationError for one that is too long, that has no image, or whose `resize`
+        says no size."""
+        pixels = tuple(
+            self._fit(self._asked(picture, resize, example.chat.where))
+            for picture, resize in zip(example.pictures, example.chat.resize, strict=True)
+        )
         chat = None
         if self.tokenizer is not None:
             places = [language_tokens(grid_of(p.shape[:2]), self.config.merge) for p in pixels]
@@ -136,6 +146,13 @@ class BatchStream(Stream[_Prepared, MicroBatch]):
                 f"{example.chat.where}: has no image in the part that fits; nothing to learn from"
             )
         return _Prepared(chat=chat, pixels=pixels, caption=example.caption or "")
+
+    def _asked(self, picture: Image.Image, resize: Any, where: str) -> Image.Image:
+        """As large as its record asks for, if it does, within the area of the stage."""
+        if resize is None:
+            return picture
+        size = asked_size(picture.size, resize, self.config.max_side, where)
+        return picture.resize(size, Image.Resampling.BILINEAR)
 
     def _fit(self, picture: Image.Image) -> np.ndarray:
         """Shrunk to the area of the stage, never enlarged, sides cut to whole multiples."""
@@ -180,6 +197,44 @@ class BatchStream(Stream[_Prepared, MicroBatch]):
             text_images=text_images if chats else 0,
             captions=(*captions, *[""] * (len(sizes) - text_images)),
         )
+
+
+def asked_size(size: tuple[int, int], resize: Any, max_side: int, where: str) -> tuple[int, int]:
+    """The size that `resize` of the official data asks for, rounded as the official loader does.
+
+    "896x14" is an area of 896 px squared, enlarged or shrunk, with sides cut down to multiples of
+    14 px; "896x0" a square of 896 px, stretched; a list is width and height, each at least 64 px.
+
+    Args:
+        size: (width, height) of the image, px.
+        max_side: the area is at most this squared, whatever is asked for.
+
+    Returns:
+        (width, height), px.
+
+    Raises:
+        ConversationError: it says something else.
+    """
+    width, height = size
+
+    def of_area(side: int, multiple: int) -> tuple[int, int]:
+        sides = (math.isqrt(a * side * side // b) for a, b in ((width, height), (height, width)))
+        new_width, new_height = (max(multiple, s // multiple * multiple) for s in sides)
+        return new_width, new_height
+
+    match resize:
+        case str(text) if found := _RESIZE.fullmatch(text):
+            side, multiple = min(int(found[1]), max_side), int(found[2])
+            if multiple <= 0 < side:
+                return side, side
+            if 0 < multiple <= side:
+                return of_area(side, multiple)
+        case [int(width), int(height)] if min(width, height) >= _SIDE:
+            return (width, height) if width * height <= max_side**2 else of_area(max_side, 1)
+    raise ConversationError(
+        f'{where}: resize is {resize!r:.60}; write "SIDExMULTIPLE" as "896x16", or'
+        f" [width, height] of at least {_SIDE} px"
+    )
 
 
 def images_of(micro: MicroBatch) -> list[Tensor]:

@@ -2,13 +2,14 @@
 
 A corpus is an endless or finite list of examples, each made when it is asked for. `RowCorpus`
 reads files; `DrawnCorpus` draws pictures and knows their exact answers. A tenth of every corpus is
-held out, by the key of the row or the number of the drawing, so that no picture is both trained on
-and tested.
+held out, by the name of the row, which is the same wherever the data lie, or the number of the
+drawing, so that no picture is both trained on and tested.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import random
 import re
 import zlib
@@ -98,7 +99,7 @@ class RowCorpus:
         where: dict[str, str] | None = None,
     ) -> None:
         self.name, self.source = name, source
-        held = [zlib.crc32(key.encode()) % _HELD_OUT == 0 for key in source.keys()]
+        held = [zlib.crc32(name.encode()) % _HELD_OUT == 0 for name in source.names()]
         self._rows = [i for i, h in enumerate(held) if h == (split == "held-out")]
         self.skipped: list[tuple[str, str]] = []
         if where:
@@ -247,7 +248,8 @@ def open_corpora(
         path = Path(given)
         inner = sorted(path.glob("*.parquet")) if path.is_dir() else []
         for file in [file for file in inner if not holds_codes(file)] or [given]:
-            name = re.sub(r"[-_.]?\d+(-of-\d+)?$", "", Path(file).stem) or Path(file).stem
+            stem = Path(os.path.abspath(file)).stem  # `.` has a name, too
+            name = re.sub(r"[-_.]?\d+(-of-\d+)?$", "", stem) or stem
             named.setdefault(name, []).append(open_source(file))
     corpora = [
         RowCorpus(name, concatenate(sources), split, where=where) for name, sources in named.items()

@@ -89,6 +89,13 @@ class Source(ABC):
     def _row(self, index: int) -> Row:
         """Row `index`, which lies in 0..len-1."""
 
+    def names(self) -> Iterator[str]:
+        """What each row is called wherever the data lie and however their place was typed.
+
+        Training chooses by it what it holds out. Unlike keys, names may repeat.
+        """
+        return self.keys()
+
     def __getitem__(self, index: int) -> Row:
         return self._row(range(len(self))[operator.index(index)])
 

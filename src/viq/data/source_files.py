@@ -16,6 +16,7 @@ from viq.data.source_base import (
     SourceError,
     because,
     image_at,
+    is_url,
     lines,
     missing,
 )
@@ -23,19 +24,29 @@ from viq.image import ImageError, list_images
 
 
 class FileSource(Source):
-    """Image files, and folders of them at any depth. A key is a path, as given."""
+    """Image files, and folders of them at any depth. A key is a path, as given.
+
+    A name is the path within the folder that was given, or that of the file alone.
+    """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         try:
             self._files = list_images(paths)
         except ImageError as error:
             raise SourceError(str(error)) from error
+        self._folders = {path for path in paths if path.is_dir()}
 
     def __len__(self) -> int:
         return len(self._files)
 
     def keys(self) -> Iterator[str]:
         return (file.as_posix() for file in self._files)
+
+    def names(self) -> Iterator[str]:
+        for file in self._files:
+            # Of several folders around a file, the outermost.
+            around = [parent for parent in file.parents if parent in self._folders]
+            yield file.relative_to(around[-1]).as_posix() if around else file.name
 
     def _row(self, index: int) -> Row:
         file = self._files[index]
@@ -44,6 +55,9 @@ class FileSource(Source):
 
 class ListSource(Source):
     """A text file with a path or URL on each line; a key is such a line.
+
+    A name is the line with a path in it made plain: `./a.png` and, where the list lies in
+    `/photos`, `/photos/a.png` are called `a.png`.
 
     Blank lines, comments (#) and repetitions are passed over. Paths are relative to the folder of
     the list. The list itself stays on disk.
@@ -73,6 +87,10 @@ class ListSource(Source):
     def keys(self) -> Iterator[str]:
         return (self._line(index) for index in range(len(self)))
 
+    def names(self) -> Iterator[str]:
+        folder = os.path.abspath(self._path.parent)
+        return (_plain(line, folder) for line in self.keys())
+
     def _row(self, index: int) -> Row:
         line = self._line(index)
         return Row(
@@ -83,6 +101,14 @@ class ListSource(Source):
 
     def _line(self, index: int) -> str:
         return os.fsdecode(self._lines.read(index).strip()).removeprefix("\ufeff")
+
+
+def _plain(line: str, folder: str) -> str:
+    """A path without detours, and relative to `folder` if it lies there; a URL as it is."""
+    if is_url(line):
+        return line
+    path = Path(os.path.normpath(line))
+    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
 
 
 class UrlSource(Source):

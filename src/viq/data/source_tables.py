@@ -192,10 +192,18 @@ class ParquetSource(Source):
         return self._group_rows[-1]
 
     def keys(self) -> Iterator[str]:
+        return self._called([label for _, label in self._files])
+
+    def names(self) -> Iterator[str]:
+        """As keys; but rows without one are "FILE:12" even where file names are not unique."""
+        return self._called([path.name for path, _ in self._files])
+
+    def _called(self, files: Sequence[str]) -> Iterator[str]:
+        """The cells of the key columns, or what each file is called and the row in it."""
         import pyarrow.parquet as pq
 
-        for file, ((path, label), columns) in enumerate(
-            zip(self._files, self._columns, strict=True)
+        for file, ((path, _), columns, label) in enumerate(
+            zip(self._files, self._columns, files, strict=True)
         ):
             if columns.key is None:
                 rows = self._file_rows[file + 1] - self._file_rows[file]

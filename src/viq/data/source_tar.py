@@ -30,7 +30,7 @@ _BLOCK = 512  # a tar file consists of blocks of this size
 
 
 class TarSource(Source):
-    """The samples of tar files, in order. A key is "shard/sample", without ".tar".
+    """The samples of tar files, in order. A key is "shard/sample", without ".tar"; so is a name.
 
     Members with the suffix of an image are the images, in the order of the tar file. `.txt` or
     `.caption` becomes extras["caption"]; the fields of `.json` are merged into extras; all other
@@ -50,11 +50,19 @@ class TarSource(Source):
 
     def keys(self) -> Iterator[str]:
         """The keys of all rows in order; reads the headers once more."""
+        return (_key(label, sample) for _, label, sample in self._samples())
+
+    def names(self) -> Iterator[str]:
+        """Of the shard, its file name alone; a key has its path where names are not unique."""
+        return (_key(path.name, sample) for path, _, sample in self._samples())
+
+    def _samples(self) -> Iterator[tuple[Path, str, str]]:
+        """(shard, what it is called, sample) of all rows in order."""
         for path, label in self._shards:
             previous = None
             for name, _, _ in _files(path):
                 if name != previous:
-                    yield _key(label, name)
+                    yield path, label, name
                 previous = name
 
     def _row(self, index: int) -> Row:

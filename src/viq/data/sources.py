@@ -113,6 +113,9 @@ class _Concatenation(Source):
     def keys(self) -> Iterator[str]:
         return chain.from_iterable(source.keys() for source in self._sources)
 
+    def names(self) -> Iterator[str]:
+        return chain.from_iterable(source.names() for source in self._sources)
+
     def key(self, index: int) -> str:
         number = self._number(index)
         return self._sources[number].key(index - self._first[number])
@@ -144,7 +147,10 @@ def _open(spec: Any, options: dict[str, Any]) -> Source:
     path = Path(text)
     if is_saved_dataset(path):
         dataset = load_saved(path, options.pop("split"))
-        return DatasetSource(dataset, path.name, root=path, **_columns(options))
+        # `.` and `..` are no names.
+        return DatasetSource(
+            dataset, os.path.basename(os.path.abspath(path)), root=path, **_columns(options)
+        )
     if path.is_dir():
         return _open_files(*_in_folder(path), options)
     paths = [path] if path.exists() else _matching(text)

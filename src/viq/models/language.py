@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from viq.models.packed import base_of, packed_hidden
 from viq.models.projector import MergeProjector, ProjectorConfig
+from viq.quiet import quiet
 from viq.types import IGNORE, IMAGE_TOKEN, Grid, ViqError
 
 
@@ -80,7 +81,8 @@ def load_language(name: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     except ImportError:
         raise _missing("transformers") from None
     try:
-        return AutoModelForCausalLM.from_pretrained(str(name), dtype=dtype)
+        with quiet():
+            return AutoModelForCausalLM.from_pretrained(str(name), dtype=dtype)
     except (OSError, ValueError) as error:
         first = (str(error).strip().splitlines() or ["unknown error"])[0]
         raise ViqError(

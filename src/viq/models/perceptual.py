@@ -23,6 +23,7 @@ from viq.checkpoint import CheckpointError
 from viq.models.tower import VisionTower, stretch
 from viq.nn.blocks import Mlp
 from viq.patches import PatchBatch, lengths_of, unpatchify
+from viq.quiet import quiet
 from viq.types import PATCH_SIZE, Grid, ViqError
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean, standard deviation
@@ -158,9 +159,13 @@ class DinoTower(nn.Module):
                 f"{folder}: DINO is read with transformers: pip install transformers"
             ) from None
         try:
-            model, report = AutoModel.from_pretrained(
-                str(folder), dtype=torch.float32, local_files_only=True, output_loading_info=True
-            )
+            with quiet():
+                model, report = AutoModel.from_pretrained(
+                    str(folder),
+                    dtype=torch.float32,
+                    local_files_only=True,
+                    output_loading_info=True,
+                )
         except (OSError, ValueError, RuntimeError) as error:
             first = (str(error).strip().splitlines() or ["unknown error"])[0]
             raise CheckpointError(f"{folder}: no DINO can be loaded from there ({first})") from None

@@ -30,6 +30,7 @@ from viq.fsq import FSQ
 from viq.models.language import load_language
 from viq.models.packed import base_of, packed_hidden, use_packed_attention
 from viq.nn.blocks import Mlp
+from viq.quiet import quiet
 from viq.types import CODES_PER_PATCH, IGNORE, IMAGE_TOKEN, Grid, ViqError
 
 LANGUAGE = "language"  # folder of the language model and its words, inside that of a writer
@@ -233,7 +234,8 @@ class CodeWriter(nn.Module):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the language model in the Hugging Face manner, then what was added to it."""
         folder = Path(folder)
-        self.language.save_pretrained(folder / LANGUAGE)
+        with quiet():
+            self.language.save_pretrained(folder / LANGUAGE)
         added = {k: v for k, v in self.state_dict().items() if not k.startswith("language.")}
         checkpoint.write_weights(folder / checkpoint.WEIGHTS_FILE, added)
         values = {"format": 1, **checkpoint.to_dict(self.config)}

@@ -29,7 +29,6 @@ from viq.data.drawings import (
     write_pairs,
 )
 from viq.loading import load
-from viq.mllm import quiet
 from viq.models.language import LanguageConfig, build_language, load_language
 from viq.models.tokenizer import VisualTokenizer
 from viq.models.writer import LANGUAGE, CodeWriter, WriterConfig
@@ -159,8 +158,7 @@ class DrawRun:
             trained = self._objective(words, config)
             state.load_trained(self.out / STAGE, trained)
             words.save_pretrained(self.out / MODEL / LANGUAGE)
-            with quiet():
-                trained.writer.save_pretrained(self.out / MODEL)
+            trained.writer.save_pretrained(self.out / MODEL)
         self.accelerator.wait_for_everyone()
         return self.out / MODEL
 

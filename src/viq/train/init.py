@@ -11,6 +11,7 @@ natural pictures; otherwise mean colour drowns all detail for the first hundreds
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -94,6 +95,7 @@ def fit_fsq(model: VisualTokenizer, previous: VisualTokenizer, batches: list[Pat
     fsq_part, proximal = model.quantizer.bottleneck, previous.quantizer.bottleneck
     slots, limited = [], []
     for batch in batches:
+        batch = replace(batch, patches_TD=batch.patches_TD.to(previous.device))
         slots_TSC = previous.quantizer.expand(previous.encoder(batch), batch.grids_hw)
         slots.append(slots_TSC.flatten(0, 1))
         limited.append(proximal.limit(proximal(slots_TSC, batch.grids_hw)).flatten(0, 1))
@@ -111,7 +113,7 @@ def _set(linear: nn.Linear, inputs: torch.Tensor, outputs: torch.Tensor) -> None
     """The ridge-regularised least-squares map from inputs (K, in) to outputs (K, out)."""
     ones = inputs.new_ones(len(inputs), 1)
     x = torch.cat([inputs, ones], dim=1)
-    ridge = 1e-4 * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
+    ridge = 1e-4 * len(x) * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     solution = torch.linalg.solve(x.T @ x + ridge, x.T @ outputs)
     linear.weight.copy_(solution[:-1].T)
     linear.bias.copy_(solution[-1])

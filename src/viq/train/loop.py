@@ -28,14 +28,14 @@ from viq.nn.blocks import Block
 from viq.train import state
 from viq.train.objectives import COUNTED, weighted
 from viq.train.optim import OptimConfig, make_optimizer, set_rate
-from viq.types import ViqError
+from viq.types import Stopped, ViqError
 
 
 class TrainingError(ViqError):
     """Training cannot go on."""
 
 
-class TrainingStopped(ViqError):
+class TrainingStopped(Stopped):
     """Training was asked to stop, and saved; the same command goes on."""
 
 

@@ -37,7 +37,7 @@ from viq.data.code_batches import (
 from viq.data.drawn import DrawnConfig, DrawnSource
 from viq.data.mixture import Mixture, Part
 from viq.encode import encode
-from viq.mllm import MODEL, RECIPE, assemble, load_mllm, make_processor, quiet
+from viq.mllm import MODEL, RECIPE, assemble, load_mllm, make_processor
 from viq.models.embedder import CodeEmbedder
 from viq.models.language import (
     AdapterConfig,
@@ -50,6 +50,7 @@ from viq.models.language import (
 from viq.models.mllm import ViQForConditionalGeneration
 from viq.models.packed import use_packed_attention
 from viq.models.tokenizer import VisualTokenizer
+from viq.quiet import quiet
 from viq.train import state
 from viq.train.loop import LoopConfig, make_accelerator, train
 from viq.train.monitor import SKIPPED, say

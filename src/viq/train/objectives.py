@@ -33,10 +33,10 @@ from viq.types import Grid, ViqError
 COUNTED = {
     "text": "answers",
     "distill": "images",
-    "reconstruction": "patches",
+    "rmse": "patches",
+    "mse": "patches",
     "latents": "images",
     "contrast": "captions",
-    "mse": "patches",
     "perceptual": "images",
     "adversarial": "patches",
     "discriminator": "patches",
@@ -48,6 +48,7 @@ COUNTED = {
     "matched": "captions",
     "psnr": "images",
 }
+PIXELS = ("rmse", "mse")  # terms of painted pixels
 
 
 class AlignObjective(nn.Module):
@@ -101,9 +102,7 @@ class AlignObjective(nn.Module):
             sums["distill"] = self._distill(features_TC, micro)
         if self.reconstruct:
             painted = self.tokenizer.reconstruct(features_TC, grids)
-            mse = losses.image_mse(painted, micro.batch.patches_TD, micro.mask_TD, grids)
-            sums["reconstruction"] = losses.reconstruction_sum(mse, grids)
-            sums["psnr"] = losses.psnr(mse.detach()) * len(mse)
+            sums |= pixel_terms(painted, micro)
         if self._frozen[0] is not None:
             assert self.tokenizer.latent_head is not None
             sums["latents"] = latent_mse(
@@ -118,6 +117,17 @@ class AlignObjective(nn.Module):
             wanted = self.teacher(stretch(images_of(micro), self.teacher.config.side))
         pooled = self.tokenizer.pooled(features_TC, micro.batch.grids_hw)
         return (1 - F.cosine_similarity(pooled.float(), wanted.float(), dim=-1)).sum()
+
+
+def pixel_terms(painted_TD: Tensor, micro: MicroBatch) -> dict[str, Tensor]:
+    """How far painted pixels are off, padding left out: both terms of which a recipe takes one."""
+    grids = micro.batch.grids_hw
+    mse_n = losses.image_mse(painted_TD, micro.batch.patches_TD, micro.mask_TD, grids)
+    return {
+        "rmse": losses.rmse_sum(mse_n, grids),
+        "mse": losses.mse_sum(mse_n, grids),
+        "psnr": losses.psnr(mse_n.detach()) * len(mse_n),
+    }
 
 
 def latent_mse(head: LatentHead, vae: Any, features_TC: Tensor, micro: MicroBatch) -> Tensor:
@@ -144,9 +154,9 @@ def latent_mse(head: LatentHead, vae: Any, features_TC: Tensor, micro: MicroBatc
 class DecoderObjective(nn.Module):
     """The last stage: the pixel decoder on frozen codes (paper, appendix; unreleased).
 
-    Squared error, distance of deep features, a patch-wise adversary and alignment of the decoder's
-    own features with a frozen vision tower. The adversary learns in the same step: its terms see
-    painted pixels without their gradient, the decoder's see the adversary without its own.
+    Error of pixels, distance of deep features, a patch-wise adversary, and alignment of the
+    decoder's own features with a frozen vision tower. The adversary learns in the same step: its
+    terms see painted pixels without their gradient, the decoder's the adversary without its own.
 
     Args:
         perceptual: module that gives a distance (n,) of painted and real images.
@@ -175,11 +185,7 @@ class DecoderObjective(nn.Module):
             features_TC = self.tokenizer(micro.batch).features_TC
         hidden = decoder.hidden(features_TC, grids)
         painted_TD = decoder.paint(hidden)
-        mse = losses.image_mse(painted_TD, real_TD, mask_TD, grids)
-        sums = {
-            "mse": losses.reconstruction_sum(mse, grids),
-            "psnr": losses.psnr(mse.detach()) * len(mse),
-        }
+        sums = pixel_terms(painted_TD, micro)
         # Padding is what the picture has there, so that no judge tells the two apart by it.
         painted_TD = torch.where(mask_TD > 0, painted_TD, real_TD)
         if self.perceptual is not None:

@@ -217,12 +217,24 @@ def _stage(name: str, folder: Path) -> Stage:
 
     return Stage(
         name=name,
-        log=[{k: v for k, v in line.items() if _is_number(v)} for line in steps_of(LOG)],
+        log=[_renamed({k: v for k, v in x.items() if _is_number(v)}) for x in steps_of(LOG)],
         codes=[record for record in steps_of(CODES) if _is_code_use(record)],
         skipped=read_lines(folder / SKIPPED),
         grids=list(_grids(folder / GRIDS)),
         finished=any((folder / name / "config.json").exists() for name in ("model", "tower")),
     )
+
+
+def _renamed(line: dict[str, float]) -> dict[str, float]:
+    """A line of the log with today's names.
+
+    Before there was a plain `mse`, the root mean squared error was called so in the decoder stage,
+    and `reconstruction` in the others.
+    """
+    if "loss/rmse" in line:
+        return line
+    old = {"loss/reconstruction": "loss/rmse", "loss/mse": "loss/rmse"}
+    return {old.get(key, key): value for key, value in line.items()}
 
 
 def _grids(folder: Path) -> Iterator[tuple[int, Path]]:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from viq.quiet import quiet
 from viq.types import ViqError
 
 
@@ -33,7 +34,8 @@ class Sentences:
 
         folder = Path(found.origin).parent / "model"
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        self._model = AutoModel.from_pretrained(folder).requires_grad_(False).eval()
+        with quiet():
+            self._model = AutoModel.from_pretrained(folder).requires_grad_(False).eval()
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[str]) -> Tensor:

@@ -36,11 +36,13 @@ from viq.models.language import (
 )
 from viq.models.tokenizer import TokenizerConfig, VisualTokenizer
 from viq.models.tower import TowerConfig, VisionTower
+from viq.patches import PatchBatch
 from viq.train import state
 from viq.train.init import fit_fsq, initialize
 from viq.train.loop import LoopConfig, make_accelerator, train
-from viq.train.monitor import code_use, count_codes, picture_grid
+from viq.train.monitor import code_use, count_codes, picture_grid, say
 from viq.train.objectives import (
+    PIXELS,
     AlignObjective,
     DecoderObjective,
     TowerObjective,
@@ -120,6 +122,7 @@ class Recipe:
     Attributes:
         language: the model that scores answers; None: no text loss in any stage.
         start: SigLIP2 folder or file from which the encoder and its pooling head begin.
+        expects_start: whether a run without `start` says that it begins from random weights.
         teacher: folder of a tower or of SigLIP2 for self-distillation; None: that of the recipe's
             own "tower" stage, if it has one.
         tower: shape of that tower.
@@ -133,6 +136,7 @@ class Recipe:
     stages: tuple[StageConfig, ...]
     language: LanguageConfig | None = None
     start: str | None = None
+    expects_start: bool = False
     teacher: str | None = None
     tower: TowerConfig | None = None
     alignment: str | None = None
@@ -295,7 +299,7 @@ class Run:
             bottleneck=stage.bottleneck != "none",
             reader=self._reader(stage, previous) if losses.get("text") else None,
             teacher=self._teacher() if losses.get("distill") else None,
-            reconstruct=bool(losses.get("reconstruction")),
+            reconstruct=any(losses.get(name) for name in PIXELS),
             vae=self._vae() if losses.get("latents") else None,
         )
 
@@ -325,14 +329,28 @@ class Run:
         tokenizer = begin(self.recipe.model, wanted, before, seed)
         if before is None and self.recipe.start is not None:
             start_encoder(tokenizer, self.recipe.start)
+        elif before is None and self.recipe.expects_start and self.accelerator.is_main_process:
+            say(
+                f"{stage.name}: the encoder begins from random weights, but recipe "
+                f"{self.recipe.name} is made for SigLIP2's: name its folder with --start"
+            )
         if before is not None and before.config.quantizer.bottleneck == "proximal" != wanted:
-            if stage.data.crops is not None:
-                first = [
-                    make_batch(self.data.photos, stage.data.crops, seed, step).batch
-                    for step in range(8)
-                ]
-                fit_fsq(tokenizer, before, first)
+            # On a GPU if there is one: at the paper's size it is too much for a CPU core. (Others
+            # than those of CUDA have no double precision.)
+            device = self.accelerator.device if torch.cuda.is_available() else "cpu"
+            fit_fsq(tokenizer.to(device), before.to(device), self._first_images(stage, seed))
+            tokenizer.cpu()
         return tokenizer
+
+    def _first_images(self, stage: StageConfig, seed: int) -> list[PatchBatch]:
+        """A handful of batches as the stage will see: its crops, or images of conversations."""
+        crops = stage.data.crops
+        if crops is not None:
+            return [make_batch(self.data.photos, crops, seed, step).batch for step in range(8)]
+        data = replace(stage.data, lanes=1)
+        mixture = self._mixture(replace(stage, data=data), seed, conversations=True)
+        stream = BatchStream(data, mixture, seed=seed, lanes=[0], threads=self.threads)
+        return [micros[0].batch for micros, _ in stream.steps(0, 4)]
 
     def _reader(self, stage: StageConfig, previous: Path | None) -> LanguageReader:
         config = self.recipe.language
@@ -485,8 +503,8 @@ class _Observer(Observer):
         if self._counts is not None and fsq is not None:
             self.journal.codes(step, code_use(self._counts, fsq))
             self._counts = None
-        crops, paints = self.stage.data.crops, {"reconstruction", "mse"}
-        if crops and paints & self.stage.loop.losses.keys():
+        crops = self.stage.data.crops
+        if crops and any(name in PIXELS for name in self.stage.loop.losses):
             assert not isinstance(self.objective, TowerObjective)
             if tokenizer := state.whole(self.objective.tokenizer, self.main):
                 pairs = look_at(tokenizer, self.run.data.photos, crops)
