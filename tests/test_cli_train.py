@@ -17,7 +17,7 @@ from viq.checkpoint import to_dict
 from viq.cli import app
 from viq.recipes import find_recipe
 from viq.train.monitor import Journal
-from viq.train.stages import Recipe
+from viq.train.recipe import Recipe
 
 
 def run(*arguments: object, code: int = 0) -> Result:

@@ -22,7 +22,8 @@ from viq.data.corpora import open_corpora
 from viq.models.language import AdapterConfig
 from viq.recipes import train_debug
 from viq.train.monitor import read_lines
-from viq.train.stages import Recipe, Run, StageConfig, TrainingData
+from viq.train.recipe import Recipe, StageConfig
+from viq.train.stages import Run, TrainingData
 
 TIMES = {"seconds", "patches_per_second", "tokens_per_second"}
 PATIENCE = 900  # seconds; of a machine that is busy with other things

@@ -17,7 +17,8 @@ from viq.models.tokenizer import VisualTokenizer
 from viq.recipes import RECIPES, find_recipe, scaled, with_places
 from viq.train.objectives import PIXELS
 from viq.train.optim import make_optimizer
-from viq.train.stages import Recipe, Run, TrainingData
+from viq.train.recipe import Recipe
+from viq.train.stages import Run, TrainingData
 from viq.types import ViqError
 
 

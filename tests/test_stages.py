@@ -16,10 +16,12 @@ from viq.models.language import AdapterConfig
 from viq.models.tokenizer import VisualTokenizer
 from viq.models.tower import VisionTower
 from viq.recipes import train_debug
+from viq.train.begin import begin
 from viq.train.loop import TrainingError
 from viq.train.monitor import read_lines
 from viq.train.objectives import AlignObjective
-from viq.train.stages import Recipe, Run, StageConfig, TrainingData, begin
+from viq.train.recipe import Recipe, StageConfig
+from viq.train.stages import Run, TrainingData
 from viq.types import ViqError
 
 DEBUG = train_debug()

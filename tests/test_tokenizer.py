@@ -19,8 +19,8 @@ from viq.data.synthetic import KINDS, draw
 from viq.eval import stability
 from viq.image import ImageError
 from viq.models.tokenizer import VisualTokenizer
+from viq.train.begin import begin
 from viq.train.init import fit_fsq
-from viq.train.stages import begin
 
 MODEL = tiny.tokenizer()
 

@@ -18,7 +18,7 @@ from viq.data.words import train_tokenizer
 from viq.models.language import LanguageConfig, build_language
 from viq.models.tokenizer import TokenizerConfig, VisualTokenizer
 from viq.recipes import train_debug
-from viq.train.stages import begin
+from viq.train.begin import begin
 
 LANGUAGE = LanguageConfig(width=32, depth=2, heads=2, mlp_width=48)
 

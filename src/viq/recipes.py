@@ -27,7 +27,7 @@ from viq.models.tokenizer import TokenizerConfig
 from viq.models.tower import TowerConfig
 from viq.train.loop import LoopConfig
 from viq.train.optim import OptimConfig
-from viq.train.stages import Recipe, StageConfig
+from viq.train.recipe import Recipe, StageConfig
 from viq.types import ViqError
 
 R = TypeVar("R")  # a recipe

@@ -10,36 +10,36 @@ RUN/STAGE/tower/           the teacher, where the recipe trains one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from viq import checkpoint
-from viq.data.batches import BatchStream, DataConfig
+from viq.data.batches import BatchStream
 from viq.data.corpora import DrawnCorpus, RowCorpus
 from viq.data.crops import CropConfig, Pictures, make_batch
 from viq.data.mixture import Mixture, Part
 from viq.data.photos import Photos
 from viq.files import write_atomically
-from viq.models.discriminator import Discriminator, DiscriminatorConfig
+from viq.models.discriminator import Discriminator
 from viq.models.language import (
-    LanguageConfig,
     LanguageReader,
     add_adapters,
     build_language,
     load_language,
     recompute_activations,
 )
-from viq.models.tokenizer import TokenizerConfig, VisualTokenizer
-from viq.models.tower import TowerConfig, VisionTower
+from viq.models.tokenizer import VisualTokenizer
+from viq.models.tower import VisionTower
 from viq.patches import PatchBatch
 from viq.train import state
-from viq.train.init import fit_fsq, initialize
-from viq.train.loop import LoopConfig, make_accelerator, train
+from viq.train.begin import begin, frozen_but, load_reader, start_encoder
+from viq.train.init import fit_fsq
+from viq.train.loop import make_accelerator, train
 from viq.train.monitor import code_use, count_codes, picture_grid, say
 from viq.train.objectives import (
     PIXELS,
@@ -49,6 +49,7 @@ from viq.train.objectives import (
     code_ids,
     fsq_of,
 )
+from viq.train.recipe import PREFIXES, Recipe, StageConfig
 from viq.train.running import (
     Observer,
     check_recipe,
@@ -64,89 +65,6 @@ Objective = AlignObjective | DecoderObjective | TowerObjective
 READER, RECIPE, WORDS, MODEL, TOWER = (
     "reader.safetensors", "recipe.json", "words", "model", "tower",
 )  # fmt: skip
-# Names of the parts, and how the parameters of each begin.
-_PREFIXES = {
-    "encoder": "tokenizer.encoder.",
-    "quantizer": "tokenizer.quantizer.",
-    "bottleneck": "tokenizer.quantizer.bottleneck.",
-    "pool": "tokenizer.pool_",
-    "decoder": "tokenizer.decoder.",
-    "latent_head": "tokenizer.latent_head.",
-    "reader": "reader.",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageConfig:
-    """One stage: what is trained, on what, with which losses.
-
-    Attributes:
-        kind: "tower" trains a teacher, "align" the tokenizer, "decoder" its pixel decoder on
-            frozen codes.
-        bottleneck: of the tokenizer; "none" (stage 1) reads the encoder's tokens.
-        parts: what is trained; everything else is frozen.
-        new: parts that no earlier stage trained, for `optim.new_learning_rate`.
-        perceptual: what measures the distance of pictures in the decoder stage.
-        discriminator: shape of the decoder stage's adversary; None: none.
-    """
-
-    name: str
-    kind: Literal["tower", "align", "decoder"] = "align"
-    bottleneck: Literal["none", "proximal", "fsq"] = "fsq"
-    parts: tuple[str, ...] = ("encoder", "quantizer", "pool", "decoder", "reader")
-    new: tuple[str, ...] = ()
-    data: DataConfig
-    loop: LoopConfig
-    gradient_checkpointing: bool = False
-    perceptual: Literal["none", "teacher", "lpips"] = "none"
-    discriminator: DiscriminatorConfig | None = None
-
-    def __post_init__(self) -> None:
-        for field_name, value, choices in (
-            ("kind", self.kind, ("tower", "align", "decoder")),
-            ("bottleneck", self.bottleneck, ("none", "proximal", "fsq")),
-            ("perceptual", self.perceptual, ("none", "teacher", "lpips")),
-            *(("parts", part, tuple(_PREFIXES)) for part in self.parts),
-            *(("new", part, tuple(_PREFIXES)) for part in self.new),
-        ):
-            if value not in choices:
-                raise ViqError(
-                    f"{self.name}: {field_name} {value!r}: choose from {', '.join(choices)}"
-                )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """A tokenizer and how it is trained. JSON of this is a recipe file, `viq train FILE.json`.
-
-    Attributes:
-        language: the model that scores answers; None: no text loss in any stage.
-        start: SigLIP2 folder or file from which the encoder and its pooling head begin.
-        expects_start: whether a run without `start` says that it begins from random weights.
-        teacher: folder of a tower or of SigLIP2 for self-distillation; None: that of the recipe's
-            own "tower" stage, if it has one.
-        tower: shape of that tower.
-        alignment: folder of DINOv2 (transformers) or of a tower, whose features the decoder's own
-            follow; "teacher": the teacher's.
-        vae: folder of the Qwen-Image VAE, whose latents are the target of reconstruction.
-    """
-
-    name: str
-    model: TokenizerConfig
-    stages: tuple[StageConfig, ...]
-    language: LanguageConfig | None = None
-    start: str | None = None
-    expects_start: bool = False
-    teacher: str | None = None
-    tower: TowerConfig | None = None
-    alignment: str | None = None
-    vae: str | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        names = [stage.name for stage in self.stages]
-        if not names or len(set(names)) < len(names):
-            raise ViqError(f"recipe {self.name}: its stages need different names, got {names}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,7 +173,7 @@ class Run:
                 name=stage.name,
                 seed=seed,
                 accelerator=self.accelerator,
-                new=tuple(_PREFIXES[part] for part in stage.new),
+                new=tuple(PREFIXES[part] for part in stage.new),
                 hooks=observer.hooks(),
             )
         self._write(objective, folder, previous)
@@ -418,62 +336,6 @@ class Run:
         drawn = {kind for stage in self.recipe.stages for kind in stage.data.drawn}
         corpora = [*self.data.rows, *(DrawnCorpus(k, "train") for k in sorted(drawn))]
         return first_texts(corpora, self.recipe.seed)
-
-
-_SIGLIP = ("encoder.", "pool_norm.", "pool_head.")  # what SigLIP2 has of a tokenizer
-
-
-def frozen_but(objective: nn.Module, stage: StageConfig) -> None:
-    """Require gradients for the parts of a stage alone. Adapters keep their base frozen."""
-    prefixes = tuple(_PREFIXES[part] for part in stage.parts)
-    for name, parameter in objective.named_parameters():
-        if name.startswith("tokenizer."):
-            parameter.requires_grad_(name.startswith(prefixes))
-        elif name.startswith("teacher."):
-            parameter.requires_grad_(False)
-        elif name.startswith("reader.") and not name.startswith(prefixes):
-            parameter.requires_grad_(False)
-
-
-def begin(
-    config: TokenizerConfig, bottleneck: str, previous: VisualTokenizer | None, seed: int
-) -> VisualTokenizer:
-    """A model with this bottleneck; every other part starts from the previous stage, if any."""
-    torch.manual_seed(seed)
-    quantizer = replace(config.quantizer, bottleneck=bottleneck)  # type: ignore[arg-type]
-    model = VisualTokenizer(replace(config, quantizer=quantizer))
-    initialize(model)
-    if previous is not None:
-        fresh = _PREFIXES["bottleneck"].removeprefix("tokenizer.")
-        same = previous.config.quantizer.bottleneck == bottleneck
-        kept = {k: v for k, v in previous.state_dict().items() if same or not k.startswith(fresh)}
-        rest = {k: v for k, v in model.state_dict().items() if k not in kept}
-        checkpoint.load_strictly(model, kept | rest, "previous stage")
-    return model.requires_grad_(True)
-
-
-def start_encoder(tokenizer: VisualTokenizer, source: str) -> None:
-    """Begin encoder and pooling head from SigLIP2, resampled to this model's position grid."""
-    from viq.models.siglip import student_weights
-
-    side = tokenizer.config.encoder.position_grid
-    found: Mapping[str, Tensor] = student_weights(source, side)
-    own = {k: v for k, v in tokenizer.state_dict().items() if not k.startswith(_SIGLIP)}
-    checkpoint.load_strictly(tokenizer, own | dict(found), source)
-    tokenizer.requires_grad_(True)
-
-
-def load_reader(reader: LanguageReader, path: Path) -> None:
-    """Load what a stage trained of projector and language model."""
-    weights = checkpoint.read_weights(path)
-    wanted = {n: p for n, p in reader.named_parameters() if n in weights}
-    if unknown := sorted(weights.keys() - wanted.keys()):
-        raise checkpoint.CheckpointError(
-            f"{path}: made with another language model or adapter (for example {unknown[0]})"
-        )
-    with torch.no_grad():
-        for name, parameter in wanted.items():
-            parameter.copy_(weights[name])
 
 
 class _Observer(Observer):
