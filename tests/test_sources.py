@@ -567,11 +567,20 @@ def test_what_is_refused(tmp_path: Path, make_tar: MakeTar) -> None:
     assert len(open_source(tmp_path / "*.parquet")) == 1
 
 
-def test_codes_beside_pictures_do_not_spoil_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(picture(1))
-    schema = pa.schema([("codes", pa.uint16())], metadata={"viq.fingerprint": "00"})
-    pq.write_table(schema.empty_table(), tmp_path / "codes.parquet")
-    assert keys(open_source(tmp_path)) == [f"{tmp_path}/a.png"]
+def test_codes_beside_their_inputs_do_not_spoil_a_folder(
+    tmp_path: Path, make_tar: MakeTar
+) -> None:
+    pictures, tables, codes = tmp_path / "pictures", tmp_path / "tables", tmp_path / "codes"
+    for folder in (pictures, tables, codes):
+        folder.mkdir()
+        schema = pa.schema([("codes", pa.uint16())], metadata={"viq.fingerprint": "00"})
+        pq.write_table(schema.empty_table(), folder / "codes.parquet")
+    (pictures / "a.png").write_bytes(picture(1))
+    assert keys(open_source(pictures)) == [f"{pictures}/a.png"]
+    write_parquet(tables / "t.parquet", {"image": [picture(1)]})
+    assert keys(open_source(tables)) == ["t.parquet:0"]
+    make_tar("codes/a.tar", {"b.png": picture(1)})
+    assert keys(open_source(codes)) == ["a/b"]
 
 
 def test_names_with_signs_of_patterns(tmp_path: Path) -> None:

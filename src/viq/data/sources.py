@@ -190,10 +190,9 @@ def _in_folder(folder: Path) -> tuple[str, list[Path]]:
                 found[kind] = [folder]
             elif kind in ("tar files", "Parquet files"):
                 found.setdefault(kind, []).append(path)
-    if "images" in found and "Parquet files" in found:
-        # Codes are often written beside their pictures; that must not spoil the folder.
-        tables = [path for path in found.pop("Parquet files") if not holds_codes(path)]
-        found |= {"Parquet files": tables} if tables else {}
+    # Codes are often written beside what they were made of; that must not spoil the folder.
+    tables = [path for path in found.pop("Parquet files", []) if not holds_codes(path)]
+    found |= {"Parquet files": tables} if tables else {}
     if len(found) > 1:
         raise SourceError(f"{folder}: holds {_listed(found)}; pass a pattern such as *.parquet")
     return next(((kind, sorted(paths)) for kind, paths in found.items()), ("images", [folder]))
