@@ -129,7 +129,7 @@ def test_urls(tmp_path: Path) -> None:
     source = open_source(tmp_path / "list.txt")
     assert keys(source) == ["memory://viq-test/a.png", "memory://viq-test/gone.png"]
     assert shade(source[0]) == 3
-    with pytest.raises(ImageError, match=r"^list.txt:2: memory://viq-test/gone.png: cannot be fet"):
+    with pytest.raises(ImageError, match=r"^list.txt:2: memory://viq-test/gone.png: does not exist"):
         source[1].open()
     assert shade(open_source("memory://viq-test/a.png")[0]) == 3
     refused("memory://viq-test/a.tar", "only images are read from URLs")

@@ -156,6 +156,8 @@ class ImageUrl:
 
             filesystem, path = url_to_fs(self.url)
             return filesystem.cat_file(path)
+        except FileNotFoundError:  # of HTTP, it says nothing but the URL
+            raise ImageError(f"{self.url}: does not exist; check the URL") from None
         except Exception as error:  # each file system raises its own types
             raise ImageError(f"{self.url}: cannot be fetched ({because(error)})") from error
 
