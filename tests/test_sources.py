@@ -129,7 +129,9 @@ def test_urls(tmp_path: Path) -> None:
     source = open_source(tmp_path / "list.txt")
     assert keys(source) == ["memory://viq-test/a.png", "memory://viq-test/gone.png"]
     assert shade(source[0]) == 3
-    with pytest.raises(ImageError, match=r"^list.txt:2: memory://viq-test/gone.png: does not exist"):
+    with pytest.raises(
+        ImageError, match=r"^list.txt:2: memory://viq-test/gone.png: does not exist"
+    ):
         source[1].open()
     assert shade(open_source("memory://viq-test/a.png")[0]) == 3
     refused("memory://viq-test/a.tar", "only images are read from URLs")
@@ -567,9 +569,7 @@ def test_what_is_refused(tmp_path: Path, make_tar: MakeTar) -> None:
     assert len(open_source(tmp_path / "*.parquet")) == 1
 
 
-def test_codes_beside_their_inputs_do_not_spoil_a_folder(
-    tmp_path: Path, make_tar: MakeTar
-) -> None:
+def test_codes_beside_their_inputs_do_not_spoil_a_folder(tmp_path: Path, make_tar: MakeTar) -> None:
     pictures, tables, codes = tmp_path / "pictures", tmp_path / "tables", tmp_path / "codes"
     for folder in (pictures, tables, codes):
         folder.mkdir()
