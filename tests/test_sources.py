@@ -404,6 +404,26 @@ def a_dataset(datasets: Any, shades: list[int]) -> Any:
     return datasets.Dataset.from_list(rows, features=features)
 
 
+def test_cells_that_python_cannot_hold_stop_nothing_but_their_row(
+    tmp_path: Path, datasets: Any
+) -> None:
+    bad = pa.array([b"a", b"\xff", b"c"], pa.binary())
+    names = pa.Array.from_buffers(pa.string(), 3, bad.buffers())  # one is no UTF-8
+    days = pa.array([0, 1, 2**60], pa.timestamp("ms"))  # one is beyond the calendar
+    table = pa.table({"image": [picture(i) for i in range(3)], "key": names, "day": days})
+    pq.write_table(table, tmp_path / "t.parquet")
+    for source, name in (
+        (open_source(tmp_path / "t.parquet"), "t.parquet"),
+        (open_source(datasets.Dataset(table)), "dataset"),
+    ):
+        assert list(source.keys()) == ["a", f"{name}:1", "c"]
+        assert source.key(1) == f"{name}:1"
+        assert shade(source[0]) == 0
+        for row in (1, 2):
+            with pytest.raises(SourceError, match=f"^{name}:{row}: a cell cannot be read"):
+                source[row]
+
+
 def test_dataset_object(datasets: Any) -> None:
     source = open_source(a_dataset(datasets, [4, 5, 6]).select([2, 0]))
     assert keys(source) == ["dataset:0", "dataset:1"]

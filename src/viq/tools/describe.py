@@ -18,7 +18,9 @@ _SHOWN = 10  # keys of each kind of difference
 
 
 def stats(path: Path) -> dict[str, Any]:
-    """Counts, sizes, bytes and bits a code (of codes alone, whatever rides along), use of the codebook and of levels; JSON-able.
+    """Counts, sizes, bytes and bits a code, use of the codebook and of levels; JSON-able.
+
+    Bits a code are those of codes alone, whatever rides along.
 
     Raises:
         CodesError: no finished store, or damaged.
