@@ -72,7 +72,12 @@ class Source(ABC):
 
     `source[i]` raises `SourceError` for a row that is damaged and leaves the others usable, so a
     job that must not stop goes over `range(len(source))` and catches it row by row.
+
+    Attributes:
+        has_extras: whether a row may bring more than images.
     """
+
+    has_extras: bool = True
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -25,6 +25,8 @@ from viq.image import ImageError, list_images
 class FileSource(Source):
     """Image files, and folders of them at any depth. A key is a path, as given."""
 
+    has_extras = False
+
     def __init__(self, paths: Sequence[Path]) -> None:
         try:
             self._files = list_images(paths)
@@ -48,6 +50,8 @@ class ListSource(Source):
     Blank lines, comments (#) and repetitions are passed over. Paths are relative to the folder of
     the list. The list itself stays on disk.
     """
+
+    has_extras = False
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -87,6 +91,8 @@ class ListSource(Source):
 
 class UrlSource(Source):
     """One picture at a URL."""
+
+    has_extras = False
 
     def __init__(self, url: str) -> None:
         _require_scheme(url.partition("://")[0], url)

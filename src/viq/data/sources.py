@@ -106,6 +106,7 @@ class _Concatenation(Source):
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = list(sources)
         self._first = list(accumulate(map(len, self._sources), initial=0))
+        self.has_extras = any(source.has_extras for source in sources)
 
     def __len__(self) -> int:
         return self._first[-1]
