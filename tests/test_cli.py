@@ -1,6 +1,8 @@
 """The command line as a user meets it: exit codes, files, one-line errors, JSON."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +206,27 @@ def test_keys_never_leave_the_output_folder(model: str, pictures: Path, tmp_path
         assert root in path.parents
         assert ".." not in path.parts
     assert len(taken) == 7
+
+
+def test_a_full_disk_is_named_with_the_file(
+    model: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("encode", pictures, "-o", tmp_path / "codes", "--model", model)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    for out, command in {
+        "sheet.png": ("store", "preview", tmp_path / "codes", "--model", model),
+        "tars/000000.tar": ("store", "export", tmp_path / "codes", "--webdataset"),
+        "again/_job.json": ("store", "merge", tmp_path / "codes"),
+        "job/_job.json": ("encode", pictures, "--model", model),
+    }.items():
+        place = tmp_path / out
+        result = run(*command, "-o", place if out == "sheet.png" else place.parent, code=2)
+        assert result.stderr.splitlines()[-1] == f"viq: {place}: No space left on device"
+        assert not place.exists()
 
 
 def test_eval_and_stability(model: str, pictures: Path) -> None:

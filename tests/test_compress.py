@@ -64,6 +64,19 @@ def test_round_trip(sizes: list[tuple[int, int]], seed: int) -> None:
     assert read(payloads[-1:], codes[-1:]) == codes[-1:]
 
 
+def test_no_room_for_the_model(tmp_path: Path) -> None:
+    """An OSError that names the file, as for all other files; safetensors has its own."""
+    resource = pytest.importorskip("resource", reason="limits of a process")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(OSError, match=ENTROPY_FILE):
+            MODEL.save(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
 def test_nothing_in_nothing_out() -> None:
     assert MODEL.compress([]) == []
     assert MODEL.decompress([], [], []) == []

@@ -339,3 +339,16 @@ def _session(leader: int) -> list[str]:
         if fields[3] == str(leader) and fields[0] != "Z":
             found.append(path.parent.name)
     return found
+
+
+def test_keys_of_any_script_and_none_at_all(tmp_path: Path) -> None:
+    """They are read around Arrow's own access to strings."""
+    keys = ["", "a/ä.jpg", "日本/語.png", "\N{GRINNING FACE}", ""] * 60  # over a group of rows
+    with CodesWriter(tmp_path / "codes.parquet", INFO) as writer:
+        for key in keys:
+            writer.add(key, None)
+    data = CodeDataset(tmp_path / "codes.parquet", cache=tmp_path / "cache")
+    assert [data[i].key for i in range(len(data))] == keys
+    with CodesWriter(tmp_path / "empty.parquet", INFO) as writer:
+        writer.add("", None)
+    assert CodeDataset(tmp_path / "empty.parquet", cache=tmp_path / "cache")[0].key == ""

@@ -129,7 +129,9 @@ def test_urls(tmp_path: Path) -> None:
     source = open_source(tmp_path / "list.txt")
     assert keys(source) == ["memory://viq-test/a.png", "memory://viq-test/gone.png"]
     assert shade(source[0]) == 3
-    with pytest.raises(ImageError, match=r"^list.txt:2: memory://viq-test/gone.png: cannot be fet"):
+    with pytest.raises(
+        ImageError, match=r"^list.txt:2: memory://viq-test/gone.png: does not exist"
+    ):
         source[1].open()
     assert shade(open_source("memory://viq-test/a.png")[0]) == 3
     refused("memory://viq-test/a.tar", "only images are read from URLs")
@@ -402,6 +404,26 @@ def a_dataset(datasets: Any, shades: list[int]) -> Any:
     return datasets.Dataset.from_list(rows, features=features)
 
 
+def test_cells_that_python_cannot_hold_stop_nothing_but_their_row(
+    tmp_path: Path, datasets: Any
+) -> None:
+    bad = pa.array([b"a", b"\xff", b"c"], pa.binary())
+    names = pa.Array.from_buffers(pa.string(), 3, bad.buffers())  # one is no UTF-8
+    days = pa.array([0, 1, 2**60], pa.timestamp("ms"))  # one is beyond the calendar
+    table = pa.table({"image": [picture(i) for i in range(3)], "key": names, "day": days})
+    pq.write_table(table, tmp_path / "t.parquet")
+    for source, name in (
+        (open_source(tmp_path / "t.parquet"), "t.parquet"),
+        (open_source(datasets.Dataset(table)), "dataset"),
+    ):
+        assert list(source.keys()) == ["a", f"{name}:1", "c"]
+        assert source.key(1) == f"{name}:1"
+        assert shade(source[0]) == 0
+        for row in (1, 2):
+            with pytest.raises(SourceError, match=f"^{name}:{row}: a cell cannot be read"):
+                source[row]
+
+
 def test_dataset_object(datasets: Any) -> None:
     source = open_source(a_dataset(datasets, [4, 5, 6]).select([2, 0]))
     assert keys(source) == ["dataset:0", "dataset:1"]
@@ -567,11 +589,18 @@ def test_what_is_refused(tmp_path: Path, make_tar: MakeTar) -> None:
     assert len(open_source(tmp_path / "*.parquet")) == 1
 
 
-def test_codes_beside_pictures_do_not_spoil_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(picture(1))
-    schema = pa.schema([("codes", pa.uint16())], metadata={"viq.fingerprint": "00"})
-    pq.write_table(schema.empty_table(), tmp_path / "codes.parquet")
-    assert keys(open_source(tmp_path)) == [f"{tmp_path}/a.png"]
+def test_codes_beside_their_inputs_do_not_spoil_a_folder(tmp_path: Path, make_tar: MakeTar) -> None:
+    pictures, tables, codes = tmp_path / "pictures", tmp_path / "tables", tmp_path / "codes"
+    for folder in (pictures, tables, codes):
+        folder.mkdir()
+        schema = pa.schema([("codes", pa.uint16())], metadata={"viq.fingerprint": "00"})
+        pq.write_table(schema.empty_table(), folder / "codes.parquet")
+    (pictures / "a.png").write_bytes(picture(1))
+    assert keys(open_source(pictures)) == [f"{pictures}/a.png"]
+    write_parquet(tables / "t.parquet", {"image": [picture(1)]})
+    assert keys(open_source(tables)) == ["t.parquet:0"]
+    make_tar("codes/a.tar", {"b.png": picture(1)})
+    assert keys(open_source(codes)) == ["a/b"]
 
 
 def test_names_with_signs_of_patterns(tmp_path: Path) -> None:

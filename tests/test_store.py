@@ -53,6 +53,22 @@ class Drawn:
             return stream.getvalue()
 
 
+class RowSource(Source):
+    """Rows at hand."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def keys(self) -> Iterator[str]:
+        return (row.key for row in self.rows)
+
+    def _row(self, index: int) -> Row:
+        return self.rows[index]
+
+
 class DrawnSource(Source):
     """Samples of some images each; those at `broken` fail until they are mended."""
 
@@ -328,6 +344,31 @@ def test_values_of_another_type_than_the_first_are_kept(
     assert [row.extras["label"] for row in rows] == label
     assert [row.extras.get("late") for row in rows] == [None, None, "x", 1, None]
     assert pq.read_table(tmp_path)["label"].to_pylist() == [1, 2, None, None, None]
+
+
+def test_columns_that_begin_after_the_first_rows(
+    tokenizer: VisualTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("viq.encode._TYPED_BY", 2)
+    raw = [None, None, b"\xff\x00", {"deep": [b"1"]}, {"viq.base64": "no base64"}]
+    report = encode(tokenizer, DrawnSource([1] * 5, raw=raw), tmp_path / "raw")
+    assert not report.failures
+    assert [row.extras.get("raw") for row in Store(tmp_path / "raw").rows()] == raw
+    talked = [Row(key=str(i), extras={"said": "x"} if i > 2 else {}, where="") for i in range(4)]
+    source = RowSource(talked)
+    assert not encode(tokenizer, source, tmp_path / "talk").failures
+    said = [row.extras.get("said") for row in Store(tmp_path / "talk").rows()]
+    assert said == [None, None, None, "x"]
+
+
+def test_files_bring_no_column(
+    tokenizer: VisualTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("viq.encode._TYPED_BY", 2)
+    for i in range(3):
+        Image.new("RGB", (16, 16)).save(tmp_path / f"{i}.png")
+    encode(tokenizer, open_inputs([str(tmp_path)]), tmp_path / "codes")
+    assert not Store(tmp_path / "codes").index.columns
 
 
 @pytest.mark.parametrize("workers", [1, 3])

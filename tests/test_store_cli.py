@@ -132,6 +132,7 @@ def test_a_store_from_begin_to_end(model: str, tmp_path: Path) -> None:
         (("-o", "{tmp}/codes.parquet", "--retry-failed"), "give a folder"),
         (("-o", "{tmp}/codes.parquet", "--rank", "0", "--world", "2"), "give a folder"),
         (("-o", "{tmp}/codes.parquet", "--engine", "ray"), "give a folder"),
+        (("--engine", "ray", "--rank", "1", "--world", "2"), "start it once"),
     ],
 )
 def test_usage_errors_are_one_line(

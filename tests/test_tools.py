@@ -127,6 +127,16 @@ def test_stats(store: Path, tmp_path: Path) -> None:
     assert (several["samples"], several["rows"]) == (3, 6)
 
 
+def test_bits_of_codes_without_what_rides_along(tmp_path: Path) -> None:
+    alone = [[CodeRow(f"k{i}", codes_of((60, 80), seed=i))] for i in range(8)]
+    noise = np.random.default_rng(0).bytes(5000).hex()
+    talked = [[replace(row, extras={"talk": noise + row.key}) for row in rows] for rows in alone]
+    a, b = stats(write(tmp_path / "a", alone)), stats(write(tmp_path / "b", talked))
+    assert b["bytes"] > a["bytes"] + 5000
+    assert a["bytes_of_codes"] == b["bytes_of_codes"] < a["bytes"]
+    assert b["bits_per_code"] == round(8 * b["bytes_of_codes"] / b["codes"], 3)
+
+
 def test_diff(store: Path, tmp_path: Path) -> None:
     other = write(tmp_path / "other", rows_of(keys(10))[::-1], shard_size=3)
     assert diff(store, other)["equal"]

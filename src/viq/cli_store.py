@@ -92,6 +92,12 @@ def encode(
         if engine == "ray":
             from viq.extras import ray_engine
 
+            if place.world > 1:
+                raise ViqError(
+                    f"--engine ray: hands out the work itself, but this is rank {place.rank} of "
+                    f"{place.world}; start it once"
+                )
+
             tokenizer = load_tokenizer(model, "cpu", dtype)
             report = ray_engine.encode(
                 tokenizer, model, inputs, input_options, source, out, options, actors=workers,

@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from viq.files import BUNDLED, written_aside
+from viq.files import BUNDLED, write_atomically
 from viq.types import CODES_PER_PATCH, Codes, CodesError, Grid, Size, ViqError, grid_of
 
 ENTROPY_FILE = "entropy.safetensors"  # in the folder of its tokenizer
@@ -132,7 +132,7 @@ class EntropyModel:
 
     def save(self, folder: str | os.PathLike[str], name: str = ENTROPY_FILE) -> Path:
         """Write the file into the folder of its tokenizer."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         about = {
             "format": str(FORMAT),
@@ -141,8 +141,7 @@ class EntropyModel:
             "stamp": self.stamp,
         }
         path = Path(folder) / name
-        with written_aside(path) as aside:
-            save_file(self.tensors, aside, metadata=about)
+        write_atomically(path, save(self.tensors, metadata=about))
         return path
 
     def save_beside(self, folder: Path) -> None:

@@ -118,7 +118,7 @@ def plan(
     for place in range(min(len(source), _TYPED_BY)):
         with suppress(ViqError):  # it will be met again, and listed
             samples.append(source[place].extras)
-    extras = Extras.inferred(samples)
+    extras = Extras.inferred(samples, unseen=source.has_extras and len(source) > _TYPED_BY)
     inputs, keys = digest(source.keys())
     index = Index(
         info=StoreInfo(

@@ -16,7 +16,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     """A path to write to, flushed to disk and renamed to `path` when the block ends well.
 
     An older file of that name stays until the new one is whole. Nothing is left behind when the
-    block raises.
+    block raises. An `OSError` of the block names `path`, as that of a full disk names no file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -28,6 +28,9 @@ def written_aside(path: Path) -> Iterator[Path]:
         os.umask(mask)
         aside.chmod(0o666 & ~mask)  # some libraries write private files
         os.replace(aside, path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

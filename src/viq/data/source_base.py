@@ -72,7 +72,12 @@ class Source(ABC):
 
     `source[i]` raises `SourceError` for a row that is damaged and leaves the others usable, so a
     job that must not stop goes over `range(len(source))` and catches it row by row.
+
+    Attributes:
+        has_extras: whether a row may bring more than images.
     """
+
+    has_extras: bool = True
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -163,6 +168,8 @@ class ImageUrl:
 
             filesystem, path = url_to_fs(self.url)
             return filesystem.cat_file(path)
+        except FileNotFoundError:  # of HTTP, it says nothing but the URL
+            raise ImageError(f"{self.url}: does not exist; check the URL") from None
         except Exception as error:  # each file system raises its own types
             raise ImageError(f"{self.url}: cannot be fetched ({because(error)})") from error
 

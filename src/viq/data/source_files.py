@@ -29,6 +29,8 @@ class FileSource(Source):
     A name is the path within the folder that was given, or that of the file alone.
     """
 
+    has_extras = False
+
     def __init__(self, paths: Sequence[Path]) -> None:
         try:
             self._files = list_images(paths)
@@ -62,6 +64,8 @@ class ListSource(Source):
     Blank lines, comments (#) and repetitions are passed over. Paths are relative to the folder of
     the list. The list itself stays on disk.
     """
+
+    has_extras = False
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -113,6 +117,8 @@ def _plain(line: str, folder: str) -> str:
 
 class UrlSource(Source):
     """One picture at a URL."""
+
+    has_extras = False
 
     def __init__(self, url: str) -> None:
         _require_scheme(url.partition("://")[0], url)

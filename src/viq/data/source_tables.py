@@ -92,6 +92,32 @@ def _image(cell: Any, root: Path, where: str) -> ImageRef:
     )
 
 
+def _record(row: Any, where: str) -> dict[str, Any]:
+    """The cells of a table of one row. Raises `SourceError` if Python has no value for one."""
+    try:
+        (record,) = row.to_pylist()
+    except Exception as error:  # text that is no UTF-8, dates beyond the year 9999: of many types
+        raise SourceError(
+            f"{where}: a cell cannot be read ({because(error)}); mend or remove the row"
+        ) from error
+    return record
+
+
+def _cells(column: Any) -> list[Any]:
+    """The cells of a column; None for those that `_record` refuses."""
+    try:
+        return column.to_pylist()
+    except Exception:
+        return [_cell(cell) for cell in column]
+
+
+def _cell(cell: Any) -> Any:
+    try:
+        return cell.as_py()
+    except Exception:
+        return None
+
+
 class Cache:
     """Tables by key: the last ones used, up to `limit` bytes; each is loaded once, by one thread.
 
@@ -212,7 +238,7 @@ class ParquetSource(Source):
             number = 0
             with pq.ParquetFile(path) as parquet:
                 for batch in parquet.iter_batches(_KEYS_AT_ONCE, columns=[columns.key]):
-                    for value in batch.column(0).to_pylist():
+                    for value in _cells(batch.column(0)):
                         yield columns.key_of(value, label, number)
                         number += 1
 
@@ -221,8 +247,8 @@ class ParquetSource(Source):
         file = self._groups[place][0]
         path, label = self._files[file]
         table = self._cache.get((self, place), lambda: self._read_group(place))
-        (record,) = table.slice(index - self._group_rows[place], 1).to_pylist()
         number = index - self._file_rows[file]
+        record = _record(table.slice(index - self._group_rows[place], 1), f"{label}:{number}")
         return self._columns[file].row(record, label, number, path.parent)
 
     def _read_group(self, place: int) -> Any:
@@ -281,12 +307,12 @@ class DatasetSource(Source):
             return
         keys = self._rows.select_columns([columns.key])
         for start in range(0, len(self), _KEYS_AT_ONCE):
-            values = keys[start : start + _KEYS_AT_ONCE].column(0).to_pylist()
+            values = _cells(keys[start : start + _KEYS_AT_ONCE].column(0))
             for number, value in enumerate(values, start):
                 yield columns.key_of(value, self._name, number)
 
     def _row(self, index: int) -> Row:
-        (record,) = self._rows[index : index + 1].to_pylist()
+        record = _record(self._rows[index : index + 1], f"{self._name}:{index}")
         return self._columns.row(record, self._name, index, self._root)
 
 

@@ -106,6 +106,7 @@ class _Concatenation(Source):
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = list(sources)
         self._first = list(accumulate(map(len, self._sources), initial=0))
+        self.has_extras = any(source.has_extras for source in sources)
 
     def __len__(self) -> int:
         return self._first[-1]
@@ -196,10 +197,9 @@ def _in_folder(folder: Path) -> tuple[str, list[Path]]:
                 found[kind] = [folder]
             elif kind in ("tar files", "Parquet files"):
                 found.setdefault(kind, []).append(path)
-    if "images" in found and "Parquet files" in found:
-        # Codes are often written beside their pictures; that must not spoil the folder.
-        tables = [path for path in found.pop("Parquet files") if not holds_codes(path)]
-        found |= {"Parquet files": tables} if tables else {}
+    # Codes are often written beside what they were made of; that must not spoil the folder.
+    tables = [path for path in found.pop("Parquet files", []) if not holds_codes(path)]
+    found |= {"Parquet files": tables} if tables else {}
     if len(found) > 1:
         raise SourceError(f"{folder}: holds {_listed(found)}; pass a pattern such as *.parquet")
     return next(((kind, sorted(paths)) for kind, paths in found.items()), ("images", [folder]))

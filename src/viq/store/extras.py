@@ -7,6 +7,7 @@ bent, and the schema is the same in all shards, whatever comes after the first r
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 REST = "extras"  # the column of what fits no other
 _REST_MARK = {b"viq.rest": b"1"}
+_BYTES = "viq.base64"  # the one name in a JSON object that stands for bytes
 OURS = frozenset(
     ("key", "image_index", "height", "width", "rows", "cols", "tile", "codes", REST)
 )  # names an extra column may not take
@@ -45,11 +47,15 @@ class Extras:
         return isinstance(other, Extras) and self.fields == other.fields
 
     @classmethod
-    def inferred(cls, samples: Sequence[Mapping[str, Any]]) -> Extras:
-        """Columns for the values of the first rows."""
+    def inferred(cls, samples: Sequence[Mapping[str, Any]], unseen: bool = False) -> Extras:
+        """Columns for the values of the first rows.
+
+        Args:
+            unseen: whether rows follow that may have values, even if these have none.
+        """
         import pyarrow as pa
 
-        if not any(samples):
+        if not any(samples) and not unseen:
             return cls()
         names = dict.fromkeys(name for values in samples for name in values)
         fields = []
@@ -81,7 +87,7 @@ class Extras:
         try:
             if not self._has_rest:
                 raise ValueError("no columns at all in the first rows")
-            return json.dumps(values, ensure_ascii=False, allow_nan=False)
+            return json.dumps(values, ensure_ascii=False, allow_nan=False, default=_bytes_to_json)
         except (TypeError, ValueError) as error:
             raise ViqError(
                 f"column {' or '.join(values)} holds what is neither of the type of the first rows "
@@ -102,7 +108,7 @@ class Extras:
                 row[name] = value
         if self._has_rest:
             for row, text in zip(rows, batch[REST].to_pylist(), strict=True):
-                more = json.loads(text) if text is not None else {}
+                more = json.loads(text, object_hook=_bytes_from_json) if text is not None else {}
                 row |= {k: v for k, v in more.items() if self._wanted is None or k in self._wanted}
         return rows
 
@@ -121,6 +127,21 @@ class Extras:
             return Extras()
         kept = (f for f in self.fields if f.name in names or f.name not in self._types)
         return Extras(kept, wanted=names)
+
+
+def _bytes_to_json(value: Any) -> dict[str, str]:
+    if not isinstance(value, bytes):
+        raise TypeError(f"{type(value).__name__} is not JSON")
+    return {_BYTES: base64.b64encode(value).decode()}
+
+
+def _bytes_from_json(values: dict[str, Any]) -> Any:
+    if values.keys() != {_BYTES} or not isinstance(values[_BYTES], str):
+        return values
+    try:
+        return base64.b64decode(values[_BYTES], validate=True)
+    except ValueError:
+        return values
 
 
 def free_name(name: str) -> str:

@@ -246,6 +246,20 @@ class CodesReader:
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
+    def codes_bytes(self) -> int:
+        """Bytes that the codes take in the file, without keys, sizes and what rides along."""
+        about = self._file.metadata
+        columns = [
+            about.row_group(group).column(place)
+            for group in range(about.num_row_groups)
+            for place in range(about.num_columns)
+        ]
+        return sum(
+            column.total_compressed_size
+            for column in columns
+            if column.path_in_schema.split(".")[0] == "codes"
+        )
+
     def note(self, name: str) -> Any:
         """What the writer noted under `name`; None if nothing."""
         try:

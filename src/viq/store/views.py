@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from viq.store.extras import Extras
 from viq.store.rows import COLUMNS
 from viq.types import Codes, grid_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _NUMBERS = ("height", "width", "tile", "image_index")
 
@@ -53,6 +56,7 @@ class ShardView:
         self._firsts = [0, *np.cumsum([len(batch) for batch in self._batches]).tolist()]
         self._ends = [batch["codes"].offsets.to_numpy() for batch in self._batches]
         self._values = [batch["codes"].values.to_numpy() for batch in self._batches]
+        self._keys = [_Texts(batch["key"]) for batch in self._batches]
         numbers = [[batch[name].to_numpy() for batch in self._batches] for name in _NUMBERS]
         self._numbers = np.stack([np.concatenate(column) for column in numbers], axis=1)
         # Rows where samples begin, and one past the end.
@@ -74,25 +78,35 @@ class ShardView:
     def sample(self, place: int) -> CodeSample:
         """The sample at `place`, 0 to len - 1. Its ids are read-only views of the file."""
         start, stop = self._starts[place : place + 2].tolist()
-        codes = [self._codes(row) for row in range(start, stop)]
+        codes = [self._codes(row) for row in range(start, stop) if self._numbers[row, 0]]
         group, row = self._find(start)
-        batch = self._batches[group]
-        extras = self._extras.rows(batch.slice(row, 1))[0] if self._extras.fields else {}
-        found = tuple(item for item in codes if item is not None)
-        return CodeSample(batch["key"][row].as_py(), found, extras)
+        extras = {}
+        if self._extras.fields:
+            extras = self._extras.rows(self._batches[group].slice(row, 1))[0]
+        return CodeSample(self._keys[group][row], tuple(codes), extras)
 
-    def _codes(self, row: int) -> Codes | None:
+    def _codes(self, row: int) -> Codes:
         height, width, tile, _ = self._numbers[row].tolist()
-        if not height:
-            return None
         group, row = self._find(row)
-        ends = self._ends[group]
-        ids = self._values[group][ends[row] : ends[row + 1]]
-        return Codes(
-            ids.reshape(*grid_of((height, width)), -1), (height, width), tile, self._fingerprint
-        )
+        start, stop = self._ends[group][row : row + 2].tolist()
+        ids = self._values[group][start:stop].reshape(*grid_of((height, width)), -1)
+        return Codes(ids, (height, width), tile, self._fingerprint)
 
     def _find(self, row: int) -> tuple[int, int]:
         """Batch of a row, and its place there."""
         group = bisect_right(self._firsts, row) - 1
         return group, row - self._firsts[group]
+
+
+class _Texts:
+    """The strings of an Arrow array. Its own way to one of them takes as long as all else here."""
+
+    def __init__(self, array: pa.Array) -> None:
+        _, ends, data = array.buffers()
+        first = array.offset
+        self._ends = np.frombuffer(ends, np.int32)[first : first + len(array) + 1]
+        self._data = memoryview(data or b"")  # no bytes where all are empty
+
+    def __getitem__(self, place: int) -> str:
+        start, stop = self._ends[place : place + 2].tolist()
+        return str(self._data[start:stop], "utf-8")

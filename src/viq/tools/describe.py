@@ -20,6 +20,8 @@ _SHOWN = 10  # keys of each kind of difference
 def stats(path: Path) -> dict[str, Any]:
     """Counts, sizes, bytes and bits a code, use of the codebook and of levels; JSON-able.
 
+    Bits a code are those of codes alone, whatever rides along.
+
     Raises:
         CodesError: no finished store, or damaged.
     """
@@ -43,6 +45,10 @@ def stats(path: Path) -> dict[str, Any]:
     patches = -(-height // 16) * -(-width // 16)
     codes, pixels = 4 * int(patches.sum()), int((height * width).sum())
     on_disk = sum(store.file(shard).stat().st_size for shard in store.shards)
+    packed = 0
+    for shard in store.shards:
+        with store.reader(shard) as reader:
+            packed += reader.codes_bytes()
     facts: dict[str, Any] = {
         "model": store.info.model,
         "fingerprint": store.info.fingerprint,
@@ -55,8 +61,9 @@ def stats(path: Path) -> dict[str, Any]:
         "megapixels": round(pixels / 1e6, 3),
         "codes": codes,
         "bytes": on_disk,
-        "bits_per_code": round(8 * on_disk / codes, 3) if codes else None,
-        "rgb_bytes_per_byte": round(3 * pixels / on_disk, 1) if on_disk else None,
+        "bytes_of_codes": packed,
+        "bits_per_code": round(8 * packed / codes, 3) if codes else None,
+        "rgb_bytes_per_byte_of_codes": round(3 * pixels / packed, 1) if codes else None,
     }
     if heights:
         for name, values in (("height", height), ("width", width), ("patches", patches)):
