@@ -64,6 +64,12 @@ def test_round_trip(sizes: list[tuple[int, int]], seed: int) -> None:
     assert read(payloads[-1:], codes[-1:]) == codes[-1:]
 
 
+def test_equal_models_make_equal_files(tmp_path: Path) -> None:
+    files = {MODEL.save(tmp_path, f"{i}.safetensors").read_bytes() for i in range(20)}
+    assert len(files) == 1
+    assert EntropyModel.load(tmp_path / "0.safetensors").stamp == MODEL.stamp
+
+
 def test_no_room_for_the_model(tmp_path: Path) -> None:
     """An OSError that names the file, as for all other files; safetensors has its own."""
     resource = pytest.importorskip("resource", reason="limits of a process")

@@ -112,6 +112,9 @@ def test_a_store_from_begin_to_end(model: str, tmp_path: Path) -> None:
     broken.write_bytes(png(7))
     assert run_json(*common, "--retry-failed")["images"] == 1
     assert not (out / LEDGER).exists()
+    again = run(*common)  # all is done
+    assert again.stdout.splitlines()[0].startswith("the store is complete: 5 images")
+    assert not again.stderr
     (out / INDEX).unlink()
     assert run_json("store", "index", out)["images"] == 5
     back = run_json("decode", out, "-o", tmp_path / "back", "--model", model)

@@ -52,6 +52,7 @@ _EXP = np.array(
     [round(65536 * math.exp(-i / _LOGIT_STEPS)) for i in range(12 * _LOGIT_STEPS)], np.float64
 )
 _CRC = struct.Struct("<I")
+_LENGTH = struct.Struct("<Q")  # of the header that begins a safetensors file
 # A payload has at least a byte for so many patches (zeros are appended): a damaged row of few
 # bytes that claims a huge image is refused before memory is taken for it.
 _PATCHES_PER_BYTE = 256
@@ -141,7 +142,12 @@ class EntropyModel:
             "stamp": self.stamp,
         }
         path = Path(folder) / name
-        write_atomically(path, save(self.tensors, metadata=about))
+        data = save(self.tensors, metadata=about)
+        # The library puts the metadata in any order; stores that are equal should have equal files.
+        end = _LENGTH.size + _LENGTH.unpack_from(data)[0]
+        names = json.loads(data[_LENGTH.size : end])
+        header = json.dumps(names, sort_keys=True, separators=(",", ":")).encode()
+        write_atomically(path, data[: _LENGTH.size] + header.ljust(end - _LENGTH.size) + data[end:])
         return path
 
     def save_beside(self, folder: Path) -> None:

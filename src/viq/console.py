@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress(what: str, total: int, *, hidden: bool) -> Iterator[Callable[[], None]]:
-    """A progress bar on stderr; gives the function that advances it by one."""
-    if hidden:
+    """A progress bar on stderr, if that is a terminal; gives the function that advances it by one.
+
+    Elsewhere it would be nothing but an empty line before what follows.
+    """
+    if hidden or not sys.stderr.isatty():
         yield lambda: None
         return
     from rich.console import Console
@@ -56,12 +59,13 @@ def show_report(report: Report, as_json: bool) -> None:
     if as_json:
         print(json.dumps(values))
     else:
-        print(
-            f"{values['images']} images, {values['megapixels']:.2f} megapixels, "
-            f"{values['codes']:,} codes, {values['bytes']:,} bytes "
-            f"(1/{values['ratio'] or 0:g} of RGB), {values['seconds']:.1f} s, "
-            f"{values['megapixels_per_second']:.2f} megapixels/s"
-        )
+        if report.images:  # none if all was done before
+            print(
+                f"{values['images']} images, {values['megapixels']:.2f} megapixels, "
+                f"{values['codes']:,} codes, {values['bytes']:,} bytes "
+                f"(1/{values['ratio']:g} of RGB), {values['seconds']:.1f} s, "
+                f"{values['megapixels_per_second']:.2f} megapixels/s"
+            )
         if report.store:
             show_store(report.store)
         if len(report.outputs) <= 4:
