@@ -26,7 +26,8 @@ from viq.data.chat import END, ChatConfig, encode_chat, encode_prompt
 from viq.data.conversations import IMAGE_MARK, Turn
 from viq.data.mixture import Stream
 from viq.store.extras import Extras
-from viq.store.rows import CodesReader, CodesWriter, StoreInfo
+from viq.store.folder import Store
+from viq.store.rows import CodesWriter, StoreInfo
 from viq.types import IGNORE, IMAGE_TOKEN, Codes, Grid, ViqError
 
 BEGIN, FINISH = "<|vision_start|>", "<|vision_end|>"
@@ -95,22 +96,22 @@ class WrittenPack:
         )
 
 
-def read_pairs(path: Path) -> tuple[StoreInfo, list[CodePair]]:
-    """The pairs of a Parquet file of codes whose rows have a caption, and who made the codes.
+def read_pairs(path: str | Path) -> tuple[StoreInfo, list[CodePair]]:
+    """The pairs of a store, or of a Parquet file of codes, whose rows have a caption, and who made
+    the codes.
 
     Raises:
         ViqError: no codes, or no captions.
     """
-    with CodesReader(path) as reader:
-        pairs = [
-            CodePair(caption=str(row.extras["caption"]), codes=row.codes)
-            for row in reader.rows(["caption"])
-            if row.codes is not None and row.extras.get("caption")
-        ]
-        info = reader.info
+    store = Store(path)
+    pairs = [
+        CodePair(caption=str(row.extras["caption"]), codes=row.codes)
+        for row in store.rows(["caption"])
+        if row.codes is not None and row.extras.get("caption")
+    ]
     if not pairs:
         raise ViqError(f"{path}: no row has codes and a caption; encode pictures with captions")
-    return info, pairs
+    return store.info, pairs
 
 
 def write_pairs(path: Path, info: StoreInfo, pairs: Iterable[CodePair]) -> None:

@@ -95,12 +95,12 @@ class DrawRun:
     """One run folder.
 
     Attributes:
-        files: Parquet files of codes with captions; none: pictures that the project draws.
+        stores: of codes with captions, or Parquet files; none: pictures that the project draws.
     """
 
     recipe: DrawRecipe
     out: Path
-    files: Sequence[Path] = ()
+    stores: Sequence[str | Path] = ()
     accelerator: Any = field(default_factory=make_accelerator)
     hidden: bool = False  # no progress on stderr
     tensorboard: bool = False
@@ -116,13 +116,13 @@ class DrawRun:
         if (self.out / MODEL / checkpoint.CONFIG_FILE).is_file():
             return self.out / MODEL
         info, pairs = self._pairs()
-        texts = [FREE, "user assistant describe the image 0123456789x", *{p.caption for p in pairs}]
+        texts = [FREE, "user assistant describe the image 0123456789x", *sorted({p.caption for p in pairs})]
         words = text_tokenizer(recipe.language, self.out / WORDS, texts, self.accelerator)
         config = WriterConfig(
             levels=info.levels,
             tokenizer=recipe.tokenizer,
             fingerprint=info.fingerprint,
-            grid=grid_of(recipe.size) if not self.files else pairs[0].codes.grid,
+            grid=grid_of(recipe.size) if not self.stores else pairs[0].codes.grid,
             head_width=recipe.head_width,
         )
         observer = Observer(
@@ -178,17 +178,17 @@ class DrawRun:
 
     def _pairs(self) -> tuple[StoreInfo, list[CodePair]]:
         """Codes and captions; all made by the recipe's tokenizer."""
-        paths = [Path(file) for file in self.files] or [self.out / CODES]
-        if not self.files:
-            if self.accelerator.is_main_process and not paths[0].is_file():
-                self._draw(paths[0])
+        stores = self.stores or [self.out / CODES]
+        if not self.stores:
+            if self.accelerator.is_main_process and not (self.out / CODES).is_file():
+                self._draw(self.out / CODES)
             self.accelerator.wait_for_everyone()
-        found = [read_pairs(path) for path in paths]
+        found = [read_pairs(store) for store in stores]
         wanted = load(self.recipe.tokenizer).fingerprint
-        for path, (info, _) in zip(paths, found, strict=True):
+        for store, (info, _) in zip(stores, found, strict=True):
             if info.fingerprint != wanted:
                 raise ViqError(
-                    f"{path}: codes of tokenizer {info.fingerprint}, but {self.recipe.tokenizer} "
+                    f"{store}: codes of tokenizer {info.fingerprint}, but {self.recipe.tokenizer} "
                     f"is {wanted}: encode the pictures with it, or name the other with --tokenizer"
                 )
         return found[0][0], [pair for _, pairs in found for pair in pairs]
