@@ -86,7 +86,7 @@ def draw(
     ],
     model: RunModel = "runs/draw",
     size: Annotated[
-        str | None, typer.Option(help="HEIGHTxWIDTH in px. Default: what it was trained on.")
+        str | None, typer.Option(help="HEIGHTxWIDTH in px. Default: what the model chooses.")
     ] = None,
     count: Annotated[int, typer.Option(help="Pictures of each sentence.")] = 1,
     temperature: Temperature = 1.0,

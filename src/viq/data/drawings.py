@@ -13,6 +13,7 @@ T = patches, S = 4 slots.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,15 +134,30 @@ def add_marks(tokenizer: Any) -> int:
 
 def draw_prompt(caption: str | None, grid: Grid, tokenizer: Any) -> list[int]:
     """Ids of the order to draw, up to the begin mark of the picture; None: without caption."""
+    return [*order_prompt(caption, tokenizer), *_begun(grid, tokenizer)]
+
+
+def order_prompt(caption: str | None, tokenizer: Any) -> list[int]:
+    """Ids of the order to draw, up to the size mark; None: without caption."""
     order = FREE if caption is None else f"Draw {caption}."
-    asked = encode_prompt([Turn(role="user", text=order)], [], tokenizer)
-    return [*asked, *_begun(grid, tokenizer)]
+    return encode_prompt([Turn(role="user", text=order)], [], tokenizer)
+
+
+def size_words(tokenizer: Any) -> tuple[list[int], int]:
+    """Ids of the words that a size mark is made of, and of the begin mark that ends it."""
+    words = tokenizer.encode("0123456789x", add_special_tokens=False)
+    return words, _marks(tokenizer, BEGIN)[0]
+
+
+def read_size(words: Sequence[int], tokenizer: Any) -> Grid | None:
+    """Rows and columns of patches that a size mark says; None if it says nothing of the kind."""
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", tokenizer.decode(words).replace(" ", ""))
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def encode_writing(pair: CodePair, tokenizer: Any, *, free: bool = False) -> Written:
     """A picture drawn to its caption, or to none."""
-    order = FREE if free else f"Draw {pair.caption}."
-    asked = encode_prompt([Turn(role="user", text=order)], [], tokenizer)
+    asked = order_prompt(None if free else pair.caption, tokenizer)
     begun, ended = _begun(pair.codes.grid, tokenizer), _marks(tokenizer, FINISH, END)
     patches = pair.codes.grid[0] * pair.codes.grid[1]
     return Written(

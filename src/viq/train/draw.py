@@ -9,6 +9,7 @@ RUN/model/             the model, as `viq draw --model RUN` reads it
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +38,7 @@ from viq.store.rows import StoreInfo
 from viq.train import state
 from viq.train.loop import LoopConfig, make_accelerator, train
 from viq.train.running import Observer, check_recipe, own_lanes, text_tokenizer
-from viq.types import Size, ViqError, grid_of
+from viq.types import Size, ViqError
 
 RECIPE, CODES, WORDS, STAGE, MODEL = "recipe.json", "codes.parquet", "words", "draw", "model"
 _GROUP = 64  # pictures encoded at a time
@@ -116,13 +117,18 @@ class DrawRun:
         if (self.out / MODEL / checkpoint.CONFIG_FILE).is_file():
             return self.out / MODEL
         info, pairs = self._pairs()
-        texts = [FREE, "user assistant describe the image 0123456789x", *sorted({p.caption for p in pairs})]
+        texts = [
+            FREE,
+            "user assistant describe the image 0123456789x",
+            *sorted({p.caption for p in pairs}),
+        ]
         words = text_tokenizer(recipe.language, self.out / WORDS, texts, self.accelerator)
         config = WriterConfig(
             levels=info.levels,
             tokenizer=recipe.tokenizer,
             fingerprint=info.fingerprint,
-            grid=grid_of(recipe.size) if not self.stores else pairs[0].codes.grid,
+            grid=Counter(pair.codes.grid for pair in pairs).most_common(1)[0][0],
+            most_patches=max(pair.codes.grid[0] * pair.codes.grid[1] for pair in pairs),
             head_width=recipe.head_width,
         )
         observer = Observer(
