@@ -50,6 +50,7 @@ from viq.models.language import (
 from viq.models.mllm import ViQForConditionalGeneration
 from viq.models.packed import use_packed_attention
 from viq.models.tokenizer import VisualTokenizer
+from viq.store.folder import INDEX
 from viq.train import state
 from viq.train.loop import LoopConfig, make_accelerator, train
 from viq.train.monitor import SKIPPED, say
@@ -319,7 +320,7 @@ class MllmRun:
     def _draw(self, drawn: DrawnConfig) -> Path:
         """The store of drawn pictures; the tokenizer is gone again before training begins."""
         store = self.out / CODES
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process and not (store / INDEX).is_file():
             if not self.hidden:
                 say(f"drawing {drawn.pictures} pictures and encoding them into {store}")
             tokenizer = VisualTokenizer.from_pretrained(self.recipe.tokenizer)
