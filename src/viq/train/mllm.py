@@ -66,6 +66,7 @@ from viq.types import ViqError
 
 PARTS = ("embedder", "projector", "language")
 WORDS, CODES, CACHE = "words", "codes", "cache"
+_SETTLING_SAMPLES, _SETTLING_PATCHES = 300, 16_384  # at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,21 +341,14 @@ class MllmRun:
 
 @torch.no_grad()
 def settle(model: ViQForConditionalGeneration, corpora: Sequence[CodeCorpus]) -> None:
-    """Scale the first layer of a new projector to features of mean 0 and deviation 1.
-
-    Features of a tokenizer may have any scale; a layer drawn for unit size would be deaf to small
-    ones. The first images of the first corpus tell.
-    """
+    """Fit the whitener of a new projector to the first images of the first corpus."""
     ids = [
         torch.from_numpy(image.codes.ids.astype("int64")).flatten(0, 1)
-        for index in range(min(32, corpora[0].length))
+        for index in range(min(_SETTLING_SAMPLES, corpora[0].length))
         for image in corpora[0].row(index).images
         if isinstance(image, CodesRef)
     ]
-    if not ids:
-        return
-    features_TC = model.embedder(torch.cat(ids)).float()
-    mean, scale = features_TC.mean(0), features_TC.std()
-    first = model.projector.project_in
-    first.weight /= scale
-    first.bias -= first.weight @ mean
+    if ids:
+        codes_TS = torch.cat(ids)
+        every = -(-len(codes_TS) // _SETTLING_PATCHES)  # large images: some of their patches do
+        model.projector.whitener.fit(model.embedder(codes_TS[::every]))  # type: ignore[operator]
