@@ -174,6 +174,15 @@ class MllmRun:
         check_recipe(self.out / RECIPE, self.recipe, self.accelerator)
         self.fingerprint = CodeEmbedder.from_tokenizer(self.recipe.tokenizer).config.fingerprint
         self.corpora = self._corpora()
+        first = self.out / self.recipe.stages[0].name / MODEL / checkpoint.CONFIG_FILE
+        if not first.is_file():
+            # All processes together, and once: a stage is built twice, at its end by one of them.
+            self.words = text_tokenizer(
+                self.recipe.language,
+                self.out / WORDS,
+                first_texts([c for group in self.corpora for c in group], self.recipe.seed),
+                self.accelerator,
+            )
         folder: Path | None = None
         for number, stage in enumerate(self.recipe.stages):
             previous, folder = folder, self.out / stage.name / MODEL
@@ -270,14 +279,8 @@ class MllmRun:
         """Model and processor of the first stage."""
         config = self.recipe.language
         embedder = CodeEmbedder.from_tokenizer(self.recipe.tokenizer)
-        words = text_tokenizer(
-            config,
-            self.out / WORDS,
-            first_texts([corpus for group in self.corpora for corpus in group], self.recipe.seed),
-            self.accelerator,
-        )
         processor = make_processor(
-            words, embedder, merge_size=self.recipe.merge, chat=stage.data.chat
+            self.words, embedder, merge_size=self.recipe.merge, chat=stage.data.chat
         )
         if config.name:
             language = load_language(config.name, dtype)
