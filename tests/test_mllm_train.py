@@ -270,9 +270,11 @@ def test_the_command_line_from_nothing_to_an_answer(
     assert len(keys) == len(set(keys)) == 12
     report = call("eval", "mllm", "--model", codes, "--seeds", "1", "--steps", "4",
                   "--pictures", "12")  # fmt: skip
-    for kind in ("codes", "continuous"):
+    for kind in ("codes", "continuous", "blind"):
         found = report["kinds"][kind]
         assert 0 <= found["answers"]["all"]["mean"] <= 100
         assert found["steps_per_second"]["mean"] > 0 < found["peak_mib"]["mean"]
+    gone = CliRunner().invoke(app, ["chat", "gone.png", "What?", "--model", str(out)])
+    assert gone.exit_code == 2 and "viq: gone.png: does not exist" in gone.output
     wrong = CliRunner().invoke(app, ["chat", "x.png", "What?", "--model", str(tmp_path)])
     assert wrong.exit_code == 2
