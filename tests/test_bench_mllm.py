@@ -7,14 +7,16 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from viq.bench import mllm
+from viq.bench import mllm, mllm_work
 from viq.bench.mllm_report import PAPER, break_even, chart, merged, over_limit, saving
 from viq.cli import app
 from viq.patches import lengths_of
 from viq.types import ViqError, language_tokens
 
 pytest.importorskip("transformers")
-TINY = mllm.Work(text=64, answer=32, scale=mllm.Scale(width=8, depth=24, length=32, side=8))
+TINY = mllm_work.Work(
+    text=64, answer=32, scale=mllm_work.Scale(width=8, depth=24, length=32, side=8)
+)
 CPU = torch.device("cpu")
 
 
@@ -33,15 +35,15 @@ PUBLISHED = {
 
 @pytest.mark.parametrize(("name", "parameters"), PUBLISHED.items())
 def test_shapes_have_the_published_number_of_parameters(name: str, parameters: int) -> None:
-    model = mllm.make_language(mllm.LANGUAGES[name], torch.device("meta"), torch.bfloat16)
+    model = mllm_work.make_language(mllm_work.LANGUAGES[name], torch.device("meta"), torch.bfloat16)
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
 @pytest.mark.parametrize("length", ["4k", "16k"])
 def test_packs_are_exactly_full(length: str) -> None:
-    work = mllm.Work()
-    pack = mllm.pack_samples(mllm.LENGTHS[length], work, CPU, torch.float32)
-    assert sum(pack.lengths) == len(pack.ids_L) == mllm.LENGTHS[length]
+    work = mllm_work.Work()
+    pack = mllm_work.pack_samples(mllm_work.LENGTHS[length], work, CPU, torch.float32)
+    assert sum(pack.lengths) == len(pack.ids_L) == mllm_work.LENGTHS[length]
     grids = pack.batch.grids_hw
     assert all(rows * cols * 256 <= 768**2 for rows, cols in grids)
     assert int(pack.places_L.sum()) == sum(map(language_tokens, grids))
@@ -68,8 +70,8 @@ def test_a_run_is_plain_data_with_all_ways(result: dict) -> None:
 
 def test_only_text_is_blind_and_towers_stay_frozen() -> None:
     eyes = mllm._Eyes(TINY.scale, CPU, torch.float32)
-    pack = mllm.pack_samples(4096, TINY, CPU, torch.float32)
-    shape = mllm.scaled(mllm.LANGUAGES["0.5b"], TINY.scale)
+    pack = mllm_work.pack_samples(4096, TINY, CPU, torch.float32)
+    shape = mllm_work.scaled(mllm_work.LANGUAGES["0.5b"], TINY.scale)
     subject = mllm._Subject(shape, eyes, TINY, CPU, torch.float32)
     losses = {way: subject.loss(way, pack) for way in mllm.WAYS}
     assert len({round(loss.item(), 6) for loss in losses.values()}) == len(mllm.WAYS)

@@ -3,10 +3,12 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image
 from typer.testing import CliRunner
@@ -22,13 +24,23 @@ from viq.data.drawings import (
     draw_prompt,
     encode_reading,
     encode_writing,
+    order_prompt,
     pack_written,
+    read_pairs,
+    read_size,
+    size_words,
 )
+from viq.data.sources import open_source
 from viq.data.words import train_tokenizer
+from viq.draw import Artist
+from viq.encode import encode
 from viq.eval.shapes import find_shapes
+from viq.loading import load
 from viq.models.language import LanguageConfig, build_language
 from viq.models.packed import packed_hidden
 from viq.models.writer import CodeWriter, LevelHead, Sampling, WriterConfig, _draw
+from viq.recipes_draw import debug
+from viq.train.draw import DrawRun
 from viq.types import IGNORE, IMAGE_TOKEN, Codes, ViqError
 
 pytest.importorskip("transformers")
@@ -262,7 +274,73 @@ def test_drawing_follows_what_was_trained(writer: CodeWriter, words) -> None:
     assert packed_hidden(writer.language, torch.randn(4, 32), (4,)).shape == (4, 32)
 
 
+@torch.no_grad()
+def test_a_size_is_chosen_word_by_word(writer: CodeWriter, words) -> None:
+    allowed, end = size_words(words)
+    assert words.decode(allowed) == "0123456789x" and words.decode([end]) == BEGIN
+    prompts = [order_prompt(caption, words) for caption in CAPTIONS]
+    chosen = writer.say(prompts, allowed, end, 3, LIKELIEST)
+    embed, head = writer.language.get_input_embeddings(), writer.language.get_output_embeddings()
+    for prompt, said in zip(prompts, chosen, strict=True):
+        ids = [*prompt, *said]
+        hidden_LD = packed_hidden(writer.language, embed(torch.tensor(ids)), (len(ids),))
+        logits = head(hidden_LD[len(prompt) - 1 :])[:, [*allowed, end]]
+        best = [[*allowed, end][i] for i in logits.argmax(-1)]
+        assert best[: len(said)] == said and len(said) <= 3
+        assert len(said) == 3 or best[-1] == end
+    for text, grid in (("6x8", (6, 8)), ("12x1", (12, 1)), ("0x3", None), ("66", None),
+                       ("", None), ("6x", None)):  # fmt: skip
+        assert read_size(words.encode(text, add_special_tokens=False), words) == grid
+
+
+def test_pictures_of_sizes_of_their_own(
+    writer: CodeWriter, words, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each picture has the size its caption chose, and is the one drawn when asked for that size;
+    nonsense, and more than was ever seen, become the usual size."""
+    config = replace(writer.config, grid=(1, 2), most_patches=6)
+    monkeypatch.setattr(writer, "config", config)
+    artist = Artist(writer, words, load("viq-tiny"))
+    marks = ["2x3", "x2x", "3x1", "4x4"]
+    said = [words.encode(mark, add_special_tokens=False) for mark in marks]
+    monkeypatch.setattr(writer, "say", lambda prompts, *_: said[: len(prompts)])
+    captions = [*CAPTIONS, "a red ring"]
+    drawn = artist.write(captions, LIKELIEST)
+    assert [item.grid for item in drawn] == [(2, 3), (1, 2), (3, 1), (1, 2)]
+    assert [item.size for item in drawn] == [(32, 48), (16, 32), (48, 16), (16, 32)]
+    for caption, item in zip(captions, drawn, strict=True):
+        (alone,) = artist.write([caption], LIKELIEST, size=item.size)
+        assert np.array_equal(alone.ids, item.ids)
+    assert artist.write(captions[:1], LIKELIEST, size=(20, 40))[0].size == (20, 40)
+
+
 # Commands
+
+
+def test_a_store_is_drawn_from_as_a_file_is(tmp_path: Path) -> None:
+    """Two sizes: the frequent one is the usual one, the larger one bounds what is chosen."""
+    tokenizer = load("viq-tiny")
+    lines = []
+    for number, (height, width) in enumerate([(32, 32), (32, 48), (32, 32)]):
+        tiny.picture(number, height, width).save(tmp_path / f"{number}.png")
+        lines.append(json.dumps({"image": f"{number}.png", "caption": CAPTIONS[number]}))
+    (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
+    for out in ("codes", "codes.parquet"):
+        encode(tokenizer, open_source(tmp_path / "data.jsonl"), tmp_path / out, workers=1)
+    info, pairs = read_pairs(tmp_path / "codes")
+    alone, same = read_pairs(tmp_path / "codes.parquet")
+    assert info.fingerprint == alone.fingerprint == tokenizer.fingerprint
+    assert [pair.caption for pair in pairs] == CAPTIONS == [pair.caption for pair in same]
+    for a, b in zip(pairs, same, strict=True):
+        assert np.array_equal(a.codes.ids, b.codes.ids)
+    recipe = replace(debug(), loop=replace(debug().loop, steps=1))
+    model = DrawRun(
+        recipe=recipe, out=tmp_path / "run", stores=[tmp_path / "codes"], hidden=True
+    ).train()
+    config = json.loads((model / "config.json").read_text())
+    assert (config["grid"], config["most_patches"]) == ([2, 2], 6)
+    with pytest.raises(ViqError, match="unfinished|holds no store"):
+        read_pairs(tmp_path)
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -286,7 +364,7 @@ def test_commands(tmp_path: Path) -> None:
     caption = "a red circle left of a blue square"
     assert call("draw", caption, "-o", out, "--model", run, "--json").exit_code == 0
     first = out.read_bytes()
-    assert size_of(out) == (32, 48)
+    assert size_of(out)[0] * size_of(out)[1] <= 32 * 48  # a size of its choosing
     assert call("draw", caption, "-o", out, "--model", run, "--overwrite").exit_code == 0
     assert out.read_bytes() == first
     other = call("draw", caption, "-o", tmp_path / "b.png", "--model", run, "--size", "16x64")

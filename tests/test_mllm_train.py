@@ -1,6 +1,8 @@
 """Training on codes: packing, exact resume, no encoder, text beside images, each refusal; chat."""
 
+import importlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,6 @@ from viq.recipes_mllm import RECIPES, debug
 from viq.train.loop import TrainingError
 from viq.train.mllm import MllmRecipe, MllmRun, MllmStage
 from viq.types import ViqError
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +96,28 @@ def test_stages_train_their_parts_and_resume_to_the_last_bit(
     for stage, wanted in zip(chosen.stages, stages, strict=True):
         found = weights(tmp_path / "cut" / stage.name / "model")
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_words_and_pictures_are_made_once_a_run(
+    places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whichever of its stages or resumptions comes first."""
+    made = []
+    for module, name in (("viq.train.running", "train_tokenizer"), ("viq.train.mllm", "encode")):
+        found = getattr(importlib.import_module(module), name)
+
+        def counted(*args: Any, found: Any = found, name: str = name, **options: Any) -> Any:
+            made.append(name)
+            return found(*args, **options)
+
+        monkeypatch.setattr(f"{module}.{name}", counted)
+    chosen = recipe(places, drawn=DrawnConfig(pictures=12, sides=(48, 64), questions=2))
+    for stages in (chosen.stages[:1], chosen.stages):
+        (tmp_path / "recipe.json").unlink(missing_ok=True)  # one stage more
+        run(places, tmp_path, replace(chosen, stages=stages), stores=[]).train()
+    shutil.rmtree(tmp_path / "1-projector")
+    run(places, tmp_path, chosen, stores=[]).train()
+    assert sorted(made) == ["encode", "train_tokenizer"]
 
 
 def test_the_loss_goes_down(places: dict[str, Path], tmp_path: Path) -> None:
@@ -248,9 +270,11 @@ def test_the_command_line_from_nothing_to_an_answer(
     assert len(keys) == len(set(keys)) == 12
     report = call("eval", "mllm", "--model", codes, "--seeds", "1", "--steps", "4",
                   "--pictures", "12")  # fmt: skip
-    for kind in ("codes", "continuous"):
+    for kind in ("codes", "continuous", "blind"):
         found = report["kinds"][kind]
         assert 0 <= found["answers"]["all"]["mean"] <= 100
         assert found["steps_per_second"]["mean"] > 0 < found["peak_mib"]["mean"]
+    gone = CliRunner().invoke(app, ["chat", "gone.png", "What?", "--model", str(out)])
+    assert gone.exit_code == 2 and "viq: gone.png: does not exist" in gone.output
     wrong = CliRunner().invoke(app, ["chat", "x.png", "What?", "--model", str(tmp_path)])
     assert wrong.exit_code == 2

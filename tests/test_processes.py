@@ -15,12 +15,18 @@ from typing import Any
 
 import pytest
 import tiny
+import tiny_mllm
 import torch
 
 from viq.checkpoint import read_weights, to_dict
 from viq.data.corpora import open_corpora
+from viq.data.drawn import DrawnConfig, DrawnSource
+from viq.encode import encode
 from viq.models.language import AdapterConfig
+from viq.models.tokenizer import VisualTokenizer
 from viq.recipes import train_debug
+from viq.recipes_mllm import debug
+from viq.train.mllm import MllmRecipe, MllmRun, MllmStage
 from viq.train.monitor import read_lines
 from viq.train.recipe import Recipe, StageConfig
 from viq.train.stages import Run, TrainingData
@@ -67,18 +73,18 @@ def wait_for(what: Callable[[], object], process: subprocess.Popen[str]) -> None
         time.sleep(0.02)
 
 
-def recipe_file(folder: Path, recipe: Recipe) -> Path:
+def recipe_file(folder: Path, recipe: Recipe | MllmRecipe) -> Path:
     path = folder / "recipe.json"
     path.write_text(json.dumps(to_dict(recipe)))
     return path
 
 
-def log(out: Path, stage: StageConfig) -> list[dict[str, Any]]:
+def log(out: Path, stage: StageConfig | MllmStage) -> list[dict[str, Any]]:
     lines = read_lines(out / stage.name / "log.jsonl")
     return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 
-def weights(out: Path, stage: StageConfig) -> dict[str, torch.Tensor]:
+def weights(out: Path, stage: StageConfig | MllmStage) -> dict[str, torch.Tensor]:
     return read_weights(out / stage.name / "model" / "model.safetensors")
 
 
@@ -177,6 +183,13 @@ app(sys.argv[1:])
 """
 
 
+def program(way: str, folder: Path) -> tuple[object, ...]:
+    """What torchrun starts, to share out the model by DDP or FSDP."""
+    script = folder / "fsdp.py"
+    script.write_text(FSDP_ON_CPUS)
+    return (script,) if way == "FSDP" else ("-m", "viq.cli")
+
+
 @pytest.mark.parametrize("way", ["DDP", "FSDP"])
 def test_two_processes_train_as_one(way: str, tmp_path: Path) -> None:
     """Text, reconstruction, an adversary, a moving average and bad samples, over two lanes."""
@@ -187,10 +200,8 @@ def test_two_processes_train_as_one(way: str, tmp_path: Path) -> None:
     fsq = replace(FSQ, loop=replace(FSQ.loop, steps=4))
     adapted = replace(tiny.LANGUAGE, vocabulary=320, adapter=AdapterConfig(rank=2))
     recipe = replace(train_debug(), language=adapted, stages=(fsq, decoder))
-    (tmp_path / "fsdp.py").write_text(FSDP_ON_CPUS)
-    program = {"DDP": ("-m", "viq.cli"), "FSDP": (tmp_path / "fsdp.py",)}[way]
     process = start(
-        *("--standalone", "--nproc-per-node", 2, *program),
+        *("--standalone", "--nproc-per-node", 2, *program(way, tmp_path)),
         *("train", recipe_file(tmp_path, recipe), "--data", tmp_path / "talk.jsonl"),
         *("--out", tmp_path / "two", "--threads", 1),
         prefix=("-m", "torch.distributed.run"),
@@ -225,3 +236,45 @@ def test_two_processes_train_as_one(way: str, tmp_path: Path) -> None:
         k: v.shape for k, v in saved[1]["weights"].items()
     }
     assert (tmp_path / "two" / fsq.name / "grids" / "step-000004.png").is_file()
+
+
+@pytest.mark.parametrize("way", ["DDP", "FSDP"])
+def test_two_processes_train_a_language_model_as_one(way: str, tmp_path: Path) -> None:
+    """On codes and on text alone, with adapters and without, over the same two lanes."""
+    tokenizer, codes, text = (tmp_path / name for name in ("tokenizer", "codes", "text.jsonl"))
+    tiny_mllm.saved_tokenizer(tokenizer)
+    drawn = DrawnSource(DrawnConfig(pictures=20, sides=(48, 64), questions=2))
+    encode(VisualTokenizer.from_pretrained(tokenizer), drawn, codes, workers=1)
+    talk = [{"from": "human", "value": "What is 1 + 1?"}, {"from": "gpt", "value": "2"}]
+    lines = [json.dumps({"id": str(i), "conversations": talk}) for i in range(20)]
+    text.write_text("\n".join(lines) + "\n")
+    adapters, whole = debug().stages[1:]
+    stages = tuple(
+        replace(found, data=replace(found.data, text_share=0.5), loop=replace(found.loop, steps=2))
+        for found in (adapters, whole)
+    )
+    recipe = replace(debug(), tokenizer=str(tokenizer), stages=stages)
+    process = start(
+        *("--standalone", "--nproc-per-node", 2, *program(way, tmp_path), "train", "mllm"),
+        *(recipe_file(tmp_path, recipe), "--codes", codes, "--text", text),
+        *("--out", tmp_path / "two", "--threads", 1),
+        prefix=("-m", "torch.distributed.run"),
+    )
+    try:
+        run = MllmRun(recipe=recipe, out=tmp_path / "one", stores=[codes], texts=[text],
+                      hidden=True)  # fmt: skip
+        run.train()
+        _, errors = process.communicate(timeout=PATIENCE)
+    finally:
+        process.terminate()
+    assert process.returncode == 0, errors
+    for part in stages:
+        one, two = log(tmp_path / "one", part), log(tmp_path / "two", part)
+        assert [record["step"] for record in two] == [1, 2]
+        for a, b in zip(one, two, strict=True):
+            assert a.pop("stage") == b.pop("stage")
+            assert b == pytest.approx(a, rel=1e-4)
+        before, after = weights(tmp_path / "one", part), weights(tmp_path / "two", part)
+        assert before.keys() == after.keys()
+        for name in before:
+            torch.testing.assert_close(after[name], before[name], atol=1e-4, rtol=1e-3)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from viq.models.projector import MergeProjector, ProjectorConfig
+from viq.models.projector import MergeProjector, ProjectorConfig, Whitener
 from viq.types import Grid, grid_of, language_tokens
 
 GRIDS: list[Grid] = [(4, 4), (1, 1), (3, 5), (2, 7), (8, 1), (5, 4)]
@@ -96,3 +96,32 @@ def test_every_weight_learns_and_from_finite_gradients() -> None:
 def test_other_windows_are_refused() -> None:
     with pytest.raises(ValueError, match="merge is 3: use 1, 2 or 4"):
         MergeProjector(ProjectorConfig(features=4, width=4, merge=3))
+
+
+def test_whitened_features_have_covariance_one() -> None:
+    torch.manual_seed(0)
+    turn = torch.linalg.qr(torch.randn(3, 3)).Q
+    mixed = torch.randn(500, 3) * torch.tensor([30.0, 2.0, 0.2]) @ turn + 7
+    whitener = Whitener(3)
+    assert torch.equal(whitener(mixed), mixed)
+    whitener.fit(mixed)
+    white = whitener(mixed)
+    torch.testing.assert_close(white.mean(0), torch.zeros(3), atol=1e-3, rtol=0)
+    large = torch.linalg.eigvalsh(torch.cov(white.T))
+    assert large[1:].tolist() == pytest.approx([1, 1], abs=1e-2)
+    assert 0.02 < large[0] < 0.1  # 0.04 / 0.9: a direction without weight is not blown up
+    whitener.fit(torch.ones(4, 3))
+    assert torch.equal(whitener(torch.ones(1, 3)), torch.zeros(1, 3))
+    whitener.fit(mixed)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(whitener(mixed), white)
+    # The projector reads what the whitener gives, and keeps it in its state.
+    plain, whole = (
+        MergeProjector(ProjectorConfig(features=3, width=4, whiten=w)) for w in (False, True)
+    )
+    whole.load_state_dict(plain.state_dict(), strict=False)
+    whole.whitener.load_state_dict(whitener.state_dict())
+    torch.testing.assert_close(whole.merged(mixed[:6], [(2, 3)]), plain.merged(white[:6], [(2, 3)]))
+    assert {"whitener.center_C", "whitener.map_CC"} == set(whole.state_dict()) - set(
+        plain.state_dict()
+    )

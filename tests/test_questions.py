@@ -45,7 +45,7 @@ def scene(*shapes: dict) -> Drawing:
     return drawing("scene", {"background": "stripes", "shapes": list(shapes)})
 
 
-def random_drawings(count: int = 300) -> list[Drawing]:
+def random_drawings(count: int = 500) -> list[Drawing]:
     sizes = ((64, 64), (96, 96), (128, 224), (256, 200), (48, 120))
     return [draw(DRAWN[i % len(DRAWN)], sizes[i % len(sizes)], i) for i in range(count)]
 
@@ -268,7 +268,7 @@ def again(question: Question, about: Drawing) -> list[str]:
     """All answers that the facts allow, found without the code under test."""
     kind, words = question.kind, words_of(question)
     family = kind.split("_")[0]
-    if about.kind in ("shapes", "scene"):
+    if about.kind in ("shapes", "scene", "plain"):
         return _shapes_again(kind, words, about.facts, about.image.size)
     if family == "chart":
         return _chart_again(kind, words, about.facts)

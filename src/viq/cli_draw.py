@@ -25,10 +25,10 @@ Decoder = Annotated[
 def train_draw(
     recipe: Annotated[str, typer.Argument(help="tiny, qwen, debug, or a recipe file.json.")],
     codes: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
-            help="Parquet file of codes with a caption column; again for more. Default: pictures "
-            "of shapes that it draws and encodes."
+            help="Store or Parquet file of codes with a caption column; again for more. Default: "
+            "pictures of shapes that it draws and encodes."
         ),
     ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Run folder; resumed if begun.")] = Path(
@@ -70,7 +70,7 @@ def train_draw(
     # Numbers too small for the normal range make a CPU many times slower and mean nothing here.
     torch.set_flush_denormal(True)
     run = DrawRun(
-        recipe=chosen, out=out, files=codes or [], hidden=as_json, tensorboard=tensorboard
+        recipe=chosen, out=out, stores=codes or [], hidden=as_json, tensorboard=tensorboard
     )
     model = run.train()
     if run.accelerator.is_main_process:
@@ -86,7 +86,7 @@ def draw(
     ],
     model: RunModel = "runs/draw",
     size: Annotated[
-        str | None, typer.Option(help="HEIGHTxWIDTH in px. Default: what it was trained on.")
+        str | None, typer.Option(help="HEIGHTxWIDTH in px. Default: what the model chooses.")
     ] = None,
     count: Annotated[int, typer.Option(help="Pictures of each sentence.")] = 1,
     temperature: Temperature = 1.0,

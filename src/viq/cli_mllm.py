@@ -171,7 +171,7 @@ def eval_mllm(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write JSON here.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Train the same language model on codes and on continuous features; compare the two."""
+    """Train the same language model on codes, on continuous features, and blind; compare them."""
     import torch
 
     from viq.data.corpora import open_split

@@ -15,14 +15,15 @@ import torch
 from PIL import Image
 
 from viq.checkpoint import CONFIG_FILE
-from viq.data.drawings import draw_prompt
+from viq.data.drawings import draw_prompt, order_prompt, read_size, size_words
 from viq.data.words import load_tokenizer
 from viq.loading import load
 from viq.models.tokenizer import VisualTokenizer
 from viq.models.writer import LANGUAGE, CodeWriter, Sampling
-from viq.types import CODES_PER_PATCH, PATCH_SIZE, Codes, Size, ViqError, grid_of
+from viq.types import CODES_PER_PATCH, PATCH_SIZE, Codes, Grid, Size, ViqError, grid_of
 
 _GROUP = 32  # pictures drawn at a time
+_SIZE_WORDS = 8  # at most in a size mark
 
 
 class Artist:
@@ -53,7 +54,7 @@ class Artist:
 
     @property
     def size(self) -> Size:
-        """(height, width) in px of a picture where none is asked for."""
+        """(height, width) in px of most pictures it was trained on."""
         rows, cols = self.writer.config.grid
         return rows * PATCH_SIZE, cols * PATCH_SIZE
 
@@ -65,27 +66,50 @@ class Artist:
         size: Size | None = None,
         seed: int = 0,
     ) -> list[Codes]:
-        """Codes of one picture for each caption; the same for the same captions and seed."""
-        size, sampling = size or self.size, sampling or Sampling()
-        if min(size) < 1:
+        """Codes of one picture for each caption; the same for the same captions and seed.
+
+        Args:
+            size: (height, width) in px; None: of each picture what the model chooses.
+        """
+        sampling = sampling or Sampling()
+        if size is not None and min(size) < 1:
             raise ViqError(f"size {size[0]}x{size[1]}: give height and width of at least 1 px")
-        grid = grid_of(size)
-        free = draw_prompt(None, grid, self.words)
         device = next(self.writer.parameters()).device
         generator = torch.Generator(device).manual_seed(seed)
-        codes = []
-        for start in range(0, len(captions), _GROUP):
-            prompts = [draw_prompt(c, grid, self.words) for c in captions[start : start + _GROUP]]
-            ids = self.writer.draw(prompts, free, grid, sampling, generator).cpu().numpy()
-            codes += [
-                Codes(
-                    each.astype(np.uint16).reshape(*grid, CODES_PER_PATCH),
-                    size,
-                    fingerprint=self.writer.config.fingerprint,
-                )
-                for each in ids
-            ]
-        return codes
+        grids = [grid_of(size)] * len(captions) if size else self.grids(captions, sampling, seed)
+        codes: dict[int, Codes] = {}
+        for grid in sorted(set(grids)):
+            alike = [number for number, found in enumerate(grids) if found == grid]
+            free = draw_prompt(None, grid, self.words)
+            for start in range(0, len(alike), _GROUP):
+                group = alike[start : start + _GROUP]
+                prompts = [draw_prompt(captions[number], grid, self.words) for number in group]
+                ids = self.writer.draw(prompts, free, grid, sampling, generator).cpu().numpy()
+                for number, each in zip(group, ids, strict=True):
+                    codes[number] = Codes(
+                        each.astype(np.uint16).reshape(*grid, CODES_PER_PATCH),
+                        size or (grid[0] * PATCH_SIZE, grid[1] * PATCH_SIZE),
+                        fingerprint=self.writer.config.fingerprint,
+                    )
+        return [codes[number] for number in range(len(captions))]
+
+    def grids(self, captions: Sequence[str], sampling: Sampling, seed: int = 0) -> list[Grid]:
+        """Rows and columns of patches that the model chooses for each caption.
+
+        It writes the size mark as it writes any words, but of figures and "x" alone. What says no
+        size then, or one larger than all it was trained on, becomes the most frequent.
+        """
+        words, end = size_words(self.words)
+        generator = torch.Generator().manual_seed(seed)
+        prompts = [order_prompt(caption, self.words) for caption in captions]
+        grids: list[Grid] = []
+        for start in range(0, len(prompts), _GROUP):
+            group = prompts[start : start + _GROUP]
+            for said in self.writer.say(group, words, end, _SIZE_WORDS, sampling, generator):
+                grid = read_size(said, self.words)
+                fits = grid is not None and grid[0] * grid[1] <= self.writer.config.most_patches
+                grids.append(grid if grid is not None and fits else self.writer.config.grid)
+        return grids
 
     def draw(
         self,
@@ -95,5 +119,5 @@ class Artist:
         size: Size | None = None,
         seed: int = 0,
     ) -> list[Image.Image]:
-        """One picture for each caption."""
+        """One picture for each caption, as `write`."""
         return self.tokenizer.decode(self.write(captions, sampling, size=size, seed=seed))

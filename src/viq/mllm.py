@@ -153,7 +153,8 @@ def ask(
     if codes and len(codes) < len(seen):
         raise ViqError("images and .viq files together: encode the images first (viq encode)")
     visuals = {"codes" if codes else "images": seen} if seen else {}
-    inputs = processor(text=question, **visuals).to(model.device)  # type: ignore[arg-type]
+    name = ", ".join(map(str, places)) or "question"
+    inputs = processor(text=question, keys=[name], **visuals).to(model.device)  # type: ignore[arg-type]
     if stream:
         generation["streamer"] = TextStreamer(
             processor.tokenizer, skip_prompt=True, skip_special_tokens=True

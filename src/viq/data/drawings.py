@@ -13,6 +13,7 @@ T = patches, S = 4 slots.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,8 @@ from viq.data.chat import END, ChatConfig, encode_chat, encode_prompt
 from viq.data.conversations import IMAGE_MARK, Turn
 from viq.data.mixture import Stream
 from viq.store.extras import Extras
-from viq.store.rows import CodesReader, CodesWriter, StoreInfo
+from viq.store.folder import Store
+from viq.store.rows import CodesWriter, StoreInfo
 from viq.types import IGNORE, IMAGE_TOKEN, Codes, Grid, ViqError
 
 BEGIN, FINISH = "<|vision_start|>", "<|vision_end|>"
@@ -95,22 +97,22 @@ class WrittenPack:
         )
 
 
-def read_pairs(path: Path) -> tuple[StoreInfo, list[CodePair]]:
-    """The pairs of a Parquet file of codes whose rows have a caption, and who made the codes.
+def read_pairs(path: str | Path) -> tuple[StoreInfo, list[CodePair]]:
+    """The pairs of a store, or of a Parquet file of codes, whose rows have a caption, and who made
+    the codes.
 
     Raises:
         ViqError: no codes, or no captions.
     """
-    with CodesReader(path) as reader:
-        pairs = [
-            CodePair(caption=str(row.extras["caption"]), codes=row.codes)
-            for row in reader.rows(["caption"])
-            if row.codes is not None and row.extras.get("caption")
-        ]
-        info = reader.info
+    store = Store(path)
+    pairs = [
+        CodePair(caption=str(row.extras["caption"]), codes=row.codes)
+        for row in store.rows(["caption"])
+        if row.codes is not None and row.extras.get("caption")
+    ]
     if not pairs:
         raise ViqError(f"{path}: no row has codes and a caption; encode pictures with captions")
-    return info, pairs
+    return store.info, pairs
 
 
 def write_pairs(path: Path, info: StoreInfo, pairs: Iterable[CodePair]) -> None:
@@ -132,15 +134,30 @@ def add_marks(tokenizer: Any) -> int:
 
 def draw_prompt(caption: str | None, grid: Grid, tokenizer: Any) -> list[int]:
     """Ids of the order to draw, up to the begin mark of the picture; None: without caption."""
+    return [*order_prompt(caption, tokenizer), *_begun(grid, tokenizer)]
+
+
+def order_prompt(caption: str | None, tokenizer: Any) -> list[int]:
+    """Ids of the order to draw, up to the size mark; None: without caption."""
     order = FREE if caption is None else f"Draw {caption}."
-    asked = encode_prompt([Turn(role="user", text=order)], [], tokenizer)
-    return [*asked, *_begun(grid, tokenizer)]
+    return encode_prompt([Turn(role="user", text=order)], [], tokenizer)
+
+
+def size_words(tokenizer: Any) -> tuple[list[int], int]:
+    """Ids of the words that a size mark is made of, and of the begin mark that ends it."""
+    words = tokenizer.encode("0123456789x", add_special_tokens=False)
+    return words, _marks(tokenizer, BEGIN)[0]
+
+
+def read_size(words: Sequence[int], tokenizer: Any) -> Grid | None:
+    """Rows and columns of patches that a size mark says; None if it says nothing of the kind."""
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", tokenizer.decode(words).replace(" ", ""))
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def encode_writing(pair: CodePair, tokenizer: Any, *, free: bool = False) -> Written:
     """A picture drawn to its caption, or to none."""
-    order = FREE if free else f"Draw {pair.caption}."
-    asked = encode_prompt([Turn(role="user", text=order)], [], tokenizer)
+    asked = order_prompt(None if free else pair.caption, tokenizer)
     begun, ended = _begun(pair.codes.grid, tokenizer), _marks(tokenizer, FINISH, END)
     patches = pair.codes.grid[0] * pair.codes.grid[1]
     return Written(

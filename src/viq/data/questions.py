@@ -118,7 +118,8 @@ def _a(thing: str) -> str:
 def _about_shapes(drawing: Drawing, rng: random.Random) -> Iterator[Draft]:
     shapes, size = drawing.facts["shapes"], drawing.image.size
     yield "count", str(len(shapes)), {}
-    yield "background", _BACKGROUNDS[drawing.facts["background"]], {}
+    if drawing.kind != "plain":  # there it is always the same
+        yield "background", _BACKGROUNDS[drawing.facts["background"]], {}
     if min(s["size"] for s in shapes) < _LEAST_SHAPE:
         return
     yield _count_of(shapes, rng)
@@ -461,6 +462,7 @@ _FIELDS = {
 _ASK: dict[str, Callable[[Drawing, random.Random], Iterator[Draft]]] = {
     "shapes": _about_shapes,
     "scene": _about_shapes,
+    "plain": _about_shapes,
     "chart": _about_chart,
     "text": _about_text,
     "word": _about_text,
@@ -469,6 +471,7 @@ _ASK: dict[str, Callable[[Drawing, random.Random], Iterator[Draft]]] = {
 _CAPTION: dict[str, Callable[[Facts, random.Random], str]] = {
     "shapes": _shapes_caption,
     "scene": _shapes_caption,
+    "plain": _shapes_caption,
     "chart": _chart_caption,
     "text": _text_caption,
     "word": _text_caption,

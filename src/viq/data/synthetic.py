@@ -13,7 +13,7 @@ from collections.abc import Callable
 from viq.data.synthetic_base import Drawing, fonts
 from viq.data.synthetic_chart import draw_chart
 from viq.data.synthetic_fields import draw_gradient
-from viq.data.synthetic_shapes import draw_scene, draw_shapes
+from viq.data.synthetic_shapes import draw_plain, draw_scene, draw_shapes
 from viq.data.synthetic_text import draw_text, draw_word
 
 __all__ = ["KINDS", "SIMPLE_KINDS", "Drawing", "draw", "fonts"]
@@ -25,7 +25,11 @@ _RICH: dict[str, _Draw] = {
     "shapes": draw_shapes,
     "gradient": draw_gradient,
 }
-_SIMPLE: dict[str, _Draw] = {"scene": draw_scene, "word": draw_word}
+_SIMPLE: dict[str, _Draw] = {
+    "scene": draw_scene,
+    "word": draw_word,
+    "plain": lambda size, rng, system_fonts: draw_plain(size, rng),
+}
 _DRAW = _RICH | _SIMPLE
 KINDS: tuple[str, ...] = tuple(_RICH)  # what tokenizers train on: adding one changes their data
 SIMPLE_KINDS: tuple[str, ...] = tuple(_SIMPLE)  # few and large things, for small language models

@@ -46,7 +46,7 @@ def evaluate(
         pairs = [shapes.pair(i) for i in range(start, min(pictures, start + _GROUP))]
         codes = artist.tokenizer.encode([pair.image for pair in pairs])
         captions = [pair.caption for pair in pairs]
-        drawn = artist.draw(captions, sampling, seed=seed * pictures + start)
+        drawn = artist.draw(captions, sampling, size=artist.size, seed=seed * pictures + start)
         for name, images in (
             ("true", [pair.image for pair in pairs]),
             ("codes", artist.tokenizer.decode(codes)),

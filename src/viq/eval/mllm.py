@@ -3,7 +3,8 @@
 On codes, a step reads integers and runs the frozen embedder, as `viq train mllm` does. On
 continuous features, what the encoder gives before quantization, a step runs the frozen encoder on
 pixels, as training without a discrete tokenizer must. Every run has a process of its own, so that
-its memory is its own. Pictures, questions and score are those of `viq eval understanding`.
+its memory is its own. Pictures, questions and score are those of `viq eval understanding`. A third
+model is blind, it sees nothing of the pictures but their sizes: what words alone are worth.
 
 T = patches of several pictures, C = width of features.
 """
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,20 +32,22 @@ from viq.eval.understanding import (
     train_reader,
 )
 from viq.models.embedder import CodeEmbedder
+from viq.models.projector import Whitener
 from viq.models.tokenizer import VisualTokenizer
-from viq.patches import normalize, pack
+from viq.patches import lengths_of, normalize, pack
 from viq.types import Grid, grid_of
 
 _WARM_UP = 10  # first steps, which no speed is taken from
-_SCALED_BY = 200  # pictures whose features tell the scale of all
-KINDS: tuple[Features, ...] = ("codes", "continuous")
+_FITTED_TO = 200  # pictures whose features tell the spread of all
+Kind = Features | Literal["blind"]
+KINDS: tuple[Kind, ...] = ("codes", "continuous", "blind")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
     """One run: what a process of its own is given."""
 
-    kind: Features
+    kind: Kind
     seed: int
     tokenizer: str
     exam: Exam
@@ -62,12 +65,12 @@ def compare_quality(
     progress: Callable[[], None] = lambda: None,
     done: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
-    """Train and score both kinds, `config.seeds` times each, in turn.
+    """Train and score all kinds, `config.seeds` times each, in turn.
 
     Args:
         tokenizer: bundled name, folder or hub id.
         progress: called after each run.
-        done: called with the result so far, as soon as both kinds have a run.
+        done: called with the result so far, as soon as all kinds have a run.
 
     Returns:
         settings, and by kind: `answers` (percent, by kind of question), `steps_per_second` and
@@ -103,9 +106,9 @@ def compare_quality(
 
 def _only_needed(task: _Task) -> _Task:
     """Codes travel without pixels, pixels without codes."""
-    if task.kind == "codes":
-        return replace(task, exam=replace(task.exam, pictures=()))
-    return replace(task, codes=())
+    if task.kind != "continuous":
+        task = replace(task, exam=replace(task.exam, pictures=()))
+    return task if task.kind == "codes" else replace(task, codes=())
 
 
 def _alone(task: _Task) -> dict[str, Any]:
@@ -133,7 +136,11 @@ def _run(task: _Task) -> dict[str, Any]:
 
 
 def _features(task: _Task) -> tuple[Callable[[Sequence[int]], Tensor], int]:
-    """Features (T, C) of pictures by their numbers, scaled to about unit size, and C."""
+    """Features (T, C) of pictures by their numbers, whitened as for `viq train mllm`, and C."""
+    if task.kind == "blind":
+        return lambda pictures: torch.zeros(
+            sum(lengths_of([task.grids[p] for p in pictures])), 1
+        ), 1
     if task.kind == "codes":
         embedder = CodeEmbedder.from_tokenizer(task.tokenizer).requires_grad_(False)
         width = embedder.config.width
@@ -151,9 +158,9 @@ def _features(task: _Task) -> tuple[Callable[[Sequence[int]], Tensor], int]:
             images = [normalize(task.exam.pictures[picture]) for picture in pictures]
             return tokenizer.encoder(pack(images))
 
-    first = range(min(_SCALED_BY, len(task.grids)))
-    scale = gathered(first).std()
-    return lambda pictures: gathered(pictures) / scale, width
+    whitener = Whitener(width)
+    whitener.fit(gathered(range(min(_FITTED_TO, len(task.grids)))))
+    return lambda pictures: whitener(gathered(pictures)), width
 
 
 def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ L = tokens of a packed sequence, D = width of the language model, A = scored tok
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +114,9 @@ def add_adapters(language: Any, config: AdapterConfig) -> Any:
         target_modules=names,
         task_type="CAUSAL_LM",
     )
-    return peft.get_peft_model(language, wanted)
+    with warnings.catch_warnings():  # peft asks transformers by a name that it has given up
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        return peft.get_peft_model(language, wanted)
 
 
 def recompute_activations(language: Any) -> None:

@@ -26,7 +26,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from viq import checkpoint
 from viq.models.embedder import CodeEmbedder, EmbedderConfig
 from viq.models.language import ReadsFeatures
-from viq.models.projector import MergeProjector, ProjectorConfig
+from viq.models.projector import MergeProjector, ProjectorConfig, Whitener
 from viq.models.tokenizer import VisualTokenizer
 from viq.patches import PatchBatch, lengths_of
 from viq.types import IMAGE_TOKEN, CodesError, Grid, ViqError
@@ -92,6 +92,7 @@ class ViQForConditionalGeneration(ReadsFeatures, PreTrainedModel, GenerationMixi
                 features=embedder.width,
                 width=config.text_config.hidden_size,
                 merge=config.merge_size,
+                whiten=True,
             )
         )
         self.language = AutoModelForCausalLM.from_config(config.text_config)
@@ -102,7 +103,10 @@ class ViQForConditionalGeneration(ReadsFeatures, PreTrainedModel, GenerationMixi
     def from_parts(
         cls, language: Any, embedder: CodeEmbedder, *, image_token_id: int, merge_size: int = 2
     ) -> ViQForConditionalGeneration:
-        """A model of a language model and an embedder, which it takes over, and a new projector."""
+        """A model of a language model and an embedder, which it takes over, and a new projector.
+
+        Its `projector.whitener` wants features of some images (`fit`), to be trained on.
+        """
         config = ViQConfig(
             text_config=language.config,
             embedder_config=checkpoint.to_dict(embedder.config),
@@ -204,6 +208,9 @@ class ViQForConditionalGeneration(ReadsFeatures, PreTrainedModel, GenerationMixi
         if isinstance(module, MergeProjector):
             for mark in (module.newline, module.begin, module.end):
                 nn.init.normal_(mark, std=0.02)
+        elif isinstance(module, Whitener):
+            nn.init.zeros_(module.center_C)
+            nn.init.eye_(module.map_CC)
         elif isinstance(module, CodeEmbedder):
             nn.init.ones_(module.post_scale)
             nn.init.zeros_(module.post_shift)

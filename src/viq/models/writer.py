@@ -45,7 +45,8 @@ class WriterConfig:
         levels: of the tokenizer's FSQ.
         tokenizer: whose codes it writes: a bundled name, a folder, or a hub id.
         fingerprint: of that tokenizer.
-        grid: of a picture where none is asked for, rows and columns of patches.
+        grid: rows and columns of patches of the pictures it was trained on, the most frequent.
+        most_patches: of a picture it was trained on; it chooses no larger size by itself.
         head_width: W.
     """
 
@@ -53,6 +54,7 @@ class WriterConfig:
     tokenizer: str = "viq-tiny"
     fingerprint: str = ""
     grid: tuple[int, int] = (6, 6)
+    most_patches: int = 36
     head_width: int = 128
 
 
@@ -230,6 +232,43 @@ class CodeWriter(nn.Module):
                 inputs_BLD = read_BD.repeat(2 if guided else 1, 1)[:, None]
                 mask_BL = F.pad(mask_BL, (0, 1), value=1)
         return torch.stack(written, 1).unflatten(1, grid)
+
+    @torch.inference_mode()
+    def say(
+        self,
+        prompts: Sequence[Sequence[int]],
+        allowed: Sequence[int],
+        end: int,
+        most: int,
+        sampling: Sampling,
+        generator: torch.Generator | None = None,
+    ) -> list[list[int]]:
+        """Words that go on each prompt, drawn of `allowed` alone until `end`, at most so many.
+
+        Nothing is cached: it is for a few words, such as a size mark.
+        """
+        said: list[list[int]] = [[] for _ in prompts]
+        going, choices = list(range(len(prompts))), torch.tensor([*allowed, end])
+        for _ in range(most):
+            inputs_BLD, mask_BL = self._padded([[*prompts[i], *said[i]] for i in going])
+            hidden_BLD = (
+                base_of(self.language)
+                .get_decoder()(
+                    inputs_embeds=inputs_BLD,
+                    attention_mask=mask_BL,
+                    position_ids=(mask_BL.cumsum(1) - 1).clamp_min(0),
+                    use_cache=False,
+                )
+                .last_hidden_state
+            )
+            logits = self.language.get_output_embeddings()(hidden_BLD[:, -1]).float().cpu()
+            words = choices[_draw(logits[:, choices], sampling, generator)].tolist()
+            for i, word in zip(going, words, strict=True):
+                said[i].append(word)
+            going = [i for i in going if said[i][-1] != end]
+            if not going:
+                break
+        return [words[:-1] if words[-1] == end else words for words in said]
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the language model in the Hugging Face manner, then what was added to it."""

@@ -9,6 +9,7 @@ RUN/model/             the model, as `viq draw --model RUN` reads it
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +37,7 @@ from viq.store.rows import StoreInfo
 from viq.train import state
 from viq.train.loop import LoopConfig, make_accelerator, train
 from viq.train.running import Observer, check_recipe, own_lanes, text_tokenizer
-from viq.types import Size, ViqError, grid_of
+from viq.types import Size, ViqError
 
 RECIPE, CODES, WORDS, STAGE, MODEL = "recipe.json", "codes.parquet", "words", "draw", "model"
 _GROUP = 64  # pictures encoded at a time
@@ -94,12 +95,12 @@ class DrawRun:
     """One run folder.
 
     Attributes:
-        files: Parquet files of codes with captions; none: pictures that the project draws.
+        stores: of codes with captions, or Parquet files; none: pictures that the project draws.
     """
 
     recipe: DrawRecipe
     out: Path
-    files: Sequence[Path] = ()
+    stores: Sequence[str | Path] = ()
     accelerator: Any = field(default_factory=make_accelerator)
     hidden: bool = False  # no progress on stderr
     tensorboard: bool = False
@@ -115,13 +116,18 @@ class DrawRun:
         if (self.out / MODEL / checkpoint.CONFIG_FILE).is_file():
             return self.out / MODEL
         info, pairs = self._pairs()
-        texts = [FREE, "user assistant describe the image 0123456789x", *{p.caption for p in pairs}]
+        texts = [
+            FREE,
+            "user assistant describe the image 0123456789x",
+            *sorted({p.caption for p in pairs}),
+        ]
         words = text_tokenizer(recipe.language, self.out / WORDS, texts, self.accelerator)
         config = WriterConfig(
             levels=info.levels,
             tokenizer=recipe.tokenizer,
             fingerprint=info.fingerprint,
-            grid=grid_of(recipe.size) if not self.files else pairs[0].codes.grid,
+            grid=Counter(pair.codes.grid for pair in pairs).most_common(1)[0][0],
+            most_patches=max(pair.codes.grid[0] * pair.codes.grid[1] for pair in pairs),
             head_width=recipe.head_width,
         )
         observer = Observer(
@@ -176,17 +182,17 @@ class DrawRun:
 
     def _pairs(self) -> tuple[StoreInfo, list[CodePair]]:
         """Codes and captions; all made by the recipe's tokenizer."""
-        paths = [Path(file) for file in self.files] or [self.out / CODES]
-        if not self.files:
-            if self.accelerator.is_main_process and not paths[0].is_file():
-                self._draw(paths[0])
+        stores = self.stores or [self.out / CODES]
+        if not self.stores:
+            if self.accelerator.is_main_process and not (self.out / CODES).is_file():
+                self._draw(self.out / CODES)
             self.accelerator.wait_for_everyone()
-        found = [read_pairs(path) for path in paths]
+        found = [read_pairs(store) for store in stores]
         wanted = load(self.recipe.tokenizer).fingerprint
-        for path, (info, _) in zip(paths, found, strict=True):
+        for store, (info, _) in zip(stores, found, strict=True):
             if info.fingerprint != wanted:
                 raise ViqError(
-                    f"{path}: codes of tokenizer {info.fingerprint}, but {self.recipe.tokenizer} "
+                    f"{store}: codes of tokenizer {info.fingerprint}, but {self.recipe.tokenizer} "
                     f"is {wanted}: encode the pictures with it, or name the other with --tokenizer"
                 )
         return found[0][0], [pair for _, pairs in found for pair in pairs]

@@ -51,6 +51,7 @@ from viq.models.mllm import ViQForConditionalGeneration
 from viq.models.packed import use_packed_attention
 from viq.models.tokenizer import VisualTokenizer
 from viq.quiet import quiet
+from viq.store.folder import INDEX
 from viq.train import state
 from viq.train.loop import LoopConfig, make_accelerator, train
 from viq.train.monitor import SKIPPED, say
@@ -66,6 +67,7 @@ from viq.types import ViqError
 
 PARTS = ("embedder", "projector", "language")
 WORDS, CODES, CACHE = "words", "codes", "cache"
+_SETTLING_SAMPLES, _SETTLING_PATCHES = 300, 16_384  # at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +139,15 @@ class CodesObjective(nn.Module):
             text.positions_L,
             text.lengths,
         )
-        return {"text": score.loss_A.sum(), "correct": score.correct_A.sum()}
+        loss = score.loss_A.sum()
+        if not micro.grids_hw:  # zeros for what reads images, so that processes stay in step
+            loss = loss + 0 * sum(
+                parameter.sum()
+                for part in (self.model.embedder, self.model.projector)
+                for parameter in part.parameters()
+                if parameter.requires_grad
+            )
+        return {"text": loss, "correct": score.correct_A.sum()}
 
 
 @dataclass(kw_only=True)
@@ -173,6 +183,15 @@ class MllmRun:
         check_recipe(self.out / RECIPE, self.recipe, self.accelerator)
         self.fingerprint = CodeEmbedder.from_tokenizer(self.recipe.tokenizer).config.fingerprint
         self.corpora = self._corpora()
+        first = self.out / self.recipe.stages[0].name / MODEL / checkpoint.CONFIG_FILE
+        if not first.is_file():
+            # All processes together, and once: a stage is built twice, at its end by one of them.
+            self.words = text_tokenizer(
+                self.recipe.language,
+                self.out / WORDS,
+                first_texts([c for group in self.corpora for c in group], self.recipe.seed),
+                self.accelerator,
+            )
         folder: Path | None = None
         for number, stage in enumerate(self.recipe.stages):
             previous, folder = folder, self.out / stage.name / MODEL
@@ -269,14 +288,8 @@ class MllmRun:
         """Model and processor of the first stage."""
         config = self.recipe.language
         embedder = CodeEmbedder.from_tokenizer(self.recipe.tokenizer)
-        words = text_tokenizer(
-            config,
-            self.out / WORDS,
-            first_texts([corpus for group in self.corpora for corpus in group], self.recipe.seed),
-            self.accelerator,
-        )
         processor = make_processor(
-            words, embedder, merge_size=self.recipe.merge, chat=stage.data.chat
+            self.words, embedder, merge_size=self.recipe.merge, chat=stage.data.chat
         )
         if config.name:
             language = load_language(config.name, dtype)
@@ -320,7 +333,7 @@ class MllmRun:
     def _draw(self, drawn: DrawnConfig) -> Path:
         """The store of drawn pictures; the tokenizer is gone again before training begins."""
         store = self.out / CODES
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process and not (store / INDEX).is_file():
             if not self.hidden:
                 say(f"drawing {drawn.pictures} pictures and encoding them into {store}")
             tokenizer = VisualTokenizer.from_pretrained(self.recipe.tokenizer)
@@ -340,21 +353,14 @@ class MllmRun:
 
 @torch.no_grad()
 def settle(model: ViQForConditionalGeneration, corpora: Sequence[CodeCorpus]) -> None:
-    """Scale the first layer of a new projector to features of mean 0 and deviation 1.
-
-    Features of a tokenizer may have any scale; a layer drawn for unit size would be deaf to small
-    ones. The first images of the first corpus tell.
-    """
+    """Fit the whitener of a new projector to the first images of the first corpus."""
     ids = [
         torch.from_numpy(image.codes.ids.astype("int64")).flatten(0, 1)
-        for index in range(min(32, corpora[0].length))
+        for index in range(min(_SETTLING_SAMPLES, corpora[0].length))
         for image in corpora[0].row(index).images
         if isinstance(image, CodesRef)
     ]
-    if not ids:
-        return
-    features_TC = model.embedder(torch.cat(ids)).float()
-    mean, scale = features_TC.mean(0), features_TC.std()
-    first = model.projector.project_in
-    first.weight /= scale
-    first.bias -= first.weight @ mean
+    if ids:
+        codes_TS = torch.cat(ids)
+        every = -(-len(codes_TS) // _SETTLING_PATCHES)  # large images: some of their patches do
+        model.projector.whitener.fit(model.embedder(codes_TS[::every]))  # type: ignore[operator]

@@ -137,6 +137,7 @@ def load_trained(folder: Path, module: nn.Module) -> None:
     trained = values["weights"] | (values["average"] or {})
     trained.pop("updates", None)
     parameters = dict(module.named_parameters(remove_duplicate=False))
+    parameters |= dict(module.named_buffers())
     if unknown := sorted(trained.keys() - parameters.keys()):
         raise ViqError(f"{found[-1]}: is of another model (for example {unknown[0]})")
     with torch.no_grad():
