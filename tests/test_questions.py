@@ -45,7 +45,7 @@ def scene(*shapes: dict) -> Drawing:
     return drawing("scene", {"background": "stripes", "shapes": list(shapes)})
 
 
-def random_drawings(count: int = 500) -> list[Drawing]:
+def random_drawings(count: int = 900) -> list[Drawing]:
     sizes = ((64, 64), (96, 96), (128, 224), (256, 200), (48, 120))
     return [draw(DRAWN[i % len(DRAWN)], sizes[i % len(sizes)], i) for i in range(count)]
 
