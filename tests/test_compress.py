@@ -15,6 +15,7 @@ from viq.compress import (
     WEIGHT_UNIT,
     EntropyModel,
     Layout,
+    find_model,
 )
 from viq.types import Codes, CodesError, ViqError, grid_of
 
@@ -229,6 +230,13 @@ def test_damaged_file(tmp_path: Path, place: int) -> None:
     path.write_bytes(data)
     with pytest.raises(ViqError, match=ENTROPY_FILE):
         EntropyModel.load(path)
+
+
+@pytest.mark.parametrize("stamp", ["", "../0123456789abcdef", "0123456789abcde\n", "0123"])
+def test_a_damaged_stamp_is_no_part_of_a_path(tmp_path: Path, stamp: str) -> None:
+    with pytest.raises(ViqError, match="damaged") as caught:
+        find_model(stamp, tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_missing_file(tmp_path: Path) -> None:

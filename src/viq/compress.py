@@ -24,6 +24,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +39,7 @@ import numpy as np
 from viq.files import BUNDLED, write_atomically
 from viq.types import CODES_PER_PATCH, Codes, CodesError, Grid, Size, ViqError, grid_of
 
+_STAMP = re.compile(r"[0-9a-f]{16}")
 ENTROPY_FILE = "entropy.safetensors"  # in the folder of its tokenizer
 FORMAT = 1
 WEIGHT_UNIT, VALUE_UNIT = 256, 128  # steps in 1 of weights and of values
@@ -329,6 +331,8 @@ def find_model(stamp: str, folder: Path) -> EntropyModel:
     Raises:
         ViqError: there is none, or it is damaged.
     """
+    if not _STAMP.fullmatch(stamp):  # it comes from a file, and is about to be part of a path
+        raise ViqError(f"{folder}: no entropy model has the stamp {stamp!r}; the codes are damaged")
     paths = [folder / beside(stamp), *sorted(BUNDLED.glob(f"*/{ENTROPY_FILE}"))]
     for path in paths:
         if path.is_file():
