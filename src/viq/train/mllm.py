@@ -58,6 +58,7 @@ from viq.train.monitor import SKIPPED, say
 from viq.train.running import (
     Observer,
     check_recipe,
+    check_stage_names,
     first_texts,
     own_lanes,
     shared,
@@ -116,9 +117,7 @@ class MllmRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        names = [stage.name for stage in self.stages]
-        if not names or len(set(names)) < len(names):
-            raise ViqError(f"recipe {self.name}: its stages need different names, got {names}")
+        check_stage_names(self.name, [stage.name for stage in self.stages])
 
 
 class CodesObjective(nn.Module):

@@ -11,6 +11,7 @@ from viq.models.language import LanguageConfig
 from viq.models.tokenizer import TokenizerConfig
 from viq.models.tower import TowerConfig
 from viq.train.loop import LoopConfig
+from viq.train.running import check_stage_names
 from viq.types import ViqError
 
 # Names of the parts, and how the parameters of each begin.
@@ -93,6 +94,4 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        names = [stage.name for stage in self.stages]
-        if not names or len(set(names)) < len(names):
-            raise ViqError(f"recipe {self.name}: its stages need different names, got {names}")
+        check_stage_names(self.name, [stage.name for stage in self.stages])

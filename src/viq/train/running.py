@@ -40,6 +40,12 @@ def check_recipe(path: Path, recipe: Any, accelerator: Any) -> None:
     write_atomically(path, (text + "\n").encode())
 
 
+def check_stage_names(recipe: str, names: Sequence[str]) -> None:
+    """Each stage has a folder of its own. Raises `ViqError` for no names, or one given twice."""
+    if not names or len(set(names)) < len(names):
+        raise ViqError(f"recipe {recipe}: its stages need different names, got {names}")
+
+
 def own_lanes(stage: str, lanes: int, accelerator: Any) -> range:
     """The lanes of this process.
 
