@@ -38,8 +38,8 @@ FLOORS = [
     ],
     [
         "loading", "report", "pipeline", "encode", "decode", "mllm", "draw",
-        "eval.metrics", "eval.codecs", "eval.reconstruction", "eval.stability",
-        "eval.understanding", "eval.mllm", "eval.shapes", "eval.draw",
+        "eval.intervals", "eval.metrics", "eval.codecs", "eval.reconstruction", "eval.stability",
+        "eval.understanding", "eval.features", "eval.answers", "eval.shapes", "eval.draw",
         "train.losses", "train.entropy", "train.init", "train.optim", "train.state",
         "train.objectives", "train.monitor", "train.sentences", "train.charts", "train.loop",
         "train.running", "train.recipe", "train.begin",

@@ -268,7 +268,10 @@ def test_the_command_line_from_nothing_to_an_answer(
     assert (rest["answered"], rest["known"]) == (7, 5)
     keys = [json.loads(line)["key"] for line in answers.read_text().splitlines()]
     assert len(keys) == len(set(keys)) == 12
-    report = call("eval", "mllm", "--model", codes, "--seeds", "1", "--steps", "4",
+    asked_of = call("eval", "mllm", out, "--max-tokens", "4", "-o", tmp_path / "held.json")
+    assert json.loads((tmp_path / "held.json").read_text()) == asked_of
+    assert 0 < asked_of["questions"] == asked_of["kinds"]["all"]["questions"]
+    report = call("eval", "features", "--model", codes, "--seeds", "1", "--steps", "4",
                   "--pictures", "12")  # fmt: skip
     for kind in ("codes", "continuous", "blind"):
         found = report["kinds"][kind]

@@ -15,7 +15,7 @@ import typer
 
 from viq.cli_bench import bench_app
 from viq.cli_draw import draw, eval_draw, train_draw
-from viq.cli_mllm import caption, chat, eval_mllm, train_app
+from viq.cli_mllm import caption, chat, eval_features, eval_mllm, train_app
 from viq.cli_parts import (
     SOME_FAILED,
     Device,
@@ -58,6 +58,7 @@ app.command()(decode)
 app.command()(chat)
 app.command()(caption)
 eval_app.command("mllm")(eval_mllm)
+eval_app.command("features")(eval_features)
 app.command()(draw)
 eval_app.command("draw")(eval_draw)
 train_app.command("draw")(train_draw)

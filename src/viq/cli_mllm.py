@@ -1,4 +1,4 @@
-"""The commands on multimodal language models: train, chat, caption."""
+"""The commands on multimodal language models: train, chat, caption, eval."""
 
 from __future__ import annotations
 
@@ -158,6 +158,56 @@ def caption(
 
 @guarded
 def eval_mllm(
+    model: Annotated[str, typer.Argument(help="Run folder, model folder, or hub id.")],
+    codes: Annotated[
+        list[str] | None,
+        typer.Option(help="Store with conversations; again for more. Default: drawn in the run."),
+    ] = None,
+    where: Annotated[list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE.")] = None,
+    by: Annotated[
+        str, typer.Option(help="Column that names kinds of questions: a text, or one an answer.")
+    ] = "kinds",
+    limit: Annotated[int, typer.Option(help="Questions of each store at most.")] = 500,
+    batch: Annotated[int, typer.Option(help="Questions at a time.")] = 32,
+    max_tokens: Tokens = 64,
+    device: Device = "auto",
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write JSON here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Ask a model questions that it was not trained on, and count right answers."""
+    from viq.data.code_batches import open_stores
+    from viq.eval.answers import evaluate, lines
+    from viq.files import write_atomically
+    from viq.train.mllm import CACHE, CODES
+
+    stores, cache = codes or [], None
+    if Path(model, CACHE).is_dir():
+        cache = Path(model, CACHE)
+    if not stores:
+        stores = [str(Path(model, CODES))]
+    loaded, processor = _load(model, device)
+    train, held_out = (
+        open_stores(
+            stores, split, fingerprint=processor.fingerprint, where=conditions(where), cache=cache
+        )
+        for split in ("train", "held-out")
+    )
+    total = sum(corpus.length for corpus in held_out)
+    with progress("asking", min(total, limit * len(stores)), hidden=as_json) as advance:
+        result = {"model": model} | evaluate(
+            loaded, processor, held_out, train, by=by, limit=limit, batch=batch,
+            max_new_tokens=max_tokens, progress=advance,
+        )  # fmt: skip
+    if out is not None:
+        write_atomically(out, (json.dumps(result, indent=1) + "\n").encode())
+    if as_json:
+        print(json.dumps(result))
+    else:
+        print(*lines(result), sep="\n")
+
+
+@guarded
+def eval_features(
     model: Model = "viq-tiny",
     data: Annotated[
         list[str] | None,
@@ -175,7 +225,7 @@ def eval_mllm(
     import torch
 
     from viq.data.corpora import open_split
-    from viq.eval.mllm import KINDS, compare_quality
+    from viq.eval.features import KINDS, compare_features
     from viq.eval.understanding import UnderstandingConfig, make_exam
     from viq.files import write_atomically
     from viq.recipes_mllm import tiny
@@ -193,7 +243,7 @@ def eval_mllm(
             write_atomically(out, (json.dumps(result, indent=1) + "\n").encode())
 
     with progress("training", seeds * len(KINDS), hidden=as_json) as advance:
-        result = compare_quality(exam, model, config, progress=advance, done=keep)
+        result = compare_features(exam, model, config, progress=advance, done=keep)
     if as_json:
         print(json.dumps(result))
     else:

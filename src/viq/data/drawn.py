@@ -25,7 +25,7 @@ class DrawnConfig:
 
 
 class DrawnSource(Source):
-    """Rows with one picture and `conversations`."""
+    """Rows with one picture, `conversations`, and `kinds`, one a question."""
 
     def __init__(self, config: DrawnConfig) -> None:
         total = sum(config.kinds.values())
@@ -50,7 +50,9 @@ class DrawnSource(Source):
             part += 1
         corpus = self._corpora[part][0]
         key = corpus.key(index)
-        chat = corpus.example(index, random.Random(key)).chat
+        example = corpus.example(index, random.Random(key))
+        chat = example.chat
         names = {"user": "human", "assistant": "gpt"}
         turns = [{"from": names[turn.role], "value": turn.text} for turn in chat.turns]
-        return Row(key=key, images=chat.images, extras={"conversations": turns}, where=key)
+        extras = {"conversations": turns, "kinds": list(example.kinds)}
+        return Row(key=key, images=chat.images, extras=extras, where=key)

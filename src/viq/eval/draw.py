@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from viq.data.captions import Captioned, CaptionedShapes, satisfies
 from viq.data.drawings import CodePair, encode_writing, pack_written
 from viq.draw import Artist
+from viq.eval.intervals import of_share
 from viq.eval.shapes import find_shapes
 from viq.models.writer import Sampling
 
@@ -65,7 +66,7 @@ def evaluate(
         "size": list(artist.size),
         "sampling": vars(sampling),
         "kept": {
-            name: {what: _share(counts[what], pictures) for what in JUDGED}
+            name: {what: of_share(counts[what], pictures) for what in JUDGED}
             for name, counts in kept.items()
         },
         "loss": {
@@ -138,10 +139,3 @@ def _nats(artist: Artist, pairs: Sequence[CodePair]) -> dict[str, float]:
         pack.ids_L, pack.targets_L, pack.lengths, pack.codes_TS, pack.grids_hw, pack.scored_T
     )
     return {"text": float(sums["text"]), "codes": float(sums["codes"]), **pack.counts}
-
-
-def _share(count: int, of: int) -> dict[str, float]:
-    """Percent, with the half-width of its 95% interval (Wilson's, rounded up by a hair)."""
-    z, share = 1.96, count / of
-    half = z / (1 + z * z / of) * math.sqrt(share * (1 - share) / of + (z / (2 * of)) ** 2)
-    return {"percent": round(100 * share, 1), "interval": round(100 * half, 1)}

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from viq.data.chat import ChatConfig, EncodedChat, encode_chat, pack_chats
 from viq.data.conversations import IMAGE_MARK, Turn
 from viq.data.corpora import Corpus, Example, RowCorpus, Split, drawn_example
 from viq.data.words import train_tokenizer
+from viq.eval.intervals import of_seeds
 from viq.image import limit_pixels
 from viq.models.language import LanguageConfig, LanguageReader, build_language
 from viq.models.tokenizer import VisualTokenizer
@@ -38,7 +38,6 @@ from viq.types import IGNORE, Grid, ViqError, grid_of, language_tokens
 
 Features = Literal["codes", "continuous"]
 Gathered = Callable[[Sequence[int]], Tensor]  # numbers of pictures to their features (T, C)
-_T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, 95%, by number of seeds
 _GROUP = 32  # pictures a pass
 _PROBE_CLASS = 15  # fewest training pictures of an answer that a probe tells apart
 
@@ -231,7 +230,7 @@ def examine(
     kinds = sorted({kind for score in by_seed for kind in score})
     return {
         "questions": dict(Counter(_group(q.kind) for q in exam.test)) | {"all": len(exam.test)},
-        "answers": {kind: interval([score[kind] for score in by_seed]) for kind in kinds},
+        "answers": {kind: of_seeds([score[kind] for score in by_seed]) for kind in kinds},
         "probes": _probes(exam, features),
     }
 
@@ -363,19 +362,6 @@ def _logistic(x: Tensor, y: Tensor, x_test: Tensor, classes: int) -> Tensor:
 
     solver.step(closure)  # type: ignore[arg-type]
     return (x_test @ weight.detach() + bias.detach()).argmax(1)
-
-
-def interval(values: list[float]) -> dict[str, Any]:
-    """Mean over seeds, half-width of its 95% interval (Student's t), and each seed's value."""
-    mean, count = statistics.fmean(values), len(values)
-    half = 0.0
-    if count > 1:
-        half = _T_95.get(count, 2.571) * statistics.stdev(values) / count**0.5
-    return {
-        "mean": round(mean, 2),
-        "half_width": round(half, 2),
-        "seeds": [round(value, 2) for value in values],
-    }
 
 
 def _group(kind: str) -> str:

@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from viq.eval.intervals import of_seeds
 from viq.eval.understanding import (
     Exam,
     Features,
     UnderstandingConfig,
-    interval,
     train_reader,
 )
 from viq.models.embedder import CodeEmbedder
@@ -57,7 +57,7 @@ class _Task:
     threads: int
 
 
-def compare_quality(
+def compare_features(
     exam: Exam,
     tokenizer: str,
     config: UnderstandingConfig,
@@ -166,8 +166,8 @@ def _features(task: _Task) -> tuple[Callable[[Sequence[int]], Tensor], int]:
 def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     kinds = sorted({kind for run in runs for kind in run["answers"]})
     return {
-        "answers": {kind: interval([run["answers"][kind] for run in runs]) for kind in kinds},
+        "answers": {kind: of_seeds([run["answers"][kind] for run in runs]) for kind in kinds},
         **{
-            name: interval([run[name] for run in runs]) for name in ("steps_per_second", "peak_mib")
+            name: of_seeds([run[name] for run in runs]) for name in ("steps_per_second", "peak_mib")
         },
     }

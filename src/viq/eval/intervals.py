@@ -1,0 +1,35 @@
+"""95% intervals of what is counted, and of what differs from seed to seed."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+_Z_95 = 1.96
+_T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t by number of seeds
+
+
+def of_share(count: int, of: int) -> dict[str, float]:
+    """`count` in `of` as `percent`, and `interval`: half the width of Wilson's score interval.
+
+    Wilson's interval is not centred on the share; the shares here are given with it all the same,
+    as the difference is below a point where a hundred are counted.
+    """
+    z, share = _Z_95, count / of
+    half = z / (1 + z * z / of) * math.sqrt(share * (1 - share) / of + (z / (2 * of)) ** 2)
+    return {"percent": round(100 * share, 1), "interval": round(100 * half, 1)}
+
+
+def of_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """`mean` over seeds, `half_width` of its interval (Student's t), and each of the `seeds`."""
+    mean, count = statistics.fmean(values), len(values)
+    half = 0.0
+    if count > 1:
+        half = _T_95.get(count, 2.571) * statistics.stdev(values) / count**0.5
+    return {
+        "mean": round(mean, 2),
+        "half_width": round(half, 2),
+        "seeds": [round(value, 2) for value in values],
+    }
