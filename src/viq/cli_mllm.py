@@ -46,6 +46,9 @@ def train_mllm(
             "encode makes it; again for more. Default of tiny: pictures it draws and encodes."
         ),
     ] = None,
+    drawn: Annotated[
+        bool, typer.Option("--drawn", help="Beside --codes, also what the recipe draws.")
+    ] = False,
     text: Annotated[
         list[str] | None, typer.Option(help="File of conversations without images; again for more.")
     ] = None,
@@ -92,8 +95,9 @@ def train_mllm(
     # Numbers too small for the normal range make a CPU many times slower and mean nothing here.
     torch.set_flush_denormal(True)
     run = MllmRun(
-        recipe=chosen, out=out, stores=codes or [], texts=text or [], where=conditions(where),
-        cache=cache, hidden=as_json, tensorboard=tensorboard, threads=workers,
+        recipe=chosen, out=out, stores=codes or [], drawn=drawn, texts=text or [],
+        where=conditions(where), cache=cache, hidden=as_json, tensorboard=tensorboard,
+        threads=workers,
     )  # fmt: skip
     model = run.train()
     if run.accelerator.is_main_process:

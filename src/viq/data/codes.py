@@ -49,6 +49,10 @@ class CodeDataset(IterableDataset):
             $XDG_CACHE_HOME/viq or ~/.cache/viq.
         cache_bytes: what it may hold.
 
+    Attributes:
+        info: who made the codes.
+        options: of encoding, as the store notes them; empty for a single file.
+
     Raises:
         CodesError: no finished store, or a damaged one.
     """
@@ -68,6 +72,7 @@ class CodeDataset(IterableDataset):
         self.place = place_among(rank, world)
         self._shards = ShardCache(path, columns, _cache_folder(cache), cache_bytes)
         self.info = self._shards.index.info
+        self.options = self._shards.index.options
         self._order = Order(samples=self._shards.samples, seed=shuffle, block=block)
         self._firsts = [0, *np.cumsum(self._shards.samples, dtype=np.int64).tolist()]
         self._by_key: tuple[np.ndarray, np.ndarray] | None = None  # sorted hashes, samples

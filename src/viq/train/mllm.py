@@ -50,6 +50,7 @@ from viq.models.language import (
 from viq.models.mllm import ViQForConditionalGeneration
 from viq.models.packed import use_packed_attention
 from viq.models.tokenizer import VisualTokenizer
+from viq.pipeline import EncodeOptions
 from viq.quiet import quiet
 from viq.store.folder import INDEX
 from viq.train import state
@@ -154,7 +155,8 @@ class MllmRun:
     """One run folder: its recipe, its data, and what its stages share.
 
     Attributes:
-        stores: of codes with conversations; none: those of the recipe's drawn pictures.
+        stores: of codes with conversations.
+        drawn: also those that the recipe draws, which are all there is without a store.
         texts: files of conversations without images.
         where: only samples of the stores whose columns have these values.
         cache: folder for unpacked shards of the stores.
@@ -163,6 +165,7 @@ class MllmRun:
     recipe: MllmRecipe
     out: Path
     stores: Sequence[str | Path] = ()
+    drawn: bool = False
     texts: Sequence[str | Path] = ()
     where: dict[str, str] | None = None
     cache: Path | None = None
@@ -290,6 +293,7 @@ class MllmRun:
         processor = make_processor(
             self.words, embedder, merge_size=self.recipe.merge, chat=stage.data.chat
         )
+        processor.max_pixels = largest(self.corpora[0]) or processor.max_pixels
         if config.name:
             language = load_language(config.name, dtype)
         else:
@@ -314,13 +318,13 @@ class MllmRun:
     def _corpora(self) -> tuple[list[CodeCorpus], list[CodeCorpus]]:
         """Corpora of codes, and of text alone."""
         stores = list(self.stores)
-        if not stores:
+        if self.drawn or not stores:
             if self.recipe.drawn is None:
                 raise ViqError(
-                    f"recipe {self.recipe.name}: has no data; give a store of codes with "
-                    "conversations (--codes), which viq encode makes of images with conversations"
+                    f"recipe {self.recipe.name}: has no data of its own; give a store of codes "
+                    "with conversations (--codes), as viq encode makes it"
                 )
-            stores = [self._draw(self.recipe.drawn)]
+            stores.append(self._draw(self.recipe.drawn))
         found = open_stores(
             stores, "train", fingerprint=self.fingerprint, where=self.where, cache=self._cache()
         )
@@ -336,7 +340,8 @@ class MllmRun:
             if not self.hidden:
                 say(f"drawing {drawn.pictures} pictures and encoding them into {store}")
             tokenizer = VisualTokenizer.from_pretrained(self.recipe.tokenizer)
-            encode(tokenizer, DrawnSource(drawn), store, workers=self.threads)
+            options = EncodeOptions(max_pixels=drawn.sides[1] ** 2)  # noted in the store
+            encode(tokenizer, DrawnSource(drawn), store, options, workers=self.threads)
         self.accelerator.wait_for_everyone()
         return store
 
@@ -350,13 +355,21 @@ class MllmRun:
         return Mixture(parts, seed=seed, lanes=stage.data.lanes)
 
 
+def largest(corpora: Sequence[CodeCorpus]) -> int | None:
+    """Area in px that images of these stores were shrunk to; None if of any it is not known."""
+    limits = [c.source.data.options.get("max_pixels") for c in corpora]  # type: ignore[attr-defined]
+    return max(limits) if all(limits) else None
+
+
 @torch.no_grad()
 def settle(model: ViQForConditionalGeneration, corpora: Sequence[CodeCorpus]) -> None:
-    """Fit the whitener of a new projector to the first images of the first corpus."""
+    """Fit the whitener of a new projector to the first images of all corpora."""
+    few = -(-_SETTLING_SAMPLES // len(corpora))
     ids = [
         torch.from_numpy(image.codes.ids.astype("int64")).flatten(0, 1)
-        for index in range(min(_SETTLING_SAMPLES, corpora[0].length))
-        for image in corpora[0].row(index).images
+        for corpus in corpora
+        for index in range(min(few, corpus.length))
+        for image in corpus.row(index).images
         if isinstance(image, CodesRef)
     ]
     if ids:
