@@ -120,6 +120,17 @@ def test_words_and_pictures_are_made_once_a_run(
     assert sorted(made) == ["encode", "train_tokenizer"]
 
 
+def test_drawn_pictures_beside_a_store(places: dict[str, Path], tmp_path: Path) -> None:
+    drawn = DrawnConfig(pictures=20, sides=(48, 64), questions=1)
+    both = run(places, tmp_path, recipe(places, slice(0, 1), drawn=drawn), drawn=True)
+    model = both.train()
+    given, made = both.corpora[0]
+    assert given.source.name == str(places["codes"]) and made.source.name.startswith(str(tmp_path))
+    # Of the given store no limit is known, so images keep the usual one.
+    assert load_mllm(model)[1].max_pixels == 768**2
+    assert {"kinds", "conversations"} <= made.row(0).extras.keys()
+
+
 def test_the_loss_goes_down(places: dict[str, Path], tmp_path: Path) -> None:
     chosen = recipe(places, slice(2, 3))
     stage = chosen.stages[0]
@@ -256,8 +267,18 @@ def test_the_command_line_from_nothing_to_an_answer(
     Image.fromarray(tiny_mllm.picture(40, 50)).save(tmp_path / "a.png")
     asked = ["--model", out, "--max-tokens", "4"]
     pixels = call("chat", tmp_path / "a.png", "What is this?", *asked)
-    model, _ = load_mllm(out)
+    model, processor = load_mllm(out)
+    assert processor.max_pixels == 64**2  # as what it was trained on
     codes = model.config.embedder.tokenizer
+    facts = call("info", out / "3-all" / "model")
+    assert facts["kind"] == "language model on codes" and facts["tokenizer"] == codes
+    stored = {tensor.data_ptr(): tensor.numel() for tensor in model.state_dict().values()}
+    assert sum(facts["parameters"].values()) == sum(stored.values())
+    mistaken = CliRunner().invoke(
+        app, ["encode", str(tmp_path / "a.png"), "-o", str(tmp_path / "b.viq"), "--model",
+              str(out / "3-all" / "model")],
+    )  # fmt: skip
+    assert mistaken.exit_code == 2 and "give its tokenizer" in mistaken.output
     call("encode", tmp_path / "a.png", "-o", tmp_path / "a.viq", "--model", codes)
     assert call("chat", tmp_path / "a.viq", "What is this?", *asked)["answer"] == pixels["answer"]
     first = call("caption", out / "codes", "-o", answers, *asked, "--limit", "5", "--batch", "2")

@@ -37,7 +37,10 @@ train_app = typer.Typer(
 @guarded
 def train_mllm(
     recipe: Annotated[
-        str, typer.Argument(help="tiny, qwen, qwen-lora, qwen-16k, debug, or a recipe file.json.")
+        str,
+        typer.Argument(
+            help="tiny, small, qwen, qwen-lora, qwen-16k, debug, or a recipe file.json."
+        ),
     ],
     codes: Annotated[
         list[str] | None,

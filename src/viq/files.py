@@ -11,6 +11,17 @@ from pathlib import Path
 BUNDLED = Path(__file__).parent / "bundled"  # models that come with the package
 
 
+def bundled(name: str | os.PathLike[str]) -> Path | None:
+    """The folder of the model of this name that comes with the package, if there is one.
+
+    A folder of that name in the working directory goes before.
+    """
+    given = Path(name)
+    found = BUNDLED / given
+    is_bare = str(name) == given.name and not given.is_dir()
+    return found if is_bare and found.is_dir() else None
+
+
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """A path to write to, flushed to disk and renamed to `path` when the block ends well.

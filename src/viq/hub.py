@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from viq import checkpoint
 from viq.checkpoint import CheckpointError
-from viq.files import BUNDLED
+from viq.files import bundled
 
 if TYPE_CHECKING:
     from viq.models.tokenizer import VisualTokenizer
@@ -31,12 +31,9 @@ def locate(name: str | os.PathLike[str], **download_options: Any) -> Path:
     Raises:
         CheckpointError: nothing under that name.
     """
-    folder, bundled = Path(name), BUNDLED / str(name)
-    if folder.is_dir():
-        return folder
-    if str(name) == folder.name and bundled.is_dir():
-        return bundled
-    return download(str(name), **download_options)
+    if Path(name).is_dir():
+        return Path(name)
+    return bundled(name) or download(str(name), **download_options)
 
 
 def download(

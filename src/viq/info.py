@@ -1,14 +1,20 @@
-"""What is this: a tokenizer, a store or Parquet file of codes, or a single .viq file."""
+"""What is this: a model, a store or Parquet file of codes, or a single .viq file."""
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
 
+from viq.checkpoint import read_config
 from viq.decode import read_codes
 from viq.eval.metrics import code_counts, summarize_counts
+from viq.hub import locate
 from viq.loading import load
 from viq.store.folder import JOB, PARQUET, SINGLE, Store
 from viq.store.rows import CodesReader
@@ -29,6 +35,9 @@ def describe(what: str) -> dict[str, Any]:
         return {"kind": "codes", **_file(path)}
     if (path / JOB).exists():
         return {"kind": "store of codes", **_store(path)}
+    folder = locate(what)
+    if "embedder_config" in (config := read_config(folder)):
+        return {"kind": "language model on codes", **_mllm(folder, config)}
     return {"kind": "tokenizer", **_model(what)}
 
 
@@ -62,6 +71,30 @@ def _model(name: str) -> dict[str, Any]:
             "folded": head.restore_flops(folded=True) / 1e6,
             "unfolded": head.restore_flops(folded=False) / 1e6,
         },
+    }
+
+
+def _mllm(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """From the config and the head of the weights, without loading them."""
+    language, embedder = config["text_config"], config["embedder_config"]
+    sizes: dict[str, int] = {"embedder": 0, "projector": 0, "language": 0}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118
+                part = name.partition(".")[0]
+                sizes[part] = sizes.get(part, 0) + math.prod(file.get_slice(name).get_shape())
+    processor = folder / "processor_config.json"
+    limits = json.loads(processor.read_text()) if processor.is_file() else {}
+    return {
+        "tokenizer": embedder["tokenizer"],
+        "fingerprint": embedder["fingerprint"],
+        "parameters": sizes,
+        "language": language["model_type"],
+        "width": language["hidden_size"],
+        "depth": language["num_hidden_layers"],
+        "vocabulary": language["vocab_size"],
+        "merge_size": config["merge_size"],
+        "max_pixels": limits.get("max_pixels"),
     }
 
 

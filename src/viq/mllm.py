@@ -25,6 +25,7 @@ from viq import checkpoint
 from viq.data.chat import END, ChatConfig
 from viq.data.codes import CodeDataset
 from viq.data.processor import ViQProcessor
+from viq.files import bundled
 from viq.fsq import codebook_size
 from viq.models.embedder import CodeEmbedder
 from viq.models.mllm import ViQConfig, ViQForConditionalGeneration
@@ -83,13 +84,13 @@ def load_mllm(
     """Model and processor, ready to answer.
 
     Args:
-        name: a run folder of `viq train mllm`, of which the last finished stage is taken; a folder
-            of `save_pretrained`; or a hub id.
+        name: "viq-tiny-chat" comes with the package; or a run folder of `viq train mllm`, of which
+            the last finished stage is taken; a folder of `save_pretrained`; or a hub id.
 
     Raises:
         ViqError: no model there.
     """
-    folder = Path(name)
+    folder = bundled(name) or Path(name)
     if (folder / RECIPE).is_file():
         folder = _last_stage(folder)
     if folder.is_dir():

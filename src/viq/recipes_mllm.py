@@ -1,6 +1,7 @@
 """Complete configurations of multimodal language models: `viq train mllm NAME`.
 
 `tiny` needs nothing but a CPU: pictures that the project draws, a language model from scratch.
+`small` is that of the bundled `viq-tiny-chat`, which also saw photos.
 `qwen` is for Qwen2.5 of any size and your own data; `qwen-16k` packs longer sequences.
 """
 
@@ -46,6 +47,25 @@ def tiny() -> MllmRecipe:
                 loop=LoopConfig(steps=3000, losses={"text": 1.0}, optim=rates, save_every=200),
             ),
         ),
+    )
+
+
+def small() -> MllmRecipe:
+    """The bundled `viq-tiny-chat`: 2.4M parameters, 40,000 drawn pictures and stores of one's own.
+
+    `viq train mllm small --codes STORE.. --drawn`.
+    """
+    recipe = tiny()
+    first, second = recipe.stages
+    optim = replace(second.loop.optim, learning_rate=1.5e-3)
+    return replace(
+        recipe,
+        name="small",
+        language=LanguageConfig(width=192, depth=4, heads=6, mlp_width=512, vocabulary=1024),
+        drawn=DrawnConfig(
+            pictures=40_000, kinds={"plain": 2.0, "scene": 1.0}, sides=(48, 112), questions=2
+        ),
+        stages=(first, replace(second, loop=replace(second.loop, steps=9000, optim=optim))),
     )
 
 
@@ -136,6 +156,7 @@ def qwen_16k() -> MllmRecipe:
 
 RECIPES: Mapping[str, Callable[[], MllmRecipe]] = {
     "tiny": tiny,
+    "small": small,
     "debug": debug,
     "qwen": qwen,
     "qwen-lora": qwen_lora,

@@ -217,6 +217,11 @@ class VisualTokenizer(nn.Module):
         values = checkpoint.read_config(folder)
         stamp = values.pop("fingerprint", None)
         values.pop("format", None)
+        if "embedder_config" in values:
+            raise checkpoint.CheckpointError(
+                f"{folder}: is a language model on codes, no tokenizer; ask it with viq chat, or "
+                f"give its tokenizer, {values['embedder_config'].get('tokenizer')}"
+            )
         config = checkpoint.from_dict(TokenizerConfig, values, str(folder / "config.json"))
         with torch.device("meta"), checkpoint.WithoutInit():
             model = cls(config)
