@@ -122,10 +122,20 @@ def test_words_and_pictures_are_made_once_a_run(
 
 def test_drawn_pictures_beside_a_store(places: dict[str, Path], tmp_path: Path) -> None:
     drawn = DrawnConfig(pictures=20, sides=(48, 64), questions=1)
-    both = run(places, tmp_path, recipe(places, slice(0, 1), drawn=drawn), drawn=True)
+    chosen = recipe(places, slice(0, 1), drawn=drawn)
+    with pytest.raises(ViqError, match="no train sample has licence=free"):
+        run(places, tmp_path, chosen, drawn=True, where={"licence": "free"}).train()
+    assert not (tmp_path / "codes").exists()  # what is given is looked at before anything is drawn
+    talk = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "noise"}]
+    rows = [{"conversations": talk, "licence": "free" if i % 2 else "none"} for i in range(12)]
+    mine = store_of(places, tmp_path / "mine", rows)
+    both = run(
+        places, tmp_path, chosen, stores=[mine], drawn=True, where={"licence": "free"}
+    )  # fmt: skip
     model = both.train()
     given, made = both.corpora[0]
-    assert given.source.name == str(places["codes"]) and made.source.name.startswith(str(tmp_path))
+    assert given.source.name == str(mine) and made.source.name.startswith(str(tmp_path / "codes"))
+    assert given.length <= 6 < made.length  # the filter is for what is given
     # Of the given store no limit is known, so images keep the usual one.
     assert load_mllm(model)[1].max_pixels == 768**2
     assert {"kinds", "conversations"} <= made.row(0).extras.keys()

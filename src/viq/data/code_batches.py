@@ -122,7 +122,11 @@ def open_stores(
                 f"model reads those of {fingerprint}: encode the images with that tokenizer, or "
                 "name the one that made the codes (--tokenizer)"
             )
-        corpora.append(_checked(CodeCorpus(Path(store).stem, source, split, where=where)))
+        corpus = CodeCorpus(Path(store).stem, source, split, where=where)
+        if where and not corpus.length:
+            wanted = ", ".join(f"{column}={value}" for column, value in where.items())
+            raise ViqError(f"{store}: no {split} sample has {wanted}: check column and value")
+        corpora.append(_checked(corpus))
     return corpora
 
 

@@ -158,7 +158,7 @@ class MllmRun:
         stores: of codes with conversations.
         drawn: also those that the recipe draws, which are all there is without a store.
         texts: files of conversations without images.
-        where: only samples of the stores whose columns have these values.
+        where: only samples of these stores whose columns have these values.
         cache: folder for unpacked shards of the stores.
     """
 
@@ -317,18 +317,17 @@ class MllmRun:
 
     def _corpora(self) -> tuple[list[CodeCorpus], list[CodeCorpus]]:
         """Corpora of codes, and of text alone."""
-        stores = list(self.stores)
-        if self.drawn or not stores:
+        options: dict[str, Any] = {"fingerprint": self.fingerprint, "cache": self._cache()}
+        found = open_stores(self.stores, "train", where=self.where, **options)
+        texts = open_texts(self.texts, "train")
+        if self.drawn or not self.stores:
             if self.recipe.drawn is None:
                 raise ViqError(
                     f"recipe {self.recipe.name}: has no data of its own; give a store of codes "
                     "with conversations (--codes), as viq encode makes it"
                 )
-            stores.append(self._draw(self.recipe.drawn))
-        found = open_stores(
-            stores, "train", fingerprint=self.fingerprint, where=self.where, cache=self._cache()
-        )
-        return found, open_texts(self.texts, "train")
+            found += open_stores([self._draw(self.recipe.drawn)], "train", **options)
+        return found, texts
 
     def _cache(self) -> Path:
         return self.cache or self.out / CACHE
