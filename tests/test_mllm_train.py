@@ -291,6 +291,19 @@ def test_the_command_line_from_nothing_to_an_answer(
     assert mistaken.exit_code == 2 and "give its tokenizer" in mistaken.output
     call("encode", tmp_path / "a.png", "-o", tmp_path / "a.viq", "--model", codes)
     assert call("chat", tmp_path / "a.viq", "What is this?", *asked)["answer"] == pixels["answer"]
+    typed = CliRunner().invoke(
+        app, ["chat", str(tmp_path / "a.viq"), *map(str, asked), "--json"],
+        input="What is this?\n\nAnd in short?\n",
+    )  # fmt: skip
+    lines = [json.loads(line) for line in typed.stdout.splitlines()]
+    assert [line["question"] for line in lines] == ["What is this?", "And in short?"]
+    assert lines[0]["answer"] == pixels["answer"]  # a conversation begins as one question does
+    told = [{"role": "user", "content": "What is this?"},
+            {"role": "assistant", "content": pixels["answer"]},
+            {"role": "user", "content": "And in short?"}]  # fmt: skip
+    inputs = processor(text=told if pixels["answer"] else told[2:], images=tmp_path / "a.png")
+    second = processor.answers(model.generate(**inputs, max_new_tokens=4), inputs)[0]
+    assert lines[1]["answer"] == second
     first = call("caption", out / "codes", "-o", answers, *asked, "--limit", "5", "--batch", "2")
     assert (first["answered"], first["known"]) == (5, 0)
     with answers.open("a") as file:

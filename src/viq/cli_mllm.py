@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -114,9 +116,9 @@ def chat(
     images_and_question: Annotated[
         list[str],
         typer.Argument(
-            metavar="[IMAGE]... QUESTION",
+            metavar="[IMAGE]... [QUESTION]",
             help="Images or .viq files, then the question, with <image> where an image goes; "
-            "without any, images come first.",
+            "without any, images come first. Without a question, asks for them line by line.",
         ),
     ],
     model: RunModel = "runs/mllm",
@@ -125,17 +127,24 @@ def chat(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Ask about images. The answer appears word by word."""
+    """Ask about images, once or in a conversation. Answers appear word by word."""
     from viq.mllm import ask, sampling
 
     *places, question = images_and_question
+    asked: Iterable[str] = [question]
+    if Path(question).is_file():
+        places, asked = images_and_question, _typed()
     loaded, processor = _load(model, device)
-    answer = ask(
-        loaded, processor, places, question, stream=not as_json, max_new_tokens=max_tokens,
-        **sampling(temperature),
-    )  # fmt: skip
-    if as_json:
-        print(json.dumps({"question": question, "images": places, "answer": answer}))
+    before: list[dict[str, str]] = []
+    for question in asked:
+        answer = ask(
+            loaded, processor, places, question, before=before, stream=not as_json,
+            max_new_tokens=max_tokens, **sampling(temperature),
+        )  # fmt: skip
+        if as_json:
+            print(json.dumps({"question": question, "images": places, "answer": answer}))
+        said = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        before += said if answer else []  # no turn may be empty
 
 
 @guarded
@@ -255,6 +264,20 @@ def eval_features(
         print(json.dumps(result))
     else:
         show_quality(result)
+
+
+def _typed() -> Iterator[str]:
+    """Lines from a terminal, until an empty one or the end, or from a pipe."""
+    prompt = "> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            line = input(prompt).strip()
+        except EOFError:
+            return
+        if line:
+            yield line
+        elif prompt:
+            return
 
 
 def _load(model: str, device: str) -> tuple[Any, Any]:

@@ -137,12 +137,14 @@ def ask(
     places: Sequence[str | Path],
     question: str,
     *,
+    before: Sequence[dict[str, str]] = (),
     stream: bool = False,
     **generation: Any,
 ) -> str:
     """The answer to one question about images or .viq files, all of one kind.
 
     Args:
+        before: turns of the same conversation, {role, content}, in which images come first.
         stream: also print the answer while it is made.
         generation: options of `generate`.
 
@@ -155,7 +157,8 @@ def ask(
         raise ViqError("images and .viq files together: encode the images first (viq encode)")
     visuals = {"codes" if codes else "images": seen} if seen else {}
     name = ", ".join(map(str, places)) or "question"
-    inputs = processor(text=question, keys=[name], **visuals).to(model.device)  # type: ignore[arg-type]
+    messages = [*before, {"role": "user", "content": question}]
+    inputs = processor(text=messages, keys=[name], **visuals).to(model.device)  # type: ignore[arg-type]
     if stream:
         generation["streamer"] = TextStreamer(
             processor.tokenizer, skip_prompt=True, skip_special_tokens=True
