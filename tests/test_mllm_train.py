@@ -3,6 +3,7 @@
 import importlib
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -236,7 +237,9 @@ def test_bad_samples_are_listed_and_bad_stores_refused(
         found[0].example(0, __import__("random").Random(0))
 
 
-def test_recipes_are_checked(places: dict[str, Path], tmp_path: Path) -> None:
+def test_recipes_are_checked(
+    places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stage = debug().stages[0]
     with pytest.raises(ViqError, match="no parts"):
         replace(stage, parts=("encoder",))
@@ -251,6 +254,10 @@ def test_recipes_are_checked(places: dict[str, Path], tmp_path: Path) -> None:
     run(places, tmp_path, recipe(places, slice(0, 1))).train()
     with pytest.raises(TrainingError, match="begun with another recipe"):
         run(places, tmp_path, recipe(places)).train()
+    monkeypatch.setitem(sys.modules, "peft", None)  # not installed
+    with pytest.raises(ViqError, match="needs peft: pip install"):
+        run(places, tmp_path / "late", recipe(places)).train()
+    assert not (tmp_path / "late").exists()  # though only the second stage has adapters
 
 
 def test_the_command_line_from_nothing_to_an_answer(

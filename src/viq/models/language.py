@@ -92,12 +92,22 @@ def load_language(name: str | Path, dtype: torch.dtype = torch.float32) -> Any:
         ) from None
 
 
-def add_adapters(language: Any, config: AdapterConfig) -> Any:
-    """Freeze a language model and give its linear layers low-rank adapters (peft's wrapper)."""
+def require_peft() -> Any:
+    """The library of adapters.
+
+    Raises:
+        ViqError: it is not installed.
+    """
     try:
         import peft
     except ImportError:
         raise _missing("peft") from None
+    return peft
+
+
+def add_adapters(language: Any, config: AdapterConfig) -> Any:
+    """Freeze a language model and give its linear layers low-rank adapters (peft's wrapper)."""
+    peft = require_peft()
     names = sorted(
         {
             name.rpartition(".")[2]

@@ -46,6 +46,7 @@ from viq.models.language import (
     build_language,
     load_language,
     recompute_activations,
+    require_peft,
 )
 from viq.models.mllm import ViQForConditionalGeneration
 from viq.models.packed import use_packed_attention
@@ -182,6 +183,8 @@ class MllmRun:
         Raises:
             ViqError: no data, a store of another tokenizer, a run begun with another recipe.
         """
+        if any(stage.adapter for stage in self.recipe.stages):
+            require_peft()  # hours before the stage that needs it
         check_recipe(self.out / RECIPE, self.recipe, self.accelerator)
         self.fingerprint = CodeEmbedder.from_tokenizer(self.recipe.tokenizer).config.fingerprint
         self.corpora = self._corpora()
