@@ -135,7 +135,8 @@ def test_drawn_pictures_beside_a_store(places: dict[str, Path], tmp_path: Path) 
     )  # fmt: skip
     model = both.train()
     given, made = both.corpora[0]
-    assert given.source.name == str(mine) and made.source.name.startswith(str(tmp_path / "codes"))
+    assert given.row(0).where.startswith(str(mine))
+    assert made.row(0).where.startswith(str(tmp_path / "codes"))
     assert given.length <= 6 < made.length  # the filter is for what is given
     # Of the given store no limit is known, so images keep the usual one.
     assert load_mllm(model)[1].max_pixels == 768**2
