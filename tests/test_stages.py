@@ -278,6 +278,22 @@ def test_plain_pictures_are_cropped_and_not_asked_about(tmp_path: Path) -> None:
     assert data.rows == [] and len(data.photos) >= 9
 
 
+def test_data_without_plain_pictures_are_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.write_chats(tmp_path / "talk.jsonl", [(1, ("<image>What?", "A picture."))] * 20)
+    data = TrainingData.of(open_corpora([tmp_path / "talk.jsonl"], "train"))
+    no_crops, crops = replace(ALIGN, name="first"), stage("2-2-fsq", steps=1)
+    assert no_crops.data.crops is None and crops.data.crops is not None
+    for chosen, told in ((recipe(no_crops), False), (recipe(crops), True)):
+        out = tmp_path / chosen.stages[0].name
+        for _ in range(2):  # nothing is said of a stage that has ended
+            run(out, chosen, data)
+            line = "2-2-fsq: crops are cut from drawn pictures alone, as all data have text"
+            assert (line in capsys.readouterr().err) == told
+            told = False
+
+
 def frozen_reader(losses: dict[str, float] | None = None) -> StageConfig:
     return replace(stage("2-2-fsq", losses, parts=("encoder",), steps=1), name="middle")
 

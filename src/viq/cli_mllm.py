@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from viq.cli_parts import Device, Json, Model, conditions, find_device, guarded
 from viq.console import progress, show, show_quality
+from viq.types import ViqError
 
 RunModel = Annotated[str, typer.Option("--model", help="Run folder, model folder, or hub id.")]
 Tokens = Annotated[int, typer.Option(help="Length of an answer at most.")]
@@ -196,16 +197,19 @@ def eval_mllm(
     from viq.files import write_atomically
     from viq.train.mllm import CACHE, CODES
 
-    stores, cache = codes or [], None
-    if Path(model, CACHE).is_dir():
-        cache = Path(model, CACHE)
+    drawn, cache = Path(model, CODES), Path(model, CACHE)
+    stores = codes or ([str(drawn)] if drawn.is_dir() else [])
     if not stores:
-        stores = [str(Path(model, CODES))]
+        raise ViqError(f"{model}: has no pictures of its own; give a store of codes (--codes)")
     loaded, processor = _load(model, device)
     train, held_out = (
         open_stores(
-            stores, split, fingerprint=processor.fingerprint, where=conditions(where), cache=cache
-        )
+            stores,
+            split,
+            fingerprint=processor.fingerprint,
+            where=conditions(where),
+            cache=cache if cache.is_dir() else None,
+        )  # fmt: skip
         for split in ("train", "held-out")
     )
     total = sum(corpus.length for corpus in held_out)

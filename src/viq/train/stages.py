@@ -112,6 +112,7 @@ class Run:
         A stage that has ended is not trained again.
         """
         check_recipe(self.out / RECIPE, self.recipe, self.accelerator)
+        self._tell_of_crops()
         tokenizer: VisualTokenizer | None = None
         previous: Path | None = None
         for number, stage in enumerate(self.recipe.stages):
@@ -124,6 +125,16 @@ class Run:
         if previous is not None:
             tokenizer = VisualTokenizer.from_pretrained(previous / MODEL)
         return tokenizer
+
+    def _tell_of_crops(self) -> None:
+        """Data that all have text leave nothing to cut crops from, which is easily overlooked."""
+        wanted = [s.name for s in self.recipe.stages if s.data.crops and not self._ended(s)]
+        given = self.data.rows and not len(self.data.photos)
+        if wanted and given and self.accelerator.is_main_process:
+            say(
+                f"{', '.join(wanted)}: crops are cut from drawn pictures alone, as all data have "
+                "text: give photos, too (--data)"
+            )
 
     # One stage
 
