@@ -5,6 +5,8 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -350,8 +352,14 @@ def test_columns_that_begin_after_the_first_rows(
     tokenizer: VisualTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("viq.encode._TYPED_BY", 2)
-    raw = [None, None, b"\xff\x00", {"deep": [b"1"]}, {"viq.base64": "no base64"}]
-    report = encode(tokenizer, DrawnSource([1] * 5, raw=raw), tmp_path / "raw")
+    zone = timezone(timedelta(hours=-5, minutes=30))
+    raw = [
+        None, None, b"\xff\x00", {"deep": [b"1"]}, {"viq.base64": "no base64"}, {},
+        datetime(2026, 2, 28, 23, 59, 1, 5, zone), datetime(1, 1, 1), date(1969, 12, 31),
+        time(1, 2, 3, 4), timedelta(days=-400, microseconds=7), Decimal("-1E+30"), Decimal("0.10"),
+        {"viq.date": "soon"}, {"viq.decimal": "x"}, {"viq.time": 3}, [date(2000, 1, 1)],
+    ]  # fmt: skip
+    report = encode(tokenizer, DrawnSource([1] * len(raw), raw=raw), tmp_path / "raw")
     assert not report.failures
     assert [row.extras.get("raw") for row in Store(tmp_path / "raw").rows()] == raw
     talked = [Row(key=str(i), extras={"said": "x"} if i > 2 else {}, where="") for i in range(4)]

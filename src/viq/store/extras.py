@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from viq.types import CodesError, ViqError
@@ -18,8 +20,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 REST = "extras"  # the column of what fits no other
+_MICROSECOND = timedelta(microseconds=1)
 _REST_MARK = {b"viq.rest": b"1"}
-_BYTES = "viq.base64"  # the one name in a JSON object that stands for bytes
 OURS = frozenset(
     ("key", "image_index", "height", "width", "rows", "cols", "tile", "codes", REST)
 )  # names an extra column may not take
@@ -87,7 +89,7 @@ class Extras:
         try:
             if not self._has_rest:
                 raise ValueError("no columns at all in the first rows")
-            return json.dumps(values, ensure_ascii=False, allow_nan=False, default=_bytes_to_json)
+            return json.dumps(values, ensure_ascii=False, allow_nan=False, default=_to_json)
         except (TypeError, ValueError) as error:
             raise ViqError(
                 f"column {' or '.join(values)} holds what is neither of the type of the first rows "
@@ -108,7 +110,7 @@ class Extras:
                 row[name] = value
         if self._has_rest:
             for row, text in zip(rows, batch[REST].to_pylist(), strict=True):
-                more = json.loads(text, object_hook=_bytes_from_json) if text is not None else {}
+                more = json.loads(text, object_hook=_from_json) if text is not None else {}
                 row |= {k: v for k, v in more.items() if self._wanted is None or k in self._wanted}
         return rows
 
@@ -129,18 +131,40 @@ class Extras:
         return Extras(kept, wanted=names)
 
 
-def _bytes_to_json(value: Any) -> dict[str, str]:
-    if not isinstance(value, bytes):
-        raise TypeError(f"{type(value).__name__} is not JSON")
-    return {_BYTES: base64.b64encode(value).decode()}
+# What Parquet has and JSON has not: an object with one name, which says what it is, and a text.
+_AS_TEXT: Mapping[str, tuple[type, Callable[[Any], str], Callable[[str], Any]]] = {
+    "viq.base64": (
+        bytes,
+        lambda value: base64.b64encode(value).decode(),
+        lambda text: base64.b64decode(text, validate=True),
+    ),
+    "viq.datetime": (datetime, datetime.isoformat, datetime.fromisoformat),
+    "viq.date": (date, date.isoformat, date.fromisoformat),
+    "viq.time": (time, time.isoformat, time.fromisoformat),
+    "viq.microseconds": (
+        timedelta,
+        lambda value: str(value // _MICROSECOND),
+        lambda text: int(text) * _MICROSECOND,
+    ),
+    "viq.decimal": (Decimal, str, Decimal),
+}
 
 
-def _bytes_from_json(values: dict[str, Any]) -> Any:
-    if values.keys() != {_BYTES} or not isinstance(values[_BYTES], str):
+def _to_json(value: Any) -> dict[str, str]:
+    for name, (kind, to_text, _) in _AS_TEXT.items():
+        if type(value) is kind:
+            return {name: to_text(value)}
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def _from_json(values: dict[str, Any]) -> Any:
+    """What such an object stands for; an object of the user's own is left as it is."""
+    ((name, text), *more) = values.items() if values else [("", None)]
+    if more or name not in _AS_TEXT or not isinstance(text, str):
         return values
     try:
-        return base64.b64decode(values[_BYTES], validate=True)
-    except ValueError:
+        return _AS_TEXT[name][2](text)
+    except (ValueError, ArithmeticError):
         return values
 
 
