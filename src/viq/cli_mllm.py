@@ -122,7 +122,7 @@ def chat(
             "without any, images come first. Without a question, asks for them line by line.",
         ),
     ],
-    model: RunModel = "runs/mllm",
+    model: RunModel = "viq-tiny-chat",
     max_tokens: Tokens = 256,
     temperature: Temperature = 0.0,
     device: Device = "auto",
@@ -152,7 +152,7 @@ def chat(
 def caption(
     store: Annotated[str, typer.Argument(help="Store or Parquet file of codes.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="NAME.jsonl; gone on with if begun.")],
-    model: RunModel = "runs/mllm",
+    model: RunModel = "viq-tiny-chat",
     prompt: Annotated[str, typer.Option(help="What is asked of each.")] = "Describe the image.",
     batch: Annotated[int, typer.Option(help="Samples at a time.")] = 8,
     limit: Annotated[int | None, typer.Option(help="Samples at most. Default: all.")] = None,
