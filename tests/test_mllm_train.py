@@ -282,6 +282,10 @@ def test_the_command_line_from_nothing_to_an_answer(
     trained = call("train", "mllm", tmp_path / "recipe.json", "-o", out)
     assert trained["model"] == str(out / "3-all" / "model")
     assert trained["skipped"] == 0
+    (out / "plain").touch()
+    assert {f.stat().st_mode for f in (out / "3-all" / "model").iterdir()} == {
+        (out / "plain").stat().st_mode
+    }
     Image.fromarray(tiny_mllm.picture(40, 50)).save(tmp_path / "a.png")
     asked = ["--model", out, "--max-tokens", "4"]
     pixels = call("chat", tmp_path / "a.png", "What is this?", *asked)

@@ -35,15 +35,21 @@ def written_aside(path: Path) -> Iterator[Path]:
         yield aside
         with aside.open("rb+") as file:
             os.fsync(file.fileno())
-        mask = os.umask(0)  # the only way to read it
-        os.umask(mask)
-        aside.chmod(0o666 & ~mask)  # some libraries write private files
+        make_readable(aside)
         os.replace(aside, path)
     except OSError as error:
         error.filename = str(path)
         raise
     finally:
         aside.unlink(missing_ok=True)
+
+
+def make_readable(*files: Path) -> None:
+    """Give files the mode that new ones usually have: some libraries write private ones."""
+    mask = os.umask(0)  # the only way to read it
+    os.umask(mask)
+    for file in files:
+        file.chmod(0o666 & ~mask)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

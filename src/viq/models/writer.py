@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from viq import checkpoint
-from viq.files import write_atomically
+from viq.files import make_readable, write_atomically
 from viq.fsq import FSQ
 from viq.models.language import load_language
 from viq.models.packed import base_of, packed_hidden, use_packed_attention
@@ -275,6 +275,7 @@ class CodeWriter(nn.Module):
         folder = Path(folder)
         with quiet():
             self.language.save_pretrained(folder / LANGUAGE)
+        make_readable(*(folder / LANGUAGE).iterdir())
         added = {k: v for k, v in self.state_dict().items() if not k.startswith("language.")}
         checkpoint.write_weights(folder / checkpoint.WEIGHTS_FILE, added)
         values = {"format": 1, **checkpoint.to_dict(self.config)}

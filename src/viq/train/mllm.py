@@ -37,6 +37,7 @@ from viq.data.code_batches import (
 from viq.data.drawn import DrawnConfig, DrawnSource
 from viq.data.mixture import Mixture, Part
 from viq.encode import encode
+from viq.files import make_readable
 from viq.mllm import MODEL, RECIPE, assemble, load_mllm, make_processor
 from viq.models.embedder import CodeEmbedder
 from viq.models.language import (
@@ -314,6 +315,7 @@ class MllmRun:
         with quiet():
             model.requires_grad_(True).eval().save_pretrained(aside)
         processor.save_pretrained(aside)
+        make_readable(*aside.iterdir())
         os.replace(aside, folder)
 
     # Data
