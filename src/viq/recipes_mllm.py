@@ -51,7 +51,7 @@ def tiny() -> MllmRecipe:
 
 
 def small() -> MllmRecipe:
-    """The bundled `viq-tiny-chat`: 2.4M parameters, 40,000 drawn pictures and stores of one's own.
+    """The bundled `viq-tiny-chat`: 2.2M parameters, 40,000 drawn pictures and stores of one's own.
 
     `viq train mllm small --codes STORE.. --drawn`.
     """
