@@ -13,7 +13,6 @@ from typer.core import TyperGroup
 
 from viq.cli_parts import Device, Json, Model, conditions, find_device, guarded
 from viq.console import progress, show, show_quality
-from viq.types import ViqError
 
 RunModel = Annotated[str, typer.Option("--model", help="Run folder, model folder, or hub id.")]
 Tokens = Annotated[int, typer.Option(help="Length of an answer at most.")]
@@ -196,6 +195,7 @@ def eval_mllm(
     from viq.eval.answers import evaluate, lines
     from viq.files import write_atomically
     from viq.train.mllm import CACHE, CODES
+    from viq.types import ViqError
 
     drawn, cache = Path(model, CODES), Path(model, CACHE)
     stores = codes or ([str(drawn)] if drawn.is_dir() else [])
