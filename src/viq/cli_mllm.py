@@ -209,7 +209,7 @@ def eval_mllm(
             fingerprint=processor.fingerprint,
             where=conditions(where),
             cache=cache if cache.is_dir() else None,
-        )  # fmt: skip
+        )
         for split in ("train", "held-out")
     )
     total = sum(corpus.length for corpus in held_out)

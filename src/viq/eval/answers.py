@@ -11,8 +11,9 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -40,6 +41,11 @@ class _Asked:
     @property
     def question(self) -> str:
         return self.messages[-1]["content"].replace(IMAGE_MARK, "").strip()
+
+    @property
+    def alike(self) -> tuple[tuple[str, str], ...]:
+        """What makes questions the same: their words, or else their kind."""
+        return (self.kind, self.question), (self.kind, "")
 
 
 def evaluate(
@@ -75,42 +81,39 @@ def evaluate(
     Raises:
         ViqError: no question among the samples.
     """
-    asked = [
-        question
-        for corpus in held_out
-        for question in _drawn_from(corpus, by, limit, random.Random(seed))
-    ]
+    asked: list[_Asked] = []
+    for corpus in held_out:
+        rng = random.Random(seed)
+        order = rng.sample(range(corpus.length), corpus.length)
+        found = (q for index in order for q in _questions(corpus, index, by, rng))
+        asked += islice(found, limit)
     if not asked:
         raise ViqError("no held-out sample can be asked about: give more samples")
     frequent = _frequent(train, by, seed)
     others = _images_of_others(asked)
     # Like with like, so that little of a batch is padding.
     order = sorted(range(len(asked)), key=lambda i: (asked[i].kind, len(asked[i].answer)))
-    own, swapped = [""] * len(asked), [""] * len(asked)
 
-    def answer(numbers: Sequence[int], codes: Sequence[Sequence[Codes]]) -> list[str]:
-        inputs = processor(
-            text=[list(asked[i].messages) for i in numbers],
-            codes=[list(group) for group in codes],
-            keys=["/".join(asked[i].sample) for i in numbers],
-        ).to(model.device)
-        return processor.answers(
-            model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False), inputs
-        )
+    def answers(shown: Mapping[int, Sequence[Codes]], done: Callable[[], None]) -> dict[int, str]:
+        """Of each question, with these images."""
+        numbers = [i for i in order if i in shown]
+        found: dict[int, str] = {}
+        for start in range(0, len(numbers), batch):
+            group = numbers[start : start + batch]
+            inputs = processor(
+                text=[list(asked[i].messages) for i in group],
+                codes=[list(shown[i]) for i in group],
+                keys=["/".join(asked[i].sample) for i in group],
+            ).to(model.device)
+            ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+            for i, text in zip(group, processor.answers(ids, inputs), strict=True):
+                found[i] = text
+                done()
+        return found
 
     with torch.inference_mode():
-        for start in range(0, len(order), batch):
-            numbers = order[start : start + batch]
-            for i, text in zip(
-                numbers, answer(numbers, [asked[i].codes for i in numbers]), strict=True
-            ):
-                own[i] = text
-                progress()
-            numbers = [i for i in numbers if others[i] is not None]
-            if numbers:
-                shown = [codes for i in numbers if (codes := others[i]) is not None]
-                for i, text in zip(numbers, answer(numbers, shown), strict=True):
-                    swapped[i] = text
+        own = answers({i: question.codes for i, question in enumerate(asked)}, progress)
+        swapped = answers(others, lambda: None)
 
     by_kind: dict[str, list[int]] = defaultdict(list)
     for i, question in enumerate(asked):
@@ -122,7 +125,7 @@ def evaluate(
             kind: _summary(
                 [asked[i].answer for i in numbers],
                 [own[i] for i in numbers],
-                [(asked[i].answer, swapped[i]) for i in numbers if others[i] is not None],
+                [(asked[i].answer, swapped[i]) for i in numbers if i in swapped],
                 [frequent(asked[i]) for i in numbers],
             )
             for kind, numbers in sorted(by_kind.items(), key=lambda item: item[0] != _ALL)
@@ -199,19 +202,6 @@ def _summary(
     }
 
 
-def _drawn_from(
-    corpus: CodeCorpus, by: str, limit: int | None, rng: random.Random
-) -> Iterator[_Asked]:
-    """Questions of a corpus in an order drawn at random; samples that are no use passed over."""
-    count = 0
-    for index in rng.sample(range(corpus.length), corpus.length):
-        for question in _questions(corpus, index, by, rng):
-            yield question
-            count += 1
-            if count == limit:
-                return
-
-
 def _questions(corpus: CodeCorpus, index: int, by: str, rng: random.Random) -> Iterator[_Asked]:
     try:
         row, example = corpus.row(index), corpus.example(index, rng)
@@ -239,8 +229,8 @@ def _questions(corpus: CodeCorpus, index: int, by: str, rng: random.Random) -> I
         )
 
 
-def _images_of_others(asked: Sequence[_Asked]) -> list[tuple[Codes, ...] | None]:
-    """For each question the images of the next sample of its store with as many, if there is."""
+def _images_of_others(asked: Sequence[_Asked]) -> dict[int, tuple[Codes, ...]]:
+    """By number of the question: images of the next sample of its store with as many, if any."""
     alike: dict[tuple[str, int], dict[tuple[str, str], tuple[Codes, ...]]] = defaultdict(dict)
     for question in asked:
         alike[question.sample[0], len(question.codes)].setdefault(question.sample, question.codes)
@@ -250,7 +240,8 @@ def _images_of_others(asked: Sequence[_Asked]) -> list[tuple[Codes, ...] | None]
         for sample, after in zip(samples, [*samples][1:] + [*samples][:1], strict=True)
         if count and after != sample
     }
-    return [following.get((len(question.codes), question.sample)) for question in asked]
+    keys = [(len(question.codes), question.sample) for question in asked]
+    return {i: following[key] for i, key in enumerate(keys) if key in following}
 
 
 def _frequent(train: Sequence[CodeCorpus], by: str, seed: int) -> Callable[[_Asked], str]:
@@ -261,11 +252,11 @@ def _frequent(train: Sequence[CodeCorpus], by: str, seed: int) -> Callable[[_Ask
         few = rng.sample(range(corpus.length), min(corpus.length, _FREQUENT_FROM))
         for index in few:
             for question in _questions(corpus, index, by, rng):
-                for key in ((question.kind, question.question), (question.kind, "")):
+                for key in question.alike:
                     counts[key][question.answer] += 1
 
     def most(question: _Asked) -> str:
-        for key in ((question.kind, question.question), (question.kind, "")):
+        for key in question.alike:
             if found := counts.get(key):
                 return found.most_common(1)[0][0]
         return ""
