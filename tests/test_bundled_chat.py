@@ -9,7 +9,6 @@ from viq.data.corpora import DrawnCorpus
 from viq.files import BUNDLED, bundled
 from viq.mllm import ask, load_mllm
 
-pytest.importorskip("transformers")
 NAME = "viq-tiny-chat"
 
 
@@ -37,7 +36,7 @@ def test_it_sees_colors_and_counts_in_pictures_it_was_not_trained_on() -> None:
                 right[kind][0] += found == answer.text
                 right[kind][1] += 1
     for kind, (hits, asked) in right.items():
-        # Far above what guessing gives: one of ten colours, one of two numbers.
+        # Far above what guessing gives: one of twelve colours, one of two numbers.
         assert asked >= 20 and hits / asked > {"plain/color_of": 0.5, "plain/count": 0.7}[kind], (
             kind
         )
