@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from viq.compress import beside
-from viq.files import sha256_of, write_atomically
+from viq.files import remove_leftovers, sha256_of, write_atomically
 from viq.store.extras import Extras
 from viq.store.folder import INDEX, JOB, LEDGER, Index, Shard, read_index, shard_name
 from viq.store.lock import locked
@@ -27,6 +28,11 @@ from viq.store.rows import CodeRow, CodesReader, CodesWriter, StoreInfo
 from viq.types import Codes, CodesError, ViqError
 
 SHARD_SIZE = "shard_size"  # the option that says how many inputs make a shard
+_SHARD_NAME = re.compile(r"part-(\d{5,9})\.parquet")
+# All files of a store, and nothing else: what may be removed from its folder.
+_OUR_NAMES = re.compile(
+    rf"{_SHARD_NAME.pattern}|{INDEX}|{JOB}|{LEDGER}|_entropy-[0-9a-f]{{16}}\.safetensors"
+)
 _FACTS, _OPTIONS = "viq.shard", "viq.options"  # notes in the metadata of a shard
 
 
@@ -359,12 +365,13 @@ def _refuse_changes(folder: Path, found: Index, wanted: Index) -> None:
 
 
 def _remove_leftovers(folder: Path, rank: int, world: int) -> None:
-    """Files that a killed process was writing. Those of other ranks may be in use."""
-    for path in folder.glob(".*.part"):
-        name = path.name[1:].split(".")[0]
-        number = name.removeprefix("part-")
-        if world == 1 or (number.isdigit() and int(number) % world == rank):
-            path.unlink(missing_ok=True)
+    """What killed processes were writing. Shards of other ranks may be in the making."""
+
+    def is_ours(name: str) -> bool:
+        shard = _SHARD_NAME.fullmatch(name)
+        return world == 1 if shard is None else int(shard[1]) % world == rank
+
+    remove_leftovers(folder, lambda name: _OUR_NAMES.fullmatch(name) and is_ours(name))
 
 
 def _listed(path: Path, facts: Facts, sums: Mapping[str, str]) -> Shard:
