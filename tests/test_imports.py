@@ -14,11 +14,11 @@ import pytest
 import viq
 
 FLOORS = [
-    ["types", "untrusted", "files", "quiet"],
+    ["types", "untrusted", "files", "names", "outputs", "interrupts", "quiet"],
     [
         "image", "patches", "fsq", "ranks", "compress",
         "store.arrays", "store.extras", "store.rows", "store.folder", "store.views", "store.cache",
-        "store.lock", "store.job",
+        "store.lock", "store.job", "store.salvage",
         "checkpoint", "tensorfile", "hub",
         "nn.attention", "nn.rope2d", "nn.blocks",
     ],
@@ -37,7 +37,7 @@ FLOORS = [
         "data.code_batches", "data.processor", "data.drawings",
     ],
     [
-        "loading", "report", "pipeline", "encode", "decode", "mllm", "draw",
+        "loading", "report", "pipeline", "unfinished", "encode", "decode", "mllm", "draw",
         "eval.intervals", "eval.metrics", "eval.codecs", "eval.reconstruction", "eval.stability",
         "eval.understanding", "eval.features", "eval.answers", "eval.shapes", "eval.draw",
         "train.losses", "train.entropy", "train.init", "train.optim", "train.state",
@@ -53,8 +53,8 @@ FLOORS = [
     ["extras.official", "extras.convert", "extras.ray_engine",
      "demo.parts", "demo.sheet", "demo.page", "demo.gallery",
      "train.runs", "train.report"],
-    ["console", "cli_parts", "cli_bench", "cli_draw", "cli_mllm", "cli_store", "cli_tools",
-     "cli", ""],
+    ["console", "progress", "cli_parts", "cli_bench", "cli_draw", "cli_mllm", "cli_store",
+     "cli_tools", "cli", ""],
 ]  # fmt: skip
 ROOT = Path(viq.__file__).parent
 ORDER = {name: place for place, name in enumerate(n for floor in FLOORS for n in floor)}

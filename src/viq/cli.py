@@ -32,13 +32,13 @@ from viq.cli_parts import (
 from viq.cli_store import decode, encode
 from viq.cli_tools import store_app
 from viq.console import (
-    progress,
     show,
     show_failures,
     show_reconstruction,
     show_record,
     show_understanding,
 )
+from viq.progress import progress
 
 app = typer.Typer(
     name="viq",

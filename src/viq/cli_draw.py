@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from viq.cli_parts import Device, Json, Overwrite, find_device, guarded
-from viq.console import progress, show
+from viq.console import show
+from viq.progress import progress
 
 RunModel = Annotated[str, typer.Option("--model", help="Run folder of viq train draw.")]
 Temperature = Annotated[float, typer.Option(help="Of sampling; 0 takes the likeliest levels.")]

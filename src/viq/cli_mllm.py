@@ -12,7 +12,8 @@ import typer
 from typer.core import TyperGroup
 
 from viq.cli_parts import Device, Json, Model, conditions, find_device, guarded
-from viq.console import progress, show, show_quality
+from viq.console import show, show_quality
+from viq.progress import progress
 
 RunModel = Annotated[str, typer.Option("--model", help="Run folder, model folder, or hub id.")]
 Tokens = Annotated[int, typer.Option(help="Length of an answer at most.")]

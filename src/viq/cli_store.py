@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,7 +23,12 @@ from viq.cli_parts import (
     guarded,
     load_tokenizer,
 )
-from viq.console import progress, show, show_report, terminable
+from viq.console import show, show_report
+from viq.interrupts import stoppable
+from viq.progress import progress
+
+if TYPE_CHECKING:
+    from viq.report import Report
 
 store_app = typer.Typer(help="Work on stores of codes.", no_args_is_help=True)
 
@@ -86,7 +92,7 @@ def encode(
     }  # fmt: skip
     source = job.open_inputs(inputs, **input_options)
     common = {"retry_failed": retry_failed, "overwrite": overwrite}
-    with progress("encoding", len(source), hidden=as_json) as advance, terminable():
+    with progress("encoding", len(source), hidden=as_json) as advance, stoppable():
         if engine not in ("local", "ray"):
             raise ViqError(f"--engine {engine}: give local or ray")
         if engine == "ray":
@@ -107,13 +113,24 @@ def encode(
             tokenizer = load_tokenizer(model, device, dtype, place.local)
             report = job.encode(
                 tokenizer, source, out, options, workers=workers, place=place, progress=advance,
-                **common,
+                watch=advance, **common,
             )  # fmt: skip
-    if report.shrunk and not as_json:
-        print(f"{report.shrunk} images had more than {max_pixels:,} pixels and were made smaller")
+    if not as_json:
+        for line in _remarks(report, max_pixels):
+            print(line)
     show_report(report, as_json)
     if report.failures:
         raise typer.Exit(SOME_FAILED)
+
+
+def _remarks(report: Report, max_pixels: int | None) -> Iterator[str]:
+    """What a user should know of a job beside its figures."""
+    if report.shrunk:
+        yield f"{report.shrunk} images had more than {max_pixels:,} pixels and were made smaller"
+    if report.resumed:
+        yield f"{report.resumed} inputs were finished by an earlier run"
+    for place in report.kept:
+        yield f"no codes were written; {place} is left as it was"
 
 
 @guarded

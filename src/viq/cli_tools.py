@@ -11,7 +11,8 @@ import typer
 
 from viq.cli_parts import SOME_FAILED, Json, Model, guarded, load_tokenizer
 from viq.cli_store import store_app
-from viq.console import progress, show
+from viq.console import show
+from viq.progress import progress
 
 Store = Annotated[Path, typer.Argument(help="A store, or a Parquet file of codes.")]
 ShardSize = Annotated[int, typer.Option(min=1, help="Samples in a shard.")]

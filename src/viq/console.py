@@ -1,57 +1,14 @@
-"""What the command line shows: progress, tables, and dictionaries as lines or as JSON."""
+"""What the command line shows: tables, and dictionaries as lines or as JSON."""
 
 from __future__ import annotations
 
 import json
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from viq.report import Report
-
-
-@contextmanager
-def progress(what: str, total: int, *, hidden: bool) -> Iterator[Callable[[], None]]:
-    """A progress bar on stderr, if that is a terminal; gives the function that advances it by one.
-
-    Elsewhere it would be nothing but an empty line before what follows.
-    """
-    if hidden or not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, *times, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total or None)
-        yield lambda: bar.advance(task)
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """End on SIGTERM as on Ctrl-C: with everything put away."""
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def show_report(report: Report, as_json: bool) -> None:

@@ -12,20 +12,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
 from viq.data.source_base import Source
 from viq.data.source_files import FileSource
 from viq.data.sources import concatenate, open_source
-from viq.files import write_atomically
+from viq.files import open_regular, write_atomically
 from viq.models.tokenizer import VisualTokenizer
-from viq.pipeline import Encoded, EncodeOptions, Pipeline, Task
+from viq.outputs import is_there, require_folder, require_free
+from viq.pipeline import Encoded, EncodeOptions, Pipeline, Task, Watch
 from viq.ranks import ALONE, Place
 from viq.report import Report
 from viq.store.extras import Extras
-from viq.store.folder import PARQUET, SINGLE, Index
+from viq.store.folder import JOB, PARQUET, SINGLE, Index
 from viq.store.job import (
     Counts,
     Failure,
@@ -39,6 +40,8 @@ from viq.store.job import (
 )
 from viq.store.rows import StoreInfo
 from viq.types import ViqError
+from viq.unfinished import Unfinished
+from viq.untrusted import UntrustedError, parse_json
 
 _TYPED_BY = 1000  # first inputs, whose extra columns decide the types of all
 
@@ -67,19 +70,25 @@ def encode(
     retry_failed: bool = False,
     overwrite: bool = False,
     progress: Progress = lambda: None,
+    watch: Watch | None = None,
 ) -> Report:
     """Encode every input of `source`.
 
     Args:
-        out: NAME.viq for one image; NAME.parquet, written in one go, with failed inputs in
-            NAME.failures.jsonl; or a folder, which becomes a store, or is gone on with.
+        out: NAME.viq for one image; NAME.parquet, which appears when it is whole, with failed
+            inputs in NAME.failures.jsonl; or a folder, which becomes a store. Store and file are
+            gone on with if they were begun.
         place: of several processes that write one store together, which this is.
         retry_failed: of a store, try the inputs again that failed.
+        overwrite: replace the file, or the store, that is there; a store of codes, that is, and
+            no other folder.
         progress: called for each input that is done, this time or in an earlier run.
+        watch: is told of pixels, from the threads that encode.
 
     Raises:
         ViqError: `out` cannot be written: wrong suffix, exists, several images into one .viq,
-            a store begun otherwise or held by another process, a full disk.
+            begun otherwise or held by another process, a full disk.
+        KeyboardInterrupt: with a line that says what is kept for the same call again.
     """
     options = options or EncodeOptions()
     is_store = check_out(out, len(source), overwrite)
@@ -89,16 +98,19 @@ def encode(
         raise ViqError("--overwrite: one of several processes cannot; remove the folder first")
     start = time.perf_counter()
     index, extras = plan(tokenizer, source, options)
-    pipeline = Pipeline(tokenizer, source, extras, options, workers)
+    pipeline = Pipeline(tokenizer, source, extras, options, workers, watch)
     if not is_store:
         if options.compress:
             if out.suffix == SINGLE:
                 raise ViqError(f"-o {out}: is never compressed: write NAME{PARQUET} instead")
             tokenizer.entropy.save_beside(out.parent)
-        report = _to_file(pipeline, out, index, extras, progress)
+        if out.suffix == SINGLE:
+            report = _to_single(pipeline, out, progress)
+        else:
+            report = _to_file(pipeline, out, index, extras, overwrite, progress)
     else:
-        if overwrite and out.exists():
-            clear(out)
+        if overwrite:
+            begin_afresh(out)
         numbers = range(place.rank, count_shards(index), place.world)
         with open_job(out, index, extras, rank=place.rank, world=place.world) as job:
             if options.compress:
@@ -110,13 +122,22 @@ def encode(
     return report
 
 
+def begin_afresh(out: Path) -> None:
+    """Remove the store in `out` that is to be replaced; call when nothing else can be refused.
+
+    A folder without the file that each store begins with is left as it is: `open_job` refuses it.
+    """
+    if (out / JOB).is_file():
+        clear(out)  # only the files that this store consists of
+
+
 def plan(
     tokenizer: VisualTokenizer, source: Source, options: EncodeOptions
 ) -> tuple[Index, Extras]:
     """What a store of `source` is made with. Goes once over all keys and the first rows."""
     samples = []
     for place in range(min(len(source), _TYPED_BY)):
-        with suppress(ViqError):  # it will be met again, and listed
+        with suppress(Exception):  # it will be met again, and listed
             samples.append(source[place].extras)
     extras = Extras.inferred(samples, unseen=source.has_extras and len(source) > _TYPED_BY)
     inputs, keys = digest(source.keys())
@@ -200,38 +221,78 @@ def to_store(job: Job, numbers: Sequence[int], work: Callable[[], Counts]) -> Re
 
 
 def _to_file(
-    pipeline: Pipeline, out: Path, index: Index, extras: Extras, progress: Progress
+    pipeline: Pipeline,
+    out: Path,
+    index: Index,
+    extras: Extras,
+    overwrite: bool,
+    progress: Progress,
 ) -> Report:
-    """Encode into one file. If every input fails, no file of codes is written."""
-    report, failures = Report(), list[Failure]()
-    tasks = (Task(0, place) for place in range(index.inputs))
+    """Encode into one file. If every input fails, no file of codes is written.
 
-    def counted(encoded: Iterable[Encoded]) -> Iterator[Encoded]:
+    What an interrupted run had finished comes from `Unfinished`, so the bytes are those of a run
+    that nobody interrupted.
+    """
+    unfinished = Unfinished(out, index, extras, overwrite)
+    report, failures, written = Report(resumed=unfinished.done), list[Failure](), list[Path]()
+
+    def fresh(encoded: Iterable[Encoded]) -> Iterator[Encoded]:
         for item in encoded:
             _count(report, item)
+            unfinished.add(item)
+            yield item
+
+    def all_of(encoded: Iterable[Encoded]) -> Iterator[Encoded]:
+        for item in chain(unfinished.inputs(), fresh(encoded)):
             if item.reason:
                 failures.append(_failure(item))
             yield item
             progress()
 
-    saved = "nothing was written"
-    with _stops_named(out, lambda: saved), closing(pipeline.run(tasks)) as encoded:
-        if out.suffix == SINGLE:
-            for item in counted(encoded):
-                _write_single(out, item)
-        else:
+    def saved() -> str:
+        unfinished.flush()
+        done = f"{unfinished.done} of {index.inputs} inputs are kept"
+        return f"{done}: run the same command again to go on" if unfinished.done else "nothing done"
+
+    finished = False
+    try:
+        tasks = (Task(0, place) for place in range(unfinished.done, index.inputs))
+        with _stops_named(out, saved), closing(pipeline.run(tasks)) as encoded:
             facts = (0, index.inputs)
             with (
                 suppress(_NothingToKeepError),
                 ShardWriter(out, index.info, extras, index.options, facts) as shard,
             ):
-                _fill(shard, counted(encoded))
+                _fill(shard, all_of(encoded))
                 if not shard.facts.rows:
                     raise _NothingToKeepError
-        ledger = out.with_name(f"{out.stem}.failures.jsonl")
-        write_ledger(ledger, failures)
+                written.append(out)
+            written += _list_failures(out, failures)
+        finished = True
+    finally:
+        unfinished.close(finished=finished)
+    report.kept = [str(out)] if out not in written and out.exists() else []
+    return _listed(report, failures, written)
+
+
+def _to_single(pipeline: Pipeline, out: Path, progress: Progress) -> Report:
+    """Encode one image into a .viq file."""
+    report, failures, written = Report(), list[Failure](), list[Path]()
+    with _stops_named(out, lambda: "nothing was written"):
+        with closing(pipeline.run([Task(0, 0)])) as encoded:
+            for item in encoded:
+                _count(report, item)
+                failures += [_failure(item)] if item.reason else []
+                written += _write_single(out, item)
+                progress()
+        written += _list_failures(out, failures)
+    report.kept = [str(out)] if out not in written and out.exists() else []
+    return _listed(report, failures, written)
+
+
+def _listed(report: Report, failures: Sequence[Failure], written: Sequence[Path]) -> Report:
     report.failures = [asdict(failure) for failure in failures]
-    report.outputs = [str(path) for path in (out, ledger) if path.exists()]
+    report.outputs = [str(path) for path in written]
     return report
 
 
@@ -239,7 +300,39 @@ class _NothingToKeepError(Exception):
     pass
 
 
-def _write_single(out: Path, item: Encoded) -> None:
+def _ledger(out: Path) -> Path:
+    return out.with_name(f"{out.stem}.failures.jsonl")
+
+
+def _list_failures(out: Path, failures: Sequence[Failure]) -> list[Path]:
+    """Write the ledger beside `out`, or remove the one of an earlier run: no stale list is left."""
+    ledger = _ledger(out)
+    _require_ledger(ledger)
+    write_ledger(ledger, failures)
+    return [ledger] if failures else []
+
+
+def _require_ledger(path: Path) -> None:
+    """Refuse a file at the place of our list of failures that is none."""
+    if not is_there(path):
+        return
+    refusal = ViqError(
+        f"{path}: is no list of failures that viq wrote, and one is to have this name: move it "
+        "away, or give another -o"
+    )
+    if path.is_symlink():
+        raise refusal
+    with open_regular(path) as file:
+        for line in file:
+            try:
+                values = parse_json(line, str(path))
+            except UntrustedError:
+                raise refusal from None
+            if not isinstance(values, dict) or set(values) != {"input", "key", "reason"}:
+                raise refusal
+
+
+def _write_single(out: Path, item: Encoded) -> list[Path]:
     codes = [row.codes for row in item.rows if row.codes is not None]
     if not item.reason and len(codes) != 1:
         raise ViqError(
@@ -248,6 +341,7 @@ def _write_single(out: Path, item: Encoded) -> None:
         )
     for image in codes:
         write_atomically(out, image.to_bytes())
+    return [out] if codes else []
 
 
 @contextmanager
@@ -260,7 +354,10 @@ def _stops_named(out: Path, saved: Callable[[], str]) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise ViqError(f"-o {out}: the disk is full; {saved()}") from None
+        said = ""
+        with suppress(OSError):  # there may be no room even for what is to be saved
+            said = f"; {saved()}"
+        raise ViqError(f"-o {out}: the disk is full{said}") from None
 
 
 def check_out(out: Path, count: int, overwrite: bool) -> bool:
@@ -272,8 +369,11 @@ def check_out(out: Path, count: int, overwrite: bool) -> bool:
         )
     if out.suffix == SINGLE and count != 1:
         raise ViqError(f"-o {out}: holds one image, got {count}: write NAME{PARQUET} instead")
-    if out.is_file() and (is_store or not overwrite):
-        raise ViqError(f"-o {out}: exists; give another name, or --overwrite")
+    if not is_store:
+        require_free(out, overwrite=overwrite)
+        _require_ledger(_ledger(out))
+    else:
+        require_folder(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out.parent):  # know now, not after an hour of encoding

@@ -4,12 +4,17 @@ Source -> threads that read, decode and shrink -> model -> rows. On a CPU the th
 too: several images at once, each on its share of the cores, keep them twice as busy as one small
 image on all cores. At most a few inputs a thread are in memory, however many there are.
 
-A bad input becomes a reason instead of rows and never stops the others.
+A bad input becomes a reason instead of rows and never stops the others, whatever it makes the code
+behind it raise.
+
+Closing a pipeline stops its threads where they are: between two images, and within one between two
+blocks of the encoder, which is a fraction of the work on a tile.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,12 +29,15 @@ from PIL import Image
 from viq.data.source_base import Source
 from viq.image import limit_pixels
 from viq.models.tokenizer import VisualTokenizer
+from viq.nn.blocks import Block
+from viq.patches import PatchBatch
 from viq.store.extras import Extras
 from viq.store.rows import CodeRow
-from viq.types import Codes, ViqError, grid_of
+from viq.types import PATCH_SIZE, Codes, ViqError, grid_of
 
 _AHEAD = 3  # inputs in work or waiting to be written, for each thread
 _SMALL = 256  # patches; packs of images smaller than this may run dry
+_PATCH_PIXELS = PATCH_SIZE**2
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -106,6 +114,16 @@ class _Loaded:
         return sum(rows * cols for rows, cols in grids)
 
 
+class Watch:
+    """Is told how far a pipeline is, from any thread. Pixels are those of whole patches."""
+
+    def opened(self, pixels: int) -> None:
+        """One more input is open."""
+
+    def encoded(self, pixels: int) -> None:
+        """So many more pixels are codes: those of a tile, or of a pack."""
+
+
 class Pipeline:
     """Encodes tasks with one tokenizer and a number of threads.
 
@@ -120,42 +138,55 @@ class Pipeline:
         extras: Extras,
         options: EncodeOptions,
         workers: int | None = None,
+        watch: Watch | None = None,
     ) -> None:
         if workers is not None and workers < 1:
             raise ViqError(f"--workers {workers}: give at least 1")
         self._tokenizer, self._source = tokenizer, source
-        self._extras, self._options = extras, options
+        self._extras, self._options, self._watch = extras, options, watch or Watch()
         self._in_threads = tokenizer.device.type == "cpu" and not options.packed
         usual = torch.get_num_threads() if self._in_threads else min(8, os.cpu_count() or 1)
         self._workers = min(workers or usual, max(1, len(source)))
 
     def run(self, tasks: Iterable[Task]) -> Generator[Encoded]:
         """What becomes of each task, in order. Close it to stop early."""
-        with _pool(self._workers) as pool:
+        with _pool(self._workers, _Here(threading.Event(), self._watch)) as pool:
             if self._in_threads:
-                with _threads_each(self._workers):
+                with _threads_each(self._workers), _watched(self._tokenizer):
                     yield from _in_order(pool, self._alone, tasks, _AHEAD * self._workers)
             else:
                 ahead = _AHEAD * self._workers + self._options.packed // _SMALL
                 for pack in self._packs(_in_order(pool, self._load, tasks, ahead)):
                     yield from self._encode(pack)
+                    self._watch.encoded(sum(item.patches for item in pack) * _PATCH_PIXELS)
 
     def _alone(self, task: Task) -> Encoded:
         return self._encode([self._load(task)])[0]
 
     def _load(self, task: Task) -> _Loaded:
         limit, key = self._options.max_pixels, None
+        opened, images = list[Image.Image](), list[Image.Image]()
         try:
             row = self._source[task.input]
             key = row.key
-            opened = [row.open(place) for place in range(len(row.images))]
-            images = [limit_pixels(image, limit) for image in opened]
+            for place in range(len(row.images)):
+                _require_going_on()
+                opened.append(row.open(place))
+                images.append(limit_pixels(opened[-1], limit))
             extras = self._extras.pack(row.extras)
-        except ViqError as error:
-            key = self._source.key(task.input) if key is None else key
-            return _Loaded(task, _printable(key), [], {}, reason=str(error))
+        except Exception as error:  # what a file of somebody else makes a library raise is anyone's
+            key = self._key(task.input) if key is None else key
+            return _failed(_Loaded(task, _printable(key), [], {}), error)
         shrunk = sum(small is not image for small, image in zip(images, opened, strict=True))
-        return _Loaded(task, _printable(key), images, extras, shrunk)
+        loaded = _Loaded(task, _printable(key), images, extras, shrunk)
+        self._watch.opened(loaded.patches * _PATCH_PIXELS)
+        return loaded
+
+    def _key(self, number: int) -> str:
+        try:
+            return self._source.key(number)
+        except Exception:  # a damaged source; the input is known by its number
+            return f"input {number}"
 
     def _packs(self, loaded: Iterable[_Loaded]) -> Iterator[list[_Loaded]]:
         """Inputs whose patches fit the budget, or one that does not; never of two shards.
@@ -174,6 +205,19 @@ class Pipeline:
             yield pack
 
     def _encode(self, pack: list[_Loaded]) -> list[Encoded]:
+        try:
+            return self._encoded(pack)
+        except Exception as error:
+            if _is_memory(error):
+                raise ViqError(
+                    f"{pack[0].key}: the memory does not suffice ({_words(error)}); give --tile or "
+                    "--max-pixels, or fewer --workers"
+                ) from None
+            if len(pack) > 1:  # find out which of them it is
+                return [encoded for item in pack for encoded in self._encode([item])]
+            return self._encoded([_failed(pack[0], error)])
+
+    def _encoded(self, pack: list[_Loaded]) -> list[Encoded]:
         images = [image for item in pack for image in item.images]
         packed = self._options.packed > 0
         codes = iter(self._tokenizer.encode(images, tile=self._options.tile, packed=packed))
@@ -198,6 +242,23 @@ def _rows(item: _Loaded, codes: list[Codes]) -> list[CodeRow]:
     ]
 
 
+def _failed(item: _Loaded, error: Exception) -> _Loaded:
+    """An input as it is listed: its key, and one line that names it and says why."""
+    reason = str(error) if isinstance(error, ViqError) else f"{item.key}: {_words(error)}"
+    return _Loaded(item.task, item.key, [], {}, reason=_printable(" ".join(reason.splitlines())))
+
+
+def _words(error: Exception) -> str:
+    said = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether the machine is at its end, which is nothing that one input could be blamed for."""
+    at_end = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return at_end or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
+
+
 def _printable(key: str) -> str:
     """A key that can be written: names of files may hold bytes that are no text."""
     return key.encode(errors="backslashreplace").decode()
@@ -215,12 +276,62 @@ def _in_order(
         yield waiting.popleft().result()
 
 
+class _StoppedError(BaseException):
+    """Ends the work of a thread whose result nobody waits for; no `except Exception` keeps it."""
+
+
+@dataclass(frozen=True)
+class _Here:
+    """What a thread of a pipeline works for."""
+
+    stop: threading.Event
+    watch: Watch
+
+
+_current = threading.local()  # `here` is set in threads of pipelines, and nowhere else
+
+
+def _require_going_on() -> None:
+    here: _Here | None = getattr(_current, "here", None)
+    if here is not None and here.stop.is_set():
+        raise _StoppedError
+
+
 @contextmanager
-def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
-    pool = ThreadPoolExecutor(workers, "viq-encode")
+def _watched(tokenizer: VisualTokenizer) -> Iterator[None]:
+    """Let threads of pipelines stop before each block of the encoder, and tell of each tile.
+
+    Whoever else uses the tokenizer meanwhile, from other threads, is not affected.
+    """
+
+    def before(module: torch.nn.Module, inputs: Any) -> None:
+        _require_going_on()
+
+    def after(module: torch.nn.Module, inputs: tuple[PatchBatch], tokens: torch.Tensor) -> None:
+        here: _Here | None = getattr(_current, "here", None)
+        if here is not None:
+            here.watch.encoded(len(tokens) * _PATCH_PIXELS)
+
+    blocks = (module for module in tokenizer.encoder.modules() if isinstance(module, Block))
+    hooks = [block.register_forward_pre_hook(before) for block in blocks]
+    hooks.append(tokenizer.encoder.register_forward_hook(after))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _pool(workers: int, here: _Here) -> Iterator[ThreadPoolExecutor]:
+    def begin() -> None:
+        _current.here = here
+
+    pool = ThreadPoolExecutor(workers, "viq-encode", begin)
     try:
         yield pool
     finally:
+        here.stop.set()
         pool.shutdown(cancel_futures=True)
 
 

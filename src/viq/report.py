@@ -15,12 +15,17 @@ class Report(Counts):
     Attributes:
         failures: key and reason of each input that gave nothing; of a store, also those of
             earlier runs.
+        outputs: files and folders that were written.
+        kept: older ones that were to be replaced and are left as they were, as nothing came of it.
+        resumed: inputs of a file that an interrupted run had finished.
         store: of a store, how far it is; else empty.
     """
 
     seconds: float = 0.0
     failures: list[dict[str, str]] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    resumed: int = 0
     store: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -39,5 +44,7 @@ class Report(Counts):
             "tiled": self.tiled,
             "failures": self.failures,
             "outputs": self.outputs,
+            **({"kept": self.kept} if self.kept else {}),
+            **({"resumed": self.resumed} if self.resumed else {}),
             **({"store": self.store} if self.store else {}),
         }
