@@ -14,7 +14,7 @@ import pytest
 import viq
 
 FLOORS = [
-    ["types", "untrusted", "files", "quiet"],
+    ["errors", "types", "untrusted", "files", "terminal", "quiet"],
     [
         "image", "patches", "fsq", "ranks", "compress",
         "store.arrays", "store.extras", "store.rows", "store.folder", "store.views", "store.cache",

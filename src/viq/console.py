@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from viq.terminal import raw
+from viq.untrusted import printable
+
 if TYPE_CHECKING:
     from viq.report import Report
 
@@ -35,7 +38,7 @@ def progress(what: str, total: int, *, hidden: bool) -> Iterator[Callable[[], No
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, *times, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, *times, console=Console(file=raw(sys.stderr)), transient=True) as bar:
         task = bar.add_task(what, total=total or None)
         yield lambda: bar.advance(task)
 
@@ -70,7 +73,7 @@ def show_report(report: Report, as_json: bool) -> None:
             show_store(report.store)
         if len(report.outputs) <= 4:
             for output in report.outputs:
-                print(f"wrote {output}")
+                line(f"wrote {output}")
         else:
             print(f"wrote {len(report.outputs)} files")
     if report.failures:
@@ -87,9 +90,14 @@ def show_store(store: dict[str, Any]) -> None:
 
 def show_failures(failures: list[dict[str, Any]]) -> None:
     for failure in failures[:20]:
-        print(f"viq: failed: {failure['reason']}", file=sys.stderr)
+        print(f"viq: failed: {printable(failure['reason'])}", file=sys.stderr)
     if len(failures) > 20:
         print(f"viq: and {len(failures) - 20} more failed", file=sys.stderr)
+
+
+def line(text: str) -> None:
+    """One line on stdout, whatever names the text holds."""
+    print(printable(text))
 
 
 def show(values: dict[str, Any], as_json: bool, indent: str = "") -> None:
@@ -100,12 +108,14 @@ def show(values: dict[str, Any], as_json: bool, indent: str = "") -> None:
     width = max(map(len, values), default=0)
     for key, value in values.items():
         if isinstance(value, dict):
-            print(f"{indent}{key}:")
+            line(f"{indent}{key}:")
             show(value, False, indent + "  ")
         elif isinstance(value, list) and value and isinstance(value[0], str) and len(value) > 1:
-            print(f"{indent}{key}:", *(f"\n{indent}  {item}" for item in value), sep="")
+            line(f"{indent}{key}:")
+            for item in value:
+                line(f"{indent}  {item}")
         else:
-            print(f"{indent}{key:<{width}}  {value}")
+            line(f"{indent}{key:<{width}}  {value}")
 
 
 def show_reconstruction(result: dict[str, Any]) -> None:
@@ -118,7 +128,7 @@ def show_reconstruction(result: dict[str, Any]) -> None:
     for image in result["images"]:
         cells = [image["codecs"][name] for name in codecs]
         print(
-            f"{Path(image['key']).name[-31:]:<32}{image['height']:>6}x{image['width']:<4}"
+            f"{printable(Path(image['key']).name)[-31:]:<32}{image['height']:>6}x{image['width']:<4}"
             f"{number(image['bpp']):>7}{number(image['psnr']):>8}{number(image['ssim'], 3):>7}",
             *(
                 f"{number(cell and cell['psnr']):>11}{number(cell and cell['ssim'], 3):>7}"
@@ -144,7 +154,8 @@ def show_reconstruction(result: dict[str, Any]) -> None:
 
 def show_record(record: dict[str, Any]) -> None:
     """One line of progress on stderr."""
-    print(*(f"{name} {value}" for name, value in record.items()), sep="  ", file=sys.stderr)
+    text = "  ".join(f"{name} {value}" for name, value in record.items())
+    print(printable(text), file=sys.stderr)
 
 
 def show_quality(result: dict[str, Any]) -> None:
