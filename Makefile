@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 IMAGES ?=
 BIN = $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check audit clean
 
 demo: $(VENV)/.demo
 	$(BIN)/viq demo $(IMAGES) -o demo
@@ -18,9 +18,13 @@ test: $(VENV)/.dev
 
 # Lint, format and types, beside the tests in continuous integration.
 check: $(VENV)/.dev
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests scripts
+	$(BIN)/ruff format --check src tests scripts
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# Known holes: in our code (bandit), in the pinned releases (pip-audit).
+audit: $(VENV)/.dev
+	$(BIN)/python scripts/audit.py
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)

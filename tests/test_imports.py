@@ -14,7 +14,8 @@ import pytest
 import viq
 
 FLOORS = [
-    ["types", "untrusted", "files", "names", "outputs", "interrupts", "quiet"],
+    ["errors", "types", "untrusted", "files", "names", "outputs", "interrupts", "terminal",
+     "quiet"],
     [
         "image", "patches", "fsq", "ranks", "compress",
         "store.arrays", "store.extras", "store.rows", "store.folder", "store.views", "store.cache",

@@ -39,6 +39,7 @@ from viq.console import (
     show_understanding,
 )
 from viq.progress import progress
+from viq.terminal import make_plain
 
 app = typer.Typer(
     name="viq",
@@ -387,6 +388,7 @@ def doctor(as_json: Json = False) -> None:
 
 def main() -> None:
     """Entry point of the `viq` command."""
+    make_plain()
     app()
 
 

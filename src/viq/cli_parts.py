@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from viq.terminal import give_up_on, plain_streams
+from viq.untrusted import printable
+
 if TYPE_CHECKING:
     from viq.models.tokenizer import VisualTokenizer
 
@@ -40,35 +43,61 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def guarded(command: Command) -> Command:
-    """Turn what can go wrong with input into one line and an exit code."""
+    """Turn what can go wrong with input into one line and an exit code; show plain text alone."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
-        from viq.types import Stopped, ViqError
-
-        try:
-            return command(*args, **kwargs)
-        except ViqError as error:
-            message, code = str(error), STOPPED if isinstance(error, Stopped) else USAGE
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] not in _EXTRAS:
-                raise
-            message, code = f"this needs {error.name}: pip install 'viq[train]'", USAGE
-        except KeyboardInterrupt as stop:
-            message = str(stop) or "interrupted; no unfinished file was left"
-            code = INTERRUPTED
-        except BrokenPipeError:
-            sys.stderr.close()
-            raise typer.Exit(0) from None
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            message, code = f"{where}{error.strerror or error}", USAGE
-        if kwargs.get("as_json"):
-            print(json.dumps({"error": message}))
-        print(f"viq: {message}", file=sys.stderr)
+        with plain_streams():
+            try:
+                done = command(*args, **kwargs)
+                sys.stdout.flush()  # a full disk shows only here, else at the end of Python
+                return done
+            except BrokenPipeError:
+                give_up_on(sys.stdout)
+                raise typer.Exit(0) from None
+            except (Exception, KeyboardInterrupt) as error:
+                told = _told(error)
+                if told is None:
+                    raise
+            message, code = told
+            _say_last(message, as_json=bool(kwargs.get("as_json")))
         raise typer.Exit(code)
 
     return run  # type: ignore[return-value]
+
+
+def _told(error: BaseException) -> tuple[str, int] | None:
+    """One line and the exit code for what a user can mend; None for a fault of ours."""
+    from viq.types import Stopped, ViqError
+
+    if isinstance(error, ViqError):
+        return str(error), STOPPED if isinstance(error, Stopped) else USAGE
+    if isinstance(error, ModuleNotFoundError):
+        known = (error.name or "").partition(".")[0] in _EXTRAS
+        return (f"this needs {error.name}: pip install 'viq[train]'", USAGE) if known else None
+    if isinstance(error, KeyboardInterrupt):
+        return str(error) or "interrupted; no unfinished file was left", INTERRUPTED
+    if isinstance(error, MemoryError):
+        return "does not fit into the memory of this machine", USAGE
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}", USAGE
+    return None
+
+
+def _say_last(message: str, as_json: bool) -> None:
+    """The one line of an error, if there still is somewhere to say it."""
+    message = printable(message)
+    for stream, text in (
+        (sys.stdout, json.dumps({"error": message}) if as_json else ""),
+        (sys.stderr, f"viq: {message}"),
+    ):
+        try:
+            if text:
+                print(text, file=stream)
+            stream.flush()
+        except (OSError, ValueError):
+            give_up_on(stream)
 
 
 def load_tokenizer(model: str, device: str, dtype: str, local_rank: int = 0) -> VisualTokenizer:

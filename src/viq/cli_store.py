@@ -23,7 +23,7 @@ from viq.cli_parts import (
     guarded,
     load_tokenizer,
 )
-from viq.console import show, show_report
+from viq.console import line, show, show_report
 from viq.interrupts import stoppable
 from viq.progress import progress
 
@@ -116,8 +116,8 @@ def encode(
                 watch=advance, **common,
             )  # fmt: skip
     if not as_json:
-        for line in _remarks(report, max_pixels):
-            print(line)
+        for remark in _remarks(report, max_pixels):
+            line(remark)
     show_report(report, as_json)
     if report.failures:
         raise typer.Exit(SOME_FAILED)

@@ -11,7 +11,7 @@ import typer
 
 from viq.cli_parts import SOME_FAILED, Json, Model, guarded, load_tokenizer
 from viq.cli_store import store_app
-from viq.console import show
+from viq.console import line, show
 from viq.progress import progress
 
 Store = Annotated[Path, typer.Argument(help="A store, or a Parquet file of codes.")]
@@ -31,7 +31,7 @@ def lint(store: Store, as_json: Json = False) -> None:
         print(json.dumps(result))
     else:
         for item in result["listed"][:_SHOWN]:
-            print(f"{item['where']}: {item['problem']}")
+            line(f"{item['where']}: {item['problem']}")
         more = result["problems"] - _SHOWN
         if more > 0:
             print(f"and {more} more; --json lists the first 1,000")
@@ -153,7 +153,7 @@ def near_duplicates(
         print(json.dumps(result))
         return
     for pair in result["pairs"][:_SHOWN]:
-        print(f"{pair['similarity']:.3f}  {pair['a']}  {pair['b']}")
+        line(f"{pair['similarity']:.3f}  {pair['a']}  {pair['b']}")
     if len(result["pairs"]) > _SHOWN:
         print(f"and {len(result['pairs']) - _SHOWN} more; --json lists all", file=sys.stderr)
     print(f"{result['images']} images, {len(result['pairs'])} pairs at {result['threshold']}")

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from viq.untrusted import printable
+
 if TYPE_CHECKING:
     from viq.report import Report
 
@@ -27,7 +29,7 @@ def show_report(report: Report, as_json: bool) -> None:
             show_store(report.store)
         if len(report.outputs) <= 4:
             for output in report.outputs:
-                print(f"wrote {output}")
+                line(f"wrote {output}")
         else:
             print(f"wrote {len(report.outputs)} files")
     if report.failures:
@@ -44,9 +46,14 @@ def show_store(store: dict[str, Any]) -> None:
 
 def show_failures(failures: list[dict[str, Any]]) -> None:
     for failure in failures[:20]:
-        print(f"viq: failed: {failure['reason']}", file=sys.stderr)
+        print(f"viq: failed: {printable(failure['reason'])}", file=sys.stderr)
     if len(failures) > 20:
         print(f"viq: and {len(failures) - 20} more failed", file=sys.stderr)
+
+
+def line(text: str) -> None:
+    """One line on stdout, whatever names the text holds."""
+    print(printable(text))
 
 
 def show(values: dict[str, Any], as_json: bool, indent: str = "") -> None:
@@ -57,12 +64,14 @@ def show(values: dict[str, Any], as_json: bool, indent: str = "") -> None:
     width = max(map(len, values), default=0)
     for key, value in values.items():
         if isinstance(value, dict):
-            print(f"{indent}{key}:")
+            line(f"{indent}{key}:")
             show(value, False, indent + "  ")
         elif isinstance(value, list) and value and isinstance(value[0], str) and len(value) > 1:
-            print(f"{indent}{key}:", *(f"\n{indent}  {item}" for item in value), sep="")
+            line(f"{indent}{key}:")
+            for item in value:
+                line(f"{indent}  {item}")
         else:
-            print(f"{indent}{key:<{width}}  {value}")
+            line(f"{indent}{key:<{width}}  {value}")
 
 
 def show_reconstruction(result: dict[str, Any]) -> None:
@@ -75,7 +84,7 @@ def show_reconstruction(result: dict[str, Any]) -> None:
     for image in result["images"]:
         cells = [image["codecs"][name] for name in codecs]
         print(
-            f"{Path(image['key']).name[-31:]:<32}{image['height']:>6}x{image['width']:<4}"
+            f"{printable(Path(image['key']).name)[-31:]:<32}{image['height']:>6}x{image['width']:<4}"
             f"{number(image['bpp']):>7}{number(image['psnr']):>8}{number(image['ssim'], 3):>7}",
             *(
                 f"{number(cell and cell['psnr']):>11}{number(cell and cell['ssim'], 3):>7}"
@@ -101,7 +110,8 @@ def show_reconstruction(result: dict[str, Any]) -> None:
 
 def show_record(record: dict[str, Any]) -> None:
     """One line of progress on stderr."""
-    print(*(f"{name} {value}" for name, value in record.items()), sep="  ", file=sys.stderr)
+    text = "  ".join(f"{name} {value}" for name, value in record.items())
+    print(printable(text), file=sys.stderr)
 
 
 def show_quality(result: dict[str, Any]) -> None:

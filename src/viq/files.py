@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from viq.types import ViqError
+from viq.errors import ViqError
 
 BUNDLED = Path(__file__).parent / "bundled"  # models that come with the package
 

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from viq.terminal import raw
+
 LINE_EVERY = 30.0  # seconds, where there is no terminal to draw a bar on
 
 
@@ -102,6 +104,6 @@ def _bar(what: str, total: int) -> Iterator[Advance]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[at]}"))
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, *times, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, *times, console=Console(file=raw(sys.stderr)), transient=True) as bar:
         task = bar.add_task(what, total=total or None, at="")
         yield Shown(total)

@@ -11,6 +11,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from viq.errors import CodesError, Stopped, ViqError
+
+__all__ = [
+    "CODES_PER_PATCH",
+    "IGNORE",
+    "IMAGE_TOKEN",
+    "PATCH_SIZE",
+    "Codes",
+    "CodesError",
+    "Grid",
+    "Size",
+    "Stopped",
+    "ViqError",
+    "grid_of",
+    "language_tokens",
+]
+
 PATCH_SIZE = 16  # px; the only patch size of published models
 CODES_PER_PATCH = 4  # the four slots of one patch (docs/model.md, quantizer step 3)
 
@@ -24,18 +41,6 @@ Size = tuple[int, int]  # (height, width) in px
 _HEADER = struct.Struct("<4sBBHIIQI")
 _MAGIC = b"ViQc"
 _VERSION = 1
-
-
-class ViqError(ValueError):
-    """Something is wrong with what the user gave. One line: what, where, how to mend."""
-
-
-class Stopped(ViqError):
-    """Asked to stop: what was done is saved, and the same command goes on."""
-
-
-class CodesError(ViqError):
-    """Codes that are damaged, inconsistent, or made by another tokenizer. One line."""
 
 
 def grid_of(size: Size, patch_size: int = PATCH_SIZE) -> Grid:

@@ -14,7 +14,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from viq.types import ViqError
+from viq.errors import ViqError
 
 # Bytes of the JSON files that are read whole; the largest that is known to be needed is a tenth.
 CONFIG_BYTES = 16 * 2**20
@@ -97,21 +97,19 @@ def parse_json(data: str | bytes, where: str) -> Any:
         raise UntrustedError(f"{where}: is not JSON ({' '.join(str(error).split())})") from None
 
 
-def printable(text: str, limit: int | None = None) -> str:
-    """The text with everything that could act on a terminal spelt out, on one line.
+def printable(text: str, limit: int | None = None, kept: str = "") -> str:
+    """The text with everything that could act on a terminal spelt out; without `kept`, one line.
 
     Args:
         limit: characters at most; longer text loses its middle.
+        kept: control characters that stay as they are.
     """
-    plain = "".join(_plain(character) for character in text) if not _is_plain(text) else text
-    if limit is None or len(plain) <= limit:
-        return plain
+    if not text.isascii() or not text.isprintable():
+        text = "".join(c if c in kept else _plain(c) for c in text)
+    if limit is None or len(text) <= limit:
+        return text
     head = (limit - 3) // 2
-    return plain[:head] + "..." + plain[head + 3 - limit :]
-
-
-def _is_plain(text: str) -> bool:
-    return text.isascii() and text.isprintable()
+    return text[:head] + "..." + text[head + 3 - limit :]
 
 
 def _plain(character: str) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 
 def samples_of(path: str) -> list[dict[str, Any]]:
     """Samples as they would be given to the library."""
-    data = np.load(path)
+    data = np.load(path, allow_pickle=False)
     ends, sizes, ids = data["ends"].tolist(), data["sizes"].tolist(), data["ids"]
     return [
         {

@@ -28,6 +28,8 @@ from viq.eval.metrics import summarize_counts
 from viq.files import write_atomically, written_aside
 from viq.fsq import FSQ
 from viq.image import open_image
+from viq.terminal import raw
+from viq.untrusted import printable
 
 LOG, CODES, SKIPPED, GRIDS = "log.jsonl", "codes.jsonl", "skipped.jsonl", "grids"
 
@@ -44,7 +46,7 @@ _CELL, _GAP, _SHEET = 256, 8, 1600  # px: longest side of a picture, space betwe
 
 def say(line: str) -> None:
     """One line on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 # Codes
@@ -306,6 +308,7 @@ class Bar:
 
     def say(self, line: str) -> None:
         """A line above the bar, or among the lines."""
+        line = printable(line)
         if self._progress:
             self._progress.console.print(line, markup=False, highlight=False)
         else:
@@ -323,12 +326,12 @@ def _progress(stream: IO[str]) -> Any:
     )
 
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[numbers]}"),
-        console=Console(file=stream),
+        console=Console(file=raw(stream)),
         refresh_per_second=2,  # the processor is for training
     )
 
