@@ -139,19 +139,29 @@ def decode(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the PNG files.")],
     model: Model = "viq-tiny",
     device: Device = "auto",
-    force: Annotated[
-        bool, typer.Option(help="Decode codes that another tokenizer made. They look wrong.")
+    any_tokenizer: Annotated[
+        bool,
+        typer.Option(
+            "--any-tokenizer", help="Decode codes that another tokenizer made. They look wrong."
+        ),
     ] = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Codes to PNG images at their original sizes."""
-    from viq.decode import count_images, decode_files
+    """Codes to PNG images at their original sizes. Run again to go on; exit code 3 if some fail."""
+    from viq.decode import decode_files
 
-    total = count_images(files)
     tokenizer = load_tokenizer(model, device, "float32")
-    with progress("decoding", total, hidden=as_json) as advance:
-        report = decode_files(tokenizer, files, out, force=force, progress=lambda pixels: advance())
+    with progress("decoding", 0, hidden=as_json) as advance, stoppable():
+        report = decode_files(
+            tokenizer, files, out, any_tokenizer=any_tokenizer, overwrite=overwrite,
+            begin=advance.expect, progress=advance,
+        )  # fmt: skip
+    if report.resumed and not as_json:
+        line(f"{report.resumed} pictures were there from an earlier run")
     show_report(report, as_json)
+    if report.failures:
+        raise typer.Exit(SOME_FAILED)
 
 
 @store_app.command()

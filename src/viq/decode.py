@@ -1,17 +1,90 @@
-"""Files of codes back to images: what `viq decode` runs."""
+"""Files of codes back to images: what `viq decode` runs.
+
+A picture is named after its key, `photos/a.jpg` becomes `photos/a.png`:
+
+- Folders that all keys begin with are left out, and so is the suffix of an image file.
+- Rows that have no key of their own keep their number: `pairs.parquet:12`, `pairs.jsonl:12` and
+  `pairs.json#12` become `pairs-12.png`.
+- Of a sample of several images each has its number: `pairs-12-0.png`, `pairs-12-1.png`.
+- What is no name everywhere is changed as `viq.names` says. `..` and empty parts are left out, a
+  folder whose name ends in `.png` gets a `_` after it, and a key of more than 700 bytes or 32 parts
+  is its last part and a hash.
+- If an earlier picture has the name, in whatever case, 8 hex digits of a hash of the key follow.
+
+Beside the pictures `decoded.jsonl` says which key each is of: lines of {file, key, image_index,
+codes, model, sha256}. By it an interrupted job is gone on with, and nothing else is replaced.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import io
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path, PurePath
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from viq.files import written_aside
+from viq import checkpoint
+from viq.files import open_regular
+from viq.image import IMAGE_SUFFIXES
 from viq.models.tokenizer import VisualTokenizer
+from viq.names import PATH_BYTES, folded, hashed, portable
+from viq.outputs import Manifest, is_there, require_folder
 from viq.report import Report
 from viq.store.folder import SINGLE, Store
-from viq.types import Codes, CodesError
+from viq.store.rows import CodesReader
+from viq.store.salvage import keys_and_places, rows_or_reasons
+from viq.types import Codes, CodesError, ViqError
+from viq.untrusted import below
+
+MANIFEST = "decoded.jsonl"
+_SUFFIX = ".png"
+_PARTS = 32  # of a path; the library and the system count each
+_NUMBERED = re.compile(r"(.*?)(\.(parquet|jsonl|ndjson|json|tar|arrow))?[:#](\d+)", re.I | re.S)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One row of codes, and the file it is to become.
+
+    Attributes:
+        key: None if it cannot be read.
+        name: path below the folder of the pictures, with slashes.
+    """
+
+    key: str | None
+    image_index: int
+    name: str
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One file of codes: a .viq file, or a shard; `reader` opens it, `broken` says why not."""
+
+    path: Path
+    model: str = ""
+    reader: Callable[[], CodesReader] | None = None
+    broken: str = ""
+
+    def places(self) -> list[tuple[str | None, int]]:
+        """(key, image_index) of every row."""
+        if self.reader is None:
+            return [(self.path.stem, 0)]
+        with self.reader() as reader:
+            return keys_and_places(reader)
+
+    def codes(self) -> Iterator[Codes | CodesError | None]:
+        """What each row holds: codes, nothing, or why it cannot be read."""
+        if self.reader is None:
+            yield _single(self.path)
+            return
+        with self.reader() as reader:
+            for row in rows_or_reasons(reader):
+                yield row if isinstance(row, CodesError) else row.codes
 
 
 def read_codes(paths: Iterable[Path]) -> Iterator[tuple[str, Codes, str]]:
@@ -22,21 +95,14 @@ def read_codes(paths: Iterable[Path]) -> Iterator[tuple[str, Codes, str]]:
     """
     for path in paths:
         if path.suffix == SINGLE:
-            try:
-                yield path.stem, Codes.from_bytes(path.read_bytes()), ""
-            except CodesError as error:
-                raise CodesError(f"{path}: {error}") from None
-            except OSError as error:
-                raise CodesError(f"{path}: cannot be read ({error.strerror})") from None
+            codes = _single(path)
+            if isinstance(codes, CodesError):
+                raise CodesError(f"{path}: {codes}")
+            yield path.stem, codes, ""
         else:
             store = Store(path)
             for key, codes in store:
                 yield key, codes, store.info.model
-
-
-def count_images(paths: Iterable[Path]) -> int:
-    """How many rows `read_codes` goes over."""
-    return sum(1 if path.suffix == SINGLE else len(Store(path)) for path in paths)
 
 
 def decode_files(
@@ -44,50 +110,161 @@ def decode_files(
     paths: Sequence[Path],
     out: Path,
     *,
-    force: bool = False,
-    progress: Callable[[int], None] = lambda pixels: None,
+    any_tokenizer: bool = False,
+    overwrite: bool = False,
+    begin: Callable[[int], None] = lambda rows: None,
+    progress: Callable[[], None] = lambda: None,
 ) -> Report:
     """Decode stores, .parquet or .viq files to PNG files in a folder, named after the keys.
 
-    Folders that all keys have in common are left out.
+    A damaged row is listed with its reason and the rest goes on. Pictures that an earlier run of
+    the same job made are left as they are.
 
     Args:
-        force: decode codes of another tokenizer all the same.
+        any_tokenizer: decode codes of another tokenizer all the same.
+        overwrite: replace files that this job did not make.
+        begin: called once, with the number of rows.
+        progress: called after each of them.
 
     Raises:
-        CodesError: a file is damaged, or was made by another tokenizer and not `force`.
+        CodesError: an input is no file of codes, or was made by another tokenizer and not
+            `any_tokenizer`.
+        ViqError: files that are there would be replaced, and not `overwrite`.
     """
-    report, start, taken = Report(), time.perf_counter(), set()
-    common = _common_folder(key for path in paths for key in _keys(path))
-    for key, codes, model in read_codes(paths):
-        if force:
-            codes = Codes(codes.ids, codes.size, codes.tile)
-        else:
-            try:
-                tokenizer.require(codes.fingerprint)
-            except CodesError as error:
-                made_by = f" (its model is called {model})" if model else ""
-                raise CodesError(f"{key}: {error}{made_by}; or --force") from None
-        (image,) = tokenizer.decode(codes)
-        path = _png_path(out, key.removeprefix(common), taken)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_aside(path) as aside:
-            image.save(aside, format="PNG")
-        report.count(codes)
-        report.outputs.append(str(path))
-        progress(image.width * image.height)
+    start = time.perf_counter()
+    require_folder(out)
+    parts = [part for path in paths for part in _parts(path, tokenizer, any_tokenizer)]
+    report = Report(failures=[_failure(str(p.path), p.broken) for p in parts if p.broken])
+    parts = [part for part in parts if not part.broken]
+    named = name_pictures([part.places() for part in parts])
+    manifest = Manifest(out / MANIFEST, "decode")
+    if not overwrite:
+        _refuse_clashes(out, manifest, [picture for pictures in named for picture in pictures])
+    job = _Decoding(tokenizer, manifest, any_tokenizer, overwrite, report)
+    begin(sum(map(len, named)))
+    for part, pictures in zip(parts, named, strict=True):
+        for picture, codes in zip(pictures, part.codes(), strict=True):
+            if codes is not None:
+                try:
+                    job.decode(picture, codes, part.model)
+                except (ViqError, OSError) as error:
+                    if isinstance(error, OSError) and not _is_of_name(error):
+                        raise  # a full disk, a folder that cannot be written to
+                    report.failures.append(_failure(picture.key, f"{part.path}: {error}"))
+            progress()
     report.seconds = time.perf_counter() - start
     return report
 
 
-def _keys(path: Path) -> Iterator[str]:
-    """The keys that `read_codes` gives, without reading codes."""
-    if path.suffix == SINGLE:
-        yield path.stem
-        return
-    store = Store(path)
-    for shard in store.shards:
-        yield from store.reader(shard).keys()
+class _Decoding:
+    """One run of `decode_files`."""
+
+    def __init__(
+        self,
+        tokenizer: VisualTokenizer,
+        manifest: Manifest,
+        any_tokenizer: bool,
+        overwrite: bool,
+        report: Report,
+    ) -> None:
+        self._tokenizer, self._manifest, self._report = tokenizer, manifest, report
+        self._any, self._overwrite = any_tokenizer, overwrite
+        self._painter = _painter(tokenizer)
+
+    def decode(self, picture: Picture, codes: Codes | CodesError, model: str) -> None:
+        """Write one picture, unless this job did before.
+
+        Raises:
+            ViqError: why there is none.
+        """
+        if isinstance(codes, CodesError):
+            raise codes
+        where = picture.key or picture.name
+        path = below(self._manifest.path.parent, picture.name, where)
+        facts = {
+            "key": picture.key,
+            "image_index": picture.image_index,
+            "codes": hashlib.sha256(codes.to_bytes()).hexdigest(),
+            "model": self._painter,
+        }
+        if is_there(path):
+            made = self._manifest.made(picture.name)
+            if made is not None and facts.items() <= made.items():
+                self._report.resumed += 1
+                return
+            if not self._overwrite or path.is_dir():
+                raise ViqError(
+                    f"{path}: exists, and is not what this job made of {where}; give another "
+                    "folder, or --overwrite"
+                )
+        if self._any:
+            codes = Codes(codes.ids, codes.size, codes.tile)
+        else:
+            _require(self._tokenizer, codes.fingerprint, where, model)
+        (image,) = self._tokenizer.decode(codes)
+        with io.BytesIO() as stream:
+            image.save(stream, format="PNG")
+            self._manifest.write(picture.name, stream.getvalue(), **facts)
+        self._report.count(codes)
+        self._report.outputs.append(str(path))
+
+
+def name_pictures(
+    parts: Sequence[Sequence[tuple[str | None, int]]],
+) -> list[list[Picture]]:
+    """Names for the rows of files of codes, (key, image_index) each, no two the same."""
+    common = _common_folder(key for rows in parts for key, _ in rows if key is not None)
+    taken: set[str] = set()
+    return [
+        [
+            Picture(key, index, _free_name(key, index, several, common, taken))
+            for (key, index), several in zip(rows, _of_several(rows), strict=True)
+        ]
+        for rows in parts
+    ]
+
+
+def _of_several(rows: Sequence[tuple[str | None, int]]) -> list[bool]:
+    """Whether each row is one of several images of its sample, which index 0 begins."""
+    return [
+        index > 0 or (place + 1 < len(rows) and rows[place + 1][1] > 0)
+        for place, (_, index) in enumerate(rows)
+    ]
+
+
+def _free_name(key: str | None, index: int, several: bool, common: str, taken: set[str]) -> str:
+    number = f"-{index}" if several else ""
+    stem = _stem((key or "").removeprefix(common))
+    name = f"{stem}{number}{_SUFFIX}"
+    tries = 1
+    while folded(name) in taken:
+        again = f"-{tries}" if tries > 1 else ""
+        name = f"{stem}{number}-{hashed(key or '')[:8]}{again}{_SUFFIX}"
+        tries += 1
+    taken.add(folded(name))
+    return name
+
+
+def _stem(key: str) -> str:
+    """The path that a key gives, without number and suffix."""
+    numbered = _NUMBERED.fullmatch(key)
+    if numbered:
+        text = f"{numbered[1]}-{numbered[4]}"
+    else:
+        suffix = PurePosixPath(key).suffix if "\0" not in key else ""
+        text = key.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else key
+    given = [portable(part) for part in text.split("/") if part not in (".", "..")]
+    parts = [part for part in given if part] or ["image"]
+    parts[:-1] = [_folder(part) for part in parts[:-1]]
+    path = "/".join(parts)
+    if len(parts) > _PARTS or len(path.encode()) > PATH_BYTES:
+        return f"{parts[-1]}-{hashed(key)}"
+    return path
+
+
+def _folder(part: str) -> str:
+    """The name of a folder, which no file of ours can have."""
+    return part + "_" if part.lower().endswith(_SUFFIX) or folded(part) == MANIFEST else part
 
 
 def _common_folder(keys: Iterable[str]) -> str:
@@ -96,16 +273,85 @@ def _common_folder(keys: Iterable[str]) -> str:
     return prefix[: prefix.rfind("/") + 1]
 
 
-def _png_path(out: Path, key: str, taken: set[Path]) -> Path:
-    """A path inside `out`, whatever the key holds; a.jpg and a.png get different names."""
-    parts = [p for p in PurePath(key).parts if p not in ("..", ".", "/", PurePath(key).anchor)]
-    name = Path(*parts) if parts else Path("image")
-    path = out / name.with_suffix(".png")
-    if path in taken:
-        path = out / name.with_name(name.name + ".png")
-    number = 2
-    while path in taken:
-        path = out / name.with_name(f"{name.name}-{number}.png")
-        number += 1
-    taken.add(path)
-    return path
+def _refuse_clashes(out: Path, manifest: Manifest, pictures: Sequence[Picture]) -> None:
+    """Refuse before the work what is known to fail: files that are there and not of this job."""
+    clashes = [
+        picture.name
+        for picture in pictures
+        if is_there(out / picture.name)
+        and not any(
+            (entry.get("key"), entry.get("image_index")) == (picture.key, picture.image_index)
+            for entry in manifest.listed(picture.name)
+        )
+    ]
+    if clashes:
+        more = f", and {len(clashes) - 1} more," if len(clashes) > 1 else ""
+        raise ViqError(
+            f"{out / clashes[0]}: exists{more} and this job did not make it; give another folder, "
+            "or --overwrite"
+        )
+
+
+def _parts(path: Path, tokenizer: VisualTokenizer, any_tokenizer: bool) -> Iterator[_Part]:
+    """The files of an input that can be opened, and the others with a reason.
+
+    Raises:
+        CodesError: it is no input, or of another tokenizer.
+    """
+    if path.suffix == SINGLE:
+        if not path.exists():
+            raise CodesError(f"{path}: no such file")
+        yield _Part(path)
+        return
+    store = Store(path)
+    if not any_tokenizer:
+        _require(tokenizer, store.info.fingerprint, str(path), store.info.model)
+    for shard in store.shards:
+        try:
+            file = store.file(shard)
+            store.reader(shard).__exit__()
+        except CodesError as error:
+            if len(store.shards) == 1:
+                raise
+            yield _Part(path / shard.name, broken=str(error))
+        else:
+            yield _Part(file, store.info.model, lambda shard=shard: store.reader(shard))
+
+
+def _single(path: Path) -> Codes | CodesError:
+    try:
+        with open_regular(path) as file:
+            return Codes.from_bytes(file.read())
+    except OSError as error:
+        return CodesError(f"cannot be read ({error.strerror})")
+    except CodesError as error:
+        return error
+    except ViqError as error:
+        return CodesError(str(error))
+
+
+def _require(tokenizer: VisualTokenizer, fingerprint: str, where: str, model: str) -> None:
+    try:
+        tokenizer.require(fingerprint)
+    except CodesError as error:
+        made_by = f" (its model is called {model})" if model else ""
+        raise CodesError(f"{where}: {error}{made_by}; or --any-tokenizer") from None
+
+
+def _painter(tokenizer: VisualTokenizer) -> str:
+    """16 hex digits that tell what turns codes into pixels, which is not in the fingerprint."""
+    parts = ("quantizer", "decoder", "latent_head")
+    config: dict[str, Any] = checkpoint.to_dict(tokenizer.config)
+    weights = {k: v for k, v in tokenizer.state_dict().items() if k.split(".")[0] in parts}
+    return checkpoint.fingerprint({part: config.get(part) for part in parts}, weights)
+
+
+def _is_of_name(error: OSError) -> bool:
+    """Whether a system refuses a name, and nothing else is wrong."""
+    return isinstance(error, (NotADirectoryError, IsADirectoryError, FileExistsError)) or (
+        error.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+    )
+
+
+def _failure(key: str | None, reason: str) -> dict[str, str]:
+    return {"key": key or "", "reason": reason}

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from PIL import Image
@@ -114,7 +114,7 @@ class _Loaded:
         return sum(rows * cols for rows, cols in grids)
 
 
-class Watch:
+class Watch(Protocol):
     """Is told how far a pipeline is, from any thread. Pixels are those of whole patches."""
 
     def opened(self, pixels: int) -> None:
@@ -122,6 +122,10 @@ class Watch:
 
     def encoded(self, pixels: int) -> None:
         """So many more pixels are codes: those of a tile, or of a pack."""
+
+
+class _Nobody(Watch):
+    pass
 
 
 class Pipeline:
@@ -143,7 +147,7 @@ class Pipeline:
         if workers is not None and workers < 1:
             raise ViqError(f"--workers {workers}: give at least 1")
         self._tokenizer, self._source = tokenizer, source
-        self._extras, self._options, self._watch = extras, options, watch or Watch()
+        self._extras, self._options, self._watch = extras, options, watch or _Nobody()
         self._in_threads = tokenizer.device.type == "cpu" and not options.packed
         usual = torch.get_num_threads() if self._in_threads else min(8, os.cpu_count() or 1)
         self._workers = min(workers or usual, max(1, len(source)))

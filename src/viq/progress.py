@@ -31,6 +31,10 @@ class Advance:
             self.done += count
         self.changed()
 
+    def expect(self, total: int) -> None:
+        """There are so many inputs: for jobs that know it only when they have begun."""
+        self.total = total
+
     def opened(self, pixels: int) -> None:
         with self._guard:
             self._opened += 1
@@ -99,7 +103,9 @@ def _bar(what: str, total: int) -> Iterator[Advance]:
     class Shown(Advance):
         def changed(self) -> None:
             # A picture of many tiles moves the bar with each of them.
-            seen, whole = (self.megapixels, self.expected) if self.expected else (self.done, total)
+            seen, whole = (
+                (self.megapixels, self.expected) if self.expected else (self.done, self.total)
+            )
             bar.update(task, completed=min(seen, whole or seen), total=whole or None, at=str(self))
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[at]}"))

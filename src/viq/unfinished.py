@@ -16,6 +16,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from viq.files import remove_leftovers
 from viq.names import shortened
 from viq.pipeline import Encoded, Task
 from viq.store.extras import Extras
@@ -58,6 +59,8 @@ class Unfinished:
             _make(self.folder)
         try:
             self._job: Job = self._lock.enter_context(open_job(self.folder, wanted, extras))
+            # The lock is held, so these are of runs that were killed.
+            remove_leftovers(out.parent, lambda name: name == out.name)
             self._parts = list(_in_sequence(self._job))
         except CodesError as error:
             self._lock.close()
