@@ -105,7 +105,9 @@ def test_converted_codes_are_golden(weights: dict[str, Tensor], tmp_path: Path, 
     model = VisualTokenizer.from_pretrained(out)
     assert model.fingerprint == summary["fingerprint"] == model.compute_fingerprint()
     assert model.config.tile == 0
-    convert(path, out, heads=4, force=True)  # published weights need rounded angles: the default
+    convert(
+        path, out, heads=4, overwrite=True
+    )  # published weights need rounded angles: the default
     published = VisualTokenizer.from_pretrained(out)
     assert published.config.quantizer.rope_angle_dtype == "bfloat16"
     assert published.fingerprint != model.fingerprint
@@ -194,7 +196,7 @@ def test_file_without_reconstruction(weights: dict[str, Tensor], tmp_path: Path)
     out = tmp_path / "out"
     convert(written(tmp_path, weights), out, heads=4)
     bare = {key: tensor for key, tensor in weights.items() if not key.startswith("vae_")}
-    summary = convert(written(tmp_path, bare), out, heads=4, force=True)
+    summary = convert(written(tmp_path, bare), out, heads=4, overwrite=True)
     assert summary["vae"] is False and "latent_head" not in summary["parts"]
     assert not list((out / "vae").iterdir()), "the VAE of another model was left behind"
     assert VisualTokenizer.from_pretrained(out).latent_head is None
@@ -285,7 +287,7 @@ def test_source_folder(weights: dict[str, Tensor], tmp_path: Path) -> None:
     assert convert(source, tmp_path / "out", heads=4)["name"] == "viq-64k"
     written(source, weights, "model_viq_fsq_2k.pth")
     with refused("several tokenizers", "model_viq_fsq_64k.pth", "model_viq_fsq_2k.pth"):
-        convert(source, tmp_path / "out", heads=4, force=True)
+        convert(source, tmp_path / "out", heads=4, overwrite=True)
     with refused("missing.pth: no such file"):
         convert(source / "missing.pth", tmp_path / "out")
     (source / "notes.txt").write_text("x")
@@ -296,11 +298,11 @@ def test_source_folder(weights: dict[str, Tensor], tmp_path: Path) -> None:
 def test_output_folder(weights: dict[str, Tensor], tmp_path: Path) -> None:
     path = written(tmp_path, weights)
     with refused("is a file"):
-        convert(path, path, heads=4, force=True)
+        convert(path, path, heads=4, overwrite=True)
     with refused("not empty"):
         convert(path, tmp_path, heads=4)
     assert sorted(os.listdir(tmp_path)) == [path.name]
-    convert(path, tmp_path, heads=4, force=True)
+    convert(path, tmp_path, heads=4, overwrite=True)
     assert VisualTokenizer.from_pretrained(tmp_path).width == 64
 
 

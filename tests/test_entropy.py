@@ -75,7 +75,9 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("encode", photos, "-o", plain, "--model", model)
     assert dict(Store(store)) == dict(Store(plain))
     assert run("store", "diff", store, plain)["equal"]
-    again = run("train", "entropy", "--model", model, "--data", plain)
+    told = ["train", "entropy", "--model", str(model), "--data", str(plain)]
+    assert "--overwrite" in CliRunner().invoke(app, told).stderr  # it was fitted to other data
+    again = run("train", "entropy", "--model", model, "--data", plain, "--overwrite")
     assert again["stamp"] == result["stamp"]
     copy = tmp_path / "copy"
     load(model).save_pretrained(copy)

@@ -175,6 +175,7 @@ def understanding(
     steps: Annotated[int, typer.Option(help="Training steps of each.")] = 1000,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write JSON here.")] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Train a small language model on frozen codes and ask it about held-out pictures."""
@@ -184,7 +185,9 @@ def understanding(
     from viq.eval.understanding import Features, UnderstandingConfig, compare, make_exam
     from viq.files import write_atomically
     from viq.models.tokenizer import VisualTokenizer
+    from viq.outputs import require_free
 
+    require_free(out, overwrite=overwrite)
     if threads:
         torch.set_num_threads(threads)
     rows = open_split(data or [], where=conditions(where))
@@ -240,7 +243,7 @@ def convert(
     show(
         run(
             source, out, size=size, levels=numbers, heads=heads, name=name,
-            rope_angle_dtype=rope_angle, force=overwrite,
+            rope_angle_dtype=rope_angle, overwrite=overwrite,
         ),
         as_json,
     )  # fmt: skip
@@ -283,20 +286,22 @@ def train(
     show_recipe: Annotated[
         bool, typer.Option("--print", help="Print the recipe as JSON and stop.")
     ] = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Train a tokenizer through the stages of a recipe. Run again to resume."""
     if recipe == "entropy":
         import torch
 
+        from viq.outputs import require_free
         from viq.train.entropy import train_entropy
 
         if threads:
             torch.set_num_threads(threads)
         told = (lambda record: None) if as_json else show_record
-        show(
-            train_entropy(load_tokenizer(model, "cpu", "float32"), data or [], report=told), as_json
-        )
+        tokenizer = load_tokenizer(model, "cpu", "float32")
+        require_free(tokenizer.entropy_file, overwrite=overwrite, option="--model")
+        show(train_entropy(tokenizer, data or [], report=told), as_json)
         return
     from viq.checkpoint import to_dict
     from viq.recipes import find_recipe, scaled, with_places
@@ -340,12 +345,13 @@ def report(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="NAME.html or NAME.png; default in the run.")
     ] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Curves, code use and pictures of a training run in one file."""
     from viq.train.report import make_report
 
-    show(make_report(run, out or run / "report.html"), as_json)
+    show(make_report(run, out or run / "report.html", overwrite=overwrite), as_json)
 
 
 @app.command()
@@ -356,6 +362,7 @@ def demo(
     ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")] = Path("demo"),
     model: Model = "viq-tiny",
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Originals, reconstructions and JPEGs of equal size, in one PNG and one HTML file."""
@@ -369,7 +376,13 @@ def demo(
     command = shlex.join(["viq", "demo", *map(str, images or []), "-o", str(out)])
     with progress("rebuilding", len(sources), hidden=as_json) as advance:
         result = make_gallery(
-            tokenizer, sources, out, title="ViQ", command=command, progress=lambda n: advance()
+            tokenizer,
+            sources,
+            out,
+            title="ViQ",
+            command=command,
+            overwrite=overwrite,
+            progress=lambda n: advance(),
         )
     if as_json:
         print(json.dumps(result))

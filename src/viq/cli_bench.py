@@ -83,6 +83,9 @@ def bench_mllm(
         Path | None, typer.Option("-o", "--out", help="JSON; cells are added to what is there.")
     ] = None,
     chart: Annotated[Path | None, typer.Option(help="Also draw the steps: NAME.png.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a --chart that is there.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """A step on codes against a vision tower in the loop, text alone, and the paper."""
@@ -92,6 +95,7 @@ def bench_mllm(
     from viq.bench.mllm_report import chart as draw
     from viq.bench.mllm_report import merged
     from viq.files import write_atomically, written_aside
+    from viq.outputs import is_there, require_free
     from viq.train.charts import to_image
     from viq.types import ViqError
 
@@ -103,11 +107,12 @@ def bench_mllm(
         checkpointing=checkpointing,
         scale=bench.REAL if full else bench.SCALED,
     )
-    old = _read(out) if out is not None and out.is_file() else None
+    old = _read(out) if out is not None and is_there(out) else None
     if old is not None:
         merged(old, bench.about(work, repeats), str(out))  # refused before the work, not after
     if chart is not None and chart.suffix != ".png":
         raise ViqError(f"--chart {chart}: give NAME.png")
+    require_free(chart, overwrite=overwrite, option="--chart")
     result = bench.run(
         llm.split(","),
         length.split(","),
@@ -125,11 +130,13 @@ def bench_mllm(
 
 
 def _read(path: Path) -> dict[str, Any]:
+    from viq.files import read_bytes
     from viq.types import ViqError
+    from viq.untrusted import CONFIG_BYTES, UntrustedError, parse_json
 
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        found = parse_json(read_bytes(path, CONFIG_BYTES), str(path))
+    except UntrustedError:
         found = {}
     if not isinstance(found, dict) or found.get("benchmark") != "mllm":
         raise ViqError(f"{path}: not a result of viq bench mllm: give another --out")

@@ -103,6 +103,7 @@ def draw(
     from viq.draw import Artist
     from viq.files import written_aside
     from viq.models.writer import Sampling
+    from viq.outputs import require_folder, require_free
     from viq.types import ViqError
 
     wanted = [caption for caption in captions for _ in range(count)]
@@ -112,8 +113,9 @@ def draw(
     if single and len(wanted) > 1:
         raise ViqError(f"--out {out}: {len(wanted)} pictures need a folder")
     places = [out] if single else [out / f"{i:04d}.png" for i in range(len(wanted))]
-    if (taken := next((p for p in places if p.exists()), None)) and not overwrite:
-        raise ViqError(f"{taken}: exists; give another --out, or --overwrite")
+    if not single:
+        require_folder(out)
+    require_free(*places, overwrite=overwrite)
     sampling = Sampling(temperature=temperature, top_p=top_p, guidance=guidance)
     artist = Artist.load(model, tokenizer=tokenizer, device=find_device(device))
     images = artist.draw(wanted, sampling, size=_size(size), seed=seed)
@@ -137,6 +139,7 @@ def eval_draw(
         Path | None, typer.Option(help="Also a sheet of drawn pictures: NAME.png.")
     ] = None,
     device: Device = "auto",
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """How often drawn pictures keep their captions, beside the model's loss."""
@@ -144,8 +147,11 @@ def eval_draw(
     from viq.eval.draw import evaluate, lines, make_sheet
     from viq.files import write_atomically, written_aside
     from viq.models.writer import Sampling
+    from viq.outputs import require_free
     from viq.types import ViqError
 
+    require_free(out, overwrite=overwrite)
+    require_free(sheet, overwrite=overwrite, option="--sheet")
     if pictures < 1:
         raise ViqError(f"--pictures {pictures}: give at least 1")
     sampling = Sampling(temperature=temperature, top_p=top_p, guidance=guidance)

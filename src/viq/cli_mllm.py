@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from viq.cli_parts import Device, Json, Model, conditions, find_device, guarded
+from viq.cli_parts import Device, Json, Model, Overwrite, conditions, find_device, guarded
 from viq.console import show, show_quality
 from viq.progress import progress
 
@@ -189,15 +189,18 @@ def eval_mllm(
     max_tokens: Tokens = 64,
     device: Device = "auto",
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write JSON here.")] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Ask a model questions that it was not trained on, and count right answers."""
     from viq.data.code_batches import open_stores
     from viq.eval.answers import evaluate, lines
     from viq.files import write_atomically
+    from viq.outputs import require_free
     from viq.train.mllm import CACHE, CODES
     from viq.types import ViqError
 
+    require_free(out, overwrite=overwrite)
     drawn, cache = Path(model, CODES), Path(model, CACHE)
     stores = codes or ([str(drawn)] if drawn.is_dir() else [])
     if not stores:
@@ -240,6 +243,7 @@ def eval_features(
     pictures: Annotated[int, typer.Option(help="To train on.")] = 3000,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write JSON here.")] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Train the same language model on codes, on continuous features, and blind; compare them."""
@@ -249,8 +253,10 @@ def eval_features(
     from viq.eval.features import KINDS, compare_features
     from viq.eval.understanding import UnderstandingConfig, make_exam
     from viq.files import write_atomically
+    from viq.outputs import require_free
     from viq.recipes_mllm import tiny
 
+    require_free(out, overwrite=overwrite)
     if threads:
         torch.set_num_threads(threads)
     config = UnderstandingConfig(

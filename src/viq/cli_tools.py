@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from viq.cli_parts import SOME_FAILED, Json, Model, guarded, load_tokenizer
+from viq.cli_parts import SOME_FAILED, Json, Model, Overwrite, guarded, load_tokenizer
 from viq.cli_store import store_app
 from viq.console import line, show
 from viq.progress import progress
@@ -114,11 +114,14 @@ def preview(
     model: Model = "viq-tiny",
     rows: Annotated[int, typer.Option(min=1, help="How many are shown.")] = 24,
     seed: Annotated[int | None, typer.Option(help="Draw them. Default: evenly spread.")] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Decode some rows into one picture or page."""
+    from viq.outputs import require_free
     from viq.tools.preview import preview as run
 
+    require_free(out, overwrite=overwrite)
     tokenizer = load_tokenizer(model, "auto", "float32")
     show(run(tokenizer, store, out, count=rows, seed=seed), as_json)
 

@@ -150,7 +150,7 @@ def decode_files(
                 except (ViqError, OSError) as error:
                     if isinstance(error, OSError) and not _is_of_name(error):
                         raise  # a full disk, a folder that cannot be written to
-                    report.failures.append(_failure(picture.key, f"{part.path}: {error}"))
+                    report.failures.append(_failure(picture.key, _told(part.path, error)))
             progress()
     report.seconds = time.perf_counter() - start
     return report
@@ -251,7 +251,7 @@ def _stem(key: str) -> str:
     if numbered:
         text = f"{numbered[1]}-{numbered[4]}"
     else:
-        suffix = PurePosixPath(key).suffix if "\0" not in key else ""
+        suffix = PurePosixPath(key).suffix
         text = key.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else key
     given = [portable(part) for part in text.split("/") if part not in (".", "..")]
     parts = [part for part in given if part] or ["image"]
@@ -351,6 +351,10 @@ def _is_of_name(error: OSError) -> bool:
     return isinstance(error, (NotADirectoryError, IsADirectoryError, FileExistsError)) or (
         error.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
     )
+
+
+def _told(path: Path, error: Exception) -> str:
+    return str(error) if str(error).startswith(str(path)) else f"{path}: {error}"
 
 
 def _failure(key: str | None, reason: str) -> dict[str, str]:

@@ -25,14 +25,16 @@ from viq import checkpoint
 from viq.data.chat import END, ChatConfig
 from viq.data.codes import CodeDataset
 from viq.data.processor import ViQProcessor
-from viq.files import bundled
+from viq.files import bundled, open_regular
 from viq.fsq import codebook_size
 from viq.models.embedder import CodeEmbedder
 from viq.models.mllm import ViQConfig, ViQForConditionalGeneration
+from viq.outputs import is_there
 from viq.quiet import quiet
 from viq.store.folder import SINGLE
 from viq.store.views import CodeSample
 from viq.types import Codes, ViqError
+from viq.untrusted import UntrustedError, parse_json
 
 __all__ = ["ViQConfig", "ViQForConditionalGeneration", "ViQProcessor"]
 
@@ -125,9 +127,11 @@ def look(place: str | Path) -> Path | Codes:
     path = Path(place)
     if path.suffix == SINGLE:
         try:
-            return Codes.from_bytes(path.read_bytes())
+            with open_regular(path) as file:
+                return Codes.from_bytes(file.read())
         except ViqError as error:
-            raise ViqError(f"{path}: {error}") from None
+            named = str(error).startswith(str(path))
+            raise ViqError(str(error) if named else f"{path}: {error}") from None
     return path
 
 
@@ -184,16 +188,19 @@ def answer_store(
     is loaded: images are codes.
 
     Raises:
-        ViqError: no store, or codes of another tokenizer.
+        ViqError: no store, codes of another tokenizer, or `out` is there and no file of answers.
     """
     data = CodeDataset(store, columns=())
     model.require(data.info.fingerprint)
-    known = _known(out)
+    known, whole_bytes = _known(out)
     wanted = [n for n, key in enumerate(data.keys()) if key not in known]
     wanted = wanted if limit is None else wanted[:limit]
     answered = 0
+    if not wanted:
+        return {"answered": 0, "known": len(known), "no_image": 0}
     out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("a", encoding="utf-8") as file:
+    with out.open("ab") as file:
+        file.truncate(whole_bytes)  # cuts off a line of answers, seen by `_known`, that a kill tore
         for samples in _batches(data, wanted, batch):
             inputs = processor(
                 text=[prompt] * len(samples),
@@ -202,7 +209,7 @@ def answer_store(
             ).to(model.device)
             answers = processor.answers(model.generate(**inputs, **generation), inputs)
             for sample, answer in zip(samples, answers, strict=True):
-                file.write(json.dumps({"key": sample.key, "answer": answer}) + "\n")
+                file.write(_answer_line(sample.key, answer))
                 progress()
             file.flush()
             answered += len(samples)
@@ -227,15 +234,47 @@ def _batches(data: CodeDataset, wanted: Sequence[int], size: int) -> Iterator[li
         yield held
 
 
-def _known(out: Path) -> set[str]:
-    """Keys that a file of answers has. A line that a kill has torn is cut off."""
-    if not out.is_file():
-        return set()
-    whole = out.read_bytes()
-    whole = whole[: whole.rfind(b"\n") + 1]
+def _answer_line(key: str, answer: str) -> bytes:
+    """One line, whatever the text holds: JSON in ASCII."""
+    return (json.dumps({"key": key, "answer": answer}) + "\n").encode()
+
+
+def _known(out: Path) -> tuple[set[str], int]:
+    """Keys that a file of answers has, and the bytes of its whole lines. Changes nothing.
+
+    Raises:
+        ViqError: it is no file of answers.
+    """
+    keys: set[str] = set()
+    whole_bytes = 0
+    if not is_there(out):
+        return keys, whole_bytes
+    refusal = ViqError(f"{out}: is no file of answers; give another --out")
+    with open_regular(out) as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                if not _is_torn(line, first=not keys):
+                    raise refusal
+                break
+            try:
+                values = parse_json(line, str(out))
+            except UntrustedError:
+                raise refusal from None
+            if not isinstance(values, dict) or not all(
+                isinstance(values.get(name), str) for name in ("key", "answer")
+            ):
+                raise refusal
+            keys.add(values["key"])
+            whole_bytes += len(line)
+    return keys, whole_bytes
+
+
+def _is_torn(line: bytes, first: bool) -> bool:
+    """Whether this is the beginning of a line of `_answer_line`, and not all of another one."""
+    head = _answer_line("", "")[:9]  # {"key": "
+    if not line.startswith(head):
+        return not first and head.startswith(line)
     try:
-        keys = {json.loads(line)["key"] for line in whole.splitlines()}
-    except (ValueError, KeyError, TypeError):
-        raise ViqError(f"{out}: is no file of answers; give another --out") from None
-    out.write_bytes(whole)
-    return keys
+        return set(parse_json(line, "")) == {"key", "answer"}
+    except UntrustedError:
+        return True

@@ -4,8 +4,8 @@ The rule, for each part of a path:
 
 - Characters that a file system refuses or that cannot be seen (control characters, those that turn
   or hide text, `< > : " \\ | ? *`) become `_`. The text is in Unicode's composed form (NFC).
-- Spaces around it and dots at its end go, as Windows drops them; a dot at its beginning, which
-  would hide the file, becomes `_`.
+- Spaces and dots around it go: Windows drops those at its end, and a dot at its beginning would
+  hide the file.
 - Names that Windows keeps for devices (CON, NUL, COM1, ...) get a `_` before them.
 - A part of more than 200 bytes is cut, and 16 hex digits of the hash of the whole follow.
 """
@@ -26,12 +26,8 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) 
 def portable(text: str) -> str:
     """One part of a path, made of any text; "" if nothing of it is left."""
     whole = unicodedata.normalize("NFC", text)
-    plain = "".join(
-        c if c.isprintable() and not _FORBIDDEN.match(c) else "_" for c in whole
-    ).strip(" ")  # fmt: skip
-    plain = plain.rstrip(". ")
-    if plain.startswith("."):
-        plain = "_" + plain[1:]
+    shown = (c if c.isprintable() and not _FORBIDDEN.match(c) else "_" for c in whole)
+    plain = "".join(shown).strip(" .")
     if _DEVICES.fullmatch(plain):
         plain = "_" + plain
     return shortened(plain, text)

@@ -1,7 +1,7 @@
 """What a command may replace: nothing that it did not make itself, unless asked by --overwrite.
 
-Two ways to know: nothing is there (`require_free`), or a list beside the files says that this job
-made just these bytes (`Manifest`).
+Three ways to know: nothing is there (`require_free`), a list beside the files says that this job
+made just these bytes (`Manifest`), or the file says so itself (`marked`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import hashlib
 import json
 import os
 import stat
+import struct
+import zlib
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +23,7 @@ from viq.untrusted import UntrustedError, parse_json
 
 _LINE_BYTES = 64 * 2**20  # of a manifest; the key of a picture is the longest thing in it
 _FORMAT = 1
+_PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", 12  # how it begins; bytes of its last chunk
 
 
 def require_free(*places: Path | None, overwrite: bool = False, option: str = "-o") -> None:
@@ -54,6 +57,36 @@ def require_folder(place: Path, option: str = "-o") -> None:
 def is_there(path: Path) -> bool:
     """Whether anything has this name, be it a link that leads nowhere."""
     return _mode(path) is not None
+
+
+def marked(data: bytes, job: str) -> bytes:
+    """A PNG or HTML file with a note, which nobody sees, that `job` made just this.
+
+    The note is a text chunk of PNG, or a comment at the end.
+    """
+    note, end = _note(data, job)
+    return data[:end] + note + data[end:]
+
+
+def is_marked(path: Path, job: str) -> bool:
+    """Whether a file is one that `job` made, and nobody has changed since."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with open_regular(path) as file:
+        data = file.read()
+    note, end = _note(data, job)  # of any data it is as long, and is as far from its end
+    plain = data[: end - len(note)] + data[end:]
+    return marked(plain, job) == data
+
+
+def _note(data: bytes, job: str) -> tuple[bytes, int]:
+    """What says that `job` made `data`, and where it goes."""
+    note = f"viq {job}, sha256 {hashlib.sha256(data).hexdigest()}".encode()
+    if not data.startswith(_PNG):
+        return b"<!-- " + note + b" -->\n", len(data)
+    text = b"tEXtSoftware\0" + note
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    return chunk, len(data) - _PNG_END
 
 
 class Manifest:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,12 +28,14 @@ from viq.demo.parts import encoded
 from viq.demo.sheet import block, make_sheet
 from viq.eval.codecs import fit_codec
 from viq.eval.metrics import psnr, ssim
-from viq.files import write_atomically
 from viq.fsq import codebook_size
 from viq.image import ImageError, Source, open_image
 from viq.models.tokenizer import VisualTokenizer
+from viq.names import portable
+from viq.outputs import Manifest, require_free
 from viq.types import Codes, ViqError
 
+_FOR_ALL, _MANIFEST = ("gallery.png", "gallery.html"), "gallery.jsonl"
 _DETAIL = 192  # px a side of the crops at 1:1
 _CELL = 8  # px a side of the cells whose variance tells detail
 
@@ -94,12 +95,15 @@ def make_gallery(
     *,
     title: str,
     command: str = "viq demo [IMAGES...] -o FOLDER",
+    overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Encode pictures to files, decode the files, and show both beside JPEG files.
 
     Writes NAME.viq (codes) and NAME.png (what they decode to) for every picture, and gallery.png
-    and gallery.html for all. Pictures are neither resized nor cropped, but for display.
+    and gallery.html for all; gallery.jsonl lists them, so that the next gallery in this folder
+    replaces what this one made, and nothing else. Pictures are neither resized nor cropped, but for
+    display.
 
     Args:
         sources: pictures, or pairs of a name and a picture. Without one, the name comes from the
@@ -108,6 +112,7 @@ def make_gallery(
         out: folder for the files, made if need be.
         title: of the gallery.
         command: shown as the way to make this gallery again.
+        overwrite: also replace files that no gallery made.
         progress: called with the number of pictures done after each, failed ones included.
 
     Returns:
@@ -126,6 +131,7 @@ def make_gallery(
     Raises:
         ValueError: no picture that can be read, a tokenizer that cannot decode, or a picture that
             a file of the gallery would overwrite.
+        ViqError: a file is there that no gallery made, and not `overwrite`.
     """
     if tokenizer.decoder is None:
         raise ViqError(
@@ -135,6 +141,8 @@ def make_gallery(
     levels = tokenizer.levels  # raises for a continuous bottleneck
     named = _named(sources)
     _protect(named, out)
+    manifest = Manifest(out / _MANIFEST, "demo")
+    _require_ours(named, manifest, overwrite)
     rows: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     files: list[str] = []
@@ -147,7 +155,7 @@ def make_gallery(
             failed.append({"name": name, "reason": str(error)})
         else:
             credit = source.info.get("credit") if isinstance(source, Image.Image) else None
-            row, pictures = _compare(tokenizer, name, original, out)
+            row, pictures = _compare(tokenizer, name, original, manifest)
             rows.append({"name": name, "credit": str(credit) if credit else None, **row})
             files += [f"{name}.viq", f"{name}.png"]
             # Full-size pictures go no further: a gallery may hold many.
@@ -171,10 +179,15 @@ def make_gallery(
         "pillow": PIL.__version__,
         "images": rows,
         "failed": failed,
-        "files": [*files, "gallery.png", "gallery.html"],
+        "files": [*files, *_FOR_ALL, _MANIFEST],
     }
-    write_atomically(out / "gallery.png", encoded(make_sheet(summary, blocks), "PNG"))
-    write_atomically(out / "gallery.html", make_page(summary, sections).encode())
+    for name, data in zip(
+        _FOR_ALL,
+        (encoded(make_sheet(summary, blocks), "PNG"), make_page(summary, sections).encode()),
+        strict=True,
+    ):
+        manifest.write(name, data)
+    manifest.tidy()
     return summary
 
 
@@ -182,16 +195,15 @@ def make_gallery(
 
 
 def _compare(
-    tokenizer: VisualTokenizer, name: str, original: Image.Image, out: Path
+    tokenizer: VisualTokenizer, name: str, original: Image.Image, manifest: Manifest
 ) -> tuple[dict[str, Any], list[Image.Image | None]]:
     """Write the files of one picture; its numbers, and original, ViQ and JPEG picture."""
-    file = out / f"{name}.viq"
-    write_atomically(file, tokenizer.encode(original)[0].to_bytes())
+    manifest.write(f"{name}.viq", tokenizer.encode(original)[0].to_bytes())
     # From the disk: what is shown is what the file alone gives.
-    data = file.read_bytes()
+    data = (manifest.path.parent / f"{name}.viq").read_bytes()
     codes = Codes.from_bytes(data)
     decoded = tokenizer.decode(codes)[0]
-    write_atomically(out / f"{name}.png", encoded(decoded, "PNG"))
+    manifest.write(f"{name}.png", encoded(decoded, "PNG"))
     jpeg = fit_codec(original, "jpeg", len(data))
     pixels = original.width * original.height
     row: dict[str, Any] = {
@@ -267,7 +279,7 @@ def _named(sources: Sequence[Source | tuple[str, Source]]) -> list[tuple[str, So
             label = f"image-{place}"
             if isinstance(source, str | os.PathLike):
                 label = Path(source).stem
-        base = name = _safe(label)
+        base = name = portable(label) or "image"
         number = 1
         while name.casefold() in taken:  # many disks take A and a for the same
             number += 1
@@ -277,13 +289,6 @@ def _named(sources: Sequence[Source | tuple[str, Source]]) -> list[tuple[str, So
     return named
 
 
-def _safe(label: str) -> str:
-    whole = label.encode("utf-8", "replace").decode()  # a broken file name has half characters
-    kept = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', "_", whole)
-    # 255 bytes are the limit of most disks, and writing aside adds some.
-    return kept.encode()[:180].decode(errors="ignore").strip(" .") or "image"
-
-
 def _protect(named: Sequence[tuple[str, Source]], out: Path) -> None:
     """Refuse to overwrite a picture that was given."""
     given = {
@@ -291,14 +296,25 @@ def _protect(named: Sequence[tuple[str, Source]], out: Path) -> None:
         for _, source in named
         if isinstance(source, str | os.PathLike) and os.path.exists(source)
     }
-    ours = [f"{name}.{kind}" for name, _ in named for kind in ("viq", "png")]
-    for name in [*ours, "gallery.png", "gallery.html"]:
+    for name in _files_of(named):
         target = out / name
         if target.exists() and _identity(target) in given:
             raise ViqError(
                 f"{target} is one of the given pictures and would be overwritten: choose another "
                 "output folder"
             )
+
+
+def _require_ours(named: Sequence[tuple[str, Source]], manifest: Manifest, overwrite: bool) -> None:
+    """Refuse to replace files that no gallery made, or that have changed since."""
+    for name in _files_of(named):
+        place = manifest.path.parent / name
+        if manifest.made(name) is None:
+            require_free(place, overwrite=overwrite)
+
+
+def _files_of(named: Sequence[tuple[str, Source]]) -> list[str]:
+    return [*(f"{name}.{kind}" for name, _ in named for kind in ("viq", "png")), *_FOR_ALL]
 
 
 def _identity(path: str | os.PathLike[str]) -> tuple[int, int]:

@@ -33,6 +33,7 @@ from viq.models.quantizer import QuantizerConfig
 from viq.models.qwen_vae import list_length
 from viq.models.siglip import OFFICIAL_PREFIX
 from viq.models.tokenizer import TokenizerConfig, VisualTokenizer
+from viq.outputs import require_free
 from viq.tensorfile import SUFFIXES, read_tensors
 
 _OFFICIAL_NAME = re.compile(r"model_viq_fsq_(\w+)")
@@ -57,7 +58,7 @@ def convert(
     heads: int | None = None,
     name: str | None = None,
     rope_angle_dtype: Literal["float32", "bfloat16"] = "bfloat16",
-    force: bool = False,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write the model folder `out`, with the file's VAE in `out/vae` if it has one.
 
@@ -69,7 +70,7 @@ def convert(
         name: of the model; "viq-<size>" by default.
         rope_angle_dtype: published weights were trained and run with angles rounded to bfloat16;
             "float32" is for weights that were trained without.
-        force: overwrite an `out` that is not empty.
+        overwrite: replace the model in an `out` that is not empty; other files there stay.
 
     Returns:
         name, fingerprint, parameters, levels, width, depth, heads, parts (of the model), vae
@@ -80,7 +81,8 @@ def convert(
     """
     source, out = Path(source), Path(out)
     path = _find(source)
-    _check_out(out, force)
+    _check_out(out, overwrite)
+    had_vae = _holds_vae(out)
     weights, skipped = tokenizer_weights(read_tensors(path), str(path))
     vae = {k.removeprefix(official.VAE_PREFIX): weights.pop(k) for k in _vae_keys(weights)}
     config = tokenizer_config(
@@ -102,7 +104,7 @@ def convert(
     vae_folder = out / qwen_vae.VAE_FOLDER
     if vae_config:
         qwen_vae.write_vae(vae_folder, vae, vae_config)
-    else:  # one left by an earlier conversion does not belong to this model
+    elif had_vae:  # it belongs to the model of ours that is replaced, as its config said
         for stale in (checkpoint.CONFIG_FILE, qwen_vae.VAE_WEIGHTS_FILE):
             (vae_folder / stale).unlink(missing_ok=True)
     model.save_pretrained(out)
@@ -266,11 +268,21 @@ def _find(source: Path) -> Path:
     raise CheckpointError(f"{source}: no model_viq_fsq_<size>.pth in this folder{others}")
 
 
-def _check_out(out: Path, force: bool) -> None:
+def _check_out(out: Path, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"{out}: is a file; give a folder to write to")
-    if not force and out.is_dir() and any(out.iterdir()):
-        raise CheckpointError(f"{out}: not empty; give another folder, or overwrite with force")
+    if not overwrite and out.is_dir() and any(out.iterdir()):
+        raise CheckpointError(f"{out}: not empty; give another folder, or --overwrite")
+    require_free(out / checkpoint.CONFIG_FILE, out / checkpoint.WEIGHTS_FILE, overwrite=True)
+
+
+def _holds_vae(out: Path) -> bool:
+    """Whether a model of ours lies there, with a VAE of its own."""
+    try:
+        values = checkpoint.read_config(out)
+    except CheckpointError:
+        return False
+    return "fingerprint" in values and bool(values.get("latents"))
 
 
 def _refusal(keys: Iterable[str]) -> str | None:

@@ -15,22 +15,24 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from viq.data.source_base import Source
-from viq.encode import check_out, encode_shards, open_inputs, plan, to_store
+from viq.encode import begin_afresh, check_out, encode_shards, open_inputs, plan, to_store
 from viq.loading import load
 from viq.models.tokenizer import VisualTokenizer
 from viq.pipeline import EncodeOptions, Pipeline
 from viq.report import Report
 from viq.store.extras import Extras
 from viq.store.folder import Index
-from viq.store.job import Counts, Job, clear, count_shards, open_job
+from viq.store.job import Counts, Job, count_shards, open_job
 from viq.types import ViqError
 
+_NO_RAY = "--engine ray needs Ray; run: pip install 'viq[ray]'"
 _BLOCKS = 64  # for each actor: few enough for Ray to plan, enough to share the work evenly
 
 
@@ -108,8 +110,10 @@ def encode(
     if not check_out(out, len(source), overwrite):
         raise ViqError(f"-o {out}: the Ray engine writes stores; give a folder")
     index, extras = plan(tokenizer, source, options)
-    if overwrite and out.exists():
-        clear(out)
+    if not find_spec("ray"):  # before anything is removed
+        raise ViqError(_NO_RAY)
+    if overwrite:
+        begin_afresh(out)
     numbers = range(count_shards(index))
     with open_job(out, index, extras) as job:
         if options.compress:
@@ -168,7 +172,7 @@ def _ray() -> Iterator[_Slots]:
     try:
         import ray
     except ImportError:
-        raise ViqError("--engine ray needs Ray; run: pip install 'viq[ray]'") from None
+        raise ViqError(_NO_RAY) from None
     ours = not ray.is_initialized()
     if ours:
         on_term = signal.getsignal(signal.SIGTERM)

@@ -21,6 +21,8 @@ from PIL import Image
 from viq.demo.parts import encoded
 from viq.files import write_atomically
 from viq.image import ImageError, open_image
+from viq.names import hashed
+from viq.outputs import is_marked, marked, require_free
 from viq.train.charts import INKS, WIDTH, Drawing, Words, short, text_width, to_image, to_svg
 from viq.train.monitor import clock
 from viq.train.runs import Run, Stage, in_order, read_run, words
@@ -35,23 +37,28 @@ _CURVES = (
 _DASHED = "Dashed: what even use of the codebook would give for as many codes."
 
 
-def make_report(run: Path, out: Path) -> dict[str, Any]:
+def make_report(run: Path, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
     """Write the report of a run folder, finished or not, to `out`: .html, or .png.
+
+    Args:
+        overwrite: replace what is there even if it is no report of this run.
 
     Returns:
         run, report (the paths), and stages: by name, state, step, steps, seconds, last (value of
         each measure, in the unit of the report), warnings, skipped (how many).
 
     Raises:
-        ViqError: not a run folder, or another suffix.
+        ViqError: not a run folder, another suffix, or `out` is there and no report of this run.
     """
     if out.suffix.lower() not in (".html", ".png"):
         raise ViqError(f"{out}: a report is an .html or a .png file; name it report.html")
     found = read_run(run)
+    job = f"report of {hashed(found.name)}"
+    if not is_marked(out, job):
+        require_free(out, overwrite=overwrite)
     page = out.suffix.lower() == ".html"
-    write_atomically(
-        out, _page(found).encode(errors="replace") if page else encoded(_sheet(found), "PNG")
-    )
+    data = _page(found).encode(errors="replace") if page else encoded(_sheet(found), "PNG")
+    write_atomically(out, marked(data, job))  # where nothing is, or our own report
     return {
         "run": str(run),
         "report": str(out),
