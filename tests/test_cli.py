@@ -236,3 +236,138 @@ def test_doctor_help_version() -> None:
     for command in ("encode", "decode", "info", "eval", "bench", "convert", "train", "doctor"):
         assert command in run("--help").stdout
         run(command, "--help")
+
+
+def test_a_run_that_all_inputs_fail_leaves_the_old_file_and_says_so(
+    model: str, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "broken.png").write_bytes(b"no")
+    for out, good in (("o.parquet", pictures), ("o.viq", pictures / "deep" / "0.png")):
+        place = tmp_path / out
+        run("encode", good, "-o", place, "--model", model)
+        before = place.read_bytes()
+        shown = run(
+            "encode", tmp_path / "bad", "-o", place, "--model", model, "--overwrite", code=3
+        ).stdout
+        assert f"no codes were written; {place} is left as it was" in shown
+        assert f"wrote {place}" not in shown
+        assert place.read_bytes() == before
+
+
+def test_a_list_of_failures_of_somebody_else_is_kept(
+    model: str, pictures: Path, tmp_path: Path
+) -> None:
+    notes = tmp_path / "c.failures.jsonl"
+    for content in ("my notes\n", '{"key": "a", "reason": "mine"}\n', "[]"):
+        notes.write_text(content)
+        for more in ((), ("--overwrite",)):
+            line = one_line(
+                run("encode", pictures, "-o", tmp_path / "c.parquet", "--model", model, *more,
+                    code=2)
+            )  # fmt: skip
+            assert "is no list of failures that viq wrote" in line
+        assert notes.read_text() == content
+    assert not (tmp_path / "c.parquet").exists()
+
+
+def test_a_table_of_others_is_refused_untouched(model: str, pictures: Path, tmp_path: Path) -> None:
+    spark = tmp_path / "spark"
+    spark.mkdir()
+    for name in ("part-00000.parquet", "part-00001.parquet", "_SUCCESS"):
+        (spark / name).write_text(name)
+    result = run("encode", pictures, "-o", spark, "--model", model, "--overwrite", code=2)
+    assert "holds other files" in one_line(result)
+    assert {path.name: path.read_text() for path in spark.iterdir()} == {
+        name: name for name in ("part-00000.parquet", "part-00001.parquet", "_SUCCESS")
+    }
+
+
+def test_a_planted_folder_of_finished_inputs_is_refused(
+    model: str, pictures: Path, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (tmp_path / ".c.parquet.job").symlink_to(victim)
+    result = run("encode", pictures, "-o", tmp_path / "c.parquet", "--model", model, code=2)
+    assert ".c.parquet.job" in one_line(result)
+    assert list(victim.iterdir()) == []
+    (tmp_path / ".c.parquet.job").unlink()
+    (tmp_path / ".c.parquet.job").mkdir()
+    (tmp_path / ".c.parquet.job" / "mine.txt").write_text("mine")
+    result = run("encode", pictures, "-o", tmp_path / "c.parquet", "--model", model, code=2)
+    assert "holds other files" in one_line(result)
+    assert (tmp_path / ".c.parquet.job" / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("store", "preview", "{tmp}/codes", "-o"),
+        ("draw", "a circle", "-o"),
+        ("eval", "draw", "-o"),
+        ("eval", "draw", "--sheet"),
+        ("eval", "mllm", "nope", "-o"),
+        ("eval", "features", "-o"),
+        ("eval", "understanding", "nope", "-o"),
+        ("bench", "mllm", "--chart"),
+    ],
+)
+def test_results_replace_no_file_unasked(command: tuple[str, ...], tmp_path: Path) -> None:
+    """Refused before the work: none of the models named here exists."""
+    filled = [word.format(tmp=tmp_path) for word in command]
+    precious = tmp_path / "precious.png"
+    precious.write_bytes(b"mine")
+    line = one_line(run(*filled, precious, code=2))
+    assert f"{command[-1]} {precious}: exists" in line and "--overwrite" in line
+    (tmp_path / "pipe.png").symlink_to(precious)  # nor is a link followed or replaced
+    assert "exists" in one_line(run(*filled, tmp_path / "pipe.png", code=2))
+    assert precious.read_bytes() == b"mine"
+
+
+def test_a_gallery_replaces_only_what_a_gallery_made(
+    model: str, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "demo"
+    command = ("demo", pictures, "-o", out, "--model", model)
+    run(*command)
+    names = sorted(os.listdir(out))
+    run(*command)
+    assert sorted(os.listdir(out)) == names
+    for name in ("gallery.html", "0.png"):
+        (out / name).write_text("mine")
+        line = one_line(run(*command, code=2))
+        assert f"{out / name}: exists" in line
+        assert (out / name).read_text() == "mine"
+        run(*command, "--overwrite")
+    for path in out.iterdir():
+        path.unlink()
+    (out / "1.viq").write_text("mine")
+    assert "1.viq: exists" in one_line(run(*command, code=2))
+    assert os.listdir(out) == ["1.viq"]
+
+
+def test_an_input_may_raise_anything(model: str, tmp_path: Path) -> None:
+    from viq.data.source_base import ImageBytes, Row, Source
+    from viq.encode import encode
+
+    errors = [RuntimeError("a\nb"), RecursionError(), UnicodeError("x"), KeyError("k"), OSError(5)]
+
+    class Bad(Source):
+        def __len__(self) -> int:
+            return len(errors) + 1
+
+        def keys(self):
+            return map(str, range(len(self)))
+
+        def _row(self, index: int) -> Row:
+            if index < len(errors):
+                raise errors[index]
+            image = ImageBytes(tiny.png(tiny.picture(0)))
+            return Row(key=str(index), images=(image,), where="here")
+
+    for out in (tmp_path / "c.parquet", tmp_path / "store"):
+        report = encode(tiny.tokenizer(), Bad(), out)
+        assert report.images == 1
+        assert [failure["key"] for failure in report.failures] == list("01234")
+        assert report.failures[0]["reason"] == "0: RuntimeError: a b"

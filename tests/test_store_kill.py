@@ -19,13 +19,16 @@ import pytest
 import tiny
 from PIL import Image
 
+from viq import unfinished
 from viq.data.source_base import ImageBytes, Row, Source
 from viq.data.source_files import FileSource
 from viq.encode import encode
+from viq.loading import load
 from viq.models.tokenizer import VisualTokenizer
 from viq.pipeline import EncodeOptions
 from viq.ranks import ALONE, Place
 from viq.store.folder import LEDGER, Store
+from viq.types import ViqError
 
 INPUTS, BROKEN, OPTIONS = 90, 10, EncodeOptions(shard_size=7)
 
@@ -71,6 +74,7 @@ def job(
 ) -> None:
     """Encode in a process of its own, which kills itself at the given rename."""
     tokenizer, replace = tiny.tokenizer(), os.replace
+    unfinished._EVERY = 0.0  # a part for every input
 
     def replace_or_die(source: str, target: str) -> None:
         nonlocal die_at
@@ -208,6 +212,94 @@ def test_a_stopped_run_leaves_nothing_behind(
     assert "shards are whole: run the same command again to go on" in errors
     assert set(contents(out)) - set(whole) == set()
     check_unfinished(out, whole)
+
+
+def stop_after(count: int):
+    """A progress function that is interrupted at an input."""
+    done = 0
+
+    def progress() -> None:
+        nonlocal done
+        done += 1
+        if done == count:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_one_file_is_gone_on_with(
+    tokenizer: VisualTokenizer, pictures: Path, tmp_path: Path, compress: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Interrupted again and again, it has the bytes of a run that nobody interrupted."""
+    if compress:
+        tokenizer = load("viq-tiny")
+    options = EncodeOptions(compress=compress)
+    source = FileSource([pictures])
+    for folder in ("at-once", "often"):
+        (tmp_path / folder).mkdir()
+    encode(tokenizer, source, tmp_path / "at-once" / "c.parquet", options)
+    out = tmp_path / "often" / "c.parquet"
+    for count, patience in ((25, 5.0), (40, 0.0), (60, 5.0)):
+        monkeypatch.setattr(unfinished, "_EVERY", patience)
+        with pytest.raises(KeyboardInterrupt, match=f"{count} of {INPUTS} inputs are kept"):
+            encode(tokenizer, source, out, options, progress=stop_after(count))
+        assert not out.exists()
+    report = encode(tokenizer, source, out, options)
+    assert (report.resumed, len(report.failures)) == (60, BROKEN)
+    assert contents(out.parent) == contents(tmp_path / "at-once")
+
+
+def test_one_file_begun_otherwise_is_refused_or_begun_afresh(
+    tokenizer: VisualTokenizer, pictures: Path, tmp_path: Path
+) -> None:
+    source, out = FileSource([pictures]), tmp_path / "c.parquet"
+    with pytest.raises(KeyboardInterrupt):
+        encode(tokenizer, source, out, progress=stop_after(7))
+    with pytest.raises(ViqError, match="begun with tile 1024, now 32.*--overwrite"):
+        encode(tokenizer, source, out, EncodeOptions(tile=32))
+    report = encode(tokenizer, source, out, EncodeOptions(tile=32), overwrite=True)
+    assert report.resumed == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.failures.jsonl", "c.parquet"]
+
+
+def test_one_file_killed_at_any_rename(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    assert run(pictures, tmp_path / "whole" / "c.parquet") == 0
+    out = tmp_path / "killed" / "c.parquet"
+    out.parent.mkdir()
+    for die_at in (0, 3, 6, 9):
+        assert run(pictures, out, die_at) == -signal.SIGKILL
+        assert not out.exists()
+    assert run(pictures, out) == 0
+    assert contents(out.parent) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("signals", [(signal.SIGINT,), (signal.SIGTERM, signal.SIGINT)])
+def test_signals_end_an_encode_of_large_pictures(
+    tmp_path: Path, signals: tuple[signal.Signals, ...]
+) -> None:
+    """One stops it within the work on a picture, and a second one never ends in an abort."""
+    import subprocess
+    import sys
+
+    for name in ("a.png", "b.png"):
+        tiny.picture(1, 1500, 1800).save(tmp_path / name)
+    out = tmp_path / "out" / "c.parquet"
+    command = [sys.executable, "-m", "viq.cli", "encode", tmp_path, "-o", out]
+    process = subprocess.Popen(command, stdout=-1, stderr=subprocess.PIPE, text=True)
+    while not (out.parent / ".c.parquet.job" / "_job.json").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    for number in signals:
+        process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "interrupted" in errors
+    assert "terminate called" not in errors and "Traceback" not in errors
+    if len(signals) == 1:
+        assert list(out.parent.iterdir()) == []
 
 
 class Repeated(Source):

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from viq.cli_parts import Device, Json, Model, Overwrite, conditions, find_device, guarded
 from viq.console import show, show_quality
+from viq.interrupts import stoppable
 from viq.progress import progress
 
 RunModel = Annotated[str, typer.Option("--model", help="Run folder, model folder, or hub id.")]
@@ -149,6 +150,7 @@ def chat(
 
 
 @guarded
+@stoppable()
 def caption(
     store: Annotated[str, typer.Argument(help="Store or Parquet file of codes.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="NAME.jsonl; gone on with if begun.")],

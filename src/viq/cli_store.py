@@ -34,6 +34,7 @@ store_app = typer.Typer(help="Work on stores of codes.", no_args_is_help=True)
 
 
 @guarded
+@stoppable()
 def encode(
     inputs: Annotated[
         list[str],
@@ -92,7 +93,7 @@ def encode(
     }  # fmt: skip
     source = job.open_inputs(inputs, **input_options)
     common = {"retry_failed": retry_failed, "overwrite": overwrite}
-    with progress("encoding", len(source), hidden=as_json) as advance, stoppable():
+    with progress("encoding", len(source), hidden=as_json) as advance:
         if engine not in ("local", "ray"):
             raise ViqError(f"--engine {engine}: give local or ray")
         if engine == "ray":
@@ -134,6 +135,7 @@ def _remarks(report: Report, max_pixels: int | None) -> Iterator[str]:
 
 
 @guarded
+@stoppable()
 def decode(
     files: Annotated[list[Path], typer.Argument(help="Stores, .parquet or .viq files.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the PNG files.")],
@@ -152,7 +154,7 @@ def decode(
     from viq.decode import decode_files
 
     tokenizer = load_tokenizer(model, device, "float32")
-    with progress("decoding", 0, hidden=as_json) as advance, stoppable():
+    with progress("decoding", 0, hidden=as_json) as advance:
         report = decode_files(
             tokenizer, files, out, any_tokenizer=any_tokenizer, overwrite=overwrite,
             begin=advance.expect, progress=advance,

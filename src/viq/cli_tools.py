@@ -12,6 +12,7 @@ import typer
 from viq.cli_parts import SOME_FAILED, Json, Model, Overwrite, guarded, load_tokenizer
 from viq.cli_store import store_app
 from viq.console import line, show
+from viq.interrupts import stoppable
 from viq.progress import progress
 
 Store = Annotated[Path, typer.Argument(help="A store, or a Parquet file of codes.")]
@@ -63,6 +64,7 @@ def diff(first: Store, second: Store, as_json: Json = False) -> None:
 
 @store_app.command()
 @guarded
+@stoppable()
 def merge(
     stores: Annotated[list[Path], typer.Argument(help="Stores or Parquet files of codes.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder; resumed if begun.")],
@@ -88,6 +90,7 @@ def merge(
 
 @store_app.command()
 @guarded
+@stoppable()
 def export(
     store: Store,
     out: Annotated[Path, typer.Option("-o", "--out", help="New folder.")],

@@ -16,6 +16,9 @@ INTERRUPTED = 130  # exit code: 128 + SIGINT
 def stoppable() -> Iterator[None]:
     """Raise `KeyboardInterrupt` at the first signal; at a second, leave without tidying up.
 
+    A context, or the decorator of a command. After the first signal the handlers stay, as the
+    process is about to end.
+
     The second does not wait for threads: to tear the interpreter down while torch computes in them
     ends in an abort of C++. What is half-written then lies under a name of `viq.files`, and the
     next start removes it.
@@ -38,7 +41,7 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in before.items() if not asked else ():
             signal.signal(number, handler or signal.SIG_DFL)  # None: set by C code
 
 

@@ -65,6 +65,9 @@ class Unfinished:
         except CodesError as error:
             self._lock.close()
             raise self._damaged(error) from None
+        except ViqError as error:  # another job, or somebody else at work; speaks of the folder
+            said = str(error).removeprefix(f"-o {self.folder}: ")
+            raise ViqError(f"-o {out}: {said} ({self.folder} is of the same name)") from None
 
     @property
     def done(self) -> int:
