@@ -67,7 +67,7 @@ class Unfinished:
             raise self._damaged(error) from None
         except ViqError as error:  # another job, or somebody else at work; speaks of the folder
             said = str(error).removeprefix(f"-o {self.folder}: ")
-            raise ViqError(f"-o {out}: {said} ({self.folder} is of the same name)") from None
+            raise ViqError(f"-o {out}: {said}; its finished inputs are in {self.folder}") from None
 
     @property
     def done(self) -> int:
