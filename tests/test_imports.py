@@ -17,7 +17,8 @@ FLOORS = [
     ["types", "untrusted", "files", "quiet"],
     [
         "image", "patches", "fsq", "ranks", "compress",
-        "store.arrays", "store.extras", "store.rows", "store.folder", "store.views", "store.cache",
+        "store.arrays", "store.bounds", "store.extras", "store.rows", "store.folder",
+        "store.unpacked", "store.views", "store.cache_folder", "store.places", "store.cache",
         "store.lock", "store.job",
         "checkpoint", "tensorfile", "hub",
         "nn.attention", "nn.rope2d", "nn.blocks",
@@ -33,7 +34,7 @@ FLOORS = [
         "data.synthetic_base", "data.synthetic_text", "data.synthetic_chart",
         "data.synthetic_shapes", "data.synthetic_fields", "data.synthetic", "data.questions",
         "data.captions", "data.corpora", "data.chat", "data.words", "data.mixture", "data.drawn",
-        "data.order", "data.codes", "data.photos", "data.crops", "data.batches",
+        "data.epochs", "data.order", "data.codes", "data.photos", "data.crops", "data.batches",
         "data.code_batches", "data.processor", "data.drawings",
     ],
     [
