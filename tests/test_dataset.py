@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from viq.data.codes import CodeDataset
 from viq.data.order import Order, cut
+from viq.store.cache_folder import CACHE, MARK
 from viq.store.extras import Extras
 from viq.store.folder import INDEX, Index, Shard, shard_name
 from viq.store.rows import CodesWriter, StoreInfo
@@ -61,6 +63,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(path: Path, **options: object) -> CodeDataset:
     cache = path.parent / "cache"
     return CodeDataset(path, cache=cache, **options)  # type: ignore[arg-type]
+
+
+def unpacked(cache: Path) -> list[Path]:
+    """The unpacked shards in a cache, in which nothing else is but the mark."""
+    files = sorted((cache / CACHE).iterdir())
+    assert {file.suffix for file in files if file.name != MARK} <= {".arrow"}
+    return [file for file in files if file.name != MARK]
 
 
 def keys_of(batches: object) -> list[list[str]]:
@@ -241,11 +250,11 @@ def test_limits_are_asked_for(store: Path) -> None:
 def test_the_cache_is_bounded(tmp_path: Path) -> None:
     path = write_store(tmp_path / "s", [50] * 6)
     whole = [sample.key for sample in opened(path)]
-    size = max(file.stat().st_size for file in (tmp_path / "cache").iterdir())
+    size = max(file.stat().st_size for file in unpacked(tmp_path / "cache"))
     small = CodeDataset(path, cache=tmp_path / "small", cache_bytes=int(2.5 * size))
     for number in (0, 299, 0, 120, 299, 5, 70, 180, 230):
         assert small[number].codes == (codes_of(number),)
-        files = list((tmp_path / "small").iterdir())
+        files = unpacked(tmp_path / "small")
         assert sum(file.stat().st_size for file in files) <= 2.5 * size
     assert [sample.key for sample in small] == whole
 
@@ -253,11 +262,14 @@ def test_the_cache_is_bounded(tmp_path: Path) -> None:
 def test_a_cache_that_vanishes_or_is_damaged_is_written_anew(store: Path, tmp_path: Path) -> None:
     data = CodeDataset(store, cache=tmp_path)
     data[0]
-    for file in tmp_path.iterdir():
+    for file in unpacked(tmp_path):
         file.unlink()
     data[100]
-    for file in tmp_path.iterdir():
-        file.write_bytes(b"nothing")
+    for damage in (b"nothing", b""):
+        for file in unpacked(tmp_path):
+            file.write_bytes(damage)
+        assert CodeDataset(store, cache=tmp_path)[100].codes == (codes_of(100),)
+    shutil.rmtree(tmp_path / CACHE)
     assert CodeDataset(store, cache=tmp_path)[100].codes == (codes_of(100),)
 
 
@@ -275,7 +287,7 @@ def test_remote_store(tmp_path: Path) -> None:
         assert data[7].codes == (codes_of(first + 7),)
         assert f"key{first + 9}" in data
         assert len(list(data)) == count
-    assert all(file.suffix == ".arrow" for file in (tmp_path / "cache").iterdir())
+    assert unpacked(tmp_path / "cache")
     with pytest.raises(CodesError, match="finished store"):
         CodeDataset("memory://bucket/nothing", cache=tmp_path / "cache")
 
@@ -325,7 +337,7 @@ def test_nothing_is_left_after_an_interrupt(store: Path, tmp_path: Path) -> None
     assert _session(loop.pid) == []
     shared = os.listdir("/dev/shm")  # torch names it after the process; others are at work too
     assert not [name for name in shared if any(f"_{member}_" in name for member in members)]
-    assert all(file.suffix == ".arrow" for file in (tmp_path / "cache").iterdir())
+    assert unpacked(tmp_path / "cache")
 
 
 def _session(leader: int) -> list[str]:

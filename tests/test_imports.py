@@ -18,7 +18,8 @@ FLOORS = [
      "quiet"],
     [
         "image", "patches", "fsq", "ranks", "compress",
-        "store.arrays", "store.extras", "store.rows", "store.folder", "store.views", "store.cache",
+        "store.arrays", "store.bounds", "store.extras", "store.rows", "store.folder",
+        "store.unpacked", "store.views", "store.cache_folder", "store.places", "store.cache",
         "store.lock", "store.job", "store.salvage",
         "checkpoint", "tensorfile", "hub",
         "nn.attention", "nn.rope2d", "nn.blocks",
@@ -34,7 +35,7 @@ FLOORS = [
         "data.synthetic_base", "data.synthetic_text", "data.synthetic_chart",
         "data.synthetic_shapes", "data.synthetic_fields", "data.synthetic", "data.questions",
         "data.captions", "data.corpora", "data.chat", "data.words", "data.mixture", "data.drawn",
-        "data.order", "data.codes", "data.photos", "data.crops", "data.batches",
+        "data.epochs", "data.order", "data.codes", "data.photos", "data.crops", "data.batches",
         "data.code_batches", "data.processor", "data.drawings",
     ],
     [

@@ -10,7 +10,7 @@ import resource
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -72,21 +72,24 @@ def contents(folder: Path) -> dict[str, bytes]:
 def job(
     pictures: Path, out: Path, begun: Connection, die_at: int = -1, place: Place = ALONE
 ) -> None:
-    """Encode in a process of its own, which kills itself at the given rename."""
-    tokenizer, replace = tiny.tokenizer(), os.replace
+    """Encode in a process of its own, which kills itself when a file appears: the given one."""
+    tokenizer = tiny.tokenizer()
     unfinished._EVERY = 0.0  # a part for every input
 
-    def replace_or_die(source: str, target: str) -> None:
-        nonlocal die_at
-        if die_at == 1:
-            replace(source, target)
-        if die_at in (0, 1):
-            os.kill(os.getpid(), signal.SIGKILL)
-        die_at -= 2
-        replace(source, target)
+    def or_die(appear: Callable[[str, str], None]) -> Callable[[str, str], None]:
+        def do(source: str, target: str) -> None:
+            nonlocal die_at
+            if die_at == 1:
+                appear(source, target)
+            if die_at in (0, 1):
+                os.kill(os.getpid(), signal.SIGKILL)
+            die_at -= 2
+            appear(source, target)
+
+        return do
 
     if die_at >= 0:
-        os.replace = replace_or_die
+        os.replace, os.link = or_die(os.replace), or_die(os.link)
     begun.send(True)
     encode(tokenizer, FileSource([pictures]), out, OPTIONS, place=place)
 

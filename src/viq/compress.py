@@ -36,11 +36,22 @@ from typing import Any
 
 import numpy as np
 
-from viq.files import BUNDLED, write_atomically
-from viq.types import CODES_PER_PATCH, Codes, CodesError, Grid, Size, ViqError, grid_of
+from viq.files import BUNDLED, require_regular, write_atomically
+from viq.types import (
+    CODES_PER_PATCH,
+    Codes,
+    CodesError,
+    Grid,
+    Size,
+    ViqError,
+    bounded_grid,
+    grid_of,
+)
+from viq.untrusted import below, fingerprint, levels_of, parse_json
 
 _STAMP = re.compile(r"[0-9a-f]{16}")
 ENTROPY_FILE = "entropy.safetensors"  # in the folder of its tokenizer
+ENTROPY_BYTES = 1 << 26  # of that file, at most; ours take a hundredth
 FORMAT = 1
 WEIGHT_UNIT, VALUE_UNIT = 256, 128  # steps in 1 of weights and of values
 CAP = 4 * VALUE_UNIT - 1  # hidden values are clipped to 0..CAP
@@ -85,7 +96,7 @@ class EntropyModel:
     def __init__(
         self, tensors: Mapping[str, np.ndarray], levels: Sequence[int], fingerprint: str
     ) -> None:
-        self.levels, self.fingerprint = tuple(levels), fingerprint
+        self.levels, self.fingerprint = levels_of(list(levels), "entropy model"), fingerprint
         self.tensors = dict(tensors)
         self._sizes = np.array(self.levels * CODES_PER_PATCH)
         self._basis = np.cumprod([1, *self.levels[:-1]])
@@ -112,23 +123,29 @@ class EntropyModel:
         Raises:
             ViqError: there is none, or it is damaged.
         """
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
 
         path = Path(path)
         path = path / ENTROPY_FILE if path.is_dir() else path
         try:
+            require_regular(path)
+            if path.stat().st_size > ENTROPY_BYTES:
+                raise ViqError(f"more than {ENTROPY_BYTES:,} bytes")
             with safe_open(path, framework="np") as file:
                 about = file.metadata() or {}
+                if about.get("format") != str(FORMAT):
+                    raise ViqError("of another format; update viq")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if about.get("format") != str(FORMAT):
-                raise ViqError(f"{path}: an entropy model of another format; update viq")
-            model = cls(tensors, json.loads(about["levels"]), about["fingerprint"])
+            levels = parse_json(about["levels"], "levels")
+            stamp = fingerprint(about["fingerprint"], "fingerprint")
+            model = cls(tensors, levels, stamp)
         except FileNotFoundError:
             raise ViqError(
                 f"{path}: missing; make one with viq train entropy --model {path.parent} --data ..."
             ) from None
-        except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ViqError(f"{path}: not a whole entropy model ({error})") from None
+        except Exception as error:  # what libraries and arrays raise for damage is anyone's guess
+            reason = " ".join(str(error).split()).removeprefix(f"{path}: ")
+            raise ViqError(f"{path}: not a whole entropy model ({reason})") from None
         if model.stamp != about.get("stamp"):
             raise ViqError(f"{path}: its stamp does not fit its contents: damaged, copy it again")
         return model
@@ -189,12 +206,13 @@ class EntropyModel:
             CodesError: a payload is damaged, or was written with another model or size.
         """
         grids = [grid_of(size) for size in sizes]
-        for payload, (rows, cols) in zip(payloads, grids, strict=True):
+        for payload, size, (rows, cols) in zip(payloads, sizes, grids, strict=True):
             if min(rows, cols) < 1 or rows * cols > _PATCHES_PER_BYTE * len(payload):
                 raise CodesError(
                     f"{len(payload)} bytes of compressed codes are too few for an image of "
                     f"{rows}x{cols} patches: the row is damaged"
                 )
+            bounded_grid(size)
         codes: list[Codes] = []
         for batch in _batches(grids):
             words = [np.frombuffer(p[_CRC.size : len(p) // 4 * 4], "<u4") for p in payloads[batch]]
@@ -261,7 +279,7 @@ class EntropyModel:
                 hidden_PH += self._embed[i][level_P]
             values[start + 1 : stop + 1, :dims] = _centred(levels_PD[start:stop], self._sizes)
         slots = levels_PD.reshape(-1, CODES_PER_PATCH, len(self.levels))
-        ids_PS = (slots * self._basis).sum(-1).astype(np.uint16)
+        ids_PS = (slots @ self._basis.astype(np.int32)).astype(np.uint16)
         return [
             ids_PS[places].reshape(*grid, CODES_PER_PATCH)
             for places, grid in zip(layout.places, grids, strict=True)
@@ -333,7 +351,7 @@ def find_model(stamp: str, folder: Path) -> EntropyModel:
     """
     if not _STAMP.fullmatch(stamp):  # it comes from a file, and is about to be part of a path
         raise ViqError(f"{folder}: no entropy model has the stamp {stamp!r}; the codes are damaged")
-    paths = [folder / beside(stamp), *sorted(BUNDLED.glob(f"*/{ENTROPY_FILE}"))]
+    paths = [below(folder, beside(stamp), str(folder)), *sorted(BUNDLED.glob(f"*/{ENTROPY_FILE}"))]
     for path in paths:
         if path.is_file():
             model = EntropyModel.load(path)
@@ -414,6 +432,8 @@ def _centred(levels_PD: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 def _check(tensors: Mapping[str, np.ndarray], sizes: np.ndarray, depth: int) -> None:
     """Names and shapes fit, and no sum can leave the integers that float32 holds."""
+    if not len(sizes) or not all(t.dtype.kind in "iu" for t in tensors.values()):
+        raise ViqError("an entropy model without levels, or not of integers: copy it again")
     if (sizes.max() - 1) * LEVEL_UNIT > CAP:
         raise ViqError(f"entropy models take FSQ levels up to {CAP // LEVEL_UNIT + 1}")
     try:

@@ -15,6 +15,7 @@ import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -105,6 +106,38 @@ def write_atomically(path: Path, data: bytes) -> None:
         aside.write_bytes(data)
 
 
+def write_new(path: Path, data: bytes) -> bool:
+    """Write a whole file where there is none; of many processes at once, one does.
+
+    Returns:
+        Whether it was this one; else what was there is left as it is.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(_aside_name(path.name))
+    try:
+        file = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o600)
+        with os.fdopen(file, "wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(file)
+            if hasattr(os, "fchmod"):
+                os.fchmod(file, new_file_mode())
+        try:
+            os.link(aside, path)  # refuses what exists
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without a second name for a file: nearly as good
+            if os.path.lexists(path):
+                return False
+            os.rename(aside, path)  # there was nothing a moment ago
+        return True
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        aside.unlink(missing_ok=True)  # made above, with O_EXCL
+
+
 def new_file_mode(wanted: int = 0o666) -> int:
     """The mode that a new file gets here: `wanted` less the umask, which is not touched.
 
@@ -123,18 +156,36 @@ def make_readable(*files: Path) -> None:
         file.chmod(new_file_mode())
 
 
-def remove_leftovers(folder: Path, is_ours: Callable[[str], object]) -> None:
+def remove_leftovers(
+    folder: Path, is_ours: Callable[[str], object], older_than: float = 0
+) -> None:
     """Remove the files that killed processes were writing aside in `folder`.
 
     Args:
         is_ours: whether a file of this name is one that the caller writes. Only what
             `written_aside` was making of it is removed, and only if it is a file: neither a link
             nor a folder.
+        older_than: seconds since it was last written to, where others may be writing now.
     """
     for path in folder.iterdir():
         found = ASIDE.fullmatch(path.name)
-        if found and is_ours(found["name"]) and _is_plain(path):
+        if found and is_ours(found["name"]) and is_plain(path) and age(path) >= older_than:
             path.unlink(missing_ok=True)  # of our own making: no other name matches ASIDE
+
+
+def age(path: Path) -> float:
+    """Seconds since a file was last written to; 0 if it is gone, or was written in the future."""
+    with suppress(OSError):
+        return max(0.0, time.time() - os.lstat(path).st_mtime)
+    return 0.0
+
+
+def is_plain(path: Path) -> bool:
+    """Whether there is a regular file, and no link to one."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return False
 
 
 def _aside_name(name: str) -> str:
@@ -159,13 +210,6 @@ def _probed_umask() -> int:
         probe = Path(folder, "probe")
         os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         return 0o666 & ~stat.S_IMODE(probe.stat().st_mode)
-
-
-def _is_plain(path: Path) -> bool:
-    try:
-        return stat.S_ISREG(os.lstat(path).st_mode)
-    except OSError:
-        return False
 
 
 # Reading

@@ -32,6 +32,12 @@ PATCH_SIZE = 16  # px; the only patch size of published models
 CODES_PER_PATCH = 4  # the four slots of one patch (docs/model.md, quantizer step 3)
 
 IMAGE_TOKEN = -200  # stands in text ids where a visual vector goes, as in the official code
+# Of one image: what the opener takes by default, and the patches that such an image can have (a
+# few more than pixels / 256, as its borders are filled up). Files of codes are refused that claim
+# more, before memory is taken for them.
+MAX_PIXELS = 200_000_000
+MAX_PATCHES = 1 << 20
+
 IGNORE = -100  # label of a token that is not scored; PyTorch's default ignore_index
 
 Grid = tuple[int, int]  # (rows, columns) of patches
@@ -47,6 +53,22 @@ def grid_of(size: Size, patch_size: int = PATCH_SIZE) -> Grid:
     """Patches (rows, columns) that cover an image of `size` (height, width) px."""
     height, width = size
     return -(-height // patch_size), -(-width // patch_size)
+
+
+def bounded_grid(size: Size, max_pixels: int = MAX_PIXELS) -> Grid:
+    """`grid_of` a size that a file claims.
+
+    Raises:
+        CodesError: no size of an image, or more pixels than there may be.
+    """
+    rows, cols = grid_of(size)
+    most = MAX_PATCHES * max(max_pixels, MAX_PIXELS) // MAX_PIXELS
+    if min(size) < 1 or size[0] * size[1] > max_pixels or rows * cols > most:
+        raise CodesError(
+            f"codes of {size[0]}x{size[1]} px: images have 1 to {max_pixels:,} pixels, unless they "
+            "were opened with a larger decode_limit; encode it smaller, with max_pixels"
+        )
+    return rows, cols
 
 
 def language_tokens(grid: Grid, merge: int = 2) -> int:
@@ -124,11 +146,15 @@ class Codes:
         return _HEADER.pack(*fields, checksum) + payload
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Codes:
+    def from_bytes(cls, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Codes:
         """Read what `to_bytes` wrote.
 
+        Args:
+            max_pixels: of the image; more are refused.
+
         Raises:
-            CodesError: not ViQ codes, another version, cut short, too long, or damaged.
+            CodesError: not ViQ codes, another version, cut short, too long, damaged, or of an
+                image that is too large.
         """
         if len(data) < _HEADER.size or data[:4] != _MAGIC:
             raise CodesError("these bytes are not ViQ codes: they do not start with a ViQ header")
@@ -138,7 +164,7 @@ class Codes:
                 f"codes of format {version} with {patch_size}-px patches: this release reads "
                 f"format {_VERSION} with {PATCH_SIZE}-px patches; update viq"
             )
-        rows, cols = grid_of((height, width))
+        rows, cols = bounded_grid((height, width), max_pixels)
         expected = _HEADER.size + rows * cols * CODES_PER_PATCH * 2
         if len(data) != expected:
             raise CodesError(

@@ -8,6 +8,7 @@ these functions. docs/security.md has the whole list, with the bounds.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import unicodedata
@@ -19,6 +20,8 @@ from viq.errors import ViqError
 # Bytes of the JSON files that are read whole; the largest that is known to be needed is a tenth.
 CONFIG_BYTES = 16 * 2**20
 INDEX_BYTES = 256 * 2**20  # 1.6 million shards
+
+_MAX_LEVELS, _MAX_CODES = 16, 1 << 16
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
@@ -63,8 +66,24 @@ def whole_number(value: Any, where: str, least: int = 0, most: int = 2**53) -> i
     return value
 
 
+def levels_of(value: Any, where: str) -> tuple[int, ...]:
+    """FSQ levels: few, and their product within what ids can tell apart. Raises `UntrustedError`.
+
+    () where they are unknown.
+    """
+    if not isinstance(value, list) or len(value) > _MAX_LEVELS:
+        raise UntrustedError(f"{where}: FSQ levels are a list of up to {_MAX_LEVELS} numbers")
+    levels = tuple(whole_number(level, f"{where}, levels", 1, _MAX_CODES) for level in value)
+    if math.prod(levels) > _MAX_CODES:
+        raise UntrustedError(f"{where}: FSQ levels {levels} make more than {_MAX_CODES} codes")
+    return levels
+
+
 def below(root: Path, name: str, where: str) -> Path:
     """The path `name` below `root`, where it stays when all links are followed.
+
+    A snapshot in the cache of the Hugging Face hub is made of links into the folder `blobs` of its
+    repository; these may be followed too.
 
     Raises:
         UntrustedError: it is absolute, leads out of `root`, or is no path at all.
@@ -72,7 +91,9 @@ def below(root: Path, name: str, where: str) -> Path:
     try:
         path = root / name
         # realpath, as Path.resolve refuses loops of links with an error of its own
-        inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+        real, home = Path(os.path.realpath(path)), Path(os.path.realpath(root))
+        blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+        inside = real.is_relative_to(home) or real.is_relative_to(blobs)
     except (ValueError, OSError):  # a NUL, half a character, a name that is too long
         raise UntrustedError(f"{where}: {_quoted(name)} is no path there can be") from None
     if os.path.isabs(name) or not inside:

@@ -56,7 +56,7 @@ class CodeSource(Source):
         self._lock = Lock()  # the data set is made for one thread
 
     def __len__(self) -> int:
-        return len(self.data)
+        return self.data.total
 
     def keys(self) -> Iterator[str]:
         return self.data.keys()

@@ -23,11 +23,13 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from viq.data.epochs import MOST_EPOCHS, Epochs
 from viq.data.order import Batch, Order, cut
 from viq.ranks import place_among
 from viq.store.cache import ShardCache
 from viq.store.views import CodeSample
 from viq.types import ViqError
+from viq.untrusted import printable, whole_number
 
 Collate = Callable[[list[CodeSample]], Any]
 
@@ -36,8 +38,9 @@ class CodeDataset(IterableDataset):
     """The samples of a store, of one Parquet file, or of either behind a URL.
 
     Iterating gives the samples of one epoch that fall to this rank and DataLoader worker, from
-    where it stands to the end. `batches` gives batches, with workers of its own; only then does
-    `state_dict` know what workers have handed over.
+    where it stands to the end, and the next time those of the next epoch, with and without
+    workers. `batches` gives batches, with workers of its own; only then does `state_dict` know what
+    workers have handed over. `len` is the number of samples of this rank.
 
     Args:
         path: store, file, or URL as fsspec takes it (s3://, gs://, https://, ..).
@@ -50,6 +53,7 @@ class CodeDataset(IterableDataset):
         cache_bytes: what it may hold.
 
     Attributes:
+        total: samples of the whole store.
         info: who made the codes.
         options: of encoding, as the store notes them; empty for a single file.
 
@@ -76,12 +80,27 @@ class CodeDataset(IterableDataset):
         self._order = Order(samples=self._shards.samples, seed=shuffle, block=block)
         self._firsts = [0, *np.cumsum(self._shards.samples, dtype=np.int64).tolist()]
         self._by_key: tuple[np.ndarray, np.ndarray] | None = None  # sorted hashes, samples
-        self.epoch = 0
-        self._position = 0  # all before it are taken, by whatever rank
+        self.total = self._firsts[-1]
+        self._epochs = Epochs()  # and the position: all before it are taken, by whatever rank
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that iterating goes on with; of one that workers have begun, until its end."""
+        return self._epochs.now()[0]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go on with an epoch: with its begin, or where it stands if it is the present one.
+
+        Raises:
+            ViqError: it is no number of an epoch.
+        """
+        now, position = self._epochs.now()
+        whole_number(epoch, "epoch", 0, MOST_EPOCHS)
+        self._epochs.go_to(epoch, position if epoch == now else 0)
 
     def __len__(self) -> int:
-        """Samples of the whole store."""
-        return self._firsts[-1]
+        """Samples of a whole epoch that fall to this rank."""
+        return len(range(self.place.rank, self.total, self.place.world))
 
     def __getitem__(self, which: int | str) -> CodeSample:
         """A sample by its number in the order of the store, or by its key.
@@ -90,11 +109,11 @@ class CodeDataset(IterableDataset):
             IndexError, KeyError: there is none.
         """
         number = self._find(which) if isinstance(which, str) else which
-        number = number + len(self) if number < 0 else number
-        if not 0 <= number < len(self):
-            raise IndexError(f"sample {which} of {len(self)}")
+        number = number + self.total if number < 0 else number
+        if not 0 <= number < self.total:
+            raise IndexError(f"sample {which} of {self.total}")
         shard = bisect_right(self._firsts, number) - 1
-        return self._shards[shard].sample(number - self._firsts[shard])
+        return self._shards.sample(shard, number - self._firsts[shard])
 
     def keys(self) -> Iterator[str]:
         """The keys of all samples, in the order of the store, without reading codes."""
@@ -109,18 +128,24 @@ class CodeDataset(IterableDataset):
             return False
 
     def __iter__(self) -> Iterator[CodeSample]:
+        # Not a generator: a worker is to count its epochs when a pass begins, not when the first
+        # sample is asked for.
+        return self._samples(*self._epochs.begin())
+
+    def _samples(self, epoch: int, start: int) -> Iterator[CodeSample]:
         worker = get_worker_info()
         step, mine = self.place.world, self.place.rank
+        reached = self._epochs.position
         if worker is not None:
-            step, mine = step * worker.num_workers, mine * worker.num_workers + worker.id
-        start = self._position
-        for position, numbers in self._order.blocks(self.epoch, start):
+            step, mine = step * worker.num_workers, mine + step * worker.id
+            reached = np.zeros(1, np.int64)  # what a worker has read, nobody has been handed yet
+        for position, numbers in self._order.blocks(epoch, start):
             first = max(position, start + mine)
             first += (start + mine - first) % step
             for at in range(first, position + len(numbers), step):
-                self._position = min(at - mine + step, len(self))
+                reached[0] = min(at - mine + step, self.total)
                 yield self[int(numbers[at - position])]
-        self._end_epoch()
+        self._epochs.end()
 
     def batches(
         self,
@@ -155,16 +180,17 @@ class CodeDataset(IterableDataset):
         for position, batch in mine:
             if isinstance(batch, ViqError):
                 raise batch
-            self._position = position
+            self._epochs.position[0] = position
             yield batch
-        self._end_epoch()
+        self._epochs.end()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the epoch stands, counting what was handed over last; JSON-able.
 
         It is that of all ranks, if they have taken equally many batches.
         """
-        return {**self._identity(), "epoch": self.epoch, "position": self._position}
+        epoch, position = self._epochs.now()
+        return {**self._identity(), "epoch": epoch, "position": position}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was called.
@@ -172,13 +198,18 @@ class CodeDataset(IterableDataset):
         Raises:
             ViqError: it is of another store, or of another order; names the difference.
         """
+        if not isinstance(state, Mapping):
+            raise ViqError(f"cannot resume: a state is a mapping, got {type(state).__name__}")
         for name, value in self._identity().items():
-            if state.get(name) != value:
+            found = state.get(name)
+            if type(found) is not type(value) or found != value:
                 raise ViqError(
-                    f"cannot resume: {name} was {state.get(name)}, is {value}; open the data set "
-                    "as it was"
+                    f"cannot resume: {name} was {printable(str(found), 80)}, is {value}; open the "
+                    "data set as it was"
                 )
-        self.epoch, self._position = int(state["epoch"]), int(state["position"])
+        epoch = whole_number(state.get("epoch"), "cannot resume: epoch", 0, MOST_EPOCHS)
+        position = whole_number(state.get("position"), "cannot resume: position", 0, self.total)
+        self._epochs.go_to(epoch, position)
 
     def patches(self, numbers: np.ndarray) -> np.ndarray:
         """Patches of samples, int64, by their numbers."""
@@ -194,19 +225,19 @@ class CodeDataset(IterableDataset):
             patches[here] = self._shards[shard].patches[numbers[here] - self._firsts[shard]]
         return patches
 
-    def cut(self, tokens: int | None, samples: int | None) -> Iterator[Batch]:
-        """Batches of all ranks from where the epoch stands."""
+    def cut(
+        self, tokens: int | None, samples: int | None, at: tuple[int, int] | None = None
+    ) -> Iterator[Batch]:
+        """Batches of all ranks from `at`, epoch and position, on; None for where it stands."""
+        epoch, position = at or self._epochs.now()
         return cut(
             self._order,
-            self.epoch,
-            self._position,
+            epoch,
+            position,
             patches_of=self.patches,
             tokens=tokens,
             samples=samples,
         )
-
-    def _end_epoch(self) -> None:
-        self.epoch, self._position = self.epoch + 1, 0
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -249,13 +280,14 @@ class _Batches(IterableDataset):
         even: bool,
     ) -> None:
         self._data, self._limits = data, (tokens, samples)
+        self._at = data._epochs.begin()
         self._collate, self._even = collate, even
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         worker = get_worker_info()
         step, mine = (worker.num_workers, worker.id) if worker else (1, 0)
         place = self._data.place
-        batches, number = self._data.cut(*self._limits), 0
+        batches, number = self._data.cut(*self._limits, self._at), 0
         try:
             while turn := list(islice(batches, place.world)):
                 if len(turn) < place.world and self._even:
@@ -275,4 +307,4 @@ def _cache_folder(given: str | os.PathLike[str] | None) -> Path:
 
 
 def _hash64(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "big")

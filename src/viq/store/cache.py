@@ -7,40 +7,45 @@ the same way. docs/codes.md has what that gains.
 
 Processes share the cache without locks: files are named after what they hold and are whole or
 absent, two processes that unpack a shard write the same, and one that misses it unpacks it again.
+Threads of one process wait for each other, so that each shard is unpacked once.
+
+A shard is filed under the SHA-256 that the index lists only if it has that SHA-256, so no store can
+put anything in the place of a shard of another.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
-import time
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from threading import Lock
+from typing import Any
 
-from viq.compress import beside
-from viq.files import sha256_of, written_aside
-from viq.store.folder import INDEX, PARQUET, Index, Shard, Store
+from viq.files import written_aside
+from viq.store.cache_folder import CacheFolder
+from viq.store.folder import Shard
+from viq.store.places import open_place
 from viq.store.rows import CodesReader
-from viq.store.views import ShardView
+from viq.store.unpacked import RottenError, write
+from viq.store.views import CodeSample, ShardView
 from viq.types import CodesError, ViqError
 
-_LAYOUT = 1  # of unpacked files; part of their names
-_ABANDONED = 3600  # seconds after which nobody writes a half-written file any more
+_TRIES = 4  # to map a file that other processes may remove at any moment
+_MANY_ROWS = 1 << 20  # of a shard, which are not believed before its file has been opened
 
 
 class ShardCache:
-    """The shards of a store, unpacked and mapped when they are asked for.
+    """The shards of a store, unpacked and mapped when they are asked for; by any thread.
 
     Args:
         path: a store, a Parquet file, or the URL of one, as fsspec takes it.
         columns: of the extras; None for all.
-        folder: for unpacked shards, shared by all stores and processes.
-        max_bytes: what the folder may hold; what is in use stays, even if it is more.
+        folder: for unpacked shards, shared by all stores and processes; they lie in a folder of
+            their own inside it.
+        max_bytes: what that may hold; what is in use stays, even if it is more.
 
     Attributes:
         index: what the store says of itself.
@@ -48,6 +53,7 @@ class ShardCache:
 
     Raises:
         CodesError: no finished store.
+        ViqError: the folder cannot be used.
     """
 
     def __init__(
@@ -58,13 +64,22 @@ class ShardCache:
         max_bytes: int,
     ) -> None:
         self._name, self._columns = str(path), columns
-        self._folder, self._max_bytes = folder, max_bytes
-        self._files: _Files = (
-            _Remote(self._name, folder) if "://" in self._name else _Local(Path(path))
-        )
+        self._folder, self._max_bytes = CacheFolder(folder), max_bytes
+        self._files = open_place(path, self._folder)
         self.index = self._files.index
-        self._views: OrderedDict[int, ShardView] = OrderedDict()
+        self._begin()
         self.samples = self._count()
+
+    def _begin(self) -> None:
+        self._views: dict[int, ShardView] = {}
+        self._used: dict[int, int] = {}  # when each view was asked for last
+        self._clock = count()
+        self._make_locks()
+
+    def _make_locks(self) -> None:
+        self._lock = Lock()  # held for moments: while views and locks change
+        self._unpacking: dict[int, Lock] = {}
+        self._process = os.getpid()
 
     def __getitem__(self, number: int) -> ShardView:
         """The view of a shard.
@@ -74,15 +89,26 @@ class ShardCache:
         """
         view = self._views.get(number)
         if view is None:
-            view = self._views[number] = self._map(self.index.shards[number])
-            while len(self._views) > 1 and self._mapped() > self._max_bytes:
-                self._views.popitem(last=False)
-        self._views.move_to_end(number)
+            view = self._added(number)
+        self._used[number] = next(self._clock)
         return view
+
+    def sample(self, number: int, place: int) -> CodeSample:
+        """The sample at `place` of a shard. Raises as `__getitem__`."""
+        try:
+            return self[number].sample(place)
+        except RottenError:  # bits of the unpacked file have changed since it was written
+            self._drop(number)
+            return self[number].sample(place)
 
     def __getstate__(self) -> dict[str, Any]:
         """For worker processes, which map files themselves."""
-        return self.__dict__ | {"_views": OrderedDict()}
+        ours = ("_views", "_used", "_clock", "_lock", "_unpacking", "_process")
+        return {name: value for name, value in self.__dict__.items() if name not in ours}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
 
     def keys(self, number: int) -> list[str]:
         """Keys of the samples of a shard, without unpacking it."""
@@ -92,166 +118,89 @@ class ShardCache:
 
     def _count(self) -> list[int]:
         totals = self.index.totals
-        if totals and totals["rows"] == self.index.inputs - totals["failures"]:
-            return [shard.rows for shard in self.index.shards]  # every sample is one row
+        one_row_each = totals and totals.get("rows") == self.index.inputs - totals.get("failures", 0)
         counts = []
         for shard in self.index.shards:
+            if one_row_each and shard.rows <= _MANY_ROWS:
+                counts.append(shard.rows)
+                continue
             with self._reader(shard) as reader:
                 counts.append(int(reader.begins_sample().sum()))
         return counts
 
-    def _mapped(self) -> int:
-        return sum(view.nbytes for view in self._views.values())
+    def _added(self, number: int) -> ShardView:
+        if self._process != os.getpid():
+            self._make_locks()  # forked, perhaps while a thread of the other process held one
+        with self._lock:
+            unpacking = self._unpacking.setdefault(number, Lock())
+        with unpacking:
+            view = self._views.get(number)
+            if view is None:
+                view = self._map(number)
+                with self._lock:
+                    self._views[number], self._used[number] = view, next(self._clock)
+                    self._unmap_others(number)
+        return view
 
-    def _map(self, shard: Shard) -> ShardView:
-        import pyarrow as pa
+    def _unmap_others(self, number: int) -> None:
+        """Let go of the views that were used longest ago, until the rest is small enough."""
+        others = sorted((self._used[n], n) for n in self._views if n != number)
+        total = sum(view.nbytes for view in self._views.values())
+        for _, other in others:
+            if total <= self._max_bytes:
+                break
+            total -= self._views.pop(other).nbytes
 
-        path = self._folder / f"{self._files.digest(shard)}-{_LAYOUT}.arrow"
-        for again in (False, True):  # another process may remove the file at any moment
-            if again or not path.exists():
-                self._unpack(shard, path)
-            with suppress(OSError, pa.ArrowException):
+    def _drop(self, number: int) -> None:
+        """Let go of a view, and remove its file."""
+        with self._lock:
+            self._views.pop(number, None)
+        self._folder.remove(self._folder.file(self._files.digest(self.index.shards[number])))
+
+    def _map(self, number: int) -> ShardView:
+        shard = self.index.shards[number]
+        path = self._folder.file(self._files.digest(shard))
+        for _ in range(_TRIES):
+            try:
                 os.utime(path)  # in use, so the last to be removed
-                return ShardView(path, self.index.info.fingerprint, self._columns, self._name)
-        raise ViqError(f"{path}: cannot be mapped; give another folder as cache")
+                view = ShardView(path, self.index.info.fingerprint, self._columns, self._name)
+            except RottenError:
+                self._folder.remove(path)
+            except OSError:
+                self._unpack(shard, path)
+            else:
+                self._require_listed(view, shard, self.samples[number])
+                return view
+        raise ViqError(f"{path}: cannot be written and mapped; give another folder as cache")
+
+    def _require_listed(self, view: ShardView, shard: Shard, samples: int) -> None:
+        found = view.metadata, view.rows, len(view)
+        wanted = replace(self.index.info, entropy="").metadata(), shard.rows, samples
+        if found != wanted:
+            raise self._not_listed(shard)
+
+    def _not_listed(self, shard: Shard) -> CodesError:
+        return CodesError(
+            f"{self._name}: {shard.name} is not the file that the index lists; write a new index "
+            "with viq store index"
+        )
 
     @contextmanager
-    def _reader(self, shard: Shard) -> Iterator[CodesReader]:
-        with self._files.fetched(shard) as file, CodesReader(file) as reader:
+    def _reader(self, shard: Shard, *, verified: bool = False) -> Iterator[CodesReader]:
+        """Open a shard; `verified` if it has the SHA-256 that the index lists."""
+        with self._files.fetched(shard, verified) as file, CodesReader(file) as reader:
             if reader.info != self.index.info or len(reader) != shard.rows:
-                raise CodesError(
-                    f"{self._name}: {shard.name} is not the file that the index lists; write a new "
-                    "index with viq store index"
-                )
+                raise self._not_listed(shard)
             yield reader
 
     def _unpack(self, shard: Shard, path: Path) -> None:
-        import pyarrow as pa
-
-        with self._reader(shard) as reader, written_aside(path) as aside:
-            schema = reader.plain_schema(reader.extras)
-            with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, schema) as out:
-                for batch in reader.batches(reader.extras):
-                    out.write_batch(batch)
-            self._make_room(aside.stat().st_size)
-
-    def _make_room(self, wanted: int) -> None:
-        """Remove what was used longest ago until `wanted` bytes fit, and what was abandoned."""
-        files = []
-        for file in self._folder.iterdir():
-            with suppress(FileNotFoundError):
-                facts = file.stat()
-                if file.suffix == ".arrow":
-                    files.append((facts.st_mtime, facts.st_size, file))
-                elif file.name.startswith(".") and time.time() - facts.st_mtime > _ABANDONED:
-                    shutil.rmtree(file, ignore_errors=True)
-                    file.unlink(missing_ok=True)
-        total = wanted + sum(size for _, size, _ in files)
-        for _, size, file in sorted(files):
-            if total <= self._max_bytes:
-                break
-            file.unlink(missing_ok=True)  # who has mapped it keeps it
-            total -= size
-
-
-class _Files(Protocol):
-    """Where the files of a store are."""
-
-    index: Index
-
-    def digest(self, shard: Shard) -> str:
-        """What tells this file from all others."""
-        ...
-
-    def fetched(self, shard: Shard) -> Any:
-        """Context manager: the file on this machine, for as long as the block runs."""
-        ...
-
-
-class _Local:
-    def __init__(self, path: Path) -> None:
-        self._store = Store(path)
-        self.index = self._store.index
-
-    def digest(self, shard: Shard) -> str:
-        file = self._store.file(shard)
-        try:
-            facts = file.stat()
-        except OSError as error:
-            raise CodesError(f"{file}: {error.strerror}; encode again") from None
-        return shard.sha256 or _digest(str(file.resolve()), facts.st_size, facts.st_mtime_ns)
-
-    @contextmanager
-    def fetched(self, shard: Shard) -> Iterator[Path]:
-        yield self._store.file(shard)
-
-
-class _Remote:
-    """Behind a URL. Files are fetched into a temporary folder inside the cache."""
-
-    def __init__(self, url: str, folder: Path) -> None:
-        try:
-            from fsspec.core import url_to_fs
-        except ImportError:
-            raise ViqError(f"{url}: needs fsspec; pip install 'viq[data]'") from None
-        self._url, self._folder = url, folder
-        with self._reported(""):
-            self._fs, root = url_to_fs(url)
-        self._root = PurePosixPath(root)
-        if url.endswith(PARQUET):
-            self._root, self._single = self._root.parent, self._root.name
-            with self._fetch([self._single]) as here:
-                self.index = Store(here / self._single).index
-        else:
-            with self._reported(INDEX):
-                data = self._fs.cat_file(str(self._root / INDEX))
-            self.index = Index.from_json(data, f"{url}/{INDEX}")
-
-    def digest(self, shard: Shard) -> str:
-        if shard.sha256:
-            return shard.sha256
-        with self._reported(shard.name):
-            return _digest(self._url, self._fs.ukey(str(self._root / shard.name)))
-
-    @contextmanager
-    def fetched(self, shard: Shard) -> Iterator[Path]:
-        entropy = self.index.info.entropy
-        with self._fetch([shard.name], [beside(entropy)] if entropy else []) as here:
-            file = here / shard.name
-            if shard.sha256 and sha256_of(file) != shard.sha256:
-                raise CodesError(
-                    f"{self._url}: {shard.name} does not have the checksum that the index lists: "
-                    "it was damaged there or on the way"
-                )
-            yield file
-
-    @contextmanager
-    def _fetch(self, names: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Path]:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".fetch-", dir=self._folder) as here:
-            for name in names:
-                with self._reported(name):
-                    self._fs.get_file(str(self._root / name), str(Path(here, name)))
-            for name in optional:
-                with suppress(FileNotFoundError):
-                    self._fs.get_file(str(self._root / name), str(Path(here, name)))
-            yield Path(here)
-
-    @contextmanager
-    def _reported(self, name: str) -> Iterator[None]:
-        """Every failure as one line; which library raises what, fsspec does not say."""
-        try:
-            yield
-        except FileNotFoundError:
-            raise CodesError(
-                f"{self._url}: has no {name}; is it a finished store of codes?"
-            ) from None
-        except Exception as error:
-            reason = " ".join(str(error).split())
-            raise CodesError(
-                f"{self._url}: {name} cannot be fetched ({type(error).__name__}: {reason})"
-            ) from None
-
-
-def _digest(*facts: object) -> str:
-    return hashlib.sha256(repr(facts).encode()).hexdigest()
+        with self._reader(shard, verified=True) as reader:
+            try:
+                with written_aside(path) as aside:
+                    write(aside, reader.plain_schema(reader.extras), reader.batches(reader.extras))
+                    self._folder.make_room(aside.stat().st_size, self._max_bytes)
+            except OSError as error:
+                raise ViqError(
+                    f"{path.parent}: cannot be written ({error.strerror}); give another folder as "
+                    "cache"
+                ) from None

@@ -23,11 +23,23 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from viq.files import read_bytes
 from viq.store.rows import CodeRow, CodesReader, StoreInfo
-from viq.types import Codes, CodesError
+from viq.types import CODES_PER_PATCH, MAX_PATCHES, Codes, CodesError, ViqError
+from viq.untrusted import (
+    INDEX_BYTES,
+    below,
+    fingerprint,
+    levels_of,
+    parse_json,
+    printable,
+    sha256,
+    whole_number,
+)
 
 FORMAT = 1
 PARQUET, SINGLE = ".parquet", ".viq"  # suffixes of files of codes, of many images and of one
+_SINGLE_BYTES = 64 + 2 * CODES_PER_PATCH * MAX_PATCHES  # of a .viq file, at most
 INDEX, JOB, LEDGER = "_index.json", "_job.json", "_failures.jsonl"
 
 
@@ -88,26 +100,87 @@ class Index:
             CodesError: of another format, or damaged; names `where`.
         """
         try:
-            values = json.loads(data)
+            values = parse_json(data, where)
+            if not isinstance(values, dict):
+                raise CodesError("is no object")
             if values.pop("format") != FORMAT:
-                raise CodesError(f"{where}: of a newer format; update viq")
-            info = StoreInfo(
-                model=values.pop("model"),
-                fingerprint=values.pop("fingerprint"),
-                levels=tuple(values.pop("levels")),
-                entropy=values.pop("entropy", ""),
-            )
-            shards = tuple(
-                Shard(**{**shard, "inputs": tuple(shard["inputs"])})
-                for shard in values.pop("shards", ())
-            )
-            return cls(info=info, shards=shards, **values)
-        except CodesError:
+                raise _NewerError(f"{where}: of a newer format; update viq")
+            return _index_of(values)
+        except _NewerError:
             raise
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (ViqError, KeyError, TypeError, AttributeError, ValueError) as error:
+            reason = str(error).removeprefix(f"{where}: ")
+            if not isinstance(error, ViqError):
+                reason = f"{type(error).__name__}: {printable(reason, 80)}"
+            raise CodesError(f"{where}: damaged ({reason}); mend with viq store index") from None
+
+
+class _NewerError(CodesError):
+    pass
+
+
+def _index_of(values: dict[str, Any]) -> Index:
+    """What an index says, each value checked: it may come from anybody."""
+    info = StoreInfo(
+        model=_text(values.pop("model"), "model"),
+        fingerprint=fingerprint(values.pop("fingerprint"), "fingerprint"),
+        levels=levels_of(values.pop("levels"), "levels"),
+        entropy=fingerprint(values.pop("entropy", ""), "entropy"),
+    )
+    index = Index(
+        info=info,
+        options={_text(k, "options"): _scalar(v, k) for k, v in values.pop("options", {}).items()},
+        columns={_text(k, "columns"): _text(v, k) for k, v in values.pop("columns", {}).items()},
+        inputs=whole_number(values.pop("inputs", 0), "inputs"),
+        keys=fingerprint(values.pop("keys", ""), "keys"),
+        shards=tuple(_shards(values.pop("shards", []))),
+        totals={_text(k, "totals"): whole_number(v, k) for k, v in values.pop("totals", {}).items()},
+    )
+    if values:
+        raise CodesError(f"unknown {printable(next(iter(values)), 80)}")
+    if index.shards and index.shards[-1].inputs[1] != index.inputs:
+        raise CodesError(f"the shards end at input {index.shards[-1].inputs[1]} of {index.inputs}")
+    rows = sum(shard.rows for shard in index.shards)
+    if index.totals and index.totals.get("rows", rows) != rows:
+        raise CodesError(f"{index.totals['rows']} rows, but its shards have {rows}")
+    return index
+
+
+def _shards(values: Any) -> Iterator[Shard]:
+    """The shards of an index: numbered in order, and of neighbouring inputs."""
+    first = 0
+    for number, shard in enumerate(values):
+        start, stop = (whole_number(place, "inputs") for place in shard["inputs"])
+        if shard.keys() != _SHARD_FIELDS or shard["name"] != shard_name(number):
             raise CodesError(
-                f"{where}: damaged ({type(error).__name__}: {error}); mend with viq store index"
-            ) from None
+                f"shard {number} is {printable(str(shard.get('name')), 80)!r}, not "
+                f"{shard_name(number)}"
+            )
+        if start != first or stop < start:
+            raise CodesError(f"shard {number} is of inputs {start} to {stop}, not from {first} on")
+        yield Shard(
+            name=shard["name"],
+            rows=whole_number(shard["rows"], "rows"),
+            inputs=(start, stop),
+            bytes=whole_number(shard["bytes"], "bytes"),
+            sha256=sha256(shard["sha256"], "sha256"),
+        )
+        first = stop
+
+
+_SHARD_FIELDS = {"name", "rows", "inputs", "bytes", "sha256"}
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise CodesError(f"{what} is no text")
+    return value
+
+
+def _scalar(value: Any, what: str) -> Any:
+    if value is not None and not isinstance(value, (str, int, float, bool)):
+        raise CodesError(f"{what} is neither number nor text")
+    return value
 
 
 class Store:
@@ -132,17 +205,17 @@ class Store:
         return sum(shard.rows for shard in self.shards)
 
     def file(self, shard: Shard) -> Path:
-        """Where the shard is."""
-        return self.path / shard.name if self.path.is_dir() else self.path
+        """Where the shard is. Raises UntrustedError for a link that leads out of the store."""
+        return below(self.path, shard.name, str(self.path)) if self.path.is_dir() else self.path
 
-    def reader(self, shard: Shard) -> CodesReader:
-        """Open one shard.
+    def reader(self, shard: Shard, *, checked: bool = True) -> CodesReader:
+        """Open one shard; `checked` as `CodesReader` takes it.
 
         Raises:
             CodesError: it is missing, damaged, made by another tokenizer than the index says, or
                 has another number of rows.
         """
-        reader = CodesReader(self.file(shard))
+        reader = CodesReader(self.file(shard), checked=checked)
         if reader.info != self.info:
             raise CodesError(
                 f"{reader.path}: made by {reader.info.fingerprint}, but its store by "
@@ -171,15 +244,48 @@ def read_index(folder: Path) -> Index:
     Raises:
         CodesError: the folder is no store, unfinished, or its index is damaged.
     """
-    path = folder / INDEX
-    try:
-        return Index.from_json(path.read_bytes(), str(path))
-    except FileNotFoundError:
-        pass
+    data = _read(folder, INDEX)
+    if data is not None:
+        return Index.from_json(data, str(folder / INDEX))
     if (folder / JOB).exists():
         raise CodesError(f"{folder}: unfinished; run the same viq encode again to finish it")
     what = "holds no store of codes" if folder.exists() else "does not exist"
     raise CodesError(f"{folder}: {what}; write one with viq encode -o {folder}")
+
+
+def read_begun(folder: Path) -> Index | None:
+    """What the store in `folder` is made with; None if none was begun there.
+
+    Raises:
+        CodesError: its `_job.json` is damaged.
+    """
+    data = _read(folder, JOB)
+    return None if data is None else Index.from_json(data, str(folder / JOB))
+
+
+def read_single(path: Path) -> Codes:
+    """The codes of a .viq file.
+
+    Raises:
+        CodesError: it cannot be read, is no regular file, or as `Codes.from_bytes`; names it.
+    """
+    try:
+        return Codes.from_bytes(read_bytes(path, _SINGLE_BYTES))
+    except OSError as error:
+        raise CodesError(f"{path}: cannot be read ({error.strerror})") from None
+    except ViqError as error:
+        raise CodesError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+
+
+def _read(folder: Path, name: str) -> bytes | None:
+    """A JSON file of a store, or None."""
+    path = below(folder, name, str(folder))
+    try:
+        return read_bytes(path, INDEX_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise CodesError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _index_of_file(path: Path) -> Index:

@@ -10,22 +10,40 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from itertools import groupby
+from itertools import groupby, zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from viq.compress import beside
-from viq.files import remove_leftovers, sha256_of, write_atomically
+from viq.files import (
+    is_plain,
+    open_regular,
+    remove_leftovers,
+    sha256_of,
+    write_atomically,
+    write_new,
+)
 from viq.store.extras import Extras
-from viq.store.folder import INDEX, JOB, LEDGER, Index, Shard, read_index, shard_name
+from viq.store.folder import (
+    INDEX,
+    JOB,
+    LEDGER,
+    Index,
+    Shard,
+    read_begun,
+    read_index,
+    shard_name,
+)
 from viq.store.lock import locked
 from viq.store.rows import CodeRow, CodesReader, CodesWriter, StoreInfo
 from viq.types import Codes, CodesError, ViqError
+from viq.untrusted import parse_json, whole_number
 
 SHARD_SIZE = "shard_size"  # the option that says how many inputs make a shard
 _SHARD_NAME = re.compile(r"part-(\d{5,9})\.parquet")
@@ -33,6 +51,8 @@ _SHARD_NAME = re.compile(r"part-(\d{5,9})\.parquet")
 _OUR_NAMES = re.compile(
     rf"{_SHARD_NAME.pattern}|{INDEX}|{JOB}|{LEDGER}|_entropy-[0-9a-f]{{16}}\.safetensors"
 )
+MAX_SHARDS = 1 << 20  # of a store
+_LEDGER_LINE = 1 << 24  # bytes of its first line that are looked at
 _FACTS, _OPTIONS = "viq.shard", "viq.options"  # notes in the metadata of a shard
 
 
@@ -91,10 +111,16 @@ class Facts(Counts):
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Facts:
-        """Read what `to_json` wrote. Raises TypeError or KeyError for anything else."""
+        """Read what `to_json` wrote. Raises TypeError, KeyError or ValueError for else."""
         values = dict(values)
+        start, stop = (whole_number(place, "inputs") for place in values.pop("inputs"))
         failures = [Failure(**failure) for failure in values.pop("failures")]
-        return cls(inputs=tuple(values.pop("inputs")), failures=failures, **values)
+        for failure in failures:
+            whole_number(failure.input, "failures", start, stop - 1)
+            if not isinstance(failure.key, str) or not isinstance(failure.reason, str):
+                raise TypeError("a failure without key or reason")
+        counts = {name: whole_number(value, name) for name, value in values.items()}
+        return cls(inputs=(start, stop), failures=failures, **counts)
 
 
 class ShardWriter:
@@ -176,7 +202,8 @@ class Job:
         )
         if number in self.whole:  # the inputs that are kept do not tell which were shrunk
             writer.facts.shrunk = self.whole[number].shrunk
-        # An index says that all is done and gives checksums, which would no longer be true.
+        # An index says that all is done and gives checksums, which would no longer be true. It is
+        # that of this job, whose lock is held.
         (self.folder / INDEX).unlink(missing_ok=True)
         with writer:
             yield writer
@@ -194,7 +221,10 @@ class Job:
         inputs = (i for i in range(*facts.inputs) if i not in failed)
         with CodesReader(self.folder / shard_name(number)) as reader:
             samples = _samples(reader.rows())
-            for place, rows in zip(inputs, samples, strict=True):
+            for place, rows in zip_longest(inputs, samples):
+                if place is None or rows is None:
+                    raise CodesError(f"{reader.path}: does not hold the inputs {facts.inputs[0]} "
+                                     f"to {facts.inputs[1] - 1}: damaged, remove it")  # fmt: skip
                 yield place, [replace(r, extras=self.extras.pack(r.extras)) for r in rows]
 
 
@@ -211,19 +241,18 @@ def open_job(
         ViqError: the folder holds other things, somebody else writes it, or it was begun with
             another model, other options or other inputs; names the difference.
     """
+    _require_few(wanted, f"-o {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    begun = folder / JOB
     strangers = [p.name for p in folder.iterdir() if not p.name.startswith(".")]
-    if strangers and not begun.exists():
+    if strangers and not (folder / JOB).exists():
         raise ViqError(
             f"-o {folder}: holds other files ({strangers[0]}) and no store; give another folder"
         )
     with locked(folder, rank, world):
         _remove_leftovers(folder, rank, world)
-        if begun.exists():
+        # Of all ranks that begin it at once one does, and the others find what it wrote.
+        if not write_new(folder / JOB, wanted.to_json()):
             _refuse_changes(folder, read_job(folder), wanted)
-        else:
-            write_atomically(begun, wanted.to_json())
         job = Job(folder, wanted, extras)
         job.look(range(count_shards(wanted)))
         try:
@@ -233,25 +262,77 @@ def open_job(
 
 
 def clear(folder: Path) -> None:
-    """Remove the store in `folder`, its index first, and nothing else."""
+    """Remove the store in `folder`: the files that it lists, its index first, and nothing else.
+
+    A folder that does not exist or is empty is left as it is.
+
+    Raises:
+        ViqError: the folder holds other things and no store, or somebody else writes it.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ViqError(f"{folder}: is no folder; give another, or remove it yourself")
+    if not _descriptions(folder):
+        for path in folder.iterdir():
+            if not path.name.startswith("."):
+                raise ViqError(
+                    f"{folder}: holds {path.name} and no store of codes; nothing was removed. Give "
+                    "another folder, or remove it yourself"
+                )
+        return
     with locked(folder):
-        shards, models = folder.glob("part-*.parquet"), folder.glob(beside("*"))
-        for path in [folder / INDEX, *shards, folder / LEDGER, *models, folder / JOB]:
-            path.unlink(missing_ok=True)
+        found = _descriptions(folder)
+        models = {beside(index.info.entropy) for index in found if index.info.entropy}
+        ours = {LEDGER, *models}
+        count = max((_shard_count(index) for index in found), default=0)
+        for path in list(folder.iterdir()):
+            shard = _SHARD_NAME.fullmatch(path.name)
+            if shard and path.name == shard_name(int(shard[1])) and int(shard[1]) < count:
+                ours.add(path.name)
+        for name in [INDEX, *sorted(ours), JOB]:  # the last says what there is to remove
+            if is_plain(folder / name):
+                (folder / name).unlink(missing_ok=True)  # listed by index or job of this store
         _remove_leftovers(folder, 0, 1)
+
+
+def _descriptions(folder: Path) -> list[Index]:
+    """What `_job.json` and `_index.json` say of a store; none of either that cannot be read."""
+    found = []
+    for read in (read_begun, read_index):
+        with suppress(ViqError):
+            found.append(read(folder))
+    return [index for index in found if index is not None]
+
+
+def _shard_count(index: Index) -> int:
+    if index.shards:
+        return len(index.shards)
+    size = index.options.get(SHARD_SIZE)
+    return -(-index.inputs // size) if isinstance(size, int) and size > 0 else 0
 
 
 def read_job(folder: Path) -> Index:
     """What the store in `folder` is made with. Raises `CodesError`."""
-    try:
-        index = Index.from_json((folder / JOB).read_bytes(), str(folder / JOB))
-    except FileNotFoundError:
-        raise CodesError(f"{folder}: holds no store of codes ({JOB} is missing)") from None
-    if SHARD_SIZE not in index.options:
+    index = read_begun(folder)
+    if index is None:
+        raise CodesError(f"{folder}: holds no store of codes ({JOB} is missing)")
+    size = index.options.get(SHARD_SIZE)
+    if type(size) is not int or size < 1:
         raise CodesError(
             f"{folder / JOB}: damaged (no {SHARD_SIZE}); begin afresh with --overwrite"
         )
+    _require_few(index, str(folder / JOB))
     return index
+
+
+def _require_few(index: Index, where: str) -> None:
+    """No more shards than an index can list; they are counted, and looked for, one by one."""
+    if count_shards(index) > MAX_SHARDS:
+        raise CodesError(
+            f"{where}: {index.inputs:,} inputs in shards of {index.options[SHARD_SIZE]} make more "
+            f"than {MAX_SHARDS:,} shards; give a larger --shard-size"
+        )
 
 
 def count_shards(index: Index) -> int:
@@ -272,18 +353,49 @@ def read_facts(folder: Path, number: int, index: Index) -> Facts:
                 " remove it and run viq encode again"
             )
         try:
-            return Facts.from_json(reader.note(_FACTS))
-        except (AttributeError, KeyError, TypeError):
+            facts = Facts.from_json(reader.note(_FACTS))
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise CodesError(f"{reader.path}: is no part of a store; remove it") from None
+        size = index.options[SHARD_SIZE]
+        if facts.inputs[0] != number * size or facts.rows != len(reader):
+            raise CodesError(
+                f"{reader.path}: says that it has {facts.rows} rows of inputs from "
+                f"{facts.inputs[0]} on, but has {len(reader)}, and is to begin with "
+                f"{number * size}: it belongs elsewhere, remove it"
+            )
+        return facts
 
 
 def write_ledger(path: Path, failures: Iterable[Failure]) -> None:
-    """List failed inputs, one JSON object a line; no file if there are none."""
+    """List failed inputs, one JSON object a line; no file if there are none.
+
+    Raises:
+        ViqError: there is a file that is no such list.
+    """
+    require_ledger(path)
     lines = [json.dumps(asdict(failure)) + "\n" for failure in failures]
     if lines:
         write_atomically(path, "".join(lines).encode())
     else:
-        path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # a list of ours, as was just seen
+
+
+def require_ledger(path: Path) -> None:
+    """Refuse to replace a file that is no list of failures.
+
+    Raises:
+        ViqError: there is one; names it.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        with open_regular(path) as file:
+            first = file.readline(_LEDGER_LINE)
+        listed = parse_json(first, str(path)) if first else None
+    except (OSError, ViqError):
+        listed = None
+    if not isinstance(listed, dict) or listed.keys() != {"input", "key", "reason"}:
+        raise ViqError(f"{path}: exists and is no list of failures of viq; move it away")
 
 
 def write_index(

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -29,10 +29,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from viq.compress import find_model
-from viq.files import written_aside
+from viq.files import require_regular, written_aside
 from viq.store.arrays import checksum, codes_array, decompressed
+from viq.store.bounds import Bounds, checked
 from viq.store.extras import Extras
-from viq.types import CODES_PER_PATCH, Codes, CodesError, ViqError, grid_of
+from viq.types import CODES_PER_PATCH, Codes, CodesError, ViqError, bounded_grid, grid_of
+from viq.untrusted import UntrustedError, fingerprint, levels_of, parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -195,17 +197,26 @@ class CodesReader:
 
     Iterating gives (key, codes) of every image; `rows` gives all there is.
 
+    Args:
+        checked: refuse rows that no writer writes (see `store.bounds`). Without, only those whose
+            size and codes do not fit are refused, and the rest is for the caller to judge.
+
     Raises:
-        CodesError: not a Parquet file, not one of codes, or damaged.
+        CodesError: not a Parquet file, not one of codes, damaged, or asks for more memory than a
+            file of codes needs (see `store.bounds`).
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, checked: bool = True) -> None:
         import pyarrow.parquet as pq
 
-        self.path = Path(path)
-        with _named(self.path, "not a Parquet file"):
+        self.path, self._checked = Path(path), checked
+        with _named(self.path, "not a Parquet file"), ExitStack() as failed:
+            require_regular(self.path)
             self._file = pq.ParquetFile(self.path, page_checksum_verification=True)
+            failed.callback(self._file.close)
+            self._bounds = Bounds(self.path, self._file)
             self._describe()
+            failed.pop_all()
 
     def _describe(self) -> None:
         found = self._file.schema_arrow
@@ -232,9 +243,9 @@ class CodesReader:
         self.extras = Extras(found.field(n) for n in found.names if n not in COLUMNS)
         self.info = StoreInfo(
             model=self.metadata.get("viq.model", ""),
-            fingerprint=self.metadata["viq.fingerprint"],
-            levels=tuple(self.note("viq.levels") or ()),
-            entropy=entropy,
+            fingerprint=fingerprint(self.metadata["viq.fingerprint"], "viq.fingerprint"),
+            levels=levels_of(self.note("viq.levels") or [], "viq.levels"),
+            entropy=fingerprint(entropy, "viq.entropy"),
         )
 
     def __len__(self) -> int:
@@ -263,9 +274,9 @@ class CodesReader:
     def note(self, name: str) -> Any:
         """What the writer noted under `name`; None if nothing."""
         try:
-            return json.loads(self.metadata.get(name, "null"))
-        except json.JSONDecodeError:
-            raise CodesError(f"{self.path}: damaged (its {name} is no JSON)") from None
+            return parse_json(self.metadata.get(name, "null"), name)
+        except UntrustedError as error:
+            raise CodesError(f"{self.path}: damaged ({error})") from None
 
     def keys(self) -> list[str]:
         """The keys of all rows, without reading their codes."""
@@ -308,7 +319,16 @@ class CodesReader:
                     yield CodeRow(key, codes, int(numbers["image_index"][i]), rest[i])
 
     def batches(self, extras: Extras) -> Iterator[pa.RecordBatch]:
-        """All rows as Arrow batches of `plain_schema`: no column is missing, none compressed."""
+        """All rows as Arrow batches of `plain_schema`: no column is missing, none compressed.
+
+        Raises:
+            CodesError: damaged, or `checked` and a row that no writer writes; names the row.
+        """
+        with _named(self.path):
+            batches = self._plain(extras)
+            yield from checked(batches, self.info.levels) if self._checked else batches
+
+    def _plain(self, extras: Extras) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa
 
         with _named(self.path):
@@ -317,6 +337,8 @@ class CodesReader:
             for batch in self._batches([*self.columns, *(f.name for f in extras.fields)]):
                 columns = {name: batch[name] for name in batch.schema.names}
                 sizes = batch["height"].to_numpy(), batch["width"].to_numpy()
+                if coder:
+                    self._bounds.require_images(*sizes)
                 grids = grid_of(sizes)  # type: ignore[arg-type]  # arrays work as well
                 columns.setdefault("rows", pa.array(grids[0]))
                 columns.setdefault("cols", pa.array(grids[1]))
@@ -333,6 +355,8 @@ class CodesReader:
     def _batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
         """All rows, checked: nothing is missing, and what was written comes back."""
         sums = self.note(_SUMS) if set(COLUMNS) <= set(names) else None
+        for group in range(self._file.num_row_groups):
+            self._bounds.require(group, names)
         count = 0
         for batch in self._file.iter_batches(batch_size=ROWS_PER_GROUP, columns=names):
             empty = [n for n in names if n in self.columns and batch[n].null_count]
@@ -348,7 +372,7 @@ class CodesReader:
     def _codes(self, key: str, ids: np.ndarray, size: tuple[int, int], tile: int) -> Codes | None:
         if size == (0, 0) and not ids.size:
             return None
-        rows, cols = grid_of(size)
+        rows, cols = bounded_grid(size) if ids.size else grid_of(size)
         if min(size) < 1 or ids.size != rows * cols * CODES_PER_PATCH:
             raise CodesError(
                 f"{self.path}: row {key!r} is {size[0]}x{size[1]} px, which takes "

@@ -13,7 +13,8 @@ import numpy as np
 
 from viq.store.extras import Extras
 from viq.store.rows import COLUMNS
-from viq.types import Codes, grid_of
+from viq.store.unpacked import Unpacked
+from viq.types import Codes, CodesError, grid_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,27 +42,48 @@ class CodeSample:
 
 
 class ShardView:
-    """One unpacked shard, memory-mapped: any of its samples at once."""
+    """One unpacked shard, memory-mapped: any of its samples at once; for any number of threads.
+
+    Args:
+        path: of a file of `store.unpacked`.
+        columns: of the extras; None for all.
+        where: the store, for errors.
+
+    Attributes:
+        metadata: of the file: who made the codes.
+        nbytes: of the file.
+
+    Raises:
+        RottenError: the file is damaged.
+        CodesError: it has no such column.
+        OSError: it cannot be opened.
+    """
 
     def __init__(
         self, path: Path, fingerprint: str, columns: Sequence[str] | None, where: str
     ) -> None:
-        import pyarrow as pa
-
-        file = pa.ipc.open_file(pa.memory_map(str(path)))
-        self._batches = [file.get_batch(i) for i in range(file.num_record_batches)]
-        extras = Extras(field for field in file.schema if field.name not in COLUMNS)
+        self._file, self._where = Unpacked(path), where
+        self._batches = self._file.batches
+        schema = self._file.schema
+        self.metadata = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items()}
+        extras = Extras(field for field in schema if field.name not in COLUMNS)
         self._extras = extras if columns is None else extras.only(columns, where)
         self._fingerprint = fingerprint
         self._firsts = [0, *np.cumsum([len(batch) for batch in self._batches]).tolist()]
         self._ends = [batch["codes"].offsets.to_numpy() for batch in self._batches]
         self._values = [batch["codes"].values.to_numpy() for batch in self._batches]
         self._keys = [_Texts(batch["key"]) for batch in self._batches]
-        numbers = [[batch[name].to_numpy() for batch in self._batches] for name in _NUMBERS]
+        none = np.empty(0, np.int32)
+        numbers = [[none, *(b[name].to_numpy() for b in self._batches)] for name in _NUMBERS]
         self._numbers = np.stack([np.concatenate(column) for column in numbers], axis=1)
         # Rows where samples begin, and one past the end.
         self._starts = np.append(np.flatnonzero(self._numbers[:, 3] == 0), len(self._numbers))
-        self.nbytes = path.stat().st_size
+        self.nbytes = self._file.nbytes
+
+    @property
+    def rows(self) -> int:
+        """Rows, not samples."""
+        return len(self._numbers)
 
     def __len__(self) -> int:
         """Samples, not rows."""
@@ -76,18 +98,31 @@ class ShardView:
         return np.add.reduceat(patches, self._starts[:-1]) if len(self) else patches
 
     def sample(self, place: int) -> CodeSample:
-        """The sample at `place`, 0 to len - 1. Its ids are read-only views of the file."""
+        """The sample at `place`, 0 to len - 1. Its ids are read-only views of the file.
+
+        Raises:
+            RottenError: its codes are damaged; the file is to be unpacked again.
+            CodesError: what rides along cannot be read.
+        """
         start, stop = self._starts[place : place + 2].tolist()
         codes = [self._codes(row) for row in range(start, stop) if self._numbers[row, 0]]
         group, row = self._find(start)
         extras = {}
         if self._extras.fields:
-            extras = self._extras.rows(self._batches[group].slice(row, 1))[0]
+            try:
+                extras = self._extras.rows(self._batches[group].slice(row, 1))[0]
+            except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
+                reason = " ".join(str(error).split())
+                raise CodesError(
+                    f"{self._where}: sample {self._keys[group][row]!r} has extras that cannot be "
+                    f"read ({reason}): the file is damaged"
+                ) from None
         return CodeSample(self._keys[group][row], tuple(codes), extras)
 
     def _codes(self, row: int) -> Codes:
         height, width, tile, _ = self._numbers[row].tolist()
         group, row = self._find(row)
+        self._file.require(group)
         start, stop = self._ends[group][row : row + 2].tolist()
         ids = self._values[group][start:stop].reshape(*grid_of((height, width)), -1)
         return Codes(ids, (height, width), tile, self._fingerprint)

@@ -120,7 +120,7 @@ def _shard(store: Store, shard: Shard, seen: set[bytes]) -> Iterator[Problem | C
         return  # reported already
     last: CodeRow | None = None
     try:
-        with store.reader(shard) as reader:
+        with store.reader(shard, checked=False) as reader:
             yield from _columns(reader)
             for row in reader.rows():
                 for problem in _row(row, last, seen, reader.info.levels):

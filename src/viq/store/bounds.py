@@ -1,0 +1,218 @@
+"""What Parquet files of codes may ask for, and what their rows may say; checked before use.
+
+A file comes from anybody, and a few hundred bytes of Parquet can unpack to terabytes. So the footer
+is looked at before anything is read: the columns of a file may take 1 GiB when they are unpacked,
+or 64 times the bytes of the file if that is more. Where the codes of a group of rows are many, its
+sizes are read first, and say whether the codes are worth their memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from viq.types import (
+    CODES_PER_PATCH,
+    MAX_PATCHES,
+    MAX_PIXELS,
+    PATCH_SIZE,
+    CodesError,
+    bounded_grid,
+    grid_of,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+UNPACKED_BYTES, UNPACKED_RATIO = 1 << 30, 64
+_AT_ONCE = 64 << 20  # bytes of codes in a group that are read without a look at the sizes
+_ROW_BYTES = 64  # that any row takes, at least, while it is read
+_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "BYTE_ARRAY": 4}  # of values; else 8
+_TEXT = "BYTE_ARRAY"
+_MAX_TILE = 0xFFFF  # what a .viq file can hold
+
+
+class Bounds:
+    """Of one Parquet file.
+
+    Args:
+        path: of the file.
+        file: as it was opened.
+
+    Attributes:
+        limit: bytes that all of it may take, unpacked.
+
+    Raises:
+        CodesError: its footer says that it is larger than it may be.
+    """
+
+    def __init__(self, path: Path, file: pq.ParquetFile) -> None:
+        self._path, self._file = path, file
+        self.limit = max(UNPACKED_BYTES, UNPACKED_RATIO * path.stat().st_size)
+        about = file.metadata
+        self._require(about.num_rows * _ROW_BYTES, f"{about.num_rows:,} rows")
+        unpacked, rows = 0, 0
+        for number in range(about.num_row_groups):
+            group = about.row_group(number)
+            rows += group.num_rows
+            for place in range(group.num_columns):
+                column = group.column(place)
+                unpacked += max(column.total_uncompressed_size, _values_bytes(column))
+                if min(group.num_rows, column.num_values, column.total_uncompressed_size) < 0:
+                    raise CodesError("damaged (its footer has sizes below 0)")
+        self._require(unpacked, "its columns, unpacked,")
+        if rows != about.num_rows:
+            raise CodesError(f"damaged (its footer has {about.num_rows} rows, its groups {rows})")
+
+    def require(self, number: int, columns: Sequence[str]) -> None:
+        """Look at a group of rows before these columns of it are read.
+
+        Raises:
+            CodesError: they would take more memory than there may be.
+        """
+        group = self._file.metadata.row_group(number)
+        for place in range(group.num_columns):
+            column = group.column(place)
+            name = column.path_in_schema.split(".")[0]
+            if name not in columns:
+                continue
+            if name == "codes" and _values_bytes(column) > _AT_ONCE:
+                self._require_sizes(number, column)
+            # One text may stand in a dictionary, and be meant by any number of rows.
+            most = column.num_values * column.total_uncompressed_size
+            if column.physical_type == _TEXT and column.has_dictionary_page and most > self.limit:
+                self._require_texts(number, column.path_in_schema)
+
+    def require_images(self, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+        """Codes of each image of these sizes, px, int64; 0 where there is no image.
+
+        Raises:
+            CodesError: an image is larger than it may be, or all together are.
+        """
+        sizes = heights.astype(np.int64), widths.astype(np.int64)
+        rows, cols = (np.asarray(side) for side in grid_of(sizes))  # type: ignore[arg-type]
+        none = (sizes[0] == 0) & (sizes[1] == 0)
+        bad = ~none & ((np.minimum(*sizes) < 1) | (rows * cols > MAX_PATCHES)
+                       | (sizes[0] * sizes[1] > MAX_PIXELS))  # fmt: skip
+        if bad.any():
+            first = int(np.flatnonzero(bad)[0])
+            bounded_grid((int(sizes[0][first]), int(sizes[1][first])))  # raises
+        codes = rows * cols * CODES_PER_PATCH
+        self._require(2 * int(codes.sum()), "the images of some neighbouring rows")
+        return codes
+
+    def _require_sizes(self, number: int, column: pq.ColumnChunkMetaData) -> None:
+        """What the sizes of a group say must be what its footer says."""
+        table = self._file.read_row_group(number, columns=["height", "width"])
+        codes = self.require_images(*(table[name].to_numpy() for name in ("height", "width")))
+        if column.physical_type != _TEXT and np.maximum(codes, 1).sum() != column.num_values:
+            raise CodesError(
+                f"damaged (the sizes of its images take {int(codes.sum()):,} codes, its footer "
+                f"says {column.num_values:,})"
+            )
+
+    def _require_texts(self, number: int, path: str) -> None:
+        """Read texts as references into their dictionary, and add up what is meant."""
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(self._path, read_dictionary=[path]) as file:
+            for batch in file.iter_batches(256, row_groups=[number], columns=[path]):
+                self._require(sum(map(_meant, batch.columns)), f"column {path}")
+
+    def _require(self, wanted: int, what: str) -> None:
+        if wanted > self.limit:
+            raise CodesError(
+                f"{what} would take {wanted / 2**30:,.1f} GiB, and a file of this size may take "
+                f"{self.limit / 2**30:,.1f}: no file of codes is packed like this"
+            )
+
+
+def checked(
+    batches: Iterable[pa.RecordBatch], levels: Sequence[int]
+) -> Iterator[pa.RecordBatch]:
+    """Batches of all columns of codes, of which each value is one that a writer of codes writes.
+
+    Args:
+        batches: of `CodesReader.batches`, in order.
+        levels: of the tokenizer; () if unknown.
+
+    Raises:
+        CodesError: a size, a grid, a tile, a code, a place in a sample or a text that cannot be.
+    """
+    last = -1  # image_index of the row before
+    for batch in batches:
+        batch.validate(full=True)  # offsets, and that texts are UTF-8
+        numbers = {name: batch[name].to_numpy().astype(np.int64) for name in _NUMBERS}
+        bad = _first_bad(batch["codes"], numbers, last, math.prod(levels) if levels else 0)
+        if bad is not None:
+            row, problem = bad
+            raise CodesError(f"row {batch['key'][row].as_py()!r} {problem}: the row is damaged")
+        if len(batch):
+            last = int(numbers["image_index"][-1])
+        yield batch
+
+
+_NUMBERS = ("image_index", "height", "width", "rows", "cols", "tile")
+
+
+def _first_bad(
+    codes: pa.ListArray, numbers: dict[str, np.ndarray], last: int, codebook: int
+) -> tuple[int, str] | None:
+    """A row of a batch that cannot be, and what is wrong with it."""
+    height, width, index = numbers["height"], numbers["width"], numbers["image_index"]
+    rows, cols = (np.asarray(side) for side in grid_of((height, width)))  # type: ignore[arg-type]
+    ends = codes.offsets.to_numpy().astype(np.int64)
+    ids = codes.values
+    if ids.null_count:
+        return 0, "or one that follows has codes without a value"
+    wanted, found = rows * cols * CODES_PER_PATCH, np.diff(ends)
+    no_size = (np.minimum(height, width) < 1) & ((height != 0) | (width != 0))
+    before = np.concatenate([[last], index[:-1]])
+    tile = numbers["tile"]
+    tests = {
+        "is {height}x{width} px, which takes {wanted} codes, but it has {found}":
+            no_size | (wanted != found),
+        "is {height}x{width} px, but its grid is {rows}x{cols} patches":
+            (rows != numbers["rows"]) | (cols != numbers["cols"]),
+        "is image {image_index} of its sample, but follows image {before}":
+            (index != 0) & (index != before + 1),
+        "was encoded in tiles of {tile} px":
+            (tile < 0) | (tile > _MAX_TILE) | (tile % PATCH_SIZE != 0),
+    }  # fmt: skip
+    for problem, wrong in tests.items():
+        if wrong.any():
+            at = int(np.flatnonzero(wrong)[0])
+            shown = {"wanted": wanted, "found": found, "before": before} | numbers
+            return at, problem.format(**{name: int(values[at]) for name, values in shown.items()})
+    largest = ids.to_numpy()[ends[0] : ends[-1]]
+    if codebook and largest.size and int(largest.max()) >= codebook:
+        at = int(np.searchsorted(ends, ends[0] + int(largest.argmax()), side="right")) - 1
+        return at, f"has the code {int(largest.max())}, but the codebook has {codebook}"
+    return None
+
+
+def _values_bytes(column: pq.ColumnChunkMetaData) -> int:
+    """What the values of a column take in memory, texts themselves apart."""
+    if column.path_in_schema.split(".")[0] == "codes" and column.physical_type == "INT32":
+        return 2 * column.num_values
+    return _WIDTHS.get(column.physical_type, 8) * column.num_values
+
+
+def _meant(array: pa.Array) -> int:
+    """Bytes of all texts that an array of references means."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_dictionary(array.type):
+        sizes = pc.binary_length(array.dictionary)
+        return pc.sum(sizes.take(array.indices)).as_py() or 0
+    if pa.types.is_struct(array.type):
+        return sum(map(_meant, array.flatten()))
+    if pa.types.is_nested(array.type):
+        return _meant(array.flatten() if hasattr(array, "flatten") else array.values)
+    return 0
