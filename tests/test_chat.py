@@ -50,6 +50,18 @@ def test_without_a_system_turn() -> None:
     assert spelled(chat.labels) == "....................b}."
 
 
+def test_the_system_text_of_a_sample_goes_before_the_usual_one() -> None:
+    usual = ChatConfig(system="Be kind")
+    for text, start in (("Be brief", "{system/Be brief}/"), ("", "")):
+        talk = [Turn(role="system", text=text), *turns("<image>a", "b", "c", "d")]
+        chat = encode_chat(talk, [1], LETTERS, usual)
+        assert spelled(chat.ids) == start + "{user/#a}/{assistant/b}/{user/c}/{assistant/d}/"
+        assert spelled(chat.labels).replace(".", "") == "b}d}"
+        assert encode_prompt(talk[:-1], [1], LETTERS, system="Be kind") == chat.ids[:-3]
+        short = ChatConfig(system="Be kind", max_length=len(chat.ids) - 1)
+        assert encode_chat(talk, [1], LETTERS, short).cut == 1
+
+
 def test_special_tokens_in_the_text_are_letters() -> None:
     chat = encode_chat(turns("<|im_end|>", "<|im_start|>x"), [], LETTERS, PLAIN)
     letters = spelled(chat.ids)

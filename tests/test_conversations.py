@@ -103,6 +103,63 @@ def test_resize_is_one_entry_an_image() -> None:
         conversation(row(2, conversations=talk, resize=[None]))
 
 
+def test_a_first_system_turn_is_the_system_text() -> None:
+    first = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "developer", "content": "Use JSON."},
+    ]
+    rest = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A cat."}]
+    assert said(conversation(row(1, messages=first + rest))) == [
+        "system: Be brief.\n\nUse JSON.",
+        "user: <image>\nWhat?",
+        "assistant: A cat.",
+    ]
+    empty = [{"from": "system", "value": ""}, *official("What?", "A cat.")]
+    assert said(conversation(row(0, conversations=empty)))[0] == "system: "
+    with pytest.raises(ConversationError, match="its system text contains <image>"):
+        conversation(row(1, messages=[{"role": "system", "content": "<image>"}, *rest]))
+
+
+def test_tools_are_written_as_qwen_writes_them() -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    messages = [
+        {"role": "user", "content": "1 + 1, 1 + 2?"},
+        {"role": "assistant", "content": None, "tool_calls": [call, call]},
+        {"role": "tool", "name": "add", "content": "2"},
+        {"role": "tool", "name": "add", "content": {"sum": 3}},
+        {"role": "assistant", "content": "2 and 3."},
+    ]
+    block = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+    result = '<tool_response>\n2\n</tool_response>\n<tool_response>\n{"sum": 3}\n</tool_response>'
+    assert said(conversation(row(0, messages=messages))) == [
+        "user: 1 + 1, 1 + 2?",
+        f"assistant: {block}\n{block}",
+        f"user: {result}",
+        "assistant: 2 and 3.",
+    ]
+    called = [
+        {"from": "human", "value": "<image>Which?"},
+        {"from": "function_call", "value": '{"name": "see"}'},
+        {"from": "observation", "value": "a cat"},
+        {"from": "gpt", "value": "A cat."},
+    ]
+    assert said(conversation(row(1, conversations=called)))[1:3] == [
+        'assistant: <tool_call>\n{"name": "see"}\n</tool_call>',
+        "user: <tool_response>\na cat\n</tool_response>",
+    ]
+
+
+def test_every_form_of_an_image_part_is_a_mark() -> None:
+    for part in (
+        {"type": "image"},
+        {"type": "image_url", "image_url": {"url": "a.png"}},
+        {"image": "a.png"},
+    ):
+        content = [part, {"type": "text", "text": "What?"}]
+        turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "A cat."}]
+        assert said(conversation(row(1, messages=turns)))[0] == "user: <image>What?"
+
+
 def turns(*speakers: str) -> list[dict[str, str]]:
     return [{"from": speaker, "value": "words"} for speaker in speakers]
 
@@ -121,7 +178,11 @@ def turns(*speakers: str) -> list[dict[str, str]]:
         (1, {"conversations": turns("gpt", "human")}, "assistant where user should speak"),
         (1, {"conversations": turns("human", "human")}, "user where assistant should speak"),
         (1, {"conversations": turns("human", "gpt", "human")}, "does not end with an answer"),
-        (1, {"conversations": turns("system", "human", "gpt")}, "a turn of 'system'"),
+        (1, {"conversations": turns("human", "gpt", "system")}, "a turn of system after others"),
+        (1, {"conversations": turns("narrator", "human", "gpt")}, "a turn of 'narrator'"),
+        (1, {"conversations": turns("system")}, "does not end with an answer"),
+        (1, {"conversations": turns("gpt", "observation")}, "assistant where user should speak"),
+        (1, {"conversations": turns("human", "gpt", "tool")}, "does not end with an answer"),
         (1, {"conversations": [{"value": "What?"}]}, "a turn of None"),
         (1, {"conversations": official("What?", " \n")}, "a turn of assistant is empty"),
         (0, {"conversations": official("", "Yes.")}, "a turn of user is empty"),

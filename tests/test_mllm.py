@@ -331,7 +331,9 @@ def test_wrong_input_is_told_in_one_line(parts: Parts, tmp_path: Path) -> None:
         processor(text=["a", "b"], codes=[codes])
     with pytest.raises(ViqError, match="not both"):
         processor(text="a", codes=codes, images=[])
-    with pytest.raises(ConversationError, match="turn of 'system'"):
+    with pytest.raises(ConversationError, match="turn of 'narrator'"):
+        processor(text=[{"role": "narrator", "content": "a"}])
+    with pytest.raises(ConversationError, match="sample 0: does not end with an answer"):
         processor(text=[{"role": "system", "content": "a"}])
     other = tiny_mllm.saved_tokenizer(tmp_path / "other", seed=1)
     with pytest.raises(CodesError, match=f"sample 0: codes of the tokenizer {other.fingerprint}"):

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import io
 import math
+import mimetypes
 import os
+import re
 import stat
 import threading
 import warnings
@@ -27,15 +29,18 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from viq.types import ViqError
+from viq.untrusted import printable
 
 __all__ = [
     "DECODE_LIMIT",
     "IMAGE_SUFFIXES",
     "ImageError",
     "Source",
+    "find_images",
     "limit_pixels",
     "list_images",
     "open_image",
+    "starts_like_an_image",
 ]
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
@@ -46,6 +51,20 @@ DECODE_LIMIT = 200_000_000  # pixels; the largest phone cameras take 199.8 milli
 IMAGE_SUFFIXES = frozenset(
     ".apng .avif .bmp .dib .gif .ico .j2c .j2k .jfif .jp2 .jpe .jpeg .jpf .jpg .jpx .mpo .pbm .pfm"
     " .pgm .png .pnm .ppm .qoi .tga .tif .tiff .webp".split()
+)
+
+# Files with one of these are not looked into: the library's own list, not that of the machine.
+_OTHER_SUFFIXES = frozenset(mimetypes.MimeTypes().types_map[1]) | frozenset(
+    ".7z .arrow .bz2 .cfg .dat .db .gz .idx .ini .ipynb .jsonl .lance .license .lock .log .md"
+    " .ndjson .npy .npz .onnx .parquet .part .pkl .pt .pth .rar .rst .safetensors .sh .tfrecord"
+    " .tgz .toml .viq .xz .yaml .yml .zst".split()
+)
+
+# How the formats below begin, those that a text could begin like by chance with more of it.
+_SIGNATURE = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM....\0\0\0\0|II\*\0|MM\0\*"
+    rb"|\0\0\0\x0cjP  |\xff\x4f\xff\x51|....ftypavi[fs]|qoif|P[1-6]\s+[0-9#]",
+    re.DOTALL,
 )
 
 # Tried in this order. None starts a program (EPS), replays drawing commands (WMF) or is a stub.
@@ -134,27 +153,47 @@ def list_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
     """List picture files: files as given, folders searched to any depth, each path once.
 
     The order is that of `paths`; within a folder it is sorted by path. Folders yield files with a
-    suffix of `IMAGE_SUFFIXES` in any case; hidden files and folders, and links to folders, are
-    passed over. Raises `ImageError` for a path that does not exist, a folder that cannot be read
-    and a folder without pictures.
+    suffix of `IMAGE_SUFFIXES` in any case, and those without a known suffix that begin like a
+    picture; hidden files and folders, and links to folders, are passed over. Raises `ImageError`
+    for a path that does not exist, a folder that cannot be read and a folder without pictures.
     """
+    return find_images(paths)[0]
+
+
+def find_images(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+) -> tuple[list[Path], int]:
+    """What `list_images` gives, and how many files of the folders it passed over."""
     given = [paths] if isinstance(paths, (str, os.PathLike)) else paths
     found: dict[Path, None] = {}
+    others = 0
     for path in map(Path, given):
         if not os.path.exists(path):
             raise ImageError(f"{_one_line(path)}: does not exist; check the path")
-        files = sorted(_walk(path)) if path.is_dir() else [path]
+        files = [path]
+        if path.is_dir():
+            looked_at = list(_walk(path))
+            files = sorted(file for file, is_picture in looked_at if is_picture)
+            others += len(looked_at) - len(files)
         if not files:
             raise ImageError(
                 f"{_one_line(path)}: holds no pictures at any depth; pass files, or a folder with"
                 " JPEG, PNG, WebP or other raster pictures"
             )
         found.update(dict.fromkeys(files))
-    return list(found)
+    return list(found), others
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Yield the pictures below `folder`, without recursion, which fails about 1000 levels down."""
+def starts_like_an_image(head: bytes) -> bool:
+    """Whether a file with these first 32 bytes is of a format that is read."""
+    return _SIGNATURE.match(head) is not None
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, bool]]:
+    """Yield the files below `folder`, and whether each is a picture.
+
+    Without recursion, which fails about 1000 levels down.
+    """
     todo = [folder]
     while todo:
         folder = todo.pop()
@@ -166,12 +205,24 @@ def _walk(folder: Path) -> Iterator[Path]:
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         todo.append(path)
-                    elif path.suffix.lower() in IMAGE_SUFFIXES and entry.is_file():
-                        yield path
+                    elif entry.is_file():
+                        yield path, _is_picture(path)
         except OSError as error:
             raise ImageError(
                 f"{_one_line(folder)}: cannot be listed ({error.strerror}); mend its permissions"
             ) from error
+
+
+def _is_picture(path: Path) -> bool:
+    """By its suffix, or where that says nothing by its first bytes."""
+    suffix = path.suffix.lower()
+    if suffix in IMAGE_SUFFIXES or suffix in _OTHER_SUFFIXES:
+        return suffix in IMAGE_SUFFIXES
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return starts_like_an_image(file.read(32))
+    except OSError:
+        return False
 
 
 _thread = threading.local()
@@ -391,8 +442,5 @@ def _because(error: Exception) -> str:
 
 
 def _one_line(text: object) -> str:
-    """`text` in printable characters, cut to the last 200, which tell most about a path."""
-    plain = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)
-    )
-    return plain if len(plain) <= 200 else "..." + plain[-197:]
+    """`text` in at most 200 printable characters: the file and row at its head stay."""
+    return printable(str(text), 200)

@@ -4,10 +4,12 @@ The format is ChatML, as Qwen2.5 uses it:
 
     <|im_start|>user\\n<image>\\nWhat is it?<|im_end|>\\n<|im_start|>assistant\\nA cup.<|im_end|>\\n
 
-Labels stand on the tokens of each answer and on the `<|im_end|>` that closes it, nowhere else.
-(The official code also scores "assistant", two line breaks: an offset it inherited.) An image takes
-as many places as it has tokens (`viq.types.language_tokens`); they hold `IMAGE_TOKEN`, which a
-model replaces by visual vectors. Text that spells out a special token is read as plain letters.
+A system text comes before, as a turn of its own: the one of the sample if it has any, even an empty
+one, else that of `ChatConfig`. Labels stand on the tokens of each answer and on the `<|im_end|>`
+that closes it, nowhere else. (The official code also scores "assistant", two line breaks: an offset
+it inherited.) An image takes as many places as it has tokens (`viq.types.language_tokens`); they
+hold `IMAGE_TOKEN`, which a model replaces by visual vectors. Text that spells out a special token
+is read as plain letters.
 
 L = tokens of a sequence.
 """
@@ -21,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from viq.data.conversations import IMAGE_MARK, ConversationError, Turn
+from viq.data.conversations import IMAGE_MARK, ConversationError, Turn, split_system
 from viq.types import IGNORE, IMAGE_TOKEN
 
 START, END = "<|im_start|>", "<|im_end|>"
@@ -64,7 +66,7 @@ def encode_chat(
     A conversation that is too long loses whole question-answer pairs from its end until it fits.
 
     Args:
-        turns: question, answer, question, answer, ...
+        turns: perhaps a system turn, then question, answer, question, answer, ...
         image_tokens: places that each image takes, one an image mark, in order.
         where: names the sample in errors.
         tokenizer: a fast Hugging Face tokenizer that knows the two ChatML marks.
@@ -77,10 +79,8 @@ def encode_chat(
         raise ConversationError(
             f"{where}: {marks} {IMAGE_MARK} marks, but {len(image_tokens)} images; match them"
         )
-    ids, labels, used, kept = [], [], 0, 0
-    if config.system:
-        ids = _turn(START, "system\n" + config.system, tokenizer)
-        labels = [IGNORE] * len(ids)
+    ids, turns = _begin(turns, config.system, tokenizer)
+    labels, used, kept = [IGNORE] * len(ids), 0, 0
     for question, answer in zip(turns[::2], turns[1::2], strict=True):
         pair_ids, pair_labels, marks = _pair(question, answer, image_tokens[used:], tokenizer)
         if len(ids) + len(pair_ids) > config.max_length:
@@ -98,15 +98,25 @@ def encode_chat(
 def encode_prompt(
     turns: Sequence[Turn], image_tokens: Sequence[int], tokenizer: Any, system: str = ""
 ) -> list[int]:
-    """Ids of turns that end with a question, and of the head of the answer to be generated."""
-    ids, used = [], 0
-    if system:
-        ids = _turn(START, "system\n" + system, tokenizer)
+    """Ids of turns that end with a question, and of the head of the answer to be generated.
+
+    Args:
+        system: the system text, unless the first turn is one.
+    """
+    used = 0
+    ids, turns = _begin(turns, system, tokenizer)
     for turn in turns:
         text = _text(turn.text, image_tokens[used:], tokenizer)
         used += turn.text.count(IMAGE_MARK)
         ids += [*_head(turn.role, tokenizer), *text, *_tail(tokenizer)]
     return [*ids, *_head("assistant", tokenizer)]
+
+
+def _begin(turns: Sequence[Turn], system: str, tokenizer: Any) -> tuple[list[int], Sequence[Turn]]:
+    """Ids of the system text, that of the turns or else `system`, and the turns after it."""
+    own, turns = split_system(turns)
+    text = system if own is None else own
+    return (_turn(START, "system\n" + text, tokenizer) if text else []), turns
 
 
 def _pair(

@@ -214,7 +214,8 @@ def _turns(sample: Any, images: list[Any], name: str) -> tuple[list[Turn], list[
         images = images or [image for message in sample for image in _images_in(message)]
     turns = marked(turns, len(images))
     # Checked as training data are, which end with an answer.
-    answer = [Turn(role="assistant", text="?")] if len(turns) % 2 else []
+    said = [turn for turn in turns if turn.role != "system"]
+    answer = [Turn(role="assistant", text="?")] if len(said) % 2 else []
     Conversation(
         turns=(*turns, *answer), images=tuple(images), resize=(None,) * len(images), key=name,
         where=name,

@@ -2,13 +2,19 @@
 
 Images and text stay where they are until a row is asked for, and each read opens the file anew:
 nothing is shared between threads, and thousands of shards take no file descriptors.
+
+Whatever a damaged or hostile row raises becomes a `SourceError` or an `ImageError` in two places
+here, `Source.__getitem__` and `Row.open`; its message begins with the file and the row.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import json
 import operator
+import os
+import re
 from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
@@ -20,8 +26,18 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from viq.files import open_regular
 from viq.image import ImageError, open_image
-from viq.types import ViqError
+from viq.types import CodesError, ViqError
+from viq.untrusted import UntrustedError, parse_json, printable
+
+# Bytes at most, checked before they are read.
+RECORD_BYTES = 64 * 2**20  # of a JSON record, a text member of a tar file, a cell of text
+IMAGE_BYTES = 2 * 2**30  # of an image inside another file: 200 million pixels of 8 bytes
+LINE_BYTES = 64 * 2**10  # of a line in a list of paths and URLs
+
+_WHERE = 200  # characters of a place, and of what is said of it
+_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")  # how JSON may spell one
 
 
 class SourceError(ViqError):
@@ -45,7 +61,8 @@ class Row:
             itself are taken at their word).
         images: none for a text-only sample; read when asked for.
         extras: every other field, untouched: captions, conversations, ...
-        where: the place of the row, for messages: "data.jsonl:12", "shard-0003.tar:img7".
+        where: the place of the row, for messages: "data.jsonl:12", "shard-0003.tar:img7";
+            printable.
     """
 
     key: str
@@ -62,6 +79,8 @@ class Row:
             data = self.images[index].read()
         except ImageError as error:
             raise ImageError(f"{name}: {error}") from error
+        except Exception as error:  # of each file system, and of every name that is none
+            raise ImageError(f"{name}: cannot be read ({because(error)}); check it") from error
         if isinstance(data, Path) and str(data) != self.where:
             name = f"{name}: {data}"
         return open_image(data, name=name)
@@ -84,15 +103,19 @@ class Source(ABC):
 
     @abstractmethod
     def keys(self) -> Iterator[str]:
-        """The keys of all rows in order, without reading images."""
+        """The keys of all rows in order, damaged ones too, without reading images."""
 
     def key(self, index: int) -> str:
-        """The key of a row, even of a damaged one. Most kinds go over the keys before it."""
+        """The key of a row, even of a damaged one. Kinds of many rows need not go over all keys."""
         return next(islice(self.keys(), index, None))
+
+    def where(self, index: int) -> str:
+        """The place of a row, for messages, even of a damaged one. As `Row.where`."""
+        return place(self.key(index))
 
     @abstractmethod
     def _row(self, index: int) -> Row:
-        """Row `index`, which lies in 0..len-1."""
+        """Row `index`, which lies in 0..len-1. May raise anything."""
 
     def names(self) -> Iterator[str]:
         """What each row is called wherever the data lie and however their place was typed.
@@ -101,11 +124,71 @@ class Source(ABC):
         """
         return self.keys()
 
+    def leftovers(self) -> dict[str, int]:
+        """What this source does not bring though it is there: how many of what, in words.
+
+        The same from run to run, and known without reading rows. What rows leave over (those
+        without an image) is not in it.
+        """
+        return {}
+
     def __getitem__(self, index: int) -> Row:
-        return self._row(range(len(self))[operator.index(index)])
+        return self._checked(range(len(self))[operator.index(index)])
 
     def __iter__(self) -> Iterator[Row]:
-        return (self._row(index) for index in range(len(self)))
+        return (self._checked(index) for index in range(len(self)))
+
+    def _checked(self, index: int) -> Row:
+        """The border of a row: no exception but those of this project leaves it."""
+        try:
+            return self._row(index)
+        except (SourceError, ImageError, CodesError):
+            raise
+        except UntrustedError as error:
+            raise SourceError(str(error)) from error
+        except Exception as error:  # also MemoryError and RecursionError
+            raise SourceError(
+                f"{self._place(index)}: cannot be read ({because(error)}); mend or remove it"
+            ) from error
+
+    def _place(self, index: int) -> str:
+        try:
+            return self.where(index)
+        except Exception:
+            return f"row {index}"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which columns or fields ride along: `columns` alone (None: all), without those of `drop`."""
+
+    columns: tuple[str, ...] | None = None
+    drop: tuple[str, ...] = ()
+
+    def __contains__(self, name: object) -> bool:
+        return (self.columns is None or name in self.columns) and name not in self.drop
+
+    def of(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Those that are wanted."""
+        if self.columns is None and not self.drop:
+            return values
+        return {name: value for name, value in values.items() if name in self}
+
+
+class Damaged(Source):
+    """One row that fails, for a file among many that is damaged as a whole; its key is `label`."""
+
+    def __init__(self, label: str, error: ViqError) -> None:
+        self._label, self._error = label, str(error)
+
+    def __len__(self) -> int:
+        return 1
+
+    def keys(self) -> Iterator[str]:
+        return iter([self._label])
+
+    def _row(self, index: int) -> Row:
+        raise SourceError(self._error)
 
 
 @dataclass(frozen=True)
@@ -139,8 +222,8 @@ class ImageRange:
 
     def read(self) -> bytes:
         try:
-            data = read_range(self.path, self.offset, self.size)
-        except (OSError, EOFError) as error:
+            data = read_range(self.path, self.offset, self.size, IMAGE_BYTES)
+        except (OSError, EOFError, ViqError) as error:
             raise ImageError(f"{self.path}: {because(error)}; check path and offsets") from error
         if self.is_base64 is False:
             return data
@@ -156,36 +239,19 @@ class ImageRange:
             return data
 
 
-@dataclass(frozen=True)
-class ImageUrl:
-    """A URL of any scheme that fsspec knows."""
+def read_range(path: Path, offset: int, size: int, limit: int) -> bytes:
+    """`size` bytes of a regular file from `offset` on.
 
-    url: str
-
-    def read(self) -> bytes:
-        try:
-            from fsspec.core import url_to_fs
-
-            filesystem, path = url_to_fs(self.url)
-            return filesystem.cat_file(path)
-        except FileNotFoundError:  # of HTTP, it says nothing but the URL
-            raise ImageError(f"{self.url}: does not exist; check the URL") from None
-        except Exception as error:  # each file system raises its own types
-            raise ImageError(f"{self.url}: cannot be fetched ({because(error)})") from error
-
-
-def image_at(place: str, root: Path) -> ImageRef:
-    """The image at a URL, or at a path relative to `root`."""
-    return ImageUrl(place) if is_url(place) else ImageFile(root / place)
-
-
-def is_url(place: str) -> bool:
-    return "://" in place
-
-
-def read_range(path: Path, offset: int, size: int) -> bytes:
-    """`size` bytes of a file from `offset` on. Raises `OSError`, or `EOFError` if it is shorter."""
-    with open(path, "rb") as stream:
+    Raises:
+        OSError: it cannot be opened.
+        EOFError: the file is shorter, or they are more than `limit`; nothing was read then.
+        ViqError: it is no regular file.
+    """
+    with open_regular(path) as stream:
+        if offset + size > os.fstat(stream.fileno()).st_size:
+            raise EOFError(f"ends before byte {offset + size}")
+        if size > limit:
+            raise EOFError(f"{size:,} bytes are asked for; the limit is {limit:,}")
         stream.seek(offset)
         data = stream.read(size)
     if len(data) != size:
@@ -215,25 +281,62 @@ class Spans:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def read(self, index: int) -> bytes:
+    def read(self, index: int, limit: int) -> bytes:
+        """A piece of at most `limit` bytes. Raises `SourceError`."""
         try:
-            return read_range(self.path, self.starts[index], self.sizes[index])
-        except (OSError, EOFError) as error:
-            raise SourceError(f"{self.path}: {because(error)}; open the source again") from error
+            return read_range(self.path, self.starts[index], self.sizes[index], limit)
+        except (OSError, EOFError, ViqError) as error:
+            raise SourceError(
+                f"{place(self.path.name, self.numbers[index])}: {because(error)}; mend it, or open"
+                " the source again if it has changed"
+            ) from error
 
 
-def lines(path: Path, keep: Callable[[bytes], object]) -> Spans:
-    """The lines of a file that `keep` accepts (it sees them stripped), numbered from 1."""
+def lines(path: Path, keep: Callable[[bytes], object], limit: int) -> Spans:
+    """The lines of a file that `keep` accepts, numbered from 1.
+
+    `keep` sees them stripped, and of one longer than `limit` bytes the first `limit` alone.
+    """
 
     def find() -> Iterator[tuple[int, int, int]]:
-        start = 0
-        with open(path, "rb") as stream:
-            for number, line in enumerate(stream, 1):
-                if keep(line.strip()):
-                    yield start, len(line), number
-                start += len(line)
+        start, number = 0, 0
+        with open_regular(path) as stream:
+            while line := stream.readline(limit):
+                number, size = number + 1, len(line)
+                while size >= limit and not line.endswith(b"\n"):
+                    if not (more := stream.readline(limit)):
+                        break
+                    size += len(more)
+                    if more.endswith(b"\n"):
+                        break
+                if keep(line.strip()) or size > limit:
+                    yield start, size, number
+                start += size
 
     return Spans.of(path, find())
+
+
+def record(data: bytes, where: str) -> Any:
+    """The value of a JSON text without half characters, which no file of text can hold.
+
+    Raises:
+        UntrustedError: other bytes; names `where`.
+    """
+    value = parse_json(data, where)
+    if _HALF_CHARACTER.search(data):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise UntrustedError(
+                f"{where}: holds half a character (a lone surrogate, as of an emoji that was cut);"
+                " mend or remove it"
+            ) from None
+    return value
+
+
+def place(file: object, row: object = None) -> str:
+    """ "file:row", or the file alone, as it may be shown: long ones lose their middle."""
+    return printable(str(file) if row is None else f"{file}:{row}", _WHERE)
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
@@ -245,7 +348,7 @@ def labels(paths: Sequence[Path]) -> list[str]:
 def because(error: BaseException) -> str:
     """The words of an error on one line, not too long."""
     words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(words.split())[:160] or type(error).__name__
+    return printable(" ".join(words.split()), 160) or type(error).__name__
 
 
 def missing(name: str, what: str) -> SourceError:

@@ -9,35 +9,38 @@ A record is an object such as
 
 where an image is a file, or a range of bytes in a file that holds many ("patch"), perhaps as base64
 text (said by "base64": true or false, otherwise seen from the bytes). `image` (or `images`) may
-also be one path or URL, or a list of them. Either form is indexed once and parsed record by record
-when asked for, so a file of any size takes 24 bytes of memory a record, and a damaged record stops
-nothing but itself.
+also be one path, URL, data: URI or base64 text, or a list of them; `viq.data.fields` says where
+else images are looked for. Either form is indexed once and parsed record by record when asked for,
+so a file of any size takes 24 bytes of memory a record, and a damaged record stops nothing but
+itself.
 """
 
 from __future__ import annotations
 
-import json
 import mmap
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from viq.data.access import Access, Names
+from viq.data.fields import take_images
 from viq.data.source_base import (
-    ImageRange,
-    ImageRef,
+    RECORD_BYTES,
     Row,
     Source,
     SourceError,
     Spans,
-    because,
-    image_at,
+    Wanted,
     lines,
+    place,
+    record,
 )
+from viq.files import open_regular
 
-# What decides where records end: brackets, but not those in strings. A string without an end takes
-# in all that follows. The loop is unrolled, as strings may hold megabytes.
-_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[][{}]', re.DOTALL)
+# What decides where records end: brackets, but not those in strings. A string is matched to its
+# end, or through a thousand escapes: the engine keeps a state for each until the match is over.
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*){0,1000}("?)|[][{}]', re.DOTALL)
+_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*){0,1000}("?)', re.DOTALL)
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -50,83 +53,90 @@ class JsonSource(Source):
 
     Args:
         root: folder that paths of images are relative to; by default that of the file.
+        image_column: the field or fields that hold images; () for none; None to look for them.
+        wanted: of the other fields, those to bring.
+        access: what paths and URLs in the file may open.
     """
 
-    def __init__(self, path: Path, root: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        root: Path | None = None,
+        *,
+        image_column: str | Sequence[str] | None = None,
+        wanted: Wanted | None = None,
+        access: Access | None = None,
+    ) -> None:
         self._path = path
-        self._root = path.parent if root is None else root
-        with open(path, "rb") as stream:
+        self._names = Names(path.parent if root is None else root, access or Access())
+        self._images = (image_column,) if isinstance(image_column, str) else image_column
+        self._wanted = wanted or Wanted()
+        with open_regular(path) as stream:
             is_list = stream.read(4096).removeprefix(_BOM).lstrip().startswith(b"[")
-        self._spans = Spans.of(path, _records(path)) if is_list else lines(path, bool)
+        self._spans = Spans.of(path, _records(path)) if is_list else lines(path, bool, RECORD_BYTES)
         self._mark = "#" if is_list else ":"
 
     def __len__(self) -> int:
         return len(self._spans)
 
     def keys(self) -> Iterator[str]:
-        return map(self._where, range(len(self)))
+        return map(self.key, range(len(self)))
 
     def key(self, index: int) -> str:
-        return self._where(index)
-
-    def _where(self, index: int) -> str:
         return f"{self._path.name}{self._mark}{self._spans.numbers[index]}"
 
     def _row(self, index: int) -> Row:
-        where = self._where(index)
-        try:
-            record = json.loads(self._spans.read(index))
-        except ValueError as error:
+        where = self.where(index)
+        found = record(self._spans.read(index, RECORD_BYTES), where)
+        if not isinstance(found, dict):
             raise SourceError(
-                f"{where}: is not JSON ({because(error)}); mend or remove it"
-            ) from error
-        except RecursionError as error:
-            raise SourceError(f"{where}: is nested too deeply; mend or remove it") from error
-        if not isinstance(record, dict):
-            raise SourceError(
-                f"{where}: is a {type(record).__name__}, not a record; write an object"
+                f"{where}: is a {type(found).__name__}, not a record; write an object"
                 ' {"conversations": ..., "image": ...}'
             )
-        given = record.pop("image" if record.get("image") is not None else "images", None)
-        record.pop("image", None)  # null
-        entries = given if isinstance(given, list) else [] if given is None else [given]
-        images = tuple(_image(entry, self._root, where) for entry in entries)
-        sizes = [entry.get("resize") if isinstance(entry, dict) else None for entry in entries]
-        if any(size is not None for size in sizes):
-            record["resize"] = sizes
-        return Row(key=where, images=images, extras=record, where=where)
-
-
-def _image(entry: Any, root: Path, where: str) -> ImageRef:
-    match entry:
-        case str(place) | {"img_path": str(place)} if place:
-            return image_at(place, root)
-        case {"patch": str(patch), "start_num": int(start), "size": int(size)} if (
-            start >= 0 and size > 0
-        ):
-            flag = entry.get("base64")
-            return ImageRange(root / patch, start, size, None if flag is None else bool(flag))
-    raise SourceError(
-        f"{where}: an image is {json.dumps(entry)[:100]}; give a path, an img_path, or patch,"
-        " start_num and size"
-    )
+        images = take_images(found, self._images, self._names, where)
+        return Row(key=self.key(index), images=images, extras=self._wanted.of(found), where=where)
 
 
 def _records(path: Path) -> Iterator[tuple[int, int, int]]:
     """(start, size, place) of the objects and lists in the outermost list of a JSON file."""
     depth, start, number = 0, 0, 0
-    with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        for token in _TOKEN.finditer(text):
-            kind = text[token.start()]
+    with (
+        open_regular(path) as stream,
+        mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text,
+    ):
+        for at in _brackets(text):
+            kind = text[at]
             if kind in b"[{":
                 depth += 1
                 if depth == 2:
-                    start = token.start()
-            elif kind in b"]}":
+                    start = at
+            else:
                 depth -= 1
                 if depth == 1:
-                    yield start, token.end() - start, number
+                    yield start, at + 1 - start, number
                     number += 1
                 elif depth == 0:
                     return
-    raise SourceError(f"{path}: the list of records does not end; it is damaged or cut short")
+    raise SourceError(
+        f"{place(path)}: the list of records does not end; it is damaged or cut short"
+    )
+
+
+def _brackets(text: mmap.mmap) -> Iterator[int]:
+    """Where brackets are that are in no string. A string without an end takes in all there is."""
+    position = 0
+    while position < len(text):
+        for token in _TOKEN.finditer(text, position):
+            position = token.end()
+            if token.group(1) is None:
+                yield token.start()
+            elif not token.group(1):
+                break
+        else:
+            return
+        closing = b""
+        while not closing and position < len(text):
+            rest = _STRING.match(text, position)
+            if rest is None or rest.end() == position:
+                return  # a backslash at the very end
+            position, closing = rest.end(), rest.group(1)

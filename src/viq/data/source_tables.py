@@ -1,15 +1,15 @@
-"""Tables with columns of images: Parquet files, and data sets of Hugging Face `datasets`.
+"""Tables with columns of images: Parquet files, and what they share with other tables.
 
-A cell of an image column holds encoded bytes, a struct {bytes, path}, a path or URL, or a list of
-these; nothing is decoded here. Several image columns give several images, in the order named.
+A cell of an image column holds encoded bytes, a struct {bytes, path}, a path, URL, data: URI or
+base64 text, or a list of these; nothing is decoded here. Several image columns give several images,
+in the order named. Only the columns that are wanted are read.
 """
 
 from __future__ import annotations
 
-import os
 from array import array
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -17,60 +17,96 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from viq.data.access import Access, Names
 from viq.data.source_base import (
     ImageBytes,
     ImageRef,
     Row,
     Source,
     SourceError,
+    Wanted,
     because,
-    image_at,
     labels,
-    missing,
+    place,
 )
+from viq.data.source_cells import cell_of, cells_of, readable, record_of
+from viq.files import require_regular
 
 IMAGE_COLUMNS = ("image", "images")
 KEY_COLUMNS = ("key", "__key__", "id")
-_KEYS_AT_ONCE = 4096
+
+# What a row group may unpack to, by the bytes it has in the file; pictures hardly shrink.
+_GROUP_BYTES, _GROUP_LEAST, _GROUP_RATIO = 8 * 2**30, 512 * 2**20, 64
+_ROWS_PER_BYTE = 100_000  # of a file: more are not believed
+_BATCH = 65_536  # rows that are unpacked at a time
+_FAILURES = 16  # damaged tables that are remembered
+_VALUE = 16  # bytes of a number or of a place in a list
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns are what."""
+    """Which columns are what.
 
+    Attributes:
+        names: of all that are read, in the order of the table.
+        key: None: rows are numbered.
+        left_out: how many are not read as they share their name with another.
+    """
+
+    names: tuple[str, ...]
     images: tuple[str, ...]
-    key: str | None  # None: rows are numbered
+    key: str | None
+    left_out: int = 0
 
     @classmethod
     def choose(
-        cls, names: Sequence[str], images: str | Sequence[str] | None, key: str | None, where: str
+        cls,
+        names: Sequence[str],
+        images: str | Sequence[str] | None,
+        key: str | None,
+        where: str,
+        wanted: Wanted | None = None,
     ) -> Columns:
-        """Take the columns asked for, or those of `IMAGE_COLUMNS` and `KEY_COLUMNS` found first."""
+        """Take the columns asked for, or those of `IMAGE_COLUMNS` and `KEY_COLUMNS` found first.
+
+        Raises:
+            SourceError: there is no such column, or there are two of that name.
+        """
+        listed, wanted = place(", ".join(names)), wanted or Wanted()
         if images is None:
-            wanted = tuple(name for name in IMAGE_COLUMNS if name in names)[:1]
-            if not wanted:
+            chosen = tuple(name for name in IMAGE_COLUMNS if name in names)[:1]
+            if not chosen:
                 raise SourceError(
                     f"{where}: has no column image or images; name the image column, one of"
-                    f" {', '.join(names)}"
+                    f" {listed}"
                 )
         else:
-            wanted = (images,) if isinstance(images, str) else tuple(images)
+            chosen = (images,) if isinstance(images, str) else tuple(images)
         if key is None:
             key = next((name for name in KEY_COLUMNS if name in names), None)
-        for name in (*wanted, *([key] if key else [])):
+        needed = (*chosen, *([key] if key else []))
+        for name in (*needed, *(wanted.columns or ()), *wanted.drop):
             if name not in names:
-                raise SourceError(f"{where}: has no column {name}, but {', '.join(names)}")
-        return cls(wanted, key or None)
+                raise SourceError(f"{where}: has no column {place(name)}, but {listed}")
+        counts = Counter(names)
+        for name in needed:
+            if counts[name] > 1:
+                raise SourceError(f"{where}: has two columns {place(name)}; rename one")
+        read = (n for n in names if counts[n] == 1 and (n in needed or n in wanted))
+        twice = sum(count for count in counts.values() if count > 1)
+        return cls(tuple(read), chosen, key or None, twice)
 
-    def row(self, record: dict[str, Any], name: str, number: int, root: Path) -> Row:
-        """A row of the table `name`; paths of images are relative to `root`."""
-        key = self.key_of(record[self.key] if self.key else None, name, number)
-        where = key if key == f"{name}:{number}" else f"{name}:{key}"
+    def row(self, table: Any, name: str, number: int, within: Names) -> Row:
+        """The row of a table of one; `name` is that of the whole table."""
+        record = record_of(table) if self.names else {}
+        key = self.key_of(cell_of(table.column(self.key)[0]) if self.key else None, name, number)
+        where = place(key) if key == f"{name}:{number}" else place(name, key)
         images: list[ImageRef] = []
         for column in self.images:
             cell = record[column]
             cells = cell if isinstance(cell, list) else [cell]
-            images += [_image(c, root, f"{where}, column {column}") for c in cells if c is not None]
+            at = f"{where}, column {place(column)}"
+            images += [_image(c, within, at) for c in cells if c is not None]
         used = {self.key, *self.images}  # a path may be both
         extras = {column: value for column, value in record.items() if column not in used}
         return Row(key=key, images=tuple(images), extras=extras, where=where)
@@ -79,43 +115,21 @@ class Columns:
     def key_of(value: Any, name: str, number: int) -> str:
         return f"{name}:{number}" if value is None else str(value)
 
+    def leftovers(self) -> Counter[str]:
+        """As those of a source."""
+        return +Counter({"columns that share a name": self.left_out})
 
-def _image(cell: Any, root: Path, where: str) -> ImageRef:
+
+def _image(cell: Any, names: Names, where: str) -> ImageRef:
     match cell:
         case bytes(data) | {"bytes": bytes(data)}:
             return ImageBytes(data)
-        case str(place) | {"path": str(place)} if place:
-            return image_at(place, root)
+        case str(text) | {"bytes": str(text)} | {"path": str(text)} if text:
+            return names.image(text, where)
     raise SourceError(
         f"{where}: holds {type(cell).__name__}, not images; give bytes, a struct of bytes and path,"
         " or a path"
     )
-
-
-def _record(row: Any, where: str) -> dict[str, Any]:
-    """The cells of a table of one row. Raises `SourceError` if Python has no value for one."""
-    try:
-        (record,) = row.to_pylist()
-    except Exception as error:  # text that is no UTF-8, dates beyond the year 9999: of many types
-        raise SourceError(
-            f"{where}: a cell cannot be read ({because(error)}); mend or remove the row"
-        ) from error
-    return record
-
-
-def _cells(column: Any) -> list[Any]:
-    """The cells of a column; None for those that `_record` refuses."""
-    try:
-        return column.to_pylist()
-    except Exception:
-        return [_cell(cell) for cell in column]
-
-
-def _cell(cell: Any) -> Any:
-    try:
-        return cell.as_py()
-    except Exception:
-        return None
 
 
 class Cache:
@@ -152,11 +166,16 @@ class Cache:
             return sum(map(_size, self._tables.values()))
 
     def _trim(self) -> None:
-        """Forget failed loads, and the oldest tables above the limit, but never the newest."""
+        """Forget the oldest tables above the limit, but never the newest, and most failed loads.
+
+        The last damaged ones are remembered, or each row of them would read them again.
+        """
         total = 0
         for age, (key, future) in enumerate(reversed(list(self._tables.items()))):
             total += _size(future)
-            if (future.done() and future.exception()) or (age and total > self._limit):
+            failed = future.exception() if future.done() else None
+            forget = age >= _FAILURES or not isinstance(failed, SourceError)
+            if (failed and forget) or (age and total > self._limit):
                 del self._tables[key]
 
 
@@ -176,11 +195,15 @@ class ParquetSource(Source):
     for most rows. Files meant for it should have small row groups.
 
     A key is the cell of the key column, or "photos.parquet:12" (row of the file, from 0) where
-    there is none.
+    there is none. A file that is damaged as a whole is one row that fails; its key is its name.
 
     Args:
         image_column: name or names; by default `image` or `images`; () for none.
         key_column: by default `key`, `__key__` or `id` where there is one; "" numbers the rows.
+        wanted: of the other columns, those to bring.
+        root: folder that paths of images are relative to; by default that of each file.
+        access: what paths and URLs in the cells may open.
+        alone: whether it is an error if all files are damaged as a whole.
     """
 
     def __init__(
@@ -189,81 +212,191 @@ class ParquetSource(Source):
         *,
         image_column: str | Sequence[str] | None = None,
         key_column: str | None = None,
+        wanted: Wanted | None = None,
+        root: Path | None = None,
+        access: Access | None = None,
+        alone: bool = True,
         cache: Cache = _SHARED,
     ) -> None:
-        import pyarrow.parquet as pq
-
-        self._files = list(zip(paths, labels(paths), strict=True))
-        self._columns: list[Columns] = []  # of each file
+        self._files: list[_File] = []
         self._file_rows = array("Q", [0])  # rows before each file, then all
         self._group_rows = array("Q", [0])  # rows before each row group, then all
         self._groups: list[tuple[int, int]] = []  # (file, number within it)
-        for file, (path, label) in enumerate(self._files):
+        names = Names(Path(), access or Access())
+        errors: list[SourceError] = []
+        for number, (path, label) in enumerate(zip(paths, labels(paths), strict=True)):
+            within = Names(path.parent if root is None else root, names.access)
             try:
-                metadata = pq.read_metadata(path)
-                names = metadata.schema.to_arrow_schema().names
-            except (OSError, ValueError) as error:
-                raise SourceError(
-                    f"{path}: cannot be read as Parquet ({because(error)}); fetch or write it again"
-                ) from error
-            self._columns.append(Columns.choose(names, image_column, key_column, label))
-            for group in range(metadata.num_row_groups):
-                rows = metadata.row_group(group).num_rows
-                self._group_rows.append(self._group_rows[-1] + rows)
-                self._groups.append((file, group))
+                columns, rows = _footer(path, label, (image_column, key_column, wanted))
+                self._files.append(_File(path, label, columns, within))
+            except SourceError as error:
+                errors.append(error)
+                self._files.append(_File(path, label, Columns((), (), None), within, str(error)))
+                rows = [1]
+            for group, count in enumerate(rows):
+                self._group_rows.append(self._group_rows[-1] + count)
+                self._groups.append((number, group))
             self._file_rows.append(self._group_rows[-1])
+        if alone and errors and len(errors) == len(paths):
+            raise errors[0]
         self._cache = cache
 
     def __len__(self) -> int:
         return self._group_rows[-1]
 
     def keys(self) -> Iterator[str]:
-        return self._called([label for _, label in self._files])
+        return self._called([file.label for file in self._files])
 
     def names(self) -> Iterator[str]:
         """As keys; but rows without one are "FILE:12" even where file names are not unique."""
-        return self._called([path.name for path, _ in self._files])
+        return self._called([file.path.name for file in self._files])
 
-    def _called(self, files: Sequence[str]) -> Iterator[str]:
+    def key(self, index: int) -> str:
+        at, file, number = self._find(index)
+        if file.error:
+            return file.label
+        value = None
+        if file.columns.key:
+            try:
+                column = self._cache.get((self, at, "keys"), lambda: self._group_keys(at))
+                value = cell_of(column[index - self._group_rows[at]])
+            except SourceError:
+                pass
+        return file.columns.key_of(value, file.label, number)
+
+    def where(self, index: int) -> str:
+        _, file, number = self._find(index)
+        return place(file.label) if file.error else place(file.label, number)
+
+    def leftovers(self) -> dict[str, int]:
+        return dict(sum((file.columns.leftovers() for file in self._files), Counter[str]()))
+
+    def _called(self, called: Sequence[str]) -> Iterator[str]:
         """The cells of the key columns, or what each file is called and the row in it."""
-        import pyarrow.parquet as pq
-
-        for file, ((path, _), columns, label) in enumerate(
-            zip(self._files, self._columns, files, strict=True)
-        ):
-            if columns.key is None:
-                rows = self._file_rows[file + 1] - self._file_rows[file]
-                yield from (columns.key_of(None, label, number) for number in range(rows))
+        for at, (number, _) in enumerate(self._groups):
+            file, label = self._files[number], called[number]
+            first, end = self._group_rows[at], self._group_rows[at + 1]
+            if file.error:
+                yield label
                 continue
-            number = 0
-            with pq.ParquetFile(path) as parquet:
-                for batch in parquet.iter_batches(_KEYS_AT_ONCE, columns=[columns.key]):
-                    for value in _cells(batch.column(0)):
-                        yield columns.key_of(value, label, number)
-                        number += 1
+            values: Sequence[Any] = ()
+            if file.columns.key:
+                try:
+                    values = cells_of(self._group_keys(at))
+                except SourceError:  # each of its rows will say so
+                    pass
+            for row in range(end - first):
+                value = values[row] if row < len(values) else None
+                yield file.columns.key_of(value, label, first + row - self._file_rows[number])
+
+    def _find(self, index: int) -> tuple[int, _File, int]:
+        """The place of the row group of a row among all, its file, and the row within the file."""
+        at = bisect_right(self._group_rows, index) - 1
+        number = self._groups[at][0]
+        return at, self._files[number], index - self._file_rows[number]
 
     def _row(self, index: int) -> Row:
-        place = bisect_right(self._group_rows, index) - 1
-        file = self._groups[place][0]
-        path, label = self._files[file]
-        table = self._cache.get((self, place), lambda: self._read_group(place))
-        number = index - self._file_rows[file]
-        record = _record(table.slice(index - self._group_rows[place], 1), f"{label}:{number}")
-        return self._columns[file].row(record, label, number, path.parent)
-
-    def _read_group(self, place: int) -> Any:
-        import pyarrow.parquet as pq
-
-        file, group = self._groups[place]
-        path, label = self._files[file]
+        at, file, number = self._find(index)
+        if file.error:
+            raise SourceError(file.error)
         try:
-            with pq.ParquetFile(path) as parquet:  # its own, as they must not be shared by threads
-                return parquet.read_row_group(group)
-        except (OSError, ValueError) as error:
-            raise SourceError(
-                f"{label}: row group {group} cannot be read ({because(error)}); fetch or write the"
-                " file again"
-            ) from error
+            table = self._cache.get((self, at), lambda: self._read_group(at))
+        except SourceError as error:
+            raise SourceError(f"{self.where(index)}: {error}") from error
+        return file.columns.row(
+            table.slice(index - self._group_rows[at], 1), file.label, number, file.within
+        )
+
+    def _read_group(self, at: int) -> Any:
+        number, group = self._groups[at]
+        return _read_group(self._files[number].path, group, self._files[number].columns.names)
+
+    def _group_keys(self, at: int) -> Any:
+        number, group = self._groups[at]
+        file = self._files[number]
+        return _read_group(file.path, group, (file.columns.key or "",)).column(0)
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    label: str
+    columns: Columns
+    within: Names
+    error: str = ""  # why it is of no use
+
+
+def _footer(path: Path, label: str, chosen: tuple[Any, Any, Any]) -> tuple[Columns, list[int]]:
+    """The columns of a Parquet file, and the rows of each row group."""
+    import pyarrow.parquet as pq
+
+    try:
+        require_regular(path)
+        metadata = pq.read_metadata(path)
+        names = metadata.schema.to_arrow_schema().names
+        rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        if min(rows, default=0) < 0 or sum(rows) > path.stat().st_size * _ROWS_PER_BYTE:
+            raise ValueError(f"it claims {sum(rows):,} rows")
+    except Exception as error:  # damage makes Arrow raise anything
+        raise SourceError(
+            f"{place(path)}: cannot be read as Parquet ({because(error)}); fetch or write it again"
+        ) from error
+    images, key, wanted = chosen
+    return Columns.choose(names, images, key, place(label), wanted), rows
+
+
+def _read_group(path: Path, group: int, names: Sequence[str]) -> Any:
+    """These columns of a row group, as `readable` gives them. Raises `SourceError`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not names:
+        return pa.table({})
+    try:
+        with pq.ParquetFile(path) as parquet:  # its own, as they must not be shared by threads
+            limit, batch = _bounds(parquet.metadata.row_group(group), names)
+            found, total = [], 0
+            options: dict[str, Any] = {"row_groups": [group], "columns": list(names)}
+            for rows in parquet.iter_batches(batch, **options):
+                found.append(rows)
+                total += rows.nbytes
+                _within(total, limit)
+        table = pa.Table.from_batches(found).select(list(names))
+        return readable(table)
+    except (SourceError, MemoryError):
+        raise
+    except Exception as error:
+        raise SourceError(
+            f"row group {group} cannot be read ({because(error)}); fetch or write the file again"
+        ) from error
+
+
+def _bounds(group: Any, names: Sequence[str]) -> tuple[int, int]:
+    """Bytes that a row group may unpack to, and how many rows to unpack at a time.
+
+    A repeated cell takes next to nothing in the file and even by the file's own account, but is
+    no larger than all that the file says of its column. So not even so many of them pass the limit.
+    """
+    columns = [group.column(number) for number in range(group.num_columns)]
+    wanted = tuple(f"{name}." for name in names)
+    columns = [c for c in columns if f"{c.path_in_schema}.".startswith(wanted)]
+    stored = sum(column.total_compressed_size for column in columns)
+    limit = min(_GROUP_BYTES, max(_GROUP_LEAST, _GROUP_RATIO * stored))
+    _within(sum(column.total_uncompressed_size for column in columns), limit)
+    _within(sum(column.num_values for column in columns), limit)
+    widest = 0
+    for column in columns:
+        is_text = column.physical_type in ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY")
+        widest += max(_VALUE, column.total_uncompressed_size if is_text else 0)
+    return limit, max(1, min(_BATCH, limit // max(1, widest)))
+
+
+def _within(size: int, limit: int) -> None:
+    if size > limit:
+        raise SourceError(
+            f"its row group unpacks to {size:,} bytes or more, the limit here is {limit:,}; write"
+            " the file with smaller row groups"
+        )
 
 
 def holds_codes(path: Path) -> bool:
@@ -271,100 +404,7 @@ def holds_codes(path: Path) -> bool:
     import pyarrow.parquet as pq
 
     try:
+        require_regular(path)
         return b"viq.fingerprint" in (pq.read_schema(path).metadata or {})
-    except (OSError, ValueError):
+    except Exception:  # damage makes Arrow raise anything; it is met again when it is opened
         return False
-
-
-class DatasetSource(Source):
-    """A `datasets.Dataset`. Options as for `ParquetSource`; `name` begins keys that are numbers."""
-
-    def __init__(
-        self,
-        dataset: Any,
-        name: str = "dataset",
-        *,
-        root: Path = Path(),
-        image_column: str | Sequence[str] | None = None,
-        key_column: str | None = None,
-    ) -> None:
-        if not hasattr(dataset, "__len__") or not hasattr(dataset, "column_names"):
-            raise SourceError(
-                f"{name}: a {type(dataset).__name__} has no rows by number; pass a"
-                " datasets.Dataset, loaded without streaming"
-            )
-        self._columns = Columns.choose(dataset.column_names, image_column, key_column, name)
-        self._rows = dataset.with_format("arrow")  # as stored: images stay encoded
-        self._name, self._root = name, root
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def keys(self) -> Iterator[str]:
-        columns = self._columns
-        if columns.key is None:
-            yield from (columns.key_of(None, self._name, number) for number in range(len(self)))
-            return
-        keys = self._rows.select_columns([columns.key])
-        for start in range(0, len(self), _KEYS_AT_ONCE):
-            values = _cells(keys[start : start + _KEYS_AT_ONCE].column(0))
-            for number, value in enumerate(values, start):
-                yield columns.key_of(value, self._name, number)
-
-    def _row(self, index: int) -> Row:
-        record = _record(self._rows[index : index + 1], f"{self._name}:{index}")
-        return self._columns.row(record, self._name, index, self._root)
-
-
-def is_saved_dataset(folder: Path) -> bool:
-    """Whether `save_to_disk` of `datasets` wrote this folder."""
-    if (folder / "dataset_dict.json").exists():
-        return True
-    return (folder / "dataset_info.json").exists() and (folder / "state.json").exists()
-
-
-def load_saved(folder: Path, split: str | None) -> Any:
-    """The data set in a folder of `save_to_disk`. Raises `SourceError`."""
-    datasets = _datasets(str(folder))
-    try:
-        loaded = datasets.load_from_disk(os.fspath(folder))
-    except Exception as error:  # of many types
-        raise SourceError(
-            f"{folder}: cannot be read as a saved data set ({because(error)}); write it again"
-        ) from error
-    return one_split(loaded, split, str(folder))
-
-
-def load_hub(name: str, split: str | None) -> Any:
-    """The data set "owner/name" or "owner/name:subset" of the hub. Raises `SourceError`."""
-    datasets = _datasets(f"hf:{name}")
-    repository, _, subset = name.partition(":")
-    try:
-        loaded = datasets.load_dataset(repository, subset or None)
-    except Exception as error:  # of many types
-        raise SourceError(
-            f"hf:{name}: cannot be loaded ({because(error)}); check the name and the connection"
-        ) from error
-    return one_split(loaded, split, f"hf:{name}")
-
-
-def one_split(loaded: Any, split: str | None, where: str) -> Any:
-    """`split` of a dict of data sets, which may be None if there is but one."""
-    if not isinstance(loaded, dict):
-        if split is not None:
-            raise SourceError(f"{where}: has no splits; leave out split={split}")
-        return loaded
-    if split is None and len(loaded) == 1:
-        return next(iter(loaded.values()))
-    if split not in loaded:
-        given = "give split" if split is None else f"has no split {split}"
-        raise SourceError(f"{where}: {given}, one of {', '.join(loaded)}")
-    return loaded[split]
-
-
-def _datasets(where: str) -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise missing("datasets", where) from error
-    return datasets

@@ -10,27 +10,43 @@ import glob
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
-from viq.data.source_base import ImageRef, Row, Source, SourceError, because, is_url
-from viq.data.source_files import FileSource, ListSource, UrlSource
-from viq.data.source_json import JsonSource
-from viq.data.source_tables import (
+from viq.data.access import Access, is_url
+from viq.data.source_base import (
+    Damaged,
+    ImageRef,
+    Row,
+    Source,
+    SourceError,
+    Wanted,
+    because,
+    labels,
+    place,
+)
+from viq.data.source_datasets import (
     DatasetSource,
-    ParquetSource,
-    holds_codes,
     is_saved_dataset,
     load_hub,
     load_saved,
     one_split,
 )
+from viq.data.source_files import FileSource, ListSource, UrlSource
+from viq.data.source_json import JsonSource
+from viq.data.source_tables import ParquetSource, holds_codes
 from viq.data.source_tar import TarSource
+from viq.files import require_regular
 from viq.image import IMAGE_SUFFIXES
+from viq.types import ViqError
 
-__all__ = ["ImageRef", "Row", "Source", "SourceError", "concatenate", "open_source"]
+__all__ = ["Access", "ImageRef", "Row", "Source", "SourceError", "concatenate", "open_source"]
+
+_BRACES = re.compile(r"\{(?:(\d{1,18})\.\.(\d{1,18})|([^{}]*,[^{}]*))\}")
+_NAMES = 1_000_000  # that one pattern may stand for
 
 _SUFFIXES = {
     **dict.fromkeys(IMAGE_SUFFIXES, "images"),
@@ -59,6 +75,10 @@ def open_source(
     key_column: str | None = None,
     split: str | None = None,
     root: str | os.PathLike[str] | None = None,
+    columns: Sequence[str] | None = None,
+    drop: Sequence[str] | None = None,
+    access: Access | None = None,
+    alone: bool = True,
 ) -> Source:
     """Open an input of any kind; the kind is seen from what is given.
 
@@ -70,25 +90,38 @@ def open_source(
     - a folder of `save_to_disk`, "hf:owner/name", "hf:owner/name:subset", or a `datasets.Dataset`
     - a pattern of files of one kind: "shard-{0000..0003}.tar", "data/*.parquet"
 
-    The classes in `viq.data.source_*` say what becomes key, images and extras.
+    The classes in `viq.data.source_*` say what becomes key, images and extras. Of several files,
+    one that is damaged as a whole is one row that fails.
 
     Args:
-        image_column: of tables: its name, several names, or () for none; default `image`/`images`.
+        image_column: of tables and JSON: its name, several names, or () for none; default
+            `image`/`images`, and in JSON the places that `viq.data.fields` lists.
         key_column: of tables: its name, or "" to number rows; default `key`/`__key__`/`id`.
         split: of data sets of Hugging Face that have several.
-        root: of JSON: folder that image paths are relative to; default the folder of the file.
+        root: of lists, JSON and tables: folder that image paths are relative to; default the folder
+            of the file.
+        columns: of tables, JSON and tar files: the columns or fields that ride along; default all.
+        drop: those that do not.
+        access: what paths and URLs in the data may open; default nothing but what
+            `viq.data.access` says.
+        alone: whether an input that is damaged as a whole is an error, not a row that fails.
 
     Raises:
         SourceError: it cannot be opened, is empty, or an option does not belong to its kind.
     """
     options = {
-        "image_column": image_column, "key_column": key_column, "split": split, "root": root
+        "image_column": image_column, "key_column": key_column, "split": split, "root": root,
+        "columns": columns, "drop": drop,
     }  # fmt: skip
-    name = os.fspath(spec) if isinstance(spec, (str, os.PathLike)) else "dataset"
+    name = place(os.fspath(spec)) if isinstance(spec, (str, os.PathLike)) else "dataset"
     try:
-        source = _open(spec, options)
+        source = _open(spec, options, access, alone)
     except OSError as error:
         raise SourceError(f"{name}: cannot be read ({because(error)}); check its rights") from error
+    except (ValueError, UnicodeError) as error:
+        if isinstance(error, ViqError):
+            raise
+        raise SourceError(f"{name}: is no path there can be ({because(error)})") from error
     for option, value in options.items():
         if value is not None:
             raise SourceError(f"{name}: {option} means nothing to this kind of input; leave it out")
@@ -121,6 +154,13 @@ class _Concatenation(Source):
         number = self._number(index)
         return self._sources[number].key(index - self._first[number])
 
+    def where(self, index: int) -> str:
+        number = self._number(index)
+        return self._sources[number].where(index - self._first[number])
+
+    def leftovers(self) -> dict[str, int]:
+        return dict(sum((Counter(s.leftovers()) for s in self._sources), Counter[str]()))
+
     def _row(self, index: int) -> Row:
         number = self._number(index)
         return self._sources[number][index - self._first[number]]
@@ -130,68 +170,126 @@ class _Concatenation(Source):
         return bisect_right(self._first, index) - 1
 
 
-def _open(spec: Any, options: dict[str, Any]) -> Source:
+def _open(spec: Any, options: dict[str, Any], access: Access | None, alone: bool) -> Source:
     """Open `spec`, taking out of `options` those that belong to its kind."""
     if isinstance(spec, dict) or hasattr(spec, "with_format"):
         dataset = one_split(spec, options.pop("split"), "dataset")
-        return DatasetSource(dataset, **_columns(options))
+        return DatasetSource(dataset, access=access, cached=True, **_columns(options))
     if not isinstance(spec, (str, os.PathLike)):
         raise SourceError(f"a {type(spec).__name__} is no input; pass a path or a datasets.Dataset")
     text = os.fspath(spec)
-    if text.startswith("hf:"):
+    if text.startswith("hf:") and not is_url(text):
         dataset = load_hub(text.removeprefix("hf:"), options.pop("split"))
-        return DatasetSource(dataset, text, **_columns(options))
+        return DatasetSource(dataset, text, access=access, cached=True, **_columns(options))
     if is_url(text):
         if _kind(Path(text)) != "images":
-            raise SourceError(f"{text}: only images are read from URLs; download it first")
-        return UrlSource(text)
+            raise SourceError(f"{place(text)}: only images are read from URLs; download it first")
+        return UrlSource(text, access)
     path = Path(text)
     if is_saved_dataset(path):
         dataset = load_saved(path, options.pop("split"))
         # `.` and `..` are no names.
-        return DatasetSource(
-            dataset, os.path.basename(os.path.abspath(path)), root=path, **_columns(options)
-        )
+        name = os.path.basename(os.path.abspath(path))
+        given: dict[str, Any] = {"root": path} | _columns(options)
+        return DatasetSource(dataset, name, access=access, **given)
     if path.is_dir():
-        return _open_files(*_in_folder(path), options)
+        kind, paths, passed = _in_folder(path)
+        source = _open_files(kind, paths, options, access, alone)
+        return _Folder(source, passed) if passed and kind != "images" else source
     paths = [path] if path.exists() else _matching(text)
     kinds = {_kind(path) for path in paths}
+    if not kinds:
+        raise SourceError(f"{place(text)}: stands for no file; check its numbers")
     if len(kinds) > 1:
-        raise SourceError(f"{text}: matches {_listed(kinds)}; pass files of one kind at a time")
-    return _open_files(kinds.pop(), paths, options)
+        raise SourceError(
+            f"{place(text)}: matches {_listed(kinds)}; pass files of one kind at a time"
+        )
+    return _open_files(kinds.pop(), paths, options, access, alone)
 
 
-def _open_files(kind: str, paths: list[Path], options: dict[str, Any]) -> Source:
+def _open_files(
+    kind: str, paths: list[Path], options: dict[str, Any], access: Access | None, alone: bool
+) -> Source:
+    alone = alone and len(paths) == 1
     if kind == "lists":
-        return concatenate([ListSource(path) for path in paths])
+        root = _root(options)
+        return _each(paths, alone, lambda path: ListSource(path, root, access=access))
     if kind == "tar files":
-        return TarSource(paths)
+        return TarSource(paths, alone=alone, wanted=_wanted(options))
     if kind == "Parquet files":
-        return ParquetSource(paths, **_columns(options))
+        return ParquetSource(paths, access=access, alone=alone, **_columns(options))
     if kind == "JSON files":
-        root = options.pop("root")
-        return concatenate([JsonSource(p, None if root is None else Path(root)) for p in paths])
+        root, images = _root(options), options.pop("image_column")
+        given = {"image_column": images, "wanted": _wanted(options), "access": access}
+        return _each(paths, alone, lambda path: JsonSource(path, root, **given))
+    for path in paths:
+        if not path.is_dir():
+            require_regular(path)
     return FileSource(paths)
 
 
+def _each(paths: list[Path], alone: bool, opened: Callable[[Path], Source]) -> Source:
+    """One file after the other; of several, a damaged one is a row that fails."""
+    sources: list[Source] = []
+    for path, label in zip(paths, labels(paths), strict=True):
+        try:
+            sources.append(opened(path))
+        except (ViqError, OSError, ValueError, MemoryError) as error:
+            if alone:
+                raise
+            text = str(error) if isinstance(error, ViqError) else because(error)
+            text = text.removeprefix(f"{place(path)}: ")
+            sources.append(Damaged(label, SourceError(f"{place(label)}: {text}")))
+    return concatenate(sources)
+
+
+def _root(options: dict[str, Any]) -> Path | None:
+    root = options.pop("root")
+    return None if root is None else Path(root)
+
+
+def _wanted(options: dict[str, Any]) -> Wanted:
+    columns, drop = options.pop("columns"), options.pop("drop")
+    for name, value in (("columns", columns), ("drop", drop)):
+        if isinstance(value, str):
+            raise SourceError(f"{name} is one text; give a list of names, such as ['{value}']")
+    return Wanted(None if columns is None else tuple(columns), tuple(drop or ()))
+
+
 def _columns(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: options.pop(name) for name in ("image_column", "key_column")}
+    """The options of tables."""
+    chosen = {name: options.pop(name) for name in ("image_column", "key_column")}
+    root = _root(options)
+    return chosen | {"wanted": _wanted(options)} | ({} if root is None else {"root": root})
 
 
 def _kind(path: Path) -> str:
     """The kind of a file by its suffix; files with an unknown suffix are taken for images."""
     suffix = path.suffix.lower()
     if suffix in _REFUSED:
-        raise SourceError(f"{path}: {_REFUSED[suffix]}")
+        raise SourceError(f"{place(path)}: {_REFUSED[suffix]}")
     return _SUFFIXES.get(suffix, "images")
 
 
-def _in_folder(folder: Path) -> tuple[str, list[Path]]:
-    """What a folder is a folder of: (kind, its files), the folder itself for images."""
+class _Folder(_Concatenation):
+    """The files of one kind in a folder that also holds others."""
+
+    def __init__(self, source: Source, others: int) -> None:
+        super().__init__([source])
+        self._others = others
+
+    def leftovers(self) -> dict[str, int]:
+        return {**super().leftovers(), "files of other kinds": self._others}
+
+
+def _in_folder(folder: Path) -> tuple[str, list[Path], int]:
+    """What a folder is a folder of: (kind, its files, how many others); itself for images."""
     found: dict[str, list[Path]] = {}
+    count = 0
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (Path(parent, name) for name in files if not name.startswith(".")):
+            count += 1
             kind = _SUFFIXES.get(path.suffix.lower())
             if kind == "images":
                 found[kind] = [folder]
@@ -201,34 +299,54 @@ def _in_folder(folder: Path) -> tuple[str, list[Path]]:
     tables = [path for path in found.pop("Parquet files", []) if not holds_codes(path)]
     found |= {"Parquet files": tables} if tables else {}
     if len(found) > 1:
-        raise SourceError(f"{folder}: holds {_listed(found)}; pass a pattern such as *.parquet")
-    return next(((kind, sorted(paths)) for kind, paths in found.items()), ("images", [folder]))
+        raise SourceError(
+            f"{place(folder)}: holds {_listed(found)}; pass a pattern such as *.parquet"
+        )
+    for kind, paths in found.items():
+        return kind, sorted(paths), count - len(paths)
+    return "images", [folder], 0
 
 
 def _matching(pattern: str) -> list[Path]:
     """The files that a pattern with {a,b}, {000..123}, * or ? stands for. Raises `SourceError`."""
+    if _count(pattern) > _NAMES:
+        raise SourceError(f"{place(pattern)}: stands for more than {_NAMES:,} names; use *")
     paths: list[Path] = []
     for text in _expanded(pattern):
         found = [text] if os.path.exists(text) else sorted(glob.glob(text, recursive=True))
         if not found:
-            raise SourceError(f"{text}: does not exist; check the path")
+            raise SourceError(f"{place(text)}: does not exist; check the path")
         paths += map(Path, found)
     return paths
 
 
+def _choices(braces: re.Match[str]) -> Sequence[int] | list[str]:
+    first, last, words = braces.groups()
+    return words.split(",") if words is not None else range(int(first), int(last) + 1)
+
+
+def _count(pattern: str) -> int:
+    """At most how many names `_expanded` gives, without making them."""
+    count = 1
+    while braces := _BRACES.search(pattern):
+        # What stands within a choice is counted as if it stood beside it, which is no less.
+        count *= max(1, len(_choices(braces)))
+        pattern = pattern[: braces.start()] + pattern[braces.end() :]
+        if count > _NAMES:
+            break
+    return count
+
+
 def _expanded(pattern: str) -> Iterator[str]:
     """Replace {a,b} and {000..123}, the first braces varying slowest."""
-    braces = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    braces = _BRACES.search(pattern)
     if not braces:
         yield pattern
         return
-    first, last, words = braces.groups()
-    if words is None:
-        choices = [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
-    else:
-        choices = words.split(",")
-    for choice in choices:
-        yield from _expanded(pattern[: braces.start()] + choice + pattern[braces.end() :])
+    width = len(braces.group(1) or "")
+    for choice in _choices(braces):
+        text = choice if isinstance(choice, str) else f"{choice:0{width}}"
+        yield from _expanded(pattern[: braces.start()] + text + pattern[braces.end() :])
 
 
 def _listed(kinds: Iterable[str]) -> str:

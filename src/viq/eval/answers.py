@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from viq.data.code_batches import CodeCorpus
-from viq.data.conversations import IMAGE_MARK
+from viq.data.conversations import IMAGE_MARK, split_system
 from viq.eval.intervals import of_share
 from viq.types import Codes, ViqError
 
@@ -207,8 +207,9 @@ def _questions(corpus: CodeCorpus, index: int, by: str, rng: random.Random) -> I
         row, example = corpus.row(index), corpus.example(index, rng)
     except ViqError:
         return
-    turns, said = example.chat.turns, row.extras
-    messages = tuple({"role": turn.role, "content": turn.text} for turn in turns)
+    messages = tuple({"role": turn.role, "content": turn.text} for turn in example.chat.turns)
+    _, turns = split_system(example.chat.turns)
+    first, said = len(messages) - len(turns), row.extras
     named = said.get(by)
     # Questions of other forms come in an order of their own.
     in_order = bool(said.get("conversations") or said.get("messages"))
@@ -218,7 +219,7 @@ def _questions(corpus: CodeCorpus, index: int, by: str, rng: random.Random) -> I
             kind = named
         elif isinstance(named, list) and in_order and len(named) == len(turns) // 2:
             kind = str(named[number])
-        before = messages[: 2 * number + 1]
+        before = messages[: first + 2 * number + 1]
         seen = sum(message["content"].count(IMAGE_MARK) for message in before)
         yield _Asked(
             sample=(corpus.name, row.key),

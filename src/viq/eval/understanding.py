@@ -26,7 +26,7 @@ from torch import Tensor
 
 from viq.data import synthetic
 from viq.data.chat import ChatConfig, EncodedChat, encode_chat, pack_chats
-from viq.data.conversations import IMAGE_MARK, Turn
+from viq.data.conversations import IMAGE_MARK, Turn, split_system
 from viq.data.corpora import Corpus, Example, RowCorpus, Split, drawn_example
 from viq.data.words import train_tokenizer
 from viq.eval.intervals import of_seeds
@@ -395,7 +395,7 @@ def _examples(corpus: Corpus, count: int, rng: random.Random) -> Iterator[Exampl
 
 def _pairs(example: Example) -> list[tuple[str, str, str]]:
     """(kind, question, answer) of each pair."""
-    turns = example.chat.turns
+    _, turns = split_system(example.chat.turns)
     return [
         (kind, question.text.replace(IMAGE_MARK, "").strip(), answer.text)
         for kind, question, answer in zip(example.kinds, turns[::2], turns[1::2], strict=True)

@@ -2,25 +2,31 @@
 
 A column gets a type if the values of the first rows all fit one exactly. Whatever does not fit its
 column, or has none, goes as JSON into one column of text called `extras`. So nothing is lost or
-bent, and the schema is the same in all shards, whatever comes after the first rows.
+bent, and the schema is the same in all shards, whatever comes after the first rows. What not even
+JSON can hold (half characters, objects of other libraries, nesting without an end) is a `ViqError`
+of its row.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from viq.types import CodesError, ViqError
+from viq.untrusted import printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 REST = "extras"  # the column of what fits no other
 _MICROSECOND = timedelta(microseconds=1)
+_TYPED = 1000  # columns at most; a file of more is slow to open, and the rest goes as JSON
+_DEPTH = 16  # of lists and objects in a column with a type
 _REST_MARK = {b"viq.rest": b"1"}
 OURS = frozenset(
     ("key", "image_index", "height", "width", "rows", "cols", "tile", "codes", REST)
@@ -60,13 +66,15 @@ class Extras:
         if not any(samples) and not unseen:
             return cls()
         names = dict.fromkeys(name for values in samples for name in values)
-        fields = []
+        fields: dict[str, pa.Field] = {}
         for name in names:
             column = [values.get(name) for values in samples]
             kind = _type_of(column)
-            if kind is not None and all(_fits(value, kind) for value in column):
-                fields.append(pa.field(free_name(name), kind))
-        return cls([*fields, pa.field(REST, pa.string(), metadata=_REST_MARK)])
+            if kind is None or len(fields) == _TYPED or free_name(name) in fields:
+                continue
+            if all(_fits(value, kind) for value in column) and _can_be_written(name, kind):
+                fields[free_name(name)] = pa.field(free_name(name), kind)
+        return cls([*fields.values(), pa.field(REST, pa.string(), metadata=_REST_MARK)])
 
     def pack(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Values of one sample, by name of column, ready for `columns`.
@@ -77,6 +85,8 @@ class Extras:
         packed, rest = {}, {}
         for name, value in values.items():
             column = free_name(name)
+            while column in packed or column in rest:  # "key" and "input_key" in one sample
+                column = f"input_{column}"
             if column in self._types and _fits(value, self._types[column]):
                 packed[column] = value
             elif value is not None:
@@ -89,12 +99,19 @@ class Extras:
         try:
             if not self._has_rest:
                 raise ValueError("no columns at all in the first rows")
-            return json.dumps(values, ensure_ascii=False, allow_nan=False, default=_to_json)
-        except (TypeError, ValueError) as error:
-            raise ViqError(
-                f"column {' or '.join(values)} holds what is neither of the type of the first rows "
-                f"nor JSON ({error}): give the column one type"
-            ) from None
+            try:
+                text = json.dumps(values, ensure_ascii=False, allow_nan=False, default=_to_json)
+            except ValueError:  # NaN, which JSON has not, or what goes round in a circle
+                plain = _without_nan(values)
+                text = json.dumps(plain, ensure_ascii=False, allow_nan=False, default=_to_json)
+            text.encode()
+            return text
+        except UnicodeEncodeError:
+            why = "half a character (a lone surrogate, as of an emoji that was cut)"
+        except (TypeError, ValueError, RecursionError) as error:
+            why = f"what is neither of the type of the first rows nor JSON ({error})"
+        names = printable(" or ".join(map(str, values)), 100)
+        raise ViqError(f"column {names} holds {why}: mend or drop it")
 
     def columns(self, rows: Sequence[Mapping[str, Any]]) -> list[pa.Array]:
         """Arrow arrays of packed rows, in the order of the fields."""
@@ -147,6 +164,7 @@ _AS_TEXT: Mapping[str, tuple[type, Callable[[Any], str], Callable[[str], Any]]] 
         lambda text: int(text) * _MICROSECOND,
     ),
     "viq.decimal": (Decimal, str, Decimal),
+    "viq.float": (float, str, float),  # only those that are no numbers
 }
 
 
@@ -155,6 +173,14 @@ def _to_json(value: Any) -> dict[str, str]:
         if type(value) is kind:
             return {name: to_text(value)}
     raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"viq.float": str(value)}
+    if isinstance(value, Mapping):
+        return {name: _without_nan(item) for name, item in value.items()}
+    return [_without_nan(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _from_json(values: dict[str, Any]) -> Any:
@@ -178,11 +204,34 @@ def free_name(name: str) -> str:
 def _type_of(values: list[Any]) -> pa.DataType | None:
     import pyarrow as pa
 
+    if any(_is_deep(value) for value in values):
+        return None
     try:
         kind = pa.array(values).type
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+    except Exception:  # of many types, for what no column can hold
         return None
     return None if pa.types.is_null(kind) else kind
+
+
+def _can_be_written(name: str, kind: pa.DataType) -> bool:
+    """Whether Parquet has a column of this name and type: it has no empty objects, for one."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        schema = pa.schema([pa.field(free_name(name), kind)])
+        with pa.BufferOutputStream() as stream, pq.ParquetWriter(stream, schema):
+            return True
+    except Exception:
+        return False
+
+
+def _is_deep(value: Any, depth: int = _DEPTH) -> bool:
+    """Whether it holds lists and objects in each other that Arrow should not be asked to take."""
+    if not isinstance(value, list | tuple | Mapping):
+        return False
+    inner = value.values() if isinstance(value, Mapping) else value
+    return depth == 0 or any(_is_deep(item, depth - 1) for item in inner)
 
 
 def _fits(value: Any, kind: pa.DataType) -> bool:
@@ -193,7 +242,7 @@ def _fits(value: Any, kind: pa.DataType) -> bool:
         return True
     try:
         back = pa.scalar(value, kind).as_py()
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        same = type(back) is type(value) or (type(value) is int and type(back) is float)
+        return bool(same and (back == value or (back != back and value != value)))
+    except Exception:  # of many types, for what the column cannot hold
         return False
-    same = type(back) is type(value) or (type(value) is int and type(back) is float)
-    return same and (back == value or (back != back and value != value))
