@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -348,26 +349,102 @@ def test_a_gallery_replaces_only_what_a_gallery_made(
 
 
 def test_an_input_may_raise_anything(model: str, tmp_path: Path) -> None:
+    """As a row, and when its image is read."""
     from viq.data.source_base import ImageBytes, Row, Source
     from viq.encode import encode
 
     errors = [RuntimeError("a\nb"), RecursionError(), UnicodeError("x"), KeyError("k"), OSError(5)]
 
+    class Raises:
+        def __init__(self, error: Exception) -> None:
+            self._error = error
+
+        def read(self) -> bytes:
+            raise self._error
+
     class Bad(Source):
         def __len__(self) -> int:
-            return len(errors) + 1
+            return 2 * len(errors) + 1
 
-        def keys(self):
+        def keys(self) -> Iterator[str]:
             return map(str, range(len(self)))
 
         def _row(self, index: int) -> Row:
             if index < len(errors):
                 raise errors[index]
-            image = ImageBytes(tiny.png(tiny.picture(0)))
+            good = ImageBytes(tiny.png(tiny.picture(0)))
+            image = good if index == 2 * len(errors) else Raises(errors[index - len(errors)])
             return Row(key=str(index), images=(image,), where="here")
 
     for out in (tmp_path / "c.parquet", tmp_path / "store"):
         report = encode(tiny.tokenizer(), Bad(), out)
         assert report.images == 1
-        assert [failure["key"] for failure in report.failures] == list("01234")
-        assert report.failures[0]["reason"] == "0: RuntimeError: a b"
+        assert [failure["key"] for failure in report.failures] == list("0123456789")
+        assert "a b" in report.failures[0]["reason"]
+        assert "a b" in report.failures[5]["reason"]
+
+
+@pytest.mark.parametrize("packed", [0, 64])
+def test_an_image_that_the_model_refuses_stops_nothing(
+    pictures: Path, tmp_path: Path, packed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from viq.encode import encode, open_inputs
+    from viq.pipeline import EncodeOptions
+    from viq.types import ViqError
+
+    tokenizer = tiny.tokenizer()
+    real, message = tokenizer.encode, "an operation refuses\nthis shape"
+
+    def picky(images: Any, **options: Any) -> list[viq.Codes]:
+        images = list(images)
+        if any(image.size == (16, 33) for image in images):
+            raise RuntimeError(message)
+        return real(images, **options)
+
+    monkeypatch.setattr(tokenizer, "encode", picky)
+    source = open_inputs([str(pictures)])
+    report = encode(tokenizer, source, tmp_path / "c.parquet", EncodeOptions(packed=packed))
+    assert report.images == 2
+    (failure,) = report.failures
+    assert failure["reason"] == f"{failure['key']}: RuntimeError: an operation refuses this shape"
+    message = "DefaultCPUAllocator: can't allocate memory"  # no fault of the input
+    with pytest.raises(ViqError, match="memory does not suffice.*--max-pixels"):
+        encode(tokenizer, source, tmp_path / "d.parquet", EncodeOptions(packed=packed))
+
+
+def test_what_is_left_over_is_said_and_refused_by_strict(
+    model: str, pictures: Path, tmp_path: Path
+) -> None:
+    (pictures / "notes.txt").write_text("no picture")
+    out = tmp_path / "c.parquet"
+    report = run_json("encode", pictures, "-o", out, "--model", model)
+    assert report["left_over"] == {"files that are no pictures": 1}
+    shown = run("encode", pictures, "-o", out, "--model", model, "--overwrite").stdout
+    assert "left over: 1 files that are no pictures" in shown
+    line = one_line(
+        run("encode", pictures, "-o", tmp_path / "d.parquet", "--model", model, "--strict", code=2)
+    )
+    assert "--strict" in line and "1 files that are no pictures" in line
+    rows = [{"image": "pictures/deep/0.png", "a": 1, "b": 2}, {"a": 3, "b": 4}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ("encode", tmp_path / "rows.jsonl", "--model", model, "--drop", "b")
+    report = run_json(*command, "-o", tmp_path / "e.parquet")
+    assert report["left_over"]["rows without an image"] == 1
+    assert "a" in pq.read_schema(tmp_path / "e.parquet").names
+    assert "b" not in pq.read_schema(tmp_path / "e.parquet").names
+    report = run_json(*command, "-o", tmp_path / "f.parquet", "--strict", code=3)
+    assert [failure["key"] for failure in report["failures"]] == ["rows.jsonl:2"]
+
+
+def test_data_open_nothing_elsewhere_unless_allowed(
+    model: str, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    listed = tmp_path / "data" / "list.txt"
+    listed.write_text(f"{pictures / 'deep' / '0.png'}\nmemory://x.png\n")
+    command = ("encode", listed, "-o", tmp_path / "c.parquet", "--model", model, "--overwrite")
+    reasons = [failure["reason"] for failure in run_json(*command, code=3)["failures"]]
+    assert "--allow-absolute" in reasons[0] and "--allow-protocol" in reasons[1]
+    report = run_json(*command, "--allow-absolute", "--allow-protocol", "memory", code=3)
+    (failure,) = report["failures"]
+    assert report["images"] == 1 and "--allow" not in failure["reason"]

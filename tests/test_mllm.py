@@ -350,3 +350,37 @@ def test_wrong_input_is_told_in_one_line(parts: Parts, tmp_path: Path) -> None:
     with pytest.raises(ViqError, match="holds no multimodal model"):
         load_mllm(tmp_path / "other")
     assert grid_of((16, 16)) == (1, 1)
+
+
+# Files of answers
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"precious": 1}', b'{"precious": 1}\n', b"", b"[1]\n", b"text", b'{"key": 1, "answer": 2}\n',
+     b'{"key": "a", "value": "b"}', b"{", b"\xff\n", b'{"key": "a"}\n'],
+)  # fmt: skip
+def test_a_file_that_is_none_of_answers_is_refused_untouched(
+    content: bytes, tmp_path: Path
+) -> None:
+    from viq.mllm import _known
+
+    (tmp_path / "only.json").write_bytes(content)
+    if content:
+        with pytest.raises(ViqError, match="is no file of answers"):
+            _known(tmp_path / "only.json")
+    else:
+        assert _known(tmp_path / "only.json") == (set(), 0)
+    assert (tmp_path / "only.json").read_bytes() == content
+
+
+def test_only_a_torn_line_of_answers_is_cut_off(tmp_path: Path) -> None:
+    from viq.mllm import _answer_line, _known
+
+    keys = ["a", "b\nc", "\ud83d", "\u2028\x1b[2J"]
+    whole = b"".join(_answer_line(key, f"answer {key} \ud800") for key in keys)
+    assert whole.isascii() and whole.count(b"\n") == len(keys)
+    for torn in (b"", b"{", b'{"key": "', b'{"key": "x", "answer": "y"}'):
+        (tmp_path / "a.jsonl").write_bytes(whole + torn)
+        assert _known(tmp_path / "a.jsonl") == (set(keys), len(whole))
+        assert (tmp_path / "a.jsonl").read_bytes() == whole + torn

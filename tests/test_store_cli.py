@@ -45,7 +45,7 @@ def png(seed: int) -> bytes:
 
 
 def inputs(kind: str, folder: Path) -> Path:
-    """Four pictures with captions, as files, tar, Parquet, JSONL or a list of URLs."""
+    """Four pictures with captions, as files, tar, Parquet, JSONL or a list of paths."""
     pictures = folder / "pictures" / "deep"
     pictures.mkdir(parents=True)
     for i in range(4):
@@ -68,7 +68,7 @@ def inputs(kind: str, folder: Path) -> Path:
         ]
         place.write_text("".join(json.dumps(record) + "\n" for record in records))
     elif kind == "txt":
-        place.write_text("".join(f"file://{pictures}/{i}.png\n" for i in range(4)))
+        place.write_text("".join(f"pictures/deep/{i}.png\n" for i in range(4)))
     else:
         place = folder / "pictures"
     return place

@@ -29,11 +29,33 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto: cuda if ther
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16. Other dtypes than "
                                          "float32 change a few codes.")]  # fmt: skip
 ImageColumn = Annotated[
-    list[str] | None, typer.Option(help="Of tables: image columns. Default: image or images.")
+    list[str] | None,
+    typer.Option(help="Of tables and JSON: what holds images. Default: image, images, ..."),
 ]
 KeyColumn = Annotated[str | None, typer.Option(help="Of tables. Default: key, __key__ or id.")]
 Split = Annotated[str | None, typer.Option(help="Of Hugging Face data sets with several.")]
-Root = Annotated[Path | None, typer.Option(help="Of JSON: the folder of relative image paths.")]
+Root = Annotated[
+    Path | None, typer.Option(help="The folder of relative image paths. Default: that of the file.")
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(help="Only these columns or fields ride along, by commas. Default: all."),
+]
+Drop = Annotated[list[str] | None, typer.Option(help="Columns or fields that do not ride along.")]
+AllowProtocol = Annotated[
+    list[str] | None,
+    typer.Option(help="Paths in the data may be of this protocol (s3, gs, ...); again for more."),
+]
+AllowAbsolute = Annotated[
+    bool, typer.Option("--allow-absolute", help="Paths in the data may lead anywhere.")
+]
+AllowPrivateNetwork = Annotated[
+    bool,
+    typer.Option("--allow-private-network", help="URLs in the data may be of this machine or net."),
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Nothing of the inputs may be left over without an error.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Overwrite = Annotated[
     bool,
@@ -130,6 +152,11 @@ def find_device(device: str, local_rank: int = 0) -> str:
     except (RuntimeError, AssertionError):
         raise ViqError(f"--device {device}: not available here; see viq doctor") from None
     return device
+
+
+def names_of(options: list[str] | None) -> list[str] | None:
+    """Names given by commas, again and again, or both."""
+    return [name for text in options for name in text.split(",") if name] if options else None
 
 
 def conditions(where: list[str] | None) -> dict[str, str] | None:

@@ -10,7 +10,12 @@ import typer
 
 from viq.cli_parts import (
     SOME_FAILED,
+    AllowAbsolute,
+    AllowPrivateNetwork,
+    AllowProtocol,
+    Columns,
     Device,
+    Drop,
     Dtype,
     ImageColumn,
     Json,
@@ -19,9 +24,11 @@ from viq.cli_parts import (
     Overwrite,
     Root,
     Split,
+    Strict,
     Tile,
     guarded,
     load_tokenizer,
+    names_of,
 )
 from viq.console import line, show, show_report
 from viq.interrupts import stoppable
@@ -73,6 +80,12 @@ def encode(
     key_column: KeyColumn = None,
     split: Split = None,
     root: Root = None,
+    columns: Columns = None,
+    drop: Drop = None,
+    allow_protocol: AllowProtocol = None,
+    allow_absolute: AllowAbsolute = False,
+    allow_private_network: AllowPrivateNetwork = False,
+    strict: Strict = False,
     device: Device = "auto",
     dtype: Dtype = "float32",
     overwrite: Overwrite = False,
@@ -80,6 +93,7 @@ def encode(
 ) -> None:
     """Images to codes, at native resolution. A folder is resumed if begun."""
     from viq import encode as job
+    from viq.data.access import Access
     from viq.pipeline import EncodeOptions
     from viq.ranks import place_among
     from viq.types import ViqError
@@ -89,10 +103,15 @@ def encode(
     )
     place = place_among(rank, world)
     input_options = {
-        "image_column": image_column, "key_column": key_column, "split": split, "root": root
+        "image_column": image_column, "key_column": key_column, "split": split, "root": root,
+        "columns": names_of(columns), "drop": names_of(drop),
+        "access": Access(
+            protocols=tuple(names_of(allow_protocol) or ()), absolute=allow_absolute,
+            private_network=allow_private_network,
+        ),
     }  # fmt: skip
     source = job.open_inputs(inputs, **input_options)
-    common = {"retry_failed": retry_failed, "overwrite": overwrite}
+    common = {"retry_failed": retry_failed, "overwrite": overwrite, "strict": strict}
     with progress("encoding", len(source), hidden=as_json) as advance:
         if engine not in ("local", "ray"):
             raise ViqError(f"--engine {engine}: give local or ray")
@@ -128,6 +147,9 @@ def _remarks(report: Report, max_pixels: int | None) -> Iterator[str]:
     """What a user should know of a job beside its figures."""
     if report.shrunk:
         yield f"{report.shrunk} images had more than {max_pixels:,} pixels and were made smaller"
+    if report.left_over:
+        listed = ", ".join(f"{count:,} {what}" for what, count in report.left_over.items())
+        yield f"left over: {listed}"
     if report.resumed:
         yield f"{report.resumed} inputs were finished by an earlier run"
     for place in report.kept:

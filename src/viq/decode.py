@@ -24,7 +24,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -198,7 +198,7 @@ class _Decoding:
                     "folder, or --overwrite"
                 )
         if self._any:
-            codes = Codes(codes.ids, codes.size, codes.tile)
+            codes = replace(codes, fingerprint="")
         else:
             _require(self._tokenizer, codes.fingerprint, where, model)
         (image,) = self._tokenizer.decode(codes)

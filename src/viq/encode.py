@@ -9,6 +9,7 @@ import errno
 import heapq
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
@@ -53,10 +54,21 @@ def open_inputs(specs: Sequence[str], **options: Any) -> Source:
 
     Files given twice, as themselves and through a folder, are there once.
     """
-    sources = [open_source(spec, **options) for spec in specs]
+    sources = [open_source(spec, alone=len(specs) == 1, **options) for spec in specs]
     if len(sources) > 1 and all(isinstance(source, FileSource) for source in sources):
-        return FileSource([Path(key) for source in sources for key in source.keys()])
+        return _Files(sources)
     return concatenate(sources)
+
+
+class _Files(FileSource):
+    """The files of several inputs, each once."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        super().__init__([Path(key) for source in sources for key in source.keys()])
+        self._left_over = dict(sum((Counter(s.leftovers()) for s in sources), Counter[str]()))
+
+    def leftovers(self) -> dict[str, int]:
+        return self._left_over
 
 
 def encode(
@@ -69,6 +81,7 @@ def encode(
     place: Place = ALONE,
     retry_failed: bool = False,
     overwrite: bool = False,
+    strict: bool = False,
     progress: Progress = lambda: None,
     watch: Watch | None = None,
 ) -> Report:
@@ -82,12 +95,13 @@ def encode(
         retry_failed: of a store, try the inputs again that failed.
         overwrite: replace the file, or the store, that is there; a store of codes, that is, and
             no other folder.
+        strict: whether what `source` leaves over is an error, and a row without an image a failure.
         progress: called for each input that is done, this time or in an earlier run.
         watch: is told of pixels, from the threads that encode.
 
     Raises:
         ViqError: `out` cannot be written: wrong suffix, exists, several images into one .viq,
-            begun otherwise or held by another process, a full disk.
+            begun otherwise or held by another process, a full disk; or `strict` is not met.
         KeyboardInterrupt: with a line that says what is kept for the same call again.
     """
     options = options or EncodeOptions()
@@ -97,8 +111,10 @@ def encode(
     if overwrite and place.world > 1:
         raise ViqError("--overwrite: one of several processes cannot; remove the folder first")
     start = time.perf_counter()
-    index, extras = plan(tokenizer, source, options)
-    pipeline = Pipeline(tokenizer, source, extras, options, workers, watch)
+    if strict:
+        require_all(source)
+    index, extras = plan(tokenizer, source, options, strict)
+    pipeline = Pipeline(tokenizer, source, extras, options, workers, watch, strict)
     if not is_store:
         if options.compress:
             if out.suffix == SINGLE:
@@ -118,8 +134,23 @@ def encode(
             report = to_store(job, numbers, lambda: encode_shards(
                 pipeline, job, numbers, retry_failed=retry_failed, progress=progress
             ))  # fmt: skip
+    report.left_over = left_over(source, report)
     report.seconds = time.perf_counter() - start
     return report
+
+
+def require_all(source: Source) -> None:
+    """Refuse a source that leaves anything over. Raises `ViqError`."""
+    found = source.leftovers()
+    if found:
+        listed = ", ".join(f"{count:,} {what}" for what, count in found.items())
+        raise ViqError(f"--strict: not all of the input is encoded: {listed}; remove or name them")
+
+
+def left_over(source: Source, report: Report) -> dict[str, int]:
+    """What of the input has no part in the codes: how many of what."""
+    found = {what: count for what, count in source.leftovers().items() if count}
+    return found | ({"rows without an image": report.no_image} if report.no_image else {})
 
 
 def begin_afresh(out: Path) -> None:
@@ -132,7 +163,7 @@ def begin_afresh(out: Path) -> None:
 
 
 def plan(
-    tokenizer: VisualTokenizer, source: Source, options: EncodeOptions
+    tokenizer: VisualTokenizer, source: Source, options: EncodeOptions, strict: bool = False
 ) -> tuple[Index, Extras]:
     """What a store of `source` is made with. Goes once over all keys and the first rows."""
     samples = []
@@ -148,7 +179,7 @@ def plan(
             levels=tokenizer.levels,
             entropy=tokenizer.entropy.stamp if options.compress else "",
         ),
-        options=options.resolved(tokenizer),
+        options=options.resolved(tokenizer) | ({"strict": True} if strict else {}),
         columns={f.name: str(f.type) for f in extras.fields},
         inputs=inputs,
         keys=keys,
@@ -216,6 +247,7 @@ def to_store(job: Job, numbers: Sequence[int], work: Callable[[], Counts]) -> Re
         **asdict(counts),
         failures=[asdict(failure) for failure in failures],
         outputs=[str(job.folder)],
+        no_image=sum(job.whole[n].rows - job.whole[n].images for n in numbers),
         store={"shards": total, "missing": len(missing), **(index.totals if index else {})},
     )
 
@@ -267,6 +299,7 @@ def _to_file(
                 if not shard.facts.rows:
                     raise _NothingToKeepError
                 written.append(out)
+                report.no_image = shard.facts.rows - shard.facts.images
             written += _list_failures(out, failures)
         finished = True
     finally:

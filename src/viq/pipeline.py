@@ -26,7 +26,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from PIL import Image
 
-from viq.data.source_base import Source
+from viq.data.source_base import Source, SourceError
 from viq.image import limit_pixels
 from viq.models.tokenizer import VisualTokenizer
 from viq.nn.blocks import Block
@@ -133,6 +133,8 @@ class Pipeline:
 
     Args:
         workers: threads; None for as many as torch uses on a CPU, 8 beside an accelerator.
+        watch: is told how far it is.
+        strict: whether a row without an image is a failure.
     """
 
     def __init__(
@@ -143,11 +145,13 @@ class Pipeline:
         options: EncodeOptions,
         workers: int | None = None,
         watch: Watch | None = None,
+        strict: bool = False,
     ) -> None:
         if workers is not None and workers < 1:
             raise ViqError(f"--workers {workers}: give at least 1")
         self._tokenizer, self._source = tokenizer, source
         self._extras, self._options, self._watch = extras, options, watch or _Nobody()
+        self._strict = strict
         self._in_threads = tokenizer.device.type == "cpu" and not options.packed
         usual = torch.get_num_threads() if self._in_threads else min(8, os.cpu_count() or 1)
         self._workers = min(workers or usual, max(1, len(source)))
@@ -173,6 +177,8 @@ class Pipeline:
         try:
             row = self._source[task.input]
             key = row.key
+            if self._strict and not row.images:
+                raise SourceError(f"{row.where}: has no image, which --strict refuses")
             for place in range(len(row.images)):
                 _require_going_on()
                 opened.append(row.open(place))

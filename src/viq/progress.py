@@ -23,12 +23,13 @@ class Advance:
     def __init__(self, total: int) -> None:
         self.total, self.done = total, 0
         self.megapixels = 0.0
-        self._opened, self._in_opened = 0, 0.0
+        self._opened, self._passed_over, self._in_opened = 0, 0, 0.0
         self._guard = threading.Lock()
 
     def __call__(self, count: int = 1) -> None:
         with self._guard:
             self.done += count
+            self._passed_over = max(self._passed_over, self.done - self._opened)
         self.changed()
 
     def expect(self, total: int) -> None:
@@ -51,8 +52,7 @@ class Advance:
     @property
     def expected(self) -> float:
         """Megapixels in all, if the inputs to come are like those that were opened; or 0."""
-        passed_over = max(0, self.done - self._opened)  # done before, or not to be read
-        left = self.total - passed_over
+        left = self.total - self._passed_over  # by an earlier run, or not to be read
         return self._in_opened * max(1.0, left / self._opened) if self._opened else 0.0
 
     def __str__(self) -> str:

@@ -18,6 +18,8 @@ class Report(Counts):
         outputs: files and folders that were written.
         kept: older ones that were to be replaced and are left as they were, as nothing came of it.
         resumed: inputs of a file that an interrupted run had finished.
+        no_image: rows without an image, which keep their place.
+        left_over: how many of what else in the inputs has no part in the codes.
         store: of a store, how far it is; else empty.
     """
 
@@ -26,6 +28,8 @@ class Report(Counts):
     outputs: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     resumed: int = 0
+    no_image: int = 0
+    left_over: dict[str, int] = field(default_factory=dict)
     store: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -45,6 +49,7 @@ class Report(Counts):
             "failures": self.failures,
             "outputs": self.outputs,
             **({"kept": self.kept} if self.kept else {}),
+            **({"left_over": self.left_over} if self.left_over else {}),
             **({"resumed": self.resumed} if self.resumed else {}),
             **({"store": self.store} if self.store else {}),
         }

@@ -22,7 +22,16 @@ from typing import Any
 import torch
 
 from viq.data.source_base import Source
-from viq.encode import begin_afresh, check_out, encode_shards, open_inputs, plan, to_store
+from viq.encode import (
+    begin_afresh,
+    check_out,
+    encode_shards,
+    left_over,
+    open_inputs,
+    plan,
+    require_all,
+    to_store,
+)
 from viq.loading import load
 from viq.models.tokenizer import VisualTokenizer
 from viq.pipeline import EncodeOptions, Pipeline
@@ -55,6 +64,7 @@ class Recipe:
     out: Path
     options: EncodeOptions
     retry_failed: bool
+    strict: bool
     index: Index
     extras: Extras
     threads: int
@@ -69,7 +79,9 @@ class ShardEncoder:
         device = "cuda" if torch.cuda.is_available() else "cpu"  # Ray shows an actor its own GPU
         tokenizer = load(recipe.model, device=device, dtype=recipe.dtype)
         source = open_inputs(recipe.inputs, **recipe.input_options)
-        self._pipeline = Pipeline(tokenizer, source, recipe.extras, recipe.options, recipe.threads)
+        self._pipeline = Pipeline(
+            tokenizer, source, recipe.extras, recipe.options, recipe.threads, strict=recipe.strict
+        )
         self._job = Job(recipe.out, recipe.index, recipe.extras)
         self._retry_failed = recipe.retry_failed
 
@@ -93,6 +105,7 @@ def encode(
     actors: int | None = None,
     retry_failed: bool = False,
     overwrite: bool = False,
+    strict: bool = False,
     progress: Callable[[], None] = lambda: None,
 ) -> Report:
     """Encode into a store on the Ray cluster of RAY_ADDRESS, or on one that is started here.
@@ -109,7 +122,9 @@ def encode(
     start = time.perf_counter()
     if not check_out(out, len(source), overwrite):
         raise ViqError(f"-o {out}: the Ray engine writes stores; give a folder")
-    index, extras = plan(tokenizer, source, options)
+    if strict:
+        require_all(source)
+    index, extras = plan(tokenizer, source, options, strict)
     if not find_spec("ray"):  # before anything is removed
         raise ViqError(_NO_RAY)
     if overwrite:
@@ -139,7 +154,7 @@ def encode(
                 recipe = Recipe(
                     model=model, dtype=tokenizer.encoder.position.dtype, inputs=inputs,
                     input_options=input_options, out=out, options=options,
-                    retry_failed=retry_failed, index=index, extras=extras,
+                    retry_failed=retry_failed, strict=strict, index=index, extras=extras,
                     threads=slots.threads, cwd=os.getcwd(),
                 )  # fmt: skip
                 for row in _run(recipe, todo, size, slots):
@@ -150,6 +165,7 @@ def encode(
             return counts
 
         report = to_store(job, numbers, work)
+    report.left_over = left_over(source, report)
     report.seconds = time.perf_counter() - start
     return report
 
