@@ -34,6 +34,7 @@ from viq.data.source_base import (
 from viq.files import open_regular
 from viq.image import IMAGE_SUFFIXES
 from viq.types import ViqError
+from viq.untrusted import UntrustedError
 
 _BLOCK = 512  # bytes; a tar file ends with blocks of zeros
 _HEADER_BYTES = 16 * 2**20  # of what a header brings along: long names, attributes
@@ -108,6 +109,8 @@ class TarSource(Source):
             if not members:
                 raise EOFError("it is not there any more")
             images, extras = _content(shard.path, members, where)
+        except UntrustedError:
+            raise
         except (tarfile.TarError, OSError, EOFError, ValueError, ViqError) as error:
             raise SourceError(
                 f"{where}: text or fields cannot be read ({because(error)}); write the sample again"
