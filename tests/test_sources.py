@@ -261,7 +261,7 @@ def test_damaged_tars(make_tar: MakeTar, tmp_path: Path) -> None:
     (tmp_path / "s.tar.gz").write_bytes(b"")
     refused(tmp_path / "s.tar.gz", "s.tar.gz: is compressed, .*; unpack it")
     broken = open_source(make_tar("t.tar", {"a.json": b"{", "b.txt": b"\xff", "c.txt": b"good"}))
-    bad_row(broken, 0, "t.tar:a: text or fields cannot be read")
+    bad_row(broken, 0, "^t.tar:a: is not JSON .*; mend or remove it")
     bad_row(broken, 1, "t.tar:b: text or fields cannot be read")
     assert broken[2].extras == {"caption": "good"}
 
