@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import sys
 import tarfile
 import threading
@@ -16,11 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from viq.data import source_tables
+from viq.data import source_json, source_tables
 from viq.data.access import Access, ImageText, ImageUrl
 from viq.data.source_base import ImageBytes, ImageFile, ImageRange
 from viq.data.sources import Row, Source, SourceError, concatenate, open_source
+from viq.encode import open_inputs
 from viq.image import ImageError
+from viq.types import ViqError
 
 MakeTar = Callable[..., Path]
 
@@ -261,9 +264,85 @@ def test_damaged_tars(make_tar: MakeTar, tmp_path: Path) -> None:
     (tmp_path / "s.tar.gz").write_bytes(b"")
     refused(tmp_path / "s.tar.gz", "s.tar.gz: is compressed, .*; unpack it")
     broken = open_source(make_tar("t.tar", {"a.json": b"{", "b.txt": b"\xff", "c.txt": b"good"}))
-    bad_row(broken, 0, "t.tar:a: text or fields cannot be read")
+    bad_row(broken, 0, "^t.tar:a: is not JSON .*; mend or remove it")
     bad_row(broken, 1, "t.tar:b: text or fields cannot be read")
     assert broken[2].extras == {"caption": "good"}
+
+
+def test_tar_suffixes_are_compared_without_case(make_tar: MakeTar) -> None:
+    members = {"1.JPG": picture(1), "1.TXT": b"a disc", "1.JSON": b'{"w": 1}', "1.Cls": b"7"}
+    (row,) = open_source(make_tar("upper.tar", members))
+    assert shade(row) == 1
+    assert row.extras == {"w": 1, "cls": b"7", "caption": "a disc"}
+
+
+def test_files_of_a_sample_need_not_follow_each_other(make_tar: MakeTar) -> None:
+    members = {f"{n}.png": picture(n) for n in range(3)}
+    members |= {f"{n}.txt": f"c{n}".encode() for n in (2, 0, 1)}
+    source = open_source(make_tar("by_kind.tar", members))
+    assert keys(source) == ["by_kind/0", "by_kind/1", "by_kind/2"]
+    assert [(shade(row), row.extras["caption"]) for row in source] == [
+        (0, "c0"), (1, "c1"), (2, "c2")
+    ]  # fmt: skip
+
+
+def test_of_members_with_one_name_the_last_counts(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for name, data in (("a.png", 1), ("a.txt", 0), ("b.png", 2), (".x", 0), ("a.png", 3)):
+            content = picture(data) if data else b"words"
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            tar.addfile(header, io.BytesIO(content))
+    source = open_source(tmp_path / "t.tar")
+    assert keys(source) == ["t/a", "t/b"] and len(source[0].images) == 1
+    assert shade(source[0]) == 3
+    assert source.leftovers() == {
+        "members with a later one of the same name": 1,
+        "members that belong to no sample": 1,
+    }
+
+
+def test_a_damaged_shard_among_many_is_one_row(make_tar: MakeTar, tmp_path: Path) -> None:
+    for number in range(3):
+        make_tar(f"s-{number}.tar", {"a.png": picture(number), "a.txt": b"c", "b.png": picture(9)})
+    whole = (tmp_path / "s-1.tar").read_bytes()
+    for size, samples in ((700, []), (0, []), (1600, []), (3000, ["s-1/a"])):
+        (tmp_path / "s-1.tar").write_bytes(whole[:size])
+        source = open_source(tmp_path / "s-{0..2}.tar")
+        named = ["s-0/a", "s-0/b", *samples, "s-1.tar", "s-2/a", "s-2/b"]
+        assert list(source.keys()) == [source.key(n) for n in range(len(source))] == named
+        bad_row(source, named.index("s-1.tar"), "^s-1.tar: .*cut short")
+        assert shade(source[-2]) == 2
+
+
+def test_a_key_takes_one_header(make_tar: MakeTar, monkeypatch: pytest.MonkeyPatch) -> None:
+    members = {f"{n:03}.json": b"{" for n in range(300)}
+    source = open_source(make_tar("t.tar", members))
+    read: list[int] = []
+    real = tarfile.TarInfo.fromtarfile.__func__
+    monkeypatch.setattr(
+        tarfile.TarInfo, "fromtarfile", classmethod(lambda c, t: (read.append(1), real(c, t))[1])
+    )
+    for number in range(0, 300, 10):
+        bad_row(source, number, f"^t.tar:{number:03}: is not JSON")
+        assert source.key(number) == f"t/{number:03}"
+    assert len(read) <= 30 * 4
+
+
+def test_tar_headers_that_lead_back_or_ask_for_gigabytes(make_tar: MakeTar, tmp_path: Path) -> None:
+    good = make_tar("good.tar", {"a.png": picture(1), "b.png": picture(2)}).read_bytes()
+    at = good.rindex(b"b.png")
+    for kind, size in ((b"0", -512), (b"0", 2**60), (b"x", 2**40), (b"L", -1), (b"L", 2**33)):
+        header = bytearray(good[at : at + 512])
+        header[124:136] = (b"\xff" if size < 0 else b"\x80") + (size % 2**88).to_bytes(11, "big")
+        header[156:157] = kind
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        (tmp_path / "bad.tar").write_bytes(good[:at] + header + good[at + 512 :])
+        source = open_source(tmp_path / "bad.tar")
+        assert list(source.keys()) == ["bad/a", "bad.tar"]
+        assert shade(source[0]) == 1
+        bad_row(source, 1, "^bad.tar: ")
 
 
 # Tables
@@ -366,6 +445,92 @@ def test_damaged_parquet(tmp_path: Path) -> None:
     path.write_bytes(data)
     bad_row(source, 0, "t.parquet:0: row group 0 cannot be read")
     refused(write_parquet(path, {"image": pa.array([], pa.binary())}), "is empty")
+
+
+def test_a_damaged_table_among_many_is_one_row(tmp_path: Path) -> None:
+    for name in ("a", "c"):
+        write_parquet(tmp_path / f"{name}.parquet", {"image": [picture(1)] * 2})
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 and no more")
+    source = open_source(tmp_path)
+    named = ["a.parquet:0", "a.parquet:1", "b.parquet", "c.parquet:0", "c.parquet:1"]
+    assert list(source.keys()) == [source.key(n) for n in range(5)] == named
+    bad_row(source, 2, "b.parquet: cannot be read as Parquet")
+    assert [shade(source[n]) for n in (0, 1, 3, 4)] == [1] * 4
+    (tmp_path / "d.json").write_text('[{"text": 1}, {"te')
+    (tmp_path / "e.json").write_text('[{"text": 1}]')
+    source = open_source(tmp_path / "*.json")
+    assert list(source.keys()) == ["d.json", "e.json#0"]
+    bad_row(source, 0, "^d.json: the list of records does not end")
+
+
+def test_inputs_given_one_by_one_are_many_too(tmp_path: Path, make_tar: MakeTar) -> None:
+    make_tar("a.tar", {"a.png": picture(1)})
+    (tmp_path / "b.tar").write_bytes(b"no tar" * 200)
+    source = open_inputs([str(tmp_path / "a.tar"), str(tmp_path / "b.tar")])
+    assert list(source.keys()) == ["a/a", "b.tar"]
+    with pytest.raises(SourceError, match="is no tar file"):
+        open_inputs([str(tmp_path / "b.tar")])
+
+
+def test_failing_rows_of_a_group_do_not_read_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = {"key": list("abcdefghi"), "image": [picture(1)] * 9}
+    path = write_parquet(tmp_path / "t.parquet", table, compression="zstd")
+    data = bytearray(path.read_bytes())
+    start = pq.read_metadata(path).row_group(0).column(1).dictionary_page_offset or 4
+    data[start : start + 60] = bytes(60)
+    path.write_bytes(data)
+    source = source_tables.ParquetSource([path], cache=source_tables.Cache(10**6))
+    loads: list[Any] = []
+    read = source_tables._read_group
+    monkeypatch.setattr(source_tables, "_read_group", lambda *a: (loads.append(a[2]), read(*a))[1])
+    assert [source.key(n) for n in range(9)] == list("abcdefghi")
+    for number in range(9):
+        bad_row(source, number, f"^t.parquet:{number}: row group 0 cannot be read")
+    assert len(loads) == 2  # the keys, and all
+
+
+def test_columns_that_ride_along_can_be_chosen(tmp_path: Path, make_tar: MakeTar) -> None:
+    path = write_parquet(
+        tmp_path / "t.parquet", {"id": [1], "image": [picture(1)], "a": [1], "b": [2], "c": [3]}
+    )
+    assert open_source(path)[0].extras == {"a": 1, "b": 2, "c": 3}
+    assert open_source(path, columns=["b"])[0].extras == {"b": 2}
+    assert open_source(path, columns=[])[0].extras == {}
+    row = open_source(path, drop=["b"])[0]
+    assert row.extras == {"a": 1, "c": 3} and shade(row) == 1 and row.key == "1"
+    refused(path, "has no column d", drop=["d"])
+    refused(path, "give a list of names", columns="b")
+    (tmp_path / "d.jsonl").write_text('{"text": 1, "x": 2}')
+    assert open_source(tmp_path / "d.jsonl", drop=["x"])[0].extras == {"text": 1}
+    tar = make_tar("t.tar", {"a.png": picture(1), "a.txt": b"c", "a.json": b'{"x": 1}'})
+    assert open_source(tar, columns=["caption"])[0].extras == {"caption": "c"}
+
+
+def test_columns_of_one_name_are_left_out_and_counted(tmp_path: Path) -> None:
+    columns = [pa.array([picture(1)]), pa.array([1]), pa.array([2])]
+    pq.write_table(pa.table(columns, names=["image", "a", "a"]), tmp_path / "t.parquet")
+    source = open_source(tmp_path / "t.parquet")
+    assert source[0].extras == {} and shade(source[0]) == 1
+    assert source.leftovers() == {"columns that share a name": 2}
+    refused(tmp_path / "t.parquet", "has two columns a", key_column="a")
+
+
+def test_row_groups_that_unpack_to_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_tables, "_GROUP_LEAST", 10_000)
+    plain = {"image": [bytes(20_000)]}
+    bomb = write_parquet(
+        tmp_path / "zeros.parquet", plain, compression="zstd", use_dictionary=False
+    )
+    bad_row(open_source(bomb), 0, "^zeros.parquet:0: its row group unpacks to 20,0.* limit here")
+    # One cell that is repeated: the file's own account says nothing of it.
+    again = write_parquet(tmp_path / "again.parquet", {"image": [bytes(5000)] * 9})
+    rows = pq.read_metadata(again).row_group(0).column(0)
+    assert rows.total_uncompressed_size < 6000
+    bad_row(open_source(again), 0, "^again.parquet:0: its row group unpacks to .* limit here")
 
 
 @pytest.mark.parametrize("limit", [9000, 10])  # bytes: two row groups of 4 KB, and less than one
@@ -594,6 +759,118 @@ def test_bad_lists(tmp_path: Path) -> None:
         refused(path, "data.json: is empty")
 
 
+def test_images_elsewhere_in_a_record(tmp_path: Path) -> None:
+    for number, name in enumerate("abc"):
+        (tmp_path / f"{name}.png").write_bytes(picture(number))
+    text = {"type": "text", "text": "Which?"}
+    part = {"type": "image", "image": "a.png"}
+    for record, shades in [
+        ({"file_name": "a.png"}, [0]),
+        ({"file_name": "a.png", "image_path": "b.png", "img": "c.png"}, [2]),
+        ({"img_path": ["a.png", "b.png"]}, [0, 1]),
+        ({"image_url": {"url": "b.png"}}, [1]),
+        ({"image": {"path": "c.png", "bytes": None}}, [2]),
+        ({"image": [], "file_name": "a.png"}, [0]),
+        ({"messages": [{"content": [part, text, {**part, "image": "c.png"}]}]}, [0, 2]),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "path": "b.png"}]}]}, [1]),
+        (
+            {"conversations": [{"from": "human", "value": [
+                {"type": "image_url", "image_url": {"url": "a.png"}},
+                {"type": "image_url", "image_url": "b.png"}]}]},
+            [0, 1],
+        ),
+        ({"images": ["b.png"], "messages": [{"content": [{"type": "image"}]}]}, [1]),
+        ({"url": "https://a.b/page.html", "file_name": "a.pdf"}, []),
+    ]:  # fmt: skip
+        (tmp_path / "d.jsonl").write_text(json.dumps(record))
+        (row,) = open_source(tmp_path / "d.jsonl")
+        assert [shade(row, n) for n in range(len(row.images))] == shades, record
+        assert ".png" not in json.dumps(row.extras) or "file_name" in row.extras
+
+
+def test_the_place_of_images_in_a_record_can_be_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture(1))
+    (tmp_path / "d.jsonl").write_text('{"image": "gone.png", "left": "a.png", "right": ["a.png"]}')
+    row = open_source(tmp_path / "d.jsonl", image_column=["right", "left"])[0]
+    assert [shade(row, 0), shade(row, 1)] == [1, 1] and row.extras == {"image": "gone.png"}
+    assert open_source(tmp_path / "d.jsonl", image_column=())[0].images == ()
+
+
+@pytest.mark.parametrize("content", ["<image>What?", [{"type": "image"}]])
+def test_a_mark_without_an_image_is_no_text(tmp_path: Path, content: Any) -> None:
+    record = {"messages": [{"role": "user", "content": content}], "photo": "a.png"}
+    (tmp_path / "d.jsonl").write_text(json.dumps(record) + '\n{"text": "<image> alone"}')
+    source = open_source(tmp_path / "d.jsonl")
+    bad_row(source, 0, r"^d.jsonl:1: .*mark for an image.*messages, photo.*--image-column")
+    assert source[1].images == ()
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ('{"image": "a.png", "caption": "\\ud83d"}', "half a character"),
+        ('{"image": "a.png", "x\\uD83D": 1}', "half a character"),
+        ('{"image": {"patch": "a\\u0000", "start_num": 0, "size": 1}}', "no path there can be"),
+        ('{"image": "a\\u0000.png"}', "no path there can be"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a": ' + "1" * 5000 + "}", "is not JSON"),
+    ],
+)
+def test_records_that_fail(tmp_path: Path, record: str, reason: str) -> None:
+    (tmp_path / "d.jsonl").write_text(f'{{"text": 1}}\n{record}\n{{"text": "\\ud83d\\ude00"}}\n')
+    source = open_source(tmp_path / "d.jsonl")
+    bad_row(source, 1, f"^d.jsonl:2: .*{reason}")
+    assert source[0].extras == {"text": 1} and source[2].extras == {"text": "😀"}
+
+
+@pytest.mark.parametrize(("start", "size"), [(0, 10**18), (0, 10**30), (10**30, 10), (0, 2**33)])
+def test_ranges_that_no_file_has(tmp_path: Path, start: int, size: int) -> None:
+    (tmp_path / "p").write_bytes(picture(1))
+    record = {"image": {"patch": "p", "start_num": start, "size": size}}
+    (tmp_path / "d.jsonl").write_text(json.dumps(record))
+    with pytest.raises(ImageError, match=f"^d.jsonl:1: .*p: ends before byte {start + size}"):
+        open_source(tmp_path / "d.jsonl")[0].open()
+    with open(tmp_path / "p", "r+b") as sparse:
+        sparse.truncate(2**34)
+    if start + size < 2**34:
+        with pytest.raises(ImageError, match=f"bytes are asked for; the limit is {2**31:,}"):
+            open_source(tmp_path / "d.jsonl")[0].open()
+
+
+def test_lines_and_records_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_json, "RECORD_BYTES", 100)
+    (tmp_path / "d.jsonl").write_text(f'{{"text": 1}}\n{{"text": "{"x" * 500}"}}\n{{"text": 2}}')
+    source = open_source(tmp_path / "d.jsonl")
+    assert len(source) == 3 and source[2].extras == {"text": 2}
+    bad_row(source, 1, "^d.jsonl:2: .*the limit is 100")
+    (tmp_path / "d.txt").write_text(f"a.png\n{'b' * 300_000}\nc.png")
+    source = open_source(tmp_path / "d.txt")
+    assert keys_of(source) == ["a.png", "d.txt:2", "c.png"]
+    bad_row(source, 1, "^d.txt:2: has 300,001 bytes")
+
+
+def keys_of(source: Source) -> list[str]:
+    found = list(source.keys())
+    assert found == [source.key(number) for number in range(len(source))]
+    return found
+
+
+def test_strings_of_many_escapes_take_no_memory(tmp_path: Path) -> None:
+    text = '\\\\"' * 20_000
+    (tmp_path / "d.json").write_text(json.dumps([{"text": text}, {"text": "]}"}, {"text": "\\\\"}]))
+    source = open_source(tmp_path / "d.json")
+    assert [row.extras["text"] for row in source] == [text, "]}", "\\\\"]
+
+
+def test_file_and_row_begin_the_message_however_long_the_name(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text(json.dumps({"image": "x" * 240 + "/" + "y" * 240 + ".png"}))
+    with pytest.raises(
+        ImageError, match=r"^d.jsonl:1: .*x\.\.\..*y.png: (does not|cannot)"
+    ) as error:
+        open_source(tmp_path / "d.jsonl")[0].open()
+    assert len(str(error.value)) < 300
+
+
 # All kinds together
 
 
@@ -677,3 +954,45 @@ def test_many_threads_read_the_right_bytes(tmp_path: Path, make_tar: MakeTar) ->
         for found in pool.map(read, range(8)):
             assert len(found) == 3 * count
             assert all(data == pictures[index % count] for index, data in found)
+
+
+def test_patterns_for_too_many_names() -> None:
+    for pattern in (
+        "x-{0..99999999}.tar",
+        "{0..9999}/{0..9999}",
+        "{a,b}" * 40,
+        "{1..9,{1..99999999}}",
+    ):
+        refused(pattern, "stands for more than 1,000,000 names")
+    refused("x-{5..1}.tar", "stands for no file")
+    refused("x-{0..999999999999999999999}.tar", "does not exist")
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.txt", "a.jsonl", "a.json", "a.parquet", "a.png", "a"])
+def test_pipes_are_no_inputs(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ViqError, match="regular file"):
+        open_source(tmp_path / name)
+    if name == "a.parquet":
+        refused(tmp_path, "a.parquet: .*regular file")
+
+
+def test_pictures_without_a_suffix(tmp_path: Path) -> None:
+    (tmp_path / "IMG_0001").write_bytes(picture(1))
+    (tmp_path / "b.photo").write_bytes(picture(2))
+    (tmp_path / "c.png").write_bytes(picture(3))
+    (tmp_path / "d.md").write_bytes(picture(4))  # not looked into
+    (tmp_path / "README").write_text("no picture")
+    source = open_source(tmp_path)
+    assert [shade(row) for row in source] == [1, 2, 3]
+    assert source.leftovers() == {"files that are no pictures": 2}
+
+
+def test_what_is_left_over_is_counted(tmp_path: Path, make_tar: MakeTar) -> None:
+    make_tar("a.tar", {"a.png": picture(1), "__index__.json": b"{}"})
+    (tmp_path / "notes.md").write_text("no tar")
+    source = open_source(tmp_path)
+    assert source.leftovers() == {"members that belong to no sample": 1, "files of other kinds": 1}
+    (tmp_path / "list.txt").write_text("a.png\na.png\n")
+    repeated = open_source(tmp_path / "list.txt")
+    assert concatenate([repeated, repeated]).leftovers() == {"lines that come again": 2}

@@ -52,7 +52,8 @@ Progress = Callable[[], None]
 def open_inputs(specs: Sequence[str], **options: Any) -> Source:
     """One source of all inputs, in their order; see `open_source` for kinds and options.
 
-    Files given twice, as themselves and through a folder, are there once.
+    Files given twice, as themselves and through a folder, are there once. Of several, one that is
+    damaged as a whole is one input that fails.
     """
     sources = [open_source(spec, alone=len(specs) == 1, **options) for spec in specs]
     if len(sources) > 1 and all(isinstance(source, FileSource) for source in sources):

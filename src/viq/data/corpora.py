@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol
 from PIL import Image
 
 from viq.data import synthetic
+from viq.data.access import Access
 from viq.data.conversations import (
     IMAGE_MARK,
     Conversation,
@@ -233,12 +234,17 @@ def drawn_example(
 
 
 def open_corpora(
-    paths: Iterable[str | Path], split: Split, *, where: dict[str, str] | None = None
+    paths: Iterable[str | Path],
+    split: Split,
+    *,
+    where: dict[str, str] | None = None,
+    access: Access | None = None,
 ) -> list[RowCorpus]:
     """One corpus a file; a folder of Parquet files gives one a file; numbered shards are joined.
 
     Args:
         where: only rows whose columns have these values, e.g. {"licence_tier": "permissive"}.
+        access: what paths and URLs in the data may open, as of `open_source`.
 
     Raises:
         ViqError: a path is no data, or no row of all passes.
@@ -250,7 +256,9 @@ def open_corpora(
         for file in [file for file in inner if not holds_codes(file)] or [given]:
             stem = Path(os.path.abspath(file)).stem  # `.` has a name, too
             name = re.sub(r"[-_.]?\d+(-of-\d+)?$", "", stem) or stem
-            named.setdefault(name, []).append(open_source(file))
+            # One of several in a folder is a row that fails, and no more, if it is damaged.
+            source = open_source(file, access=access, alone=len(inner) < 2)
+            named.setdefault(name, []).append(source)
     corpora = [
         RowCorpus(name, concatenate(sources), split, where=where) for name, sources in named.items()
     ]
@@ -262,11 +270,16 @@ def open_corpora(
 
 
 def open_split(
-    paths: Iterable[str | Path], *, where: dict[str, str] | None = None
+    paths: Iterable[str | Path],
+    *,
+    where: dict[str, str] | None = None,
+    access: Access | None = None,
 ) -> list[tuple[RowCorpus, RowCorpus]]:
     """(train, held-out) corpora of the same files; those without a held-out row are left out."""
     paths = list(paths)
-    train, held = (open_corpora(paths, split, where=where) for split in ("train", "held-out"))
+    train, held = (
+        open_corpora(paths, split, where=where, access=access) for split in ("train", "held-out")
+    )
     held_out = {corpus.name: corpus for corpus in held}
     return [(corpus, held_out[corpus.name]) for corpus in train if corpus.name in held_out]
 

@@ -322,7 +322,10 @@ def record(data: bytes, where: str) -> Any:
     Raises:
         UntrustedError: other bytes; names `where`.
     """
-    value = parse_json(data, where)
+    try:
+        value = parse_json(data, where)
+    except UntrustedError as error:
+        raise UntrustedError(f"{error}; mend or remove it") from error
     if _HALF_CHARACTER.search(data):
         try:
             json.dumps(value, ensure_ascii=False).encode()

@@ -39,7 +39,7 @@ from viq.files import open_regular
 
 # What decides where records end: brackets, but not those in strings. A string is matched to its
 # end, or through a thousand escapes: the engine keeps a state for each until the match is over.
-_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*){0,1000}("?)|[][{}]', re.DOTALL)
+_TOKEN = re.compile(rb'([][{}])|"[^"\\]*(?:\\.[^"\\]*){0,1000}("?)', re.DOTALL)
 _STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*){0,1000}("?)', re.DOTALL)
 _BOM = b"\xef\xbb\xbf"
 
@@ -127,10 +127,10 @@ def _brackets(text: mmap.mmap) -> Iterator[int]:
     position = 0
     while position < len(text):
         for token in _TOKEN.finditer(text, position):
-            position = token.end()
-            if token.group(1) is None:
+            if token.lastindex == 1:
                 yield token.start()
-            elif not token.group(1):
+            elif not token[2]:
+                position = token.end()
                 break
         else:
             return

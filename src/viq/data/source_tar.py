@@ -34,6 +34,7 @@ from viq.data.source_base import (
 from viq.files import open_regular
 from viq.image import IMAGE_SUFFIXES
 from viq.types import ViqError
+from viq.untrusted import UntrustedError
 
 _BLOCK = 512  # bytes; a tar file ends with blocks of zeros
 _HEADER_BYTES = 16 * 2**20  # of what a header brings along: long names, attributes
@@ -108,6 +109,8 @@ class TarSource(Source):
             if not members:
                 raise EOFError("it is not there any more")
             images, extras = _content(shard.path, members, where)
+        except UntrustedError:
+            raise
         except (tarfile.TarError, OSError, EOFError, ValueError, ViqError) as error:
             raise SourceError(
                 f"{where}: text or fields cannot be read ({because(error)}); write the sample again"
@@ -168,7 +171,7 @@ class _Shard:
         """(name of the sample, suffix without its dot, header) of the files of a sample."""
         sample, count = None, 0
         for start in (self.starts[number], *self._more.get(number, ())):
-            for member, _ in _headers(self.path, start):
+            for member in self._whole(start):
                 if not (names := _names(member)):
                     continue
                 if names[0] != (sample := sample or names[0]):
@@ -176,6 +179,16 @@ class _Shard:
                 if (count := count + 1) > _MEMBERS:
                     raise tarfile.ReadError(f"more than {_MEMBERS:,} files in one sample")
                 yield *names, member
+
+    def _whole(self, start: int) -> Iterator[tarfile.TarInfo]:
+        """The headers from byte `start` on, up to where the file is known to be damaged."""
+        first = None
+        try:
+            for first, _ in _headers(self.path, start):
+                yield first
+        except Exception:
+            if first is None or not self.error:
+                raise
 
     def _index(self) -> None:
         """Find where samples start, and where the file is damaged."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 REST = "extras"  # the column of what fits no other
+_OWN = "viq."  # how the names of our own objects begin
 _MICROSECOND = timedelta(microseconds=1)
 _TYPED = 1000  # columns at most; a file of more is slow to open, and the rest goes as JSON
 _DEPTH = 16  # of lists and objects in a column with a type
@@ -100,10 +101,11 @@ class Extras:
             if not self._has_rest:
                 raise ValueError("no columns at all in the first rows")
             try:
-                text = json.dumps(values, ensure_ascii=False, allow_nan=False, default=_to_json)
+                text = _dumped(values)
             except ValueError:  # NaN, which JSON has not, or what goes round in a circle
-                plain = _without_nan(values)
-                text = json.dumps(plain, ensure_ascii=False, allow_nan=False, default=_to_json)
+                text = ""
+            if not text or f'"{_OWN}' in text:
+                text = _dumped(_escaped(values))
             text.encode()
             return text
         except UnicodeEncodeError:
@@ -127,7 +129,7 @@ class Extras:
                 row[name] = value
         if self._has_rest:
             for row, text in zip(rows, batch[REST].to_pylist(), strict=True):
-                more = json.loads(text, object_hook=_from_json) if text is not None else {}
+                more = _unpacked(text) if text is not None else {}
                 row |= {k: v for k, v in more.items() if self._wanted is None or k in self._wanted}
         return rows
 
@@ -175,17 +177,36 @@ def _to_json(value: Any) -> dict[str, str]:
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
-def _without_nan(value: Any) -> Any:
+def _dumped(values: Any) -> str:
+    return json.dumps(values, ensure_ascii=False, allow_nan=False, default=_to_json)
+
+
+def _escaped(value: Any) -> Any:
+    """The same with objects for what are no numbers, and objects that look like ours renamed."""
     if isinstance(value, float) and not math.isfinite(value):
         return {"viq.float": str(value)}
     if isinstance(value, Mapping):
-        return {name: _without_nan(item) for name, item in value.items()}
-    return [_without_nan(item) for item in value] if isinstance(value, list | tuple) else value
+        own = _OWN if len(value) == 1 and str(next(iter(value))).startswith(_OWN) else ""
+        return {(own + name if own else name): _escaped(item) for name, item in value.items()}
+    return [_escaped(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _unpacked(text: str) -> dict[str, Any]:
+    """The values of the rest. Raises `CodesError`."""
+    try:
+        values = json.loads(text, object_hook=_from_json)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise CodesError(f"damaged (column {REST} holds no JSON object)")
+    return values
 
 
 def _from_json(values: dict[str, Any]) -> Any:
     """What such an object stands for; an object of the user's own is left as it is."""
     ((name, text), *more) = values.items() if values else [("", None)]
+    if not more and name.startswith(_OWN * 2):  # one of the user's own, renamed by `_escaped`
+        return {name.removeprefix(_OWN): text}
     if more or name not in _AS_TEXT or not isinstance(text, str):
         return values
     try:
