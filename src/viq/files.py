@@ -156,9 +156,7 @@ def make_readable(*files: Path) -> None:
         file.chmod(new_file_mode())
 
 
-def remove_leftovers(
-    folder: Path, is_ours: Callable[[str], object], older_than: float = 0
-) -> None:
+def remove_leftovers(folder: Path, is_ours: Callable[[str], object], older_than: float = 0) -> None:
     """Remove the files that killed processes were writing aside in `folder`.
 
     Args:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-from viq.checkpoint import read_config
-from viq.decode import read_codes
+from viq.checkpoint import CheckpointError, read_config
 from viq.eval.metrics import code_counts, summarize_counts
+from viq.files import read_bytes, require_regular
 from viq.hub import locate
 from viq.loading import load
-from viq.store.folder import JOB, PARQUET, SINGLE, Store
+from viq.store.folder import JOB, PARQUET, SINGLE, Store, read_single
 from viq.store.rows import CodesReader
 from viq.types import Codes, CodesError
+from viq.untrusted import CONFIG_BYTES, parse_json, printable
 
 
 def describe(what: str) -> dict[str, Any]:
@@ -29,15 +29,20 @@ def describe(what: str) -> dict[str, Any]:
     """
     path = Path(what)
     if path.suffix == SINGLE:
-        ((_, codes, _),) = read_codes([path])
-        return {"kind": "codes of one image", **_single(codes)}
-    if path.suffix == PARQUET or path.is_file():
+        return {"kind": "codes of one image", **_single(read_single(path))}
+    if path.suffix == PARQUET or (path.exists() and not path.is_dir()):
         return {"kind": "codes", **_file(path)}
     if (path / JOB).exists():
         return {"kind": "store of codes", **_store(path)}
     folder = locate(what)
     if "embedder_config" in (config := read_config(folder)):
-        return {"kind": "language model on codes", **_mllm(folder, config)}
+        try:
+            return {"kind": "language model on codes", **_mllm(folder, config)}
+        except (KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{folder}: not a whole language model ({type(error).__name__}: "
+                f"{printable(str(error), 80)}); copy it again"
+            ) from None
     return {"kind": "tokenizer", **_model(what)}
 
 
@@ -79,12 +84,15 @@ def _mllm(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     language, embedder = config["text_config"], config["embedder_config"]
     sizes: dict[str, int] = {"embedder": 0, "projector": 0, "language": 0}
     for path in folder.glob("*.safetensors"):
+        require_regular(path)
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118
                 part = name.partition(".")[0]
                 sizes[part] = sizes.get(part, 0) + math.prod(file.get_slice(name).get_shape())
     processor = folder / "processor_config.json"
-    limits = json.loads(processor.read_text()) if processor.is_file() else {}
+    limits = {}
+    if processor.is_file():
+        limits = parse_json(read_bytes(processor, CONFIG_BYTES), str(processor))
     return {
         "tokenizer": embedder["tokenizer"],
         "fingerprint": embedder["fingerprint"],
@@ -116,6 +124,12 @@ def _store(path: Path) -> dict[str, Any]:
     """From the index alone, so at once, whatever the size."""
     store = Store(path)
     totals = store.index.totals
+    missing = {"failures", "rows", "images", "pixels", "codes", "bytes"} - totals.keys()
+    if missing:
+        raise CodesError(
+            f"{path}: its index does not say how many {min(missing)} there are; write a new one "
+            "with viq store index"
+        )
     return {
         "model": store.info.model,
         "fingerprint": store.info.fingerprint,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -132,9 +132,7 @@ class Bounds:
             )
 
 
-def checked(
-    batches: Iterable[pa.RecordBatch], levels: Sequence[int]
-) -> Iterator[pa.RecordBatch]:
+def checked(batches: Iterable[pa.RecordBatch], levels: Sequence[int]) -> Iterator[pa.RecordBatch]:
     """Batches of all columns of codes, of which each value is one that a writer of codes writes.
 
     Args:
@@ -144,56 +142,81 @@ def checked(
     Raises:
         CodesError: a size, a grid, a tile, a code, a place in a sample or a text that cannot be.
     """
-    last = -1  # image_index of the row before
+    last, codebook = -1, math.prod(levels) if levels else 1 << 16
     for batch in batches:
         batch.validate(full=True)  # offsets, and that texts are UTF-8
-        numbers = {name: batch[name].to_numpy().astype(np.int64) for name in _NUMBERS}
-        bad = _first_bad(batch["codes"], numbers, last, math.prod(levels) if levels else 0)
-        if bad is not None:
-            row, problem = bad
+        numbers = [batch[name].to_numpy() for name in _NUMBERS]
+        if not _is_good(batch["codes"], numbers, last, codebook):
+            row, problem = _first_bad(batch["codes"], numbers, last, codebook)
             raise CodesError(f"row {batch['key'][row].as_py()!r} {problem}: the row is damaged")
-        if len(batch):
-            last = int(numbers["image_index"][-1])
+        last = int(numbers[0][-1]) if len(batch) else last
         yield batch
 
 
 _NUMBERS = ("image_index", "height", "width", "rows", "cols", "tile")
 
 
+def _tests(
+    codes: pa.ListArray, numbers: Sequence[np.ndarray], last: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """What can be wrong with the rows of a batch, and with which it is."""
+    index, height, width, *grid, tile = numbers
+    rows, cols = (height + (PATCH_SIZE - 1)) >> 4, (width + (PATCH_SIZE - 1)) >> 4
+    area = rows.astype(np.int64) * cols
+    wrong = (area * CODES_PER_PATCH) != np.diff(codes.offsets.to_numpy())
+    wrong |= ((height < 1) | (width < 1)) & ((height | width) != 0)
+    yield "is {height}x{width} px, which takes {wanted} codes, but it has {found}", wrong
+    yield (
+        "is {height}x{width} px, but its grid is {rows}x{cols} patches",
+        ((rows != grid[0]) | (cols != grid[1])),
+    )
+    pixels = height.astype(np.int64) * width
+    yield (
+        (
+            f"is {{height}}x{{width}} px, more than the {MAX_PIXELS:,} pixels of images that were "
+            "opened with the usual decode_limit"
+        ),
+        (pixels > MAX_PIXELS) | (area > MAX_PATCHES),
+    )
+    follows = np.empty_like(index)
+    follows[:1], follows[1:] = last + 1, index[:-1] + 1
+    yield (
+        "is image {image_index} of its sample, but not after the one before",
+        ((index != 0) & (index != follows)),
+    )
+    yield (
+        "was encoded in tiles of {tile} px",
+        ((tile < 0) | (tile > _MAX_TILE) | (tile % PATCH_SIZE != 0)),
+    )
+
+
+def _is_good(codes: pa.ListArray, numbers: Sequence[np.ndarray], last: int, codebook: int) -> bool:
+    if codes.values.null_count or any(wrong.any() for _, wrong in _tests(codes, numbers, last)):
+        return False
+    ids = codes.flatten().to_numpy()
+    return not ids.size or int(ids.max()) < codebook
+
+
 def _first_bad(
-    codes: pa.ListArray, numbers: dict[str, np.ndarray], last: int, codebook: int
-) -> tuple[int, str] | None:
-    """A row of a batch that cannot be, and what is wrong with it."""
-    height, width, index = numbers["height"], numbers["width"], numbers["image_index"]
-    rows, cols = (np.asarray(side) for side in grid_of((height, width)))  # type: ignore[arg-type]
-    ends = codes.offsets.to_numpy().astype(np.int64)
-    ids = codes.values
-    if ids.null_count:
+    codes: pa.ListArray, numbers: Sequence[np.ndarray], last: int, codebook: int
+) -> tuple[int, str]:
+    """A row of a batch that is not good, and what is wrong with it."""
+    if codes.values.null_count:
         return 0, "or one that follows has codes without a value"
-    wanted, found = rows * cols * CODES_PER_PATCH, np.diff(ends)
-    no_size = (np.minimum(height, width) < 1) & ((height != 0) | (width != 0))
-    before = np.concatenate([[last], index[:-1]])
-    tile = numbers["tile"]
-    tests = {
-        "is {height}x{width} px, which takes {wanted} codes, but it has {found}":
-            no_size | (wanted != found),
-        "is {height}x{width} px, but its grid is {rows}x{cols} patches":
-            (rows != numbers["rows"]) | (cols != numbers["cols"]),
-        "is image {image_index} of its sample, but follows image {before}":
-            (index != 0) & (index != before + 1),
-        "was encoded in tiles of {tile} px":
-            (tile < 0) | (tile > _MAX_TILE) | (tile % PATCH_SIZE != 0),
-    }  # fmt: skip
-    for problem, wrong in tests.items():
+    ends = codes.offsets.to_numpy().astype(np.int64)
+    for problem, wrong in _tests(codes, numbers, last):
         if wrong.any():
             at = int(np.flatnonzero(wrong)[0])
-            shown = {"wanted": wanted, "found": found, "before": before} | numbers
-            return at, problem.format(**{name: int(values[at]) for name, values in shown.items()})
-    largest = ids.to_numpy()[ends[0] : ends[-1]]
-    if codebook and largest.size and int(largest.max()) >= codebook:
-        at = int(np.searchsorted(ends, ends[0] + int(largest.argmax()), side="right")) - 1
-        return at, f"has the code {int(largest.max())}, but the codebook has {codebook}"
-    return None
+            shown = {name: int(column[at]) for name, column in zip(_NUMBERS, numbers, strict=True)}
+            rows, cols = grid_of((shown["height"], shown["width"]))
+            counts = {
+                "wanted": rows * cols * CODES_PER_PATCH,
+                "found": int(ends[at + 1] - ends[at]),
+            }
+            return at, problem.format(**shown, **counts)
+    ids = codes.flatten().to_numpy()
+    at = int(np.searchsorted(ends - ends[0], int(ids.argmax()), side="right")) - 1
+    return at, f"has the code {int(ids.max())}, but the codebook has {codebook}"
 
 
 def _values_bytes(column: pq.ColumnChunkMetaData) -> int:
@@ -206,8 +229,9 @@ def _values_bytes(column: pq.ColumnChunkMetaData) -> int:
 def _meant(array: pa.Array) -> int:
     """Bytes of all texts that an array of references means."""
     import pyarrow as pa
-    import pyarrow.compute as pc
+    import pyarrow.compute
 
+    pc: Any = pyarrow.compute  # makes its functions when it is imported
     if pa.types.is_dictionary(array.type):
         sizes = pc.binary_length(array.dictionary)
         return pc.sum(sizes.take(array.indices)).as_py() or 0

@@ -118,7 +118,8 @@ class ShardCache:
 
     def _count(self) -> list[int]:
         totals = self.index.totals
-        one_row_each = totals and totals.get("rows") == self.index.inputs - totals.get("failures", 0)
+        good = self.index.inputs - totals.get("failures", 0)
+        one_row_each = "rows" in totals and totals["rows"] == good
         counts = []
         for shard in self.index.shards:
             if one_row_each and shard.rows <= _MANY_ROWS:

@@ -1,9 +1,9 @@
 """The folder of unpacked shards: one that viq made and marked, so all that it removes is its own.
 
 A cache may be given anywhere, and whatever lies there belongs to somebody else. So the files lie in
-a folder `viq-cache` inside the given one, which is made here with a mark in it, and a folder of that
-name without the mark is refused. Even there, nothing is removed but what has exactly the name of an
-unpacked shard, of one in the making, or of a fetch.
+a folder `viq-cache` inside the given one, which is made here with a mark in it. A folder of that
+name without the mark is refused, and even in ours nothing is removed but what has exactly the name
+of an unpacked shard, of one in the making, or of a fetch.
 """
 
 from __future__ import annotations

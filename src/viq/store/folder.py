@@ -134,7 +134,9 @@ def _index_of(values: dict[str, Any]) -> Index:
         inputs=whole_number(values.pop("inputs", 0), "inputs"),
         keys=fingerprint(values.pop("keys", ""), "keys"),
         shards=tuple(_shards(values.pop("shards", []))),
-        totals={_text(k, "totals"): whole_number(v, k) for k, v in values.pop("totals", {}).items()},
+        totals={
+            _text(k, "totals"): whole_number(v, k) for k, v in values.pop("totals", {}).items()
+        },
     )
     if values:
         raise CodesError(f"unknown {printable(next(iter(values)), 80)}")

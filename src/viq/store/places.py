@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 
 from viq.compress import ENTROPY_BYTES, beside
@@ -72,9 +72,9 @@ class _Remote:
         self._url, self._folder = url, folder
         with self._reported(""):
             self._fs, root = url_to_fs(url)
-        self._root = PurePosixPath(root)
+        self._root = root.rstrip("/")
         if url.endswith(PARQUET):
-            self._root, self._single = self._root.parent, self._root.name
+            self._root, _, self._single = self._root.rpartition("/")
             with self._fetch({self._single: None}) as here:
                 self.index = Store(here / self._single).index
         else:
@@ -101,7 +101,7 @@ class _Remote:
 
     def _path(self, name: str) -> str:
         """`name` is the index, one that `Index.from_json` has checked, or of the user's URL."""
-        return str(self._root / name)
+        return f"{self._root}/{name}"
 
     @contextmanager
     def _fetch(

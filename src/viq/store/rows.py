@@ -33,7 +33,7 @@ from viq.files import require_regular, written_aside
 from viq.store.arrays import checksum, codes_array, decompressed
 from viq.store.bounds import Bounds, checked
 from viq.store.extras import Extras
-from viq.types import CODES_PER_PATCH, Codes, CodesError, ViqError, bounded_grid, grid_of
+from viq.types import CODES_PER_PATCH, Codes, CodesError, ViqError, grid_of
 from viq.untrusted import UntrustedError, fingerprint, levels_of, parse_json
 
 if TYPE_CHECKING:
@@ -372,7 +372,7 @@ class CodesReader:
     def _codes(self, key: str, ids: np.ndarray, size: tuple[int, int], tile: int) -> Codes | None:
         if size == (0, 0) and not ids.size:
             return None
-        rows, cols = bounded_grid(size) if ids.size else grid_of(size)
+        rows, cols = grid_of(size)
         if min(size) < 1 or ids.size != rows * cols * CODES_PER_PATCH:
             raise CodesError(
                 f"{self.path}: row {key!r} is {size[0]}x{size[1]} px, which takes "

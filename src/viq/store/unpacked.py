@@ -86,7 +86,7 @@ class Unpacked:
             self._sums: list[int | None] = list(sums[:-1])
             if _rest(self._data[:size], self._parts) != sums[-1]:
                 raise ValueError("another sum")
-        except (ValueError, struct.error):
+        except ValueError:  # also what Arrow raises for an empty file
             raise self._rotten() from None
         self.nbytes = len(self._data)
         frame = whole.slice(0, size)
@@ -109,12 +109,14 @@ class Unpacked:
     def _tail(self) -> tuple[list[tuple[int, int]], list[int], int]:
         """Where codes are, all sums, and bytes of the Arrow file. Raises ValueError if damaged."""
         end = len(self._data) - _END.size
-        count = _WORD.unpack_from(self._data, end - _WORD.size)[0]
+        if end < _WORD.size:
+            raise ValueError("too short")
+        count = _WORD.unpack(self._data[end - _WORD.size : end].tobytes())[0]
         start = end - (2 + 3 * count) * _WORD.size
-        checksum, magic = _END.unpack_from(self._data, end)
-        if start < 0 or magic != _MAGIC or zlib.crc32(self._data[start:end]) != checksum:
+        checksum, magic = _END.unpack(self._data[end:].tobytes())
+        if start < 0 or magic != _MAGIC or zlib.crc32(self._data[start:end].tobytes()) != checksum:
             raise ValueError("no sums")
-        words = np.frombuffer(self._data[start : end - _WORD.size], "<u8").tolist()
+        words = np.frombuffer(self._data[start : end - _WORD.size].tobytes(), "<u8").tolist()
         parts = list(zip(words[0:-1:3], words[1:-1:3], strict=True))
         return parts, [*words[2:-1:3], words[-1]], start
 
@@ -142,4 +144,4 @@ def _sum(data: np.ndarray) -> int:
     """Sum of bytes (uint8)."""
     whole = len(data) // _BLOCK * _BLOCK
     blocks = data[:whole].view("<u8").reshape(-1, _BLOCK // 8).sum(axis=1, dtype=np.uint64)
-    return zlib.crc32(data[whole:], zlib.crc32(blocks.tobytes()))
+    return zlib.crc32(data[whole:].tobytes(), zlib.crc32(blocks.tobytes()))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from viq.files import sha256_of
+from viq.files import is_plain, sha256_of
 from viq.store.folder import INDEX, JOB, PARQUET, Shard, Store, shard_name
 from viq.store.job import count_shards, read_job
 from viq.store.rows import CodeRow, CodesReader
@@ -86,11 +86,11 @@ def _unfinished(path: Path) -> Iterator[Problem]:
     if not (path / JOB).exists() or (path / INDEX).exists():
         return
     try:
-        names = [shard_name(number) for number in range(count_shards(read_job(path)))]
-    except (ViqError, KeyError) as error:
+        count = count_shards(read_job(path))
+    except ViqError as error:
         yield Problem(str(path / JOB), f"cannot be read ({error})")
         return
-    for name in names:
+    for name in map(shard_name, range(count)):
         if not (path / name).exists():
             yield Problem(str(path / name), "missing")
 
@@ -104,9 +104,15 @@ def _files(store: Store) -> Iterator[Problem]:
         if file.name not in listed:
             yield Problem(str(file), "is not in the index; readers of the folder see its rows")
     for shard in store.shards:
-        file = store.file(shard)
+        try:
+            file = store.file(shard)
+        except ViqError as error:
+            yield Problem(str(store.path / shard.name), str(error))
+            continue
         if not file.exists():
             yield Problem(str(file), "missing")
+        elif not is_plain(file.resolve()):
+            yield Problem(str(file), "is no regular file")
         elif file.stat().st_size != shard.bytes:
             yield Problem(str(file), f"{file.stat().st_size} bytes, the index says {shard.bytes}")
         elif shard.sha256 and sha256_of(file) != shard.sha256:
@@ -115,9 +121,12 @@ def _files(store: Store) -> Iterator[Problem]:
 
 def _shard(store: Store, shard: Shard, seen: set[bytes]) -> Iterator[Problem | CodeRow]:
     """The rows of a shard, and before each what is wrong with it."""
-    file = store.file(shard)
-    if not file.exists():
+    try:
+        file = store.file(shard)
+    except ViqError:
         return  # reported already
+    if not is_plain(file.resolve()):
+        return  # the same
     last: CodeRow | None = None
     try:
         with store.reader(shard, checked=False) as reader:

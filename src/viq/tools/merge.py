@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -98,8 +99,8 @@ def export_webdataset(
         ViqError: no finished store, or `out` holds other files.
     """
     store = Store(path)
-    if out.exists() and any(out.iterdir()):
-        raise ViqError(f"-o {out}: is not empty; give a new folder")
+    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
+        raise ViqError(f"-o {out}: is not empty, or no folder; give a new folder")
     samples, number, tars = _samples(store), 0, list[str]()
     while group := list(islice(samples, shard_size)):
         tars.append(str(out / f"{len(tars):06d}.tar"))
@@ -117,11 +118,16 @@ def export_webdataset(
 def _members(sample: Sequence[CodeRow], number: int) -> Iterator[tuple[str, bytes]]:
     """(file name, contents) of a sample."""
     about = {"key": sample[0].key, **sample[0].extras}
-    yield f"{number:09d}.json", json.dumps(about, default=str, ensure_ascii=False).encode()
+    yield f"{number:09d}.json", _json(about)
     for row in sample:
         if row.codes is not None:
             place = f".{row.image_index}" if len(sample) > 1 else ""
             yield f"{number:09d}{place}{SINGLE}", row.codes.to_bytes()
+
+
+def _json(about: dict[str, Any]) -> bytes:
+    text = json.dumps(about, default=str, ensure_ascii=False)
+    return text.encode(errors="backslashreplace")  # half a character is \udXXX in JSON as well
 
 
 def _samples(store: Store) -> Iterator[list[CodeRow]]:

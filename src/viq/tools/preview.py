@@ -16,6 +16,7 @@ from viq.models.tokenizer import VisualTokenizer
 from viq.store.folder import Store
 from viq.store.rows import CodeRow
 from viq.types import Codes, ViqError
+from viq.untrusted import printable
 
 _BOX, _CAPTION, _GAP, _ACROSS = 224, 18, 12, 6  # px of a cell of the PNG, and cells in a row
 _PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
@@ -108,4 +109,5 @@ def _page(title: str, about: str, cells: list[tuple[CodeRow, Image.Image]]) -> s
 
 
 def _short(key: str, limit: int = 34) -> str:
+    key = printable(key)
     return key if len(key) <= limit else "..." + key[-limit + 3 :]
