@@ -61,7 +61,7 @@ def decode_files(
     common = _common_folder(key for path in paths for key in _keys(path))
     for key, codes, model in read_codes(paths):
         if force:
-            codes = Codes(codes.ids, codes.size, codes.tile)
+            codes = Codes(codes.ids, codes.size, codes.tile, dtype=codes.dtype)
         else:
             try:
                 tokenizer.require(codes.fingerprint)

@@ -126,6 +126,7 @@ def plan(
             fingerprint=tokenizer.fingerprint,
             levels=tokenizer.levels,
             entropy=tokenizer.entropy.stamp if options.compress else "",
+            dtype=tokenizer.dtype_name,
         ),
         options=options.resolved(tokenizer),
         columns={f.name: str(f.type) for f in extras.fields},

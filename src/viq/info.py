@@ -108,6 +108,7 @@ def _single(codes: Codes) -> dict[str, Any]:
         "bytes": codes.nbytes,
         "tile": codes.tile,
         "fingerprint": codes.fingerprint,
+        "dtype": codes.dtype,
         "different_codes": len(np.unique(codes.ids)),
     }
 
@@ -119,6 +120,7 @@ def _store(path: Path) -> dict[str, Any]:
     return {
         "model": store.info.model,
         "fingerprint": store.info.fingerprint,
+        "dtype": store.info.dtype,
         "levels": list(store.info.levels),
         "options": dict(store.index.options),
         "columns": dict(store.index.columns),
@@ -149,6 +151,7 @@ def _file(path: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "model": reader.info.model,
         "fingerprint": reader.info.fingerprint,
+        "dtype": reader.info.dtype,
         "levels": list(reader.info.levels),
         "images": len(sizes),
         "megapixels": round(pixels / 1e6, 3),

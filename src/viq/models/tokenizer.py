@@ -318,6 +318,11 @@ class VisualTokenizer(nn.Module):
         """Where the parameters are."""
         return self.encoder.position.device
 
+    @property
+    def dtype_name(self) -> str:
+        """Name of the dtype of the encoder, in which codes are made: "float32" unless changed."""
+        return str(self.encoder.position.dtype).removeprefix("torch.")
+
     # Steps of the above
 
     @property
@@ -365,7 +370,7 @@ class VisualTokenizer(nn.Module):
         ids = np.empty((*grid, parts[0][1].shape[-1]), np.uint16)
         for where, part in parts:
             ids[where] = part
-        return Codes(ids, size, tile if len(parts) > 1 else 0, self.fingerprint)
+        return Codes(ids, size, tile if len(parts) > 1 else 0, self.fingerprint, self.dtype_name)
 
     def _checked(self, codes: Codes) -> Tensor:
         """Indices (T, S) on the device of the model."""

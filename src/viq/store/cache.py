@@ -112,7 +112,8 @@ class ShardCache:
                 self._unpack(shard, path)
             with suppress(OSError, pa.ArrowException):
                 os.utime(path)  # in use, so the last to be removed
-                return ShardView(path, self.index.info.fingerprint, self._columns, self._name)
+                info = self.index.info
+                return ShardView(path, info.fingerprint, self._columns, self._name, info.dtype)
         raise ViqError(f"{path}: cannot be mapped; give another folder as cache")
 
     @contextmanager

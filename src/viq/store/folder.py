@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from viq.store.rows import CodeRow, CodesReader, StoreInfo
-from viq.types import Codes, CodesError
+from viq.types import FLOAT32, Codes, CodesError
 
 FORMAT = 1
 PARQUET, SINGLE = ".parquet", ".viq"  # suffixes of files of codes, of many images and of one
@@ -76,6 +76,8 @@ class Index:
         """Deterministic: equal stores have equal bytes."""
         values = asdict(self)
         values = {"format": FORMAT, **values.pop("info"), **values}
+        if self.info.dtype == FLOAT32:  # as it was written before there were others
+            del values["dtype"]
         if not self.totals:
             del values["shards"], values["totals"]
         return (json.dumps(values, indent=1) + "\n").encode()
@@ -96,6 +98,7 @@ class Index:
                 fingerprint=values.pop("fingerprint"),
                 levels=tuple(values.pop("levels")),
                 entropy=values.pop("entropy", ""),
+                dtype=values.pop("dtype", values.get("options", {}).get("dtype", FLOAT32)),
             )
             shards = tuple(
                 Shard(**{**shard, "inputs": tuple(shard["inputs"])})

@@ -13,7 +13,7 @@ import numpy as np
 
 from viq.store.extras import Extras
 from viq.store.rows import COLUMNS
-from viq.types import Codes, grid_of
+from viq.types import FLOAT32, Codes, grid_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,7 +44,12 @@ class ShardView:
     """One unpacked shard, memory-mapped: any of its samples at once."""
 
     def __init__(
-        self, path: Path, fingerprint: str, columns: Sequence[str] | None, where: str
+        self,
+        path: Path,
+        fingerprint: str,
+        columns: Sequence[str] | None,
+        where: str,
+        dtype: str = FLOAT32,
     ) -> None:
         import pyarrow as pa
 
@@ -52,7 +57,7 @@ class ShardView:
         self._batches = [file.get_batch(i) for i in range(file.num_record_batches)]
         extras = Extras(field for field in file.schema if field.name not in COLUMNS)
         self._extras = extras if columns is None else extras.only(columns, where)
-        self._fingerprint = fingerprint
+        self._fingerprint, self._dtype = fingerprint, dtype
         self._firsts = [0, *np.cumsum([len(batch) for batch in self._batches]).tolist()]
         self._ends = [batch["codes"].offsets.to_numpy() for batch in self._batches]
         self._values = [batch["codes"].values.to_numpy() for batch in self._batches]
@@ -90,7 +95,7 @@ class ShardView:
         group, row = self._find(row)
         start, stop = self._ends[group][row : row + 2].tolist()
         ids = self._values[group][start:stop].reshape(*grid_of((height, width)), -1)
-        return Codes(ids, (height, width), tile, self._fingerprint)
+        return Codes(ids, (height, width), tile, self._fingerprint, self._dtype)
 
     def _find(self, row: int) -> tuple[int, int]:
         """Batch of a row, and its place there."""

@@ -203,6 +203,7 @@ class DrawRun:
             model=tokenizer.config.name,
             fingerprint=tokenizer.fingerprint,
             levels=tokenizer.levels,
+            dtype=tokenizer.dtype_name,
         )
         write_pairs(path, info, encoded_shapes(tokenizer, self.recipe, "train"))
 
