@@ -44,7 +44,7 @@ FLOORS = [
         "eval.understanding", "eval.features", "eval.answers", "eval.shapes", "eval.draw",
         "train.losses", "train.entropy", "train.init", "train.optim", "train.state",
         "train.objectives", "train.monitor", "train.sentences", "train.charts", "train.loop",
-        "train.running", "train.recipe", "train.begin",
+        "train.folder", "train.running", "train.recipe", "train.begin",
         "train.stages", "train.mllm", "train.draw",
         "tools.lint", "tools.describe", "tools.merge", "tools.preview", "tools.duplicates",
     ],

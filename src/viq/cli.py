@@ -18,6 +18,7 @@ from viq.cli_draw import draw, eval_draw, train_draw
 from viq.cli_mllm import caption, chat, eval_features, eval_mllm, train_app
 from viq.cli_parts import (
     SOME_FAILED,
+    Anew,
     Device,
     Dtype,
     Images,
@@ -279,6 +280,7 @@ def train(
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     workers: Annotated[int, typer.Option(help="Threads that make samples.")] = 1,
     tensorboard: Annotated[bool, typer.Option(help="Also log for TensorBoard.")] = False,
+    overwrite: Anew = False,
     show_recipe: Annotated[
         bool, typer.Option("--print", help="Print the recipe as JSON and stop.")
     ] = False,
@@ -293,9 +295,8 @@ def train(
         if threads:
             torch.set_num_threads(threads)
         told = (lambda record: None) if as_json else show_record
-        show(
-            train_entropy(load_tokenizer(model, "cpu", "float32"), data or [], report=told), as_json
-        )
+        tokenizer = load_tokenizer(model, "cpu", "float32")
+        show(train_entropy(tokenizer, data or [], overwrite=overwrite, report=told), as_json)
         return
     from viq.checkpoint import to_dict
     from viq.recipes import find_recipe, scaled, with_places
@@ -315,8 +316,13 @@ def train(
         torch.set_num_threads(threads)
     # Numbers too small for the normal range make a CPU many times slower and mean nothing here.
     torch.set_flush_denormal(True)
-    material = TrainingData.of(open_corpora(data or [], "train", where=conditions(where)))
-    run = Run(chosen, material, out, hidden=as_json, tensorboard=tensorboard, threads=workers)
+    rows = conditions(where)
+    material = TrainingData.of(open_corpora(data or [], "train", where=rows), data or [], rows)
+    run = Run(
+        chosen, material, out, hidden=as_json, tensorboard=tensorboard, threads=workers,
+        overwrite=overwrite, paths=data or [],
+    )  # fmt: skip
+    _refuse_other_model(out, overwrite)
     trained = run.train()
     if trained is None or not run.accelerator.is_main_process:
         return
@@ -330,6 +336,15 @@ def train(
         },
         as_json,
     )
+
+
+def _refuse_other_model(run: Path, overwrite: bool) -> None:
+    """The result goes to RUN/model; what is there before a run has begun is not of a run."""
+    from viq.types import ViqError
+
+    taken = run / "model"
+    if not overwrite and not (run / "recipe.json").exists() and taken.exists():
+        raise ViqError(f"{taken}: exists, but no run was begun in {run}; give another --out")
 
 
 @app.command()

@@ -32,6 +32,10 @@ KeyColumn = Annotated[str | None, typer.Option(help="Of tables. Default: key, __
 Split = Annotated[str | None, typer.Option(help="Of Hugging Face data sets with several.")]
 Root = Annotated[Path | None, typer.Option(help="Of JSON: the folder of relative image paths.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Anew = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Begin anew: remove what an earlier run wrote into --out."),
+]
 Overwrite = Annotated[bool, typer.Option(help="Replace an existing output.")]
 
 _EXTRAS = {"transformers", "tokenizers", "accelerate", "peft"}  # that not every install has
