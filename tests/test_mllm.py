@@ -310,7 +310,7 @@ def test_the_embedder_alone_is_read_from_a_tokenizer(
     read: list[str] = []
     real = checkpoint.read_weights
     monkeypatch.setattr(
-        checkpoint, "read_weights", lambda *a: read.extend(found := real(*a)) or found
+        checkpoint, "read_weights", lambda *a, **o: read.extend(found := real(*a, **o)) or found
     )
     embedder = CodeEmbedder.from_tokenizer(folder)
     assert {name.split(".")[1] for name in read} == {

@@ -18,6 +18,7 @@ from viq.cli_draw import draw, eval_draw, train_draw
 from viq.cli_mllm import caption, chat, eval_features, eval_mllm, train_app
 from viq.cli_parts import (
     SOME_FAILED,
+    Anew,
     Device,
     Dtype,
     Images,
@@ -283,25 +284,23 @@ def train(
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     workers: Annotated[int, typer.Option(help="Threads that make samples.")] = 1,
     tensorboard: Annotated[bool, typer.Option(help="Also log for TensorBoard.")] = False,
+    overwrite: Anew = False,
     show_recipe: Annotated[
         bool, typer.Option("--print", help="Print the recipe as JSON and stop.")
     ] = False,
-    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Train a tokenizer through the stages of a recipe. Run again to resume."""
     if recipe == "entropy":
         import torch
 
-        from viq.outputs import require_free
         from viq.train.entropy import train_entropy
 
         if threads:
             torch.set_num_threads(threads)
         told = (lambda record: None) if as_json else show_record
         tokenizer = load_tokenizer(model, "cpu", "float32")
-        require_free(tokenizer.entropy_file, overwrite=overwrite, option="--model")
-        show(train_entropy(tokenizer, data or [], report=told), as_json)
+        show(train_entropy(tokenizer, data or [], overwrite=overwrite, report=told), as_json)
         return
     from viq.checkpoint import to_dict
     from viq.recipes import find_recipe, scaled, with_places
@@ -321,8 +320,13 @@ def train(
         torch.set_num_threads(threads)
     # Numbers too small for the normal range make a CPU many times slower and mean nothing here.
     torch.set_flush_denormal(True)
-    material = TrainingData.of(open_corpora(data or [], "train", where=conditions(where)))
-    run = Run(chosen, material, out, hidden=as_json, tensorboard=tensorboard, threads=workers)
+    rows = conditions(where)
+    material = TrainingData.of(open_corpora(data or [], "train", where=rows), data or [], rows)
+    run = Run(
+        chosen, material, out, hidden=as_json, tensorboard=tensorboard, threads=workers,
+        overwrite=overwrite, paths=data or [],
+    )  # fmt: skip
+    _refuse_other_model(out, overwrite)
     trained = run.train()
     if trained is None or not run.accelerator.is_main_process:
         return
@@ -336,6 +340,15 @@ def train(
         },
         as_json,
     )
+
+
+def _refuse_other_model(run: Path, overwrite: bool) -> None:
+    """The result goes to RUN/model; what is there before a run has begun is not of a run."""
+    from viq.types import ViqError
+
+    taken = run / "model"
+    if not overwrite and not (run / "recipe.json").exists() and taken.exists():
+        raise ViqError(f"{taken}: exists, but no run was begun in {run}; give another --out")
 
 
 @app.command()

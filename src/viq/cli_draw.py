@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from viq.cli_parts import Device, Json, Overwrite, find_device, guarded
+from viq.cli_parts import Anew, Device, Json, Overwrite, find_device, guarded
 from viq.console import show
 from viq.progress import progress
 
@@ -44,6 +44,7 @@ def train_draw(
     steps: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     tensorboard: Annotated[bool, typer.Option(help="Also log for TensorBoard.")] = False,
+    overwrite: Anew = False,
     show_recipe: Annotated[
         bool, typer.Option("--print", help="Print the recipe as JSON and stop.")
     ] = False,
@@ -71,7 +72,12 @@ def train_draw(
     # Numbers too small for the normal range make a CPU many times slower and mean nothing here.
     torch.set_flush_denormal(True)
     run = DrawRun(
-        recipe=chosen, out=out, stores=codes or [], hidden=as_json, tensorboard=tensorboard
+        recipe=chosen,
+        out=out,
+        stores=codes or [],
+        hidden=as_json,
+        tensorboard=tensorboard,
+        overwrite=overwrite,
     )
     model = run.train()
     if run.accelerator.is_main_process:

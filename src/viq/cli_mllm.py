@@ -11,7 +11,16 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from viq.cli_parts import Device, Json, Model, Overwrite, conditions, find_device, guarded
+from viq.cli_parts import (
+    Anew,
+    Device,
+    Json,
+    Model,
+    Overwrite,
+    conditions,
+    find_device,
+    guarded,
+)
 from viq.console import show, show_quality
 from viq.interrupts import stoppable
 from viq.progress import progress
@@ -78,6 +87,7 @@ def train_mllm(
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     workers: Annotated[int, typer.Option(help="Threads that make samples.")] = 1,
     tensorboard: Annotated[bool, typer.Option(help="Also log for TensorBoard.")] = False,
+    overwrite: Anew = False,
     show_recipe: Annotated[
         bool, typer.Option("--print", help="Print the recipe as JSON and stop.")
     ] = False,
@@ -104,7 +114,7 @@ def train_mllm(
     run = MllmRun(
         recipe=chosen, out=out, stores=codes or [], drawn=drawn, texts=text or [],
         where=conditions(where), cache=cache, hidden=as_json, tensorboard=tensorboard,
-        threads=workers,
+        threads=workers, overwrite=overwrite,
     )  # fmt: skip
     model = run.train()
     if run.accelerator.is_main_process:

@@ -61,6 +61,10 @@ Overwrite = Annotated[
     bool,
     typer.Option("--overwrite", help="Replace what is there, even if this job did not make it."),
 ]
+Anew = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Begin anew: remove what an earlier run wrote into --out."),
+]
 
 _EXTRAS = {"transformers", "tokenizers", "accelerate", "peft"}  # that not every install has
 

@@ -179,6 +179,7 @@ def plan(
             fingerprint=tokenizer.fingerprint,
             levels=tokenizer.levels,
             entropy=tokenizer.entropy.stamp if options.compress else "",
+            dtype=tokenizer.dtype_name,
         ),
         options=options.resolved(tokenizer) | ({"strict": True} if strict else {}),
         columns={f.name: str(f.type) for f in extras.fields},

@@ -44,6 +44,11 @@ def bundled(name: str | os.PathLike[str]) -> Path | None:
     return found if is_bare and found.is_dir() else None
 
 
+def cache_home() -> Path:
+    """The folder of this user's caches: $XDG_CACHE_HOME/viq or ~/.cache/viq."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "viq"
+
+
 # Writing
 
 

@@ -34,6 +34,8 @@ def check_levels(levels: Sequence[int]) -> tuple[int, ...]:
     Raises:
         ValueError: a level below 2, or a codebook above 65,536, which uint16 codes cannot index.
     """
+    if len(levels) > 16:  # of at least 2 each: before a product of millions of them is formed
+        raise ValueError(f"{len(levels)} FSQ levels: 16 at most fit into codes of 16 bits")
     levels = tuple(int(level) for level in levels)
     if not levels or min(levels) < 2:
         raise ValueError(f"FSQ levels must be at least 2 each, got {list(levels)}")

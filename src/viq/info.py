@@ -49,12 +49,6 @@ def describe(what: str) -> dict[str, Any]:
 def _model(name: str) -> dict[str, Any]:
     tokenizer = load(name)
     config = tokenizer.config
-    computed = tokenizer.compute_fingerprint()
-    if computed != tokenizer.fingerprint:
-        raise CodesError(
-            f"{name}: config.json says fingerprint {tokenizer.fingerprint}, the weights have "
-            f"{computed}: weights and config belong to different models, copy both again"
-        )
     head = tokenizer.quantizer
     return {
         "name": config.name,
@@ -116,6 +110,7 @@ def _single(codes: Codes) -> dict[str, Any]:
         "bytes": codes.nbytes,
         "tile": codes.tile,
         "fingerprint": codes.fingerprint,
+        "dtype": codes.dtype,
         "different_codes": len(np.unique(codes.ids)),
     }
 
@@ -133,6 +128,7 @@ def _store(path: Path) -> dict[str, Any]:
     return {
         "model": store.info.model,
         "fingerprint": store.info.fingerprint,
+        "dtype": store.info.dtype,
         "levels": list(store.info.levels),
         "options": dict(store.index.options),
         "columns": dict(store.index.columns),
@@ -163,6 +159,7 @@ def _file(path: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "model": reader.info.model,
         "fingerprint": reader.info.fingerprint,
+        "dtype": reader.info.dtype,
         "levels": list(reader.info.levels),
         "images": len(sizes),
         "megapixels": round(pixels / 1e6, 3),

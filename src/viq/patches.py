@@ -53,6 +53,18 @@ def denormalize(pixels: Tensor) -> Tensor:
     return scaled.round().to(torch.uint8).movedim(-3, -1)
 
 
+def exact_pixels(patches: Tensor) -> Tensor:
+    """Values of 8-bit pixels, rounded to bfloat16 or float16 on their way, as `normalize` gives
+    them in float32; padding, which is 0, stays.
+
+    Levels are 1/127.5 apart and bfloat16 errs by at most 1/512 within [-1, 1], so the nearest level
+    is the right one. 0 lies halfway between two and is the value of no pixel.
+    """
+    values = patches.float()
+    levels = ((values + 1) * 127.5).round()
+    return ((levels / 255 - 0.5) / 0.5).masked_fill(values == 0, 0)
+
+
 def patchify(pixels: Tensor, patch_size: int = PATCH_SIZE) -> Tensor:
     """Pixels (..., 3, H, W) in [-1, 1] to patches (..., rows*cols, D).
 

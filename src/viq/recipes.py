@@ -7,13 +7,12 @@ recipe is plain data: `viq train NAME --print` shows it as JSON, `viq train FILE
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from viq.checkpoint import from_dict
+from viq.checkpoint import from_dict, read_object
 from viq.data.batches import DataConfig
 from viq.data.chat import ChatConfig
 from viq.data.crops import CropConfig
@@ -470,11 +469,9 @@ def find(name: str, recipes: Mapping[str, Callable[[], R]], kind: type[R]) -> R:
             "--print"
         )
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_object(path)
     except FileNotFoundError:
         raise ViqError(f"{path}: no such file") from None
-    except ValueError as error:
-        raise ViqError(f"{path}: not JSON ({error})") from None
     return from_dict(kind, values, str(path))
 
 

@@ -1,11 +1,11 @@
 """Files of named tensors that others wrote: safetensors, shards of it, and torch.save.
 
-Nothing is ever unpickled beyond plain tensors.
+Nothing is ever unpickled beyond plain tensors, which together are at most so much larger than
+their file as `_SHARING` says.
 """
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import zipfile
@@ -15,10 +15,15 @@ from typing import Any
 
 import torch
 
-from viq.checkpoint import CheckpointError, read_weights
+from viq.checkpoint import CheckpointError, read_object, read_weights
+from viq.files import require_regular
+from viq.types import ViqError
+from viq.untrusted import INDEX_BYTES, file_name
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 _INDEX = ".index.json"  # how the name of a list of shards ends
+_SHARDS = 4096  # in a list at most
+_SHARING = 4  # tensors that share memory, or repeat it, count each for itself
 
 
 def read_tensors(path: Path) -> Mapping[str, Any]:
@@ -34,10 +39,11 @@ def read_tensors(path: Path) -> Mapping[str, Any]:
     if path.suffix == ".safetensors":
         return read_weights(path)
     try:
+        require_regular(path)
         # Only files since torch 1.6 are zip archives, which can be mapped.
         mapped = zipfile.is_zipfile(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except OSError as error:
+    except (OSError, ViqError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
     except Exception as error:  # a damaged pickle can raise nearly anything
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -53,18 +59,37 @@ def read_tensors(path: Path) -> Mapping[str, Any]:
         raise CheckpointError(
             f"{path}: holds a {type(content).__name__}, not a dictionary of named tensors"
         )
+    _require_held(content, path)
     return content
+
+
+def _require_held(content: Mapping[str, Any], path: Path) -> None:
+    """Refuse tensors that would be large in memory though their file is small: a pickle may
+    describe one number as a matrix of any shape."""
+    sizes = [t.numel() * t.element_size() for t in content.values() if isinstance(t, torch.Tensor)]
+    if sum(sizes) > _SHARING * path.stat().st_size:
+        raise CheckpointError(
+            f"{path}: describes {sum(sizes):,} bytes of tensors, which it does not hold"
+        )
 
 
 def _read_shards(path: Path) -> dict[str, Any]:
     try:
-        places: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted({Path(name).name for name in places.values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path}: no readable list of shards ({error}); copy it again"
-        ) from None
-    tensors = {}
+        places = read_object(path, INDEX_BYTES).get("weight_map")
+        if not isinstance(places, dict) or not places:
+            raise CheckpointError(f"{path}: no list of shards; copy it again")
+        # Plain names, so files beside the list; the hub's cache makes links of them, which lead
+        # out of the folder and may.
+        shards = sorted({file_name(name, str(path)) for name in places.values()})
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except TypeError:
+        raise CheckpointError(f"{path}: no list of shards; copy it again") from None
+    except ViqError as error:
+        raise CheckpointError(str(error)) from None
+    if len(shards) > _SHARDS or any(Path(name).suffix not in SUFFIXES for name in shards):
+        raise CheckpointError(f"{path}: lists what are no shards: {', '.join(shards[:3])}")
+    tensors: dict[str, Any] = {}
     for shard in shards:
         tensors |= read_tensors(path.with_name(shard))
     if absent := sorted(places.keys() - tensors.keys()):

@@ -46,7 +46,9 @@ Size = tuple[int, int]  # (height, width) in px
 # magic, version, patch size, tile side, height, width, fingerprint of the tokenizer, CRC-32
 _HEADER = struct.Struct("<4sBBHIIQI")
 _MAGIC = b"ViQc"
-_VERSION = 1
+_VERSION, _TYPED_VERSION = 1, 2  # the second has one more byte after the header: the dtype
+FLOAT32 = "float32"
+DTYPES = (FLOAT32, "bfloat16", "float16", "float64")  # a dtype's place here is its byte
 
 
 def grid_of(size: Size, patch_size: int = PATCH_SIZE) -> Grid:
@@ -89,6 +91,8 @@ class Codes:
         size: (height, width) of the original image, px. `decode` cuts its output back to it.
         tile: side in px above which the image was encoded in tiles; 0 if encoded whole.
         fingerprint: of the tokenizer that made the codes (16 hex digits), "" if unknown.
+        dtype: in which that tokenizer computed. In others than float32 it makes other codes of a
+            few patches in a hundred, under the same fingerprint.
 
     Raises:
         CodesError: ids of another dtype or shape, or a grid that does not fit the size.
@@ -98,8 +102,11 @@ class Codes:
     size: Size
     tile: int = 0
     fingerprint: str = ""
+    dtype: str = FLOAT32
 
     def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise CodesError(f"codes made in {self.dtype!r}: choose from {', '.join(DTYPES)}")
         if self.ids.dtype != np.uint16:
             raise CodesError(f"codes must be uint16, got {self.ids.dtype}: cast the ids first")
         expected = (*grid_of(self.size), CODES_PER_PATCH)
@@ -126,6 +133,7 @@ class Codes:
             self.size == other.size
             and self.tile == other.tile
             and self.fingerprint == other.fingerprint
+            and self.dtype == other.dtype
             and np.array_equal(self.ids, other.ids)
         )
 
@@ -136,11 +144,15 @@ class Codes:
     def to_bytes(self) -> bytes:
         """A 28-byte header, then the ids as little-endian uint16, two bytes a code.
 
-        The CRC-32 in the header covers the rest of the header and the ids.
+        The CRC-32 in the header covers the rest of the header and what follows it. Codes that were
+        made in another dtype than float32 have a byte for it before the ids, and version 2.
         """
         payload = np.ascontiguousarray(self.ids, dtype="<u2").tobytes()
+        version = _VERSION
+        if self.dtype != FLOAT32:
+            version, payload = _TYPED_VERSION, bytes([DTYPES.index(self.dtype)]) + payload
         fields = (
-            _MAGIC, _VERSION, PATCH_SIZE, self.tile, *self.size, int(self.fingerprint or "0", 16)
+            _MAGIC, version, PATCH_SIZE, self.tile, *self.size, int(self.fingerprint or "0", 16)
         )  # fmt: skip
         checksum = zlib.crc32(payload, zlib.crc32(_HEADER.pack(*fields, 0)))
         return _HEADER.pack(*fields, checksum) + payload
@@ -159,13 +171,14 @@ class Codes:
         if len(data) < _HEADER.size or data[:4] != _MAGIC:
             raise CodesError("these bytes are not ViQ codes: they do not start with a ViQ header")
         magic, version, patch_size, tile, height, width, stamp, checksum = _HEADER.unpack_from(data)
-        if version != _VERSION or patch_size != PATCH_SIZE:
+        if version not in (_VERSION, _TYPED_VERSION) or patch_size != PATCH_SIZE:
             raise CodesError(
                 f"codes of format {version} with {patch_size}-px patches: this release reads "
-                f"format {_VERSION} with {PATCH_SIZE}-px patches; update viq"
+                f"formats {_VERSION} and {_TYPED_VERSION} with {PATCH_SIZE}-px patches; update viq"
             )
         rows, cols = bounded_grid((height, width), max_pixels)
-        expected = _HEADER.size + rows * cols * CODES_PER_PATCH * 2
+        typed = int(version == _TYPED_VERSION)
+        expected = _HEADER.size + typed + rows * cols * CODES_PER_PATCH * 2
         if len(data) != expected:
             raise CodesError(
                 f"codes of a {height}x{width} px image take {expected} bytes, got {len(data)}: "
@@ -175,6 +188,10 @@ class Codes:
         payload = memoryview(data)[_HEADER.size :]
         if zlib.crc32(payload, zlib.crc32(head)) != checksum:
             raise CodesError("the checksum of these codes is wrong: the data is damaged")
-        ids = np.frombuffer(payload, dtype="<u2").astype(np.uint16)
+        if typed and not 0 < payload[0] < len(DTYPES):
+            raise CodesError(f"codes made in dtype number {payload[0]}: update viq")
+        ids = np.frombuffer(payload[typed:], dtype="<u2").astype(np.uint16)
+        ids = ids.reshape(rows, cols, CODES_PER_PATCH)
         fingerprint = f"{stamp:016x}" if stamp else ""
-        return cls(ids.reshape(rows, cols, CODES_PER_PATCH), (height, width), tile, fingerprint)
+        dtype = DTYPES[payload[0]] if typed else FLOAT32
+        return cls(ids, (height, width), tile, fingerprint, dtype)

@@ -79,6 +79,23 @@ def levels_of(value: Any, where: str) -> tuple[int, ...]:
     return levels
 
 
+def shape(config: Any, **most: int) -> None:
+    """See that numbers of a config, by name, are whole and from 1 to a bound.
+
+    Raises:
+        UntrustedError: one is not; names it.
+    """
+    for name, bound in most.items():
+        whole_number(getattr(config, name), name, 1, bound)
+
+
+def ratio(config: Any, name: str, most: float = 64.0) -> None:
+    """See that a number of a config is above 0 and at most so much. Raises `UntrustedError`."""
+    value = getattr(config, name)
+    if type(value) not in (int, float) or not 0 < value <= most:
+        raise UntrustedError(f"{name}: {_quoted(value)} is no number above 0, at most {most:g}")
+
+
 def below(root: Path, name: str, where: str) -> Path:
     """The path `name` below `root`, where it stays when all links are followed.
 

@@ -5,8 +5,9 @@
     inputs = processor(text=["<image>Left of <image>?"], codes=[[a, b]])   # it is not needed
     inputs = processor(text=messages, codes=codes, labels=True)            # to train on
 
-A text is a question, or a conversation as the chat templates of transformers take it. It has
-`<image>` wherever an image goes; without any, images come first.
+A text is a question, or a conversation as the chat templates of transformers take it, or what
+`apply_chat_template` makes of one. It has `<image>` wherever an image goes; without any, images
+come first.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import torch
 from torch import Tensor
 from transformers import AddedToken, BatchFeature, ProcessorMixin
 
-from viq.data.chat import ChatConfig, encode_chat, encode_prompt
+from viq.data.chat import END, ChatConfig, encode_chat, encode_prompt
 from viq.data.conversations import Conversation, Turn, marked, turns_of
+from viq.data.templates import Prompt, formatted, parsed, plain_parts
 from viq.image import limit_pixels, open_image
 from viq.patches import normalize, patchify
 from viq.types import (
@@ -33,6 +35,8 @@ from viq.types import (
     grid_of,
     language_tokens,
 )
+from viq.untrusted import fingerprint as checked_fingerprint
+from viq.untrusted import whole_number
 
 IMAGE_PAD = "<|image_pad|>"  # Qwen2.5 has it; other tokenizers get it
 
@@ -65,9 +69,16 @@ class ViQProcessor(ProcessorMixin):
         if IMAGE_PAD not in tokenizer.get_vocab():
             tokenizer.add_tokens([AddedToken(IMAGE_PAD, special=True)], special_tokens=True)
         self.image_token_id: int = tokenizer.convert_tokens_to_ids(IMAGE_PAD)
-        self.system, self.merge_size, self.max_pixels = system, merge_size, max_pixels
-        self.max_length, self.fingerprint = max_length, fingerprint
-        self.codebook_size = codebook_size
+        if tokenizer.pad_token_id is None:  # a batch is padded with it, masked and unscored
+            tokenizer.pad_token = tokenizer.eos_token or END
+        if not isinstance(system, str):
+            raise ViqError(f"system: {system!r:.80} is no text")
+        self.system = system
+        self.merge_size = whole_number(merge_size, "merge_size", 1, 4)
+        self.max_pixels = whole_number(max_pixels, "max_pixels", 1, 2**40)
+        self.max_length = whole_number(max_length, "max_length", 1, 2**31)
+        self.fingerprint = checked_fingerprint(fingerprint, "fingerprint")
+        self.codebook_size = whole_number(codebook_size, "codebook_size", 1, 2**16)
         super().__init__(tokenizer, chat_template=chat_template)
 
     def __call__(  # type: ignore[override]
@@ -85,7 +96,8 @@ class ViQProcessor(ProcessorMixin):
         Args:
             images: paths, bytes, PIL images or uint8 arrays, in the order of their marks: one, or a
                 list; of a batch, one or a list for each text.
-            text: a question, a list of messages, or a batch of either.
+            text: a question, a list of messages, what `apply_chat_template` gave for one, or a
+                batch of any.
             codes: instead of images, `viq.Codes` in the same form.
             labels: the conversations end with an answer; score what the assistant says.
             keys: name the samples of a batch in errors.
@@ -105,10 +117,11 @@ class ViQProcessor(ProcessorMixin):
         names = list(keys) if keys is not None else [f"sample {i}" for i in range(len(samples))]
         rows, visuals, grids = [], list[Tensor](), list[Grid]()
         for sample, group, name in zip(samples, groups, names, strict=True):
-            turns, group = _turns(sample, group, name)
+            prompt = parsed(sample) if isinstance(sample, str) else None
+            turns, group = _turns(prompt.messages if prompt else sample, group, name)
             seen = [self._look(item, name) for item in group]
             places = [language_tokens(grid, self.merge_size) for _, grid in seen]
-            row = self._encode(turns, places, name, labels)
+            row = self._encode(turns, places, name, labels, prompt)
             rows.append(row[:2])
             visuals += [patches for patches, _ in seen[: row[2]]]
             grids += [grid for _, grid in seen[: row[2]]]
@@ -120,12 +133,42 @@ class ViQProcessor(ProcessorMixin):
             data |= {kind: torch.cat(visuals), "image_grid_hw": torch.tensor(grids)}
         return BatchFeature(data)
 
-    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """The same call by transformers' name: messages to inputs, or to text."""
-        inputs = self(text=conversation)
-        if kwargs.get("tokenize"):
-            return inputs if kwargs.get("return_dict") else inputs["input_ids"]
-        texts = self.tokenizer.batch_decode(inputs["input_ids"])
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation: Any,
+        chat_template: Any = None,
+        *,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        add_generation_prompt: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Messages to the text of a prompt, or with `tokenize` at once to inputs.
+
+        Called with that text and the images, the processor gives what it gives for the messages.
+        For the text alone images may be missing: `{"type": "image"}` says where one goes.
+
+        Args:
+            chat_template: there is one format only, ChatML; anything but None is refused.
+            return_dict: with `tokenize`, all inputs instead of `input_ids` alone.
+            add_generation_prompt: whether the text ends with the head of the answer.
+
+        Raises:
+            ViqError: a conversation has another form, or its text spells out marks of ChatML,
+                which a prompt in one text could not tell from its own.
+        """
+        if chat_template is not None:
+            raise ViqError("chat_template: the format is ChatML; leave it out")
+        if tokenize:
+            inputs = self(text=conversation, **kwargs)
+            return inputs if return_dict else inputs["input_ids"]
+        samples = [conversation] if _is_one(conversation) else list(conversation)
+        texts = [
+            formatted(
+                _only_turns(sample, f"sample {number}"), self.system, head=add_generation_prompt
+            )
+            for number, sample in enumerate(samples)
+        ]
         return texts[0] if _is_one(conversation) else texts
 
     def answers(self, generated_BL: Tensor, inputs: Any) -> list[str]:
@@ -140,14 +183,22 @@ class ViQProcessor(ProcessorMixin):
     # Steps of the above
 
     def _encode(
-        self, turns: Sequence[Turn], places: Sequence[int], name: str, labels: bool
+        self,
+        turns: Sequence[Turn],
+        places: Sequence[int],
+        name: str,
+        labels: bool,
+        prompt: Prompt | None,
     ) -> tuple[list[int], list[int], int]:
         """Ids, labels, and how many of the images are left."""
+        system = self.system if prompt is None else prompt.system
         if labels:
-            config = ChatConfig(system=self.system, max_length=self.max_length)
+            config = ChatConfig(system=system, max_length=self.max_length)
             chat = encode_chat(turns, places, self.tokenizer, config, name)
             return chat.ids, chat.labels, chat.images
-        ids = encode_prompt(turns, places, self.tokenizer, self.system)
+        ids = encode_prompt(turns, places, self.tokenizer, system)
+        if prompt is not None and not prompt.head:
+            ids = ids[: -len(encode_prompt([], [], self.tokenizer))]
         return ids, [IGNORE] * len(ids), len(places)
 
     def _padded(self, rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
@@ -210,6 +261,7 @@ def _turns(sample: Any, images: list[Any], name: str) -> tuple[list[Turn], list[
     if isinstance(sample, str):
         turns = [Turn(role="user", text=sample)]
     else:
+        sample = [plain_parts(message) for message in sample]
         turns = turns_of(sample, name)
         images = images or [image for message in sample for image in _images_in(message)]
     turns = marked(turns, len(images))
@@ -221,6 +273,18 @@ def _turns(sample: Any, images: list[Any], name: str) -> tuple[list[Turn], list[
         where=name,
     )  # fmt: skip
     return turns, images
+
+
+def _only_turns(sample: Any, name: str) -> list[Turn]:
+    """Turns of one sample whose images may come later."""
+    if isinstance(sample, str):
+        return [Turn(role="user", text=sample)]
+    return marked(turns_of([plain_parts(m) for m in sample], name), _unmarked(sample))
+
+
+def _unmarked(sample: Any) -> int:
+    """Images that messages bring along."""
+    return sum(len(_images_in(plain_parts(message))) for message in sample)
 
 
 def _images_in(message: dict[str, Any]) -> list[Any]:

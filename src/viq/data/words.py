@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from viq.data.chat import END, START
+from viq.files import require_regular
 from viq.types import ViqError
+from viq.untrusted import INDEX_BYTES, printable
 
 PAD = "<|mm_pad|>"
 
@@ -49,8 +51,9 @@ def load_tokenizer(folder: str | Path) -> Any:
     except ImportError:
         raise _missing() from None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    except (OSError, ValueError) as error:
+        _refuse_huge(Path(folder))
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as error:  # what damage makes the libraries raise is anyone's guess
         raise ViqError(
             f"{folder}: no text tokenizer can be loaded from there ({_first(error)}); give a "
             "folder or hub id of a Qwen2.5-style language model"
@@ -64,9 +67,18 @@ def load_tokenizer(folder: str | Path) -> Any:
     return tokenizer
 
 
+def _refuse_huge(folder: Path) -> None:
+    """Files that would be read whole; those of the largest vocabularies have 35 MB."""
+    for path in folder.glob("*.json") if folder.is_dir() else ():
+        require_regular(path)
+        if path.stat().st_size > INDEX_BYTES:
+            raise ViqError(f"{path.name} has more than {INDEX_BYTES:,} bytes")
+
+
 def _missing() -> ViqError:
     return ViqError("text tokenizers need transformers: pip install 'viq[train]'")
 
 
 def _first(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["unknown error"])[0]
+    lines = str(error).strip().splitlines()
+    return printable(lines[0] if lines else type(error).__name__, 200)

@@ -15,6 +15,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
+from viq import untrusted
 from viq.nn.blocks import Mlp
 from viq.types import Grid
 
@@ -27,6 +28,13 @@ class DecoderConfig:
     depth: int
     kernel_size: int = 5  # patches, odd
     mlp_ratio: float = 4
+
+    def __post_init__(self) -> None:
+        untrusted.shape(self, width=2**16, kernel_size=63)
+        untrusted.whole_number(self.depth, "depth", 0, 512)
+        untrusted.ratio(self, "mlp_ratio")
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size {self.kernel_size} must be odd")
 
 
 class ConvBlock(nn.Module):

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from viq import checkpoint
+from viq import checkpoint, untrusted
 from viq.fsq import FSQ, check_levels
 from viq.hub import locate
+from viq.models.encoder import EncoderConfig
 from viq.models.quantizer import QuantizerConfig, RestoreHead
 from viq.types import ViqError
+from viq.verify import stamps_of, verify
 
 # In the weights of a tokenizer; what follows "quantizer." are the names here.
 _HEAD = "quantizer."
@@ -37,6 +39,9 @@ class EmbedderConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", check_levels(self.levels))
+        untrusted.shape(self, width=2**16)
+        untrusted.whole_number(self.post_depth, "post_depth", 0, 512)
+        untrusted.fingerprint(self.fingerprint, "fingerprint")
 
 
 class CodeEmbedder(RestoreHead):
@@ -63,22 +68,29 @@ class CodeEmbedder(RestoreHead):
         """
         folder = locate(name)
         values, where = checkpoint.read_config(folder), str(folder / checkpoint.CONFIG_FILE)
-        quantizer = checkpoint.from_dict(QuantizerConfig, values.get("quantizer", {}), where)
-        if quantizer.bottleneck != "fsq" or "width" not in values.get("encoder", {}):
+        if not isinstance(values.get("encoder"), dict):
             raise ViqError(f"{name}: is no tokenizer with codes; give one whose FSQ stage is done")
-        if not values.get("fingerprint"):
+        encoder = checkpoint.from_dict(EncoderConfig, values["encoder"], where)
+        quantizer = checkpoint.from_dict(QuantizerConfig, values.get("quantizer", {}), where)
+        if quantizer.bottleneck != "fsq":
+            raise ViqError(f"{name}: is no tokenizer with codes; give one whose FSQ stage is done")
+        stamp = stamps_of(values, where)[0]
+        if not stamp:
             raise ViqError(f"{where}: has no fingerprint; load the tokenizer and save it again")
         config = EmbedderConfig(
-            width=values["encoder"]["width"],
+            width=encoder.width,
             levels=quantizer.levels,
             post_depth=quantizer.post_depth,
             tokenizer=str(folder.resolve()) if os.path.isdir(name) else str(name),
-            fingerprint=values["fingerprint"],
+            fingerprint=stamp,
         )
-        with torch.device("meta"), checkpoint.WithoutInit():
+        with checkpoint.building(where):
             embedder = cls(config)
         path = folder / checkpoint.WEIGHTS_FILE
-        weights = checkpoint.read_weights(path, _PREFIXES)
-        renamed = {k.removeprefix(_HEAD): v.float() for k, v in weights.items()}
+        parts = {"encoder": encoder, "quantizer": quantizer}
+        # All that the fingerprint covers is looked at, though only a part of it is loaded.
+        verify(path, {k: checkpoint.to_dict(part) for k, part in parts.items()}, (stamp, ""))
+        weights = checkpoint.read_weights(path, _PREFIXES, dtype=torch.float32)
+        renamed = {k.removeprefix(_HEAD): v for k, v in weights.items()}
         checkpoint.load_strictly(embedder, renamed, str(path))
         return embedder

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.init import trunc_normal_
 from torch.utils.checkpoint import checkpoint
 
+from viq import untrusted
 from viq.nn.blocks import Block
 from viq.patches import PatchBatch, lengths_of
 from viq.types import PATCH_SIZE, Grid
@@ -28,6 +29,13 @@ class EncoderConfig:
     mlp_width: int
     patch_size: int = PATCH_SIZE  # px
     position_grid: int = 128  # side of the stored position embedding, resized for each image
+
+    def __post_init__(self) -> None:
+        untrusted.shape(self, width=2**16, heads=1024, mlp_width=2**20, patch_size=256,
+                        position_grid=1024)  # fmt: skip
+        untrusted.whole_number(self.depth, "depth", 0, 512)
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} cannot be split into {self.heads} heads")
 
 
 class Encoder(nn.Module):

@@ -19,9 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from viq import untrusted
+from viq.checkpoint import CheckpointError
 from viq.models.packed import base_of, packed_hidden
+from viq.models.pretrained import causal_of, load_pretrained
 from viq.models.projector import MergeProjector, ProjectorConfig
-from viq.quiet import quiet
 from viq.types import IGNORE, IMAGE_TOKEN, Grid, ViqError
 
 
@@ -51,6 +53,12 @@ class LanguageConfig:
     adapter: AdapterConfig | None = None  # None: every weight is trained
     gradient_checkpointing: bool = False
 
+    def __post_init__(self) -> None:
+        untrusted.shape(self, width=2**16, depth=512, heads=1024, mlp_width=2**20,
+                        vocabulary=2**20)  # fmt: skip
+        if self.name is None and self.width % self.heads:
+            raise ViqError(f"language: width {self.width} cannot be split into {self.heads} heads")
+
 
 def build_language(config: LanguageConfig, vocabulary: int) -> Any:
     """A Qwen2 with random weights, `vocabulary` tokens and tied embeddings."""
@@ -75,19 +83,19 @@ def load_language(name: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     """A causal language model from a folder or the hub.
 
     Raises:
-        ViqError: nothing usable under that name.
+        ViqError: nothing usable under that name (`models/pretrained.py`).
     """
     try:
         from transformers import AutoModelForCausalLM
     except ImportError:
         raise _missing("transformers") from None
+    options = {"dtype": dtype, "trust_remote_code": False}
     try:
-        with quiet():
-            return AutoModelForCausalLM.from_pretrained(str(name), dtype=dtype)
-    except (OSError, ValueError) as error:
-        first = (str(error).strip().splitlines() or ["unknown error"])[0]
-        raise ViqError(
-            f"{name}: no causal language model can be loaded from there ({first}); give a folder "
+        return load_pretrained(AutoModelForCausalLM.from_pretrained, causal_of, name, **options)
+    except CheckpointError as error:
+        reason = str(error).removeprefix(f"{name}: ")
+        raise CheckpointError(
+            f"{name}: no causal language model can be loaded from there ({reason}); give a folder "
             "written by save_pretrained, or a hub id such as Qwen/Qwen2.5-0.5B"
         ) from None
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from viq import untrusted
 from viq.nn.blocks import Block, Mlp
 from viq.patches import lengths_of
 from viq.types import Grid
@@ -25,6 +26,11 @@ class LatentConfig:
     channels: int = 16  # of the VAE's latents, at 1/8 of the image's resolution
     groups: int = 32  # of the group norm
     mlp_ratio: float = 4
+
+    def __post_init__(self) -> None:
+        untrusted.shape(self, heads=1024, channels=1024, groups=2**16)
+        untrusted.whole_number(self.depth, "depth", 0, 512)
+        untrusted.ratio(self, "mlp_ratio")
 
 
 class LatentHead(nn.Module):

@@ -20,15 +20,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, GenerationMixin, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from viq import checkpoint
 from viq.models.embedder import CodeEmbedder, EmbedderConfig
 from viq.models.language import ReadsFeatures
+from viq.models.pretrained import causal_of, load_pretrained
 from viq.models.projector import MergeProjector, ProjectorConfig, Whitener
 from viq.models.tokenizer import VisualTokenizer
-from viq.patches import PatchBatch, lengths_of
+from viq.patches import PatchBatch, exact_pixels, lengths_of
 from viq.types import IMAGE_TOKEN, CodesError, Grid, ViqError
 
 
@@ -54,7 +55,7 @@ class ViQConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.text_config, PreTrainedConfig):
             values = {"model_type": "qwen2"} | (self.text_config or {})
-            self.text_config = AutoConfig.for_model(**values)
+            self.text_config = AutoConfig.for_model(**values)  # its code is transformers' own
         if self.embedder_config is None:  # transformers builds a config without arguments
             self.embedder_config = {"width": 192, "levels": [8, 8, 8, 5, 5, 5]}
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
@@ -95,9 +96,28 @@ class ViQForConditionalGeneration(ReadsFeatures, PreTrainedModel, GenerationMixi
                 whiten=True,
             )
         )
-        self.language = AutoModelForCausalLM.from_config(config.text_config)
+        self.language = causal_of(config.text_config)
         self._tokenizer: list[VisualTokenizer] = []  # in a list: no part of the state
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As in transformers, of safetensors alone, and strict: no weight may be missing.
+
+        Raises:
+            CheckpointError: the folder is incomplete, damaged, or of another kind.
+        """
+        informed = kwargs.pop("output_loading_info", False)
+        kept: dict[str, Any] = {}
+
+        def load(place: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+            own = super(ViQForConditionalGeneration, cls)
+            model, report = own.from_pretrained(place, *args, **options)
+            kept.update(report)
+            return model, report
+
+        model = load_pretrained(load, cls, name, cls.config_class, **kwargs)
+        return (model, kept) if informed else model
 
     @classmethod
     def from_parts(
@@ -245,7 +265,8 @@ class ViQForConditionalGeneration(ReadsFeatures, PreTrainedModel, GenerationMixi
     def codes_of(self, pixel_values_TD: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
         """Codebook indices (T, S) of patches of pixels: those that `VisualTokenizer.encode` gives.
 
-        The first call loads the tokenizer named in the config, in fp32.
+        The first call loads the tokenizer named in the config, in fp32. Pixels may have been cast
+        to the dtype of the model, as `inputs.to(device, torch.bfloat16)` does.
         """
         if not self._tokenizer:
             self.set_visual_tokenizer(
@@ -253,7 +274,7 @@ class ViQForConditionalGeneration(ReadsFeatures, PreTrainedModel, GenerationMixi
             )
         tokenizer = self._tokenizer[0].to(pixel_values_TD.device)
         return tokenizer.ids_alone(
-            PatchBatch(patches_TD=pixel_values_TD.float(), grids_hw=tuple(grids_hw))
+            PatchBatch(patches_TD=exact_pixels(pixel_values_TD), grids_hw=tuple(grids_hw))
         )
 
     def set_visual_tokenizer(self, tokenizer: VisualTokenizer) -> None:

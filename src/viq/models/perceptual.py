@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from viq import checkpoint
 from viq.checkpoint import CheckpointError
+from viq.models.pretrained import load_pretrained
 from viq.models.tower import VisionTower, stretch
 from viq.nn.blocks import Mlp
 from viq.patches import PatchBatch, lengths_of, unpatchify
-from viq.quiet import quiet
 from viq.types import PATCH_SIZE, Grid, ViqError
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean, standard deviation
@@ -159,21 +159,19 @@ class DinoTower(nn.Module):
                 f"{folder}: DINO is read with transformers: pip install transformers"
             ) from None
         try:
-            with quiet():
-                model, report = AutoModel.from_pretrained(
-                    str(folder),
-                    dtype=torch.float32,
-                    local_files_only=True,
-                    output_loading_info=True,
-                )
-        except (OSError, ValueError, RuntimeError) as error:
-            first = (str(error).strip().splitlines() or ["unknown error"])[0]
-            raise CheckpointError(f"{folder}: no DINO can be loaded from there ({first})") from None
-        if missing := sorted(report["missing_keys"]):  # transformers fills them with noise
-            raise CheckpointError(
-                f"{folder}: {len(missing)} weights are missing, such as {missing[0]}; copy the "
-                "folder again"
+            model = load_pretrained(
+                AutoModel.from_pretrained,
+                lambda config: AutoModel.from_config(config, trust_remote_code=False),
+                folder,
+                dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,
             )
+        except CheckpointError as error:
+            reason = str(error).removeprefix(f"{folder}: ")
+            raise CheckpointError(
+                f"{folder}: no DINO can be loaded from there ({reason})"
+            ) from None
         return cls(model, side)
 
     def tokens(self, images_nCHW: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from viq import untrusted
 from viq.nn.blocks import Mlp
 from viq.types import Grid
 
@@ -33,6 +34,11 @@ class ProjectorConfig:
     width: int  # D
     merge: int = 2  # side of a window, patches: 1, 2 or 4
     whiten: bool = False  # features go through a `Whitener` first
+
+    def __post_init__(self) -> None:
+        untrusted.shape(self, features=2**16, width=2**17)
+        if self.merge not in (1, 2, 4):
+            raise ValueError(f"merge is {self.merge}: use 1, 2 or 4 patches")
 
 
 class Whitener(nn.Module):
@@ -85,8 +91,6 @@ class MergeProjector(nn.Module):
 
     def __init__(self, config: ProjectorConfig) -> None:
         super().__init__()
-        if config.merge not in (1, 2, 4):
-            raise ValueError(f"merge is {config.merge}: use 1, 2 or 4 patches")
         d = config.width
         self.config = config
         self.whitener = Whitener(config.features) if config.whiten else nn.Identity()

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from viq import untrusted
 from viq.fsq import FSQ, PRESETS, check_levels
 from viq.nn.attention import packed_attention
 from viq.nn.blocks import Block, Mlp, ResidualMlp
@@ -48,6 +49,15 @@ class QuantizerConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", check_levels(self.levels))
+        untrusted.shape(self, proximal_width=2**16, heads=1024, slot_attention_width=2**16)
+        for name in ("pre_depth", "slot_depth", "post_depth"):
+            untrusted.whole_number(getattr(self, name), name, 0, 512)
+        untrusted.ratio(self, "slot_mlp_ratio")
+        if self.slot_attention_width % 2:
+            raise ValueError(
+                f"slot_attention_width {self.slot_attention_width} must be even: positions rotate "
+                "one half against the other"
+            )
 
 
 class SlotAttention(nn.Module):

@@ -49,13 +49,16 @@ def load_vae(
             f"{folder}: diffusers is installed but broken ({first}); a torchvision made for "
             "another torch does this: uninstall it"
         ) from error
-    config = checkpoint.read_config(folder)
+    config, path = checkpoint.read_config(folder), folder / VAE_WEIGHTS_FILE
+    # The file tells the shape, so a config that tells another is not even built.
+    described = infer_config(checkpoint.shapes_in(path), str(path))
+    wrong = [k for k, v in described.items() if k in config and k[0] != "_" and config[k] != v]
+    if wrong:
+        raise CheckpointError(f"{folder}: config and weights differ in {', '.join(wrong)}")
     # Not diffusers' from_pretrained: it fills missing tensors with noise and only warns.
-    with torch.device("meta"):
+    with checkpoint.building(str(folder / checkpoint.CONFIG_FILE)):
         vae: Any = AutoencoderKLQwenImage.from_config(config)
-    path = folder / VAE_WEIGHTS_FILE
-    weights = {k: v.to(device, dtype) for k, v in checkpoint.read_weights(path).items()}
-    checkpoint.load_strictly(vae, weights, str(path))
+    checkpoint.load_model(vae, path, device=device, dtype=dtype)
     return vae.requires_grad_(False).eval()
 
 

@@ -103,14 +103,17 @@ def read_siglip(source: str | os.PathLike[str], *, heads: int | None = None) -> 
         raise CheckpointError(
             f"{path}: width {width} does not tell the number of attention heads; give heads"
         )
-    encoder = EncoderConfig(
-        width=width,
-        depth=_depth(weights),
-        heads=heads,
-        mlp_width=next((len(t) for k, t in weights.items() if k.endswith(".mlp.fc1.bias")), 0),
-        patch_size=patch,
-        position_grid=grid,
-    )
+    try:
+        encoder = EncoderConfig(
+            width=width,
+            depth=_depth(weights),
+            heads=heads,
+            mlp_width=next((len(t) for k, t in weights.items() if k.endswith(".mlp.fc1.bias")), 1),
+            patch_size=patch,
+            position_grid=grid,
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     _check_complete(encoder, weights, path)
     # SigLIP was trained with the approximation, the towers of ViQ with the exact function.
     default: Gelu = "exact" if prefix == OFFICIAL_PREFIX else "tanh"
@@ -175,7 +178,8 @@ def _find(source: Path) -> tuple[Path, Mapping[str, Any]]:
     values = {}
     if (source / checkpoint.CONFIG_FILE).is_file():
         values = checkpoint.read_config(source)
-    return path, values.get("vision_config", values)
+    inner = values.get("vision_config", values)
+    return path, inner if isinstance(inner, dict) else {}
 
 
 def _naming(tensors: Mapping[str, Any], path: Path) -> tuple[str, bool]:
@@ -245,17 +249,14 @@ def _depth(weights: Mapping[str, Tensor]) -> int:
 
 
 def _check_complete(encoder: EncoderConfig, weights: Mapping[str, Tensor], path: Path) -> None:
-    try:
-        with torch.device("meta"), checkpoint.WithoutInit():
-            tower = nn.ModuleDict(
-                {
-                    "encoder": Encoder(encoder),
-                    "pool_norm": nn.LayerNorm(encoder.width),
-                    "pool_head": AttentionPool(encoder.width, encoder.heads, encoder.mlp_width),
-                }
-            )
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    with checkpoint.building(str(path)):
+        tower = nn.ModuleDict(
+            {
+                "encoder": Encoder(encoder),
+                "pool_norm": nn.LayerNorm(encoder.width),
+                "pool_head": AttentionPool(encoder.width, encoder.heads, encoder.mlp_width),
+            }
+        )
     checkpoint.load_strictly(tower, weights, str(path))
 
 
@@ -264,6 +265,8 @@ def _gelu(config: Mapping[str, Any], path: Path) -> Gelu | None:
     if (eps := config.get("layer_norm_eps", 1e-6)) != 1e-6:
         raise CheckpointError(f"{path}: layer_norm_eps is {eps}; only 1e-6, SigLIP's, is supported")
     name = config.get("hidden_act")
-    if name is not None and name not in _GELUS:
-        raise CheckpointError(f"{path}: hidden_act is {name}; supported are {', '.join(_GELUS)}")
+    if name is not None and (not isinstance(name, str) or name not in _GELUS):
+        raise CheckpointError(
+            f"{path}: hidden_act is {name!s:.80}; supported are {', '.join(_GELUS)}"
+        )
     return _GELUS[name] if name else None

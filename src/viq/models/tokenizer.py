@@ -8,13 +8,14 @@ T = patches of all images, S = 4 slots, C = width, d = FSQ dims, n = images.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,17 +24,21 @@ from torch import Tensor, nn
 
 from viq import checkpoint
 from viq.compress import ENTROPY_FILE, EntropyModel
-from viq.files import write_atomically
+from viq.files import write_atomically, written_aside
 from viq.hub import locate
 from viq.image import Source, limit_pixels, open_image
 from viq.models.decoder import DecoderConfig, PixelDecoder
 from viq.models.encoder import Encoder, EncoderConfig
 from viq.models.latents import LatentConfig, LatentHead
 from viq.models.quantizer import FSQBottleneck, QuantizerConfig, QuantizerHead
+from viq.models.qwen_vae import VAE_WEIGHTS_FILE, decode_latents, load_vae
 from viq.nn.blocks import AttentionPool
 from viq.patches import PatchBatch, denormalize, lengths_of, normalize, pack, tile_grid, unpatchify
-from viq.types import CODES_PER_PATCH, Codes, CodesError, Grid, ViqError, grid_of
+from viq.types import CODES_PER_PATCH, PATCH_SIZE, Codes, CodesError, Grid, ViqError, grid_of
+from viq.untrusted import printable, whole_number
+from viq.verify import DIGEST, PARTS, decides, rest_digest, stamps_of, verify
 
+_Result = TypeVar("_Result")
 _BAND = 4096  # patches decoded at a time: bounds memory, the result is the same
 
 
@@ -48,6 +53,21 @@ class TokenizerConfig:
     tile: int = 0  # px; images with a longer side are encoded in tiles; 0: never
     name: str = "viq"
 
+    def __post_init__(self) -> None:
+        if self.encoder.patch_size != PATCH_SIZE:
+            raise ValueError(
+                f"patches of {self.encoder.patch_size} px: codes are of {PATCH_SIZE} px patches"
+            )
+        whole_number(self.tile, "tile", 0, 2**20)
+        if self.tile % PATCH_SIZE:
+            raise ValueError(f"tile {self.tile} must be a multiple of {PATCH_SIZE} px")
+        width = self.encoder.width
+        heads = {"quantizer": self.quantizer.heads if self.quantizer.pre_depth else 1}
+        heads |= {"latents": self.latents.heads} if self.latents else {}
+        for part, count in heads.items():
+            if width % count:
+                raise ValueError(f"{part}: width {width} cannot be split into {count} heads")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerOutput:
@@ -56,6 +76,17 @@ class TokenizerOutput:
     z_TSd: Tensor  # bottleneck values before the limit
     codes_TSd: Tensor  # after it: FSQ codes, or points in the unit ball
     features_TC: Tensor  # what language model, pooling head and decoders read
+
+
+def _as_it_is(method: Callable[..., _Result]) -> Callable[..., _Result]:
+    """Switch autocast off: in half precision a few codes in a hundred would be others."""
+
+    @functools.wraps(method)
+    def run(self: VisualTokenizer, *args: Any, **kwargs: Any) -> _Result:
+        with torch.autocast(self.device.type, enabled=False):
+            return method(self, *args, **kwargs)
+
+    return run
 
 
 class VisualTokenizer(nn.Module):
@@ -95,8 +126,10 @@ class VisualTokenizer(nn.Module):
         """Codebook indices (T, S), int64, of packed images."""
         return self._fsq.fsq.indices(self.quantizer(self.encoder(batch), batch.grids_hw))
 
+    @_as_it_is
     def ids_alone(self, batch: PatchBatch) -> Tensor:
-        """Codebook indices (T, S), int64, as `encode` gives them: image by image, tile by tile."""
+        """Codebook indices (T, S), int64, as `encode` gives them: image by image, tile by tile, in
+        the dtype of the model whatever autocast is around."""
         tile, parts = self.config.tile // self.config.encoder.patch_size, []
         for part, grid in zip(
             batch.patches_TD.split(lengths_of(batch.grids_hw)), batch.grids_hw, strict=True
@@ -131,6 +164,7 @@ class VisualTokenizer(nn.Module):
     # What users call
 
     @torch.inference_mode()
+    @_as_it_is
     def encode(
         self,
         images: Source | Iterable[Source],
@@ -140,6 +174,9 @@ class VisualTokenizer(nn.Module):
         packed: bool = False,
     ) -> list[Codes]:
         """Codes of images of any sizes, each at its native resolution.
+
+        Like `embed`, `pool` and `decode` it computes in the dtype of the model, float32 unless
+        changed, even inside of `torch.autocast`. Codes say which it was.
 
         Args:
             images: paths, bytes, PIL images or uint8 arrays (H, W, 3), or one of these.
@@ -168,11 +205,13 @@ class VisualTokenizer(nn.Module):
         return codes
 
     @torch.inference_mode()
+    @_as_it_is
     def embed(self, codes: Codes | Iterable[Codes]) -> list[Tensor]:
         """Features (rows*cols, C) of each image, in the dtype and on the device of the model."""
         return [self.features(self._checked(item)) for item in _listed(codes)]
 
     @torch.inference_mode()
+    @_as_it_is
     def pool(self, codes: Codes | Iterable[Codes]) -> Tensor:
         """Semantic tokens (n, C)."""
         listed = _listed(codes)
@@ -180,6 +219,7 @@ class VisualTokenizer(nn.Module):
         return torch.cat(pooled) if pooled else self.pool_head.latent.new_empty(0, self.width)
 
     @torch.inference_mode()
+    @_as_it_is
     def decode(self, codes: Codes | Iterable[Codes]) -> list[Image.Image]:
         """RGB images at their original sizes."""
         return [self._decode(item) for item in _listed(codes)]
@@ -205,7 +245,8 @@ class VisualTokenizer(nn.Module):
                 in half precision differ.
 
         Raises:
-            CheckpointError: the folder is incomplete, damaged, or does not fit its config.
+            CheckpointError: the folder is incomplete, damaged, does not fit its config, or has
+                other weights than those whose fingerprint its config names.
         """
         folder = locate(
             name,
@@ -214,21 +255,19 @@ class VisualTokenizer(nn.Module):
             cache_dir=cache_dir,
             local_files_only=local_files_only,
         )
-        values = checkpoint.read_config(folder)
-        stamp = values.pop("fingerprint", None)
-        values.pop("format", None)
-        if "embedder_config" in values:
-            raise checkpoint.CheckpointError(
-                f"{folder}: is a language model on codes, no tokenizer; ask it with viq chat, or "
-                f"give its tokenizer, {values['embedder_config'].get('tokenizer')}"
-            )
-        config = checkpoint.from_dict(TokenizerConfig, values, str(folder / "config.json"))
-        with torch.device("meta"), checkpoint.WithoutInit():
+        values, where = checkpoint.read_config(folder), str(folder / checkpoint.CONFIG_FILE)
+        path = folder / checkpoint.WEIGHTS_FILE
+        stamps = stamps_of(values, where)
+        for name in ("format", "fingerprint", DIGEST):
+            values.pop(name, None)
+        _refuse_language_model(values, folder)
+        config = checkpoint.from_dict(TokenizerConfig, values, where)
+        with checkpoint.building(where):
             model = cls(config)
-        weights = checkpoint.read_weights(folder / checkpoint.WEIGHTS_FILE)
-        weights = {k: v.to(device, dtype or torch.float32) for k, v in weights.items()}
-        checkpoint.load_strictly(model, weights, str(folder / checkpoint.WEIGHTS_FILE))
-        model._fingerprint = stamp
+        checkpoint.load_model(model, path, device=device, dtype=dtype or torch.float32)
+        # Of what the file holds, which may be another dtype than was asked for.
+        verify(path, _decisive(config), stamps)
+        model._fingerprint = stamps[0] or None
         model.entropy_file = folder / ENTROPY_FILE
         if model.latent_head is not None and (folder / "vae" / checkpoint.CONFIG_FILE).is_file():
             model._vae_folder = folder / "vae"
@@ -246,7 +285,9 @@ class VisualTokenizer(nn.Module):
         folder = Path(folder)
         vae, copy = self._vae_folder, folder / "vae"
         if vae is not None and vae.resolve() != copy.resolve():
-            shutil.copytree(vae, copy, dirs_exist_ok=True)
+            for name in (VAE_WEIGHTS_FILE, checkpoint.CONFIG_FILE):
+                with written_aside(copy / name) as aside:
+                    shutil.copyfile(vae / name, aside)
         weights = {k: v.to(dtype or v.dtype) for k, v in self.state_dict().items()}
         stamp = self._stamp(weights)
         if dtype is None:
@@ -256,7 +297,8 @@ class VisualTokenizer(nn.Module):
             entropy = EntropyModel.load(self.entropy_file)
             if entropy.fingerprint == stamp:  # it would be wrong for other weights
                 entropy.save(folder)
-        values = {"format": 1, **checkpoint.to_dict(self.config), "fingerprint": stamp}
+        values = {"format": 1, **checkpoint.to_dict(self.config), "fingerprint": stamp,
+                  DIGEST: rest_digest(weights)}  # fmt: skip
         write_atomically(folder / checkpoint.CONFIG_FILE, _pretty(values))
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, **kwargs: Any) -> str:
@@ -298,10 +340,8 @@ class VisualTokenizer(nn.Module):
         return self._stamp(self.state_dict())
 
     def _stamp(self, weights: Mapping[str, Tensor]) -> str:
-        config = checkpoint.to_dict(self.config)
-        parts = ("encoder", "quantizer")
-        decisive = {k: v for k, v in weights.items() if k.split(".")[0] in parts}
-        return checkpoint.fingerprint({part: config[part] for part in parts}, decisive)
+        decisive = {name: weight for name, weight in weights.items() if decides(name)}
+        return checkpoint.fingerprint(_decisive(self.config), decisive)
 
     @property
     def width(self) -> int:
@@ -317,6 +357,11 @@ class VisualTokenizer(nn.Module):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return self.encoder.position.device
+
+    @property
+    def dtype_name(self) -> str:
+        """Name of the dtype of the encoder, in which codes are made: "float32" unless changed."""
+        return str(self.encoder.position.dtype).removeprefix("torch.")
 
     # Steps of the above
 
@@ -365,7 +410,7 @@ class VisualTokenizer(nn.Module):
         ids = np.empty((*grid, parts[0][1].shape[-1]), np.uint16)
         for where, part in parts:
             ids[where] = part
-        return Codes(ids, size, tile if len(parts) > 1 else 0, self.fingerprint)
+        return Codes(ids, size, tile if len(parts) > 1 else 0, self.fingerprint, self.dtype_name)
 
     def _checked(self, codes: Codes) -> Tensor:
         """Indices (T, S) on the device of the model."""
@@ -409,8 +454,6 @@ class VisualTokenizer(nn.Module):
 
     def _decode_with_vae(self, codes: Codes) -> Image.Image:
         """Decode in one piece: latent head and VAE attend across the whole image."""
-        from viq.models.qwen_vae import decode_latents, load_vae
-
         assert self.latent_head is not None and self._vae_folder is not None
         if not self._vae:
             self._vae.append(load_vae(self._vae_folder, self.device, self.encoder.position.dtype))
@@ -418,6 +461,22 @@ class VisualTokenizer(nn.Module):
         pixels = decode_latents(self._vae[0].to(self.device), latents)[0]
         height, width = codes.size
         return Image.fromarray(denormalize(pixels[:, :height, :width]).cpu().numpy())
+
+
+def _decisive(config: TokenizerConfig) -> dict[str, Any]:
+    """What of the config the fingerprint covers."""
+    values = checkpoint.to_dict(config)
+    return {part: values[part] for part in PARTS}
+
+
+def _refuse_language_model(values: Mapping[str, Any], folder: Path) -> None:
+    about = values.get("embedder_config")
+    if "embedder_config" in values:
+        name = about.get("tokenizer") if isinstance(about, dict) else None
+        raise checkpoint.CheckpointError(
+            f"{folder}: is a language model on codes, no tokenizer; ask it with viq chat, or "
+            f"give its tokenizer, {printable(str(name), 100)}"
+        )
 
 
 def _listed(items: Any) -> list[Any]:

@@ -18,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from viq import checkpoint
+from viq import checkpoint, untrusted
 from viq.files import write_atomically
 from viq.models.encoder import Encoder, EncoderConfig
 from viq.models.siglip import Gelu, read_siglip
 from viq.nn.blocks import AttentionPool, Mlp
 from viq.patches import PatchBatch, patchify
+from viq.verify import DIGEST, digest_of, stamps_of, verify_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,8 @@ class TowerConfig:
     name: str = "tower"
 
     def __post_init__(self) -> None:
-        if self.side < 1 or self.side % self.encoder.patch_size:
+        untrusted.shape(self, side=2**14)
+        if self.side % self.encoder.patch_size:
             raise ValueError(f"side {self.side} must be a multiple of {self.encoder.patch_size} px")
         if self.gelu not in ("exact", "tanh"):
             raise ValueError(f"gelu {self.gelu!r} is neither exact nor tanh")
@@ -113,11 +115,17 @@ class VisionTower(nn.Module):
         if (folder / checkpoint.CONFIG_FILE).is_file():
             values = checkpoint.read_config(folder)
         if "side" in values:
+            where, path = str(folder / checkpoint.CONFIG_FILE), folder / checkpoint.WEIGHTS_FILE
             values.pop("format", None)
+            stamp = stamps_of(values, where)[1]
+            values.pop(DIGEST, None)
             if side is not None:
                 values["side"] = side
-            config = checkpoint.from_dict(TowerConfig, values, str(folder / checkpoint.CONFIG_FILE))
-            weights = checkpoint.read_weights(folder / checkpoint.WEIGHTS_FILE)
+            config = checkpoint.from_dict(TowerConfig, values, where)
+            with checkpoint.building(where):
+                tower = cls(config)
+            checkpoint.load_model(tower, path, device=device, dtype=dtype or torch.float32)
+            verify_all(path, stamp)
         else:
             siglip = read_siglip(folder, heads=heads)
             config = TowerConfig(
@@ -126,18 +134,18 @@ class VisionTower(nn.Module):
                 gelu=siglip.gelu,
                 name=folder.stem if folder.is_file() else folder.resolve().name,
             )
-            weights = siglip.weights
-        with torch.device("meta"), checkpoint.WithoutInit():
-            tower = cls(config)
-        weights = {k: v.to(device, dtype or torch.float32) for k, v in weights.items()}
-        checkpoint.load_strictly(tower, weights, str(folder))
+            with checkpoint.building(str(folder)):
+                tower = cls(config)
+            weights = {k: v.to(device, dtype or torch.float32) for k, v in siglip.weights.items()}
+            checkpoint.load_strictly(tower, weights, str(folder))
         return tower.requires_grad_(False).eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write `model.safetensors` and `config.json`, each aside and renamed."""
         folder = Path(folder)
         checkpoint.write_weights(folder / checkpoint.WEIGHTS_FILE, self.state_dict())
-        values = {"format": 1, **checkpoint.to_dict(self.config)}
+        stamp = digest_of(self.state_dict())
+        values = {"format": 1, **checkpoint.to_dict(self.config), DIGEST: stamp}
         text = json.dumps(values, indent=2) + "\n"
         write_atomically(folder / checkpoint.CONFIG_FILE, text.encode())
 

@@ -24,14 +24,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from viq import checkpoint
+from viq import checkpoint, untrusted
 from viq.files import make_readable, write_atomically
-from viq.fsq import FSQ
+from viq.fsq import FSQ, check_levels
 from viq.models.language import load_language
 from viq.models.packed import base_of, packed_hidden, use_packed_attention
 from viq.nn.blocks import Mlp
 from viq.quiet import quiet
 from viq.types import CODES_PER_PATCH, IGNORE, IMAGE_TOKEN, Grid, ViqError
+from viq.verify import DIGEST, digest_of, stamps_of, verify_all
 
 LANGUAGE = "language"  # folder of the language model and its words, inside that of a writer
 _WAVES = 4  # a side is told apart down to an eighth by waves, beyond by the plain number
@@ -56,6 +57,13 @@ class WriterConfig:
     grid: tuple[int, int] = (6, 6)
     most_patches: int = 36
     head_width: int = 128
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "levels", check_levels(self.levels))
+        untrusted.shape(self, most_patches=2**20, head_width=2**14)
+        untrusted.fingerprint(self.fingerprint, "fingerprint")
+        for side in self.grid:
+            untrusted.whole_number(side, "grid", 1, 2**16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,7 +286,7 @@ class CodeWriter(nn.Module):
         make_readable(*(folder / LANGUAGE).iterdir())
         added = {k: v for k, v in self.state_dict().items() if not k.startswith("language.")}
         checkpoint.write_weights(folder / checkpoint.WEIGHTS_FILE, added)
-        values = {"format": 1, **checkpoint.to_dict(self.config)}
+        values = {"format": 1, **checkpoint.to_dict(self.config), DIGEST: digest_of(added)}
         text = json.dumps(values, indent=2) + "\n"
         write_atomically(folder / checkpoint.CONFIG_FILE, text.encode())
 
@@ -290,12 +298,21 @@ class CodeWriter(nn.Module):
             ViqError: the folder is incomplete, damaged, or of another kind.
         """
         folder = Path(folder)
-        values = checkpoint.read_config(folder)
-        values.pop("format", None)
-        config = checkpoint.from_dict(WriterConfig, values, str(folder / checkpoint.CONFIG_FILE))
-        writer = cls(load_language(folder / LANGUAGE), config)
-        weights = checkpoint.read_weights(folder / checkpoint.WEIGHTS_FILE)
+        values, where = checkpoint.read_config(folder), str(folder / checkpoint.CONFIG_FILE)
+        path = folder / checkpoint.WEIGHTS_FILE
+        stamp = stamps_of(values, where)[1]
+        own_stamp = values.pop("fingerprint", "")  # of the tokenizer whose codes it writes
+        for name in ("format", DIGEST):
+            values.pop(name, None)
+        config = checkpoint.from_dict(WriterConfig, {**values, "fingerprint": own_stamp}, where)
+        verify_all(path, stamp)
+        language = load_language(folder / LANGUAGE)
+        with checkpoint.building(where):
+            writer = cls(language, config)
         own = {k: v for k, v in writer.state_dict().items() if k.startswith("language.")}
+        given = {name: tuple(weight.shape) for name, weight in own.items()}
+        checkpoint.require_shapes(writer, given | checkpoint.shapes_in(path), str(path))
+        weights = checkpoint.read_weights(path, dtype=torch.float32)
         checkpoint.load_strictly(writer, own | weights, str(folder))
         return writer.requires_grad_(False).eval()
 

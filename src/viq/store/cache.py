@@ -164,7 +164,8 @@ class ShardCache:
         for _ in range(_TRIES):
             try:
                 os.utime(path)  # in use, so the last to be removed
-                view = ShardView(path, self.index.info.fingerprint, self._columns, self._name)
+                info = self.index.info
+                view = ShardView(path, info.fingerprint, self._columns, self._name, info.dtype)
             except RottenError:
                 self._folder.remove(path)
             except OSError:

@@ -25,7 +25,7 @@ from typing import Any
 
 from viq.files import read_bytes
 from viq.store.rows import CodeRow, CodesReader, StoreInfo
-from viq.types import CODES_PER_PATCH, MAX_PATCHES, Codes, CodesError, ViqError
+from viq.types import CODES_PER_PATCH, DTYPES, FLOAT32, MAX_PATCHES, Codes, CodesError, ViqError
 from viq.untrusted import (
     INDEX_BYTES,
     below,
@@ -88,6 +88,8 @@ class Index:
         """Deterministic: equal stores have equal bytes."""
         values = asdict(self)
         values = {"format": FORMAT, **values.pop("info"), **values}
+        if self.info.dtype == FLOAT32:  # as it was written before there were others
+            del values["dtype"]
         if not self.totals:
             del values["shards"], values["totals"]
         return (json.dumps(values, indent=1) + "\n").encode()
@@ -126,6 +128,7 @@ def _index_of(values: dict[str, Any]) -> Index:
         fingerprint=fingerprint(values.pop("fingerprint"), "fingerprint"),
         levels=levels_of(values.pop("levels"), "levels"),
         entropy=fingerprint(values.pop("entropy", ""), "entropy"),
+        dtype=_dtype(values),
     )
     index = Index(
         info=info,
@@ -146,6 +149,15 @@ def _index_of(values: dict[str, Any]) -> Index:
     if index.totals and index.totals.get("rows", rows) != rows:
         raise CodesError(f"{index.totals['rows']} rows, but its shards have {rows}")
     return index
+
+
+def _dtype(values: dict[str, Any]) -> str:
+    """Of the model; before it had a name of its own it stood among the options, if anywhere."""
+    options = values.get("options", {})
+    dtype = values.pop("dtype", options.get("dtype", FLOAT32))
+    if dtype not in DTYPES:
+        raise CodesError(f"dtype {printable(str(dtype), 80)} is unknown")
+    return dtype
 
 
 def _shards(values: Any) -> Iterator[Shard]:

@@ -461,6 +461,7 @@ def _refuse_changes(folder: Path, found: Index, wanted: Index) -> None:
     def differences() -> Iterator[tuple[str, Any, Any]]:
         yield "model", found.info.model, wanted.info.model
         yield "model fingerprint", found.info.fingerprint, wanted.info.fingerprint
+        yield "dtype", found.info.dtype, wanted.info.dtype
         yield "entropy model", found.info.entropy or "none", wanted.info.entropy or "none"
         for name in sorted({*found.options, *wanted.options}):
             yield name, found.options.get(name), wanted.options.get(name)

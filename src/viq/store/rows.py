@@ -4,8 +4,9 @@ Schema: `key` string; `image_index` int32, place of the image in its sample; `he
 int32, px of the original; `rows`, `cols` int32, patches; `tile` int32, side in px of the tiles the
 image was encoded in, 0 if whole; `codes` list<uint16>, rows*cols*4 of them, patches in raster
 order, the four slots of a patch adjacent; then the columns that ride along (`store.extras`).
-Page checksums are on. File metadata: `viq.model`, `viq.fingerprint`, `viq.levels` (JSON), and
-whatever the job that wrote the file notes.
+Page checksums are on. File metadata: `viq.model`, `viq.fingerprint`, `viq.levels` (JSON),
+`viq.dtype` where the tokenizer did not compute in float32, and whatever the job that wrote the
+file notes.
 
 Compressed, `codes` is binary: a payload of `viq.compress` for each image. The metadata then has
 `viq.entropy`, the stamp of the entropy model, which lies beside the file.
@@ -33,7 +34,7 @@ from viq.files import require_regular, written_aside
 from viq.store.arrays import checksum, codes_array, decompressed
 from viq.store.bounds import Bounds, checked
 from viq.store.extras import Extras
-from viq.types import CODES_PER_PATCH, Codes, CodesError, ViqError, grid_of
+from viq.types import CODES_PER_PATCH, DTYPES, FLOAT32, Codes, CodesError, ViqError, grid_of
 from viq.untrusted import UntrustedError, fingerprint, levels_of, parse_json
 
 if TYPE_CHECKING:
@@ -52,12 +53,14 @@ class StoreInfo:
 
     Attributes:
         entropy: stamp of the entropy model that compressed them; "" if none did.
+        dtype: in which the tokenizer computed, as in `Codes`.
     """
 
     model: str
     fingerprint: str
     levels: tuple[int, ...]
     entropy: str = ""
+    dtype: str = FLOAT32
 
     def metadata(self) -> dict[str, str]:
         """As Parquet file metadata."""
@@ -66,6 +69,7 @@ class StoreInfo:
             "viq.fingerprint": self.fingerprint,
             "viq.levels": json.dumps(list(self.levels)),
         }
+        values |= {"viq.dtype": self.dtype} if self.dtype != FLOAT32 else {}
         return values | ({"viq.entropy": self.entropy} if self.entropy else {})
 
 
@@ -143,12 +147,18 @@ class CodesWriter:
         """Add the codes of one image.
 
         Raises:
-            CodesError: the codes were made by another tokenizer than the file's.
+            CodesError: the codes were made by another tokenizer than the file's, or in another
+                dtype.
         """
         if codes and codes.fingerprint and codes.fingerprint != self.info.fingerprint:
             raise CodesError(
                 f"{key}: codes of tokenizer {codes.fingerprint} cannot go into {self.path}, which "
                 f"holds codes of {self.info.fingerprint}: write another file"
+            )
+        if codes and codes.dtype != self.info.dtype:
+            raise CodesError(
+                f"{key}: codes made in {codes.dtype} cannot go into {self.path}, which holds codes "
+                f"made in {self.info.dtype}: write another file"
             )
         self._rows.append(CodeRow(key, codes, image_index, extras or {}))
         if len(self._rows) >= ROWS_PER_GROUP:
@@ -246,7 +256,15 @@ class CodesReader:
             fingerprint=fingerprint(self.metadata["viq.fingerprint"], "viq.fingerprint"),
             levels=levels_of(self.note("viq.levels") or [], "viq.levels"),
             entropy=fingerprint(entropy, "viq.entropy"),
+            dtype=self.metadata.get("viq.dtype") or self._noted_dtype(),
         )
+        if self.info.dtype not in DTYPES:
+            raise CodesError("of a dtype that this release does not know; update viq")
+
+    def _noted_dtype(self) -> str:
+        """Of files from before there was `viq.dtype`: among the options of the job, if anywhere."""
+        options = self.note("viq.options")
+        return str(options.get("dtype", FLOAT32)) if isinstance(options, dict) else FLOAT32
 
     def __len__(self) -> int:
         return self._file.metadata.num_rows
@@ -379,7 +397,7 @@ class CodesReader:
                 f"{rows * cols * CODES_PER_PATCH} codes, but it has {ids.size}: the row is damaged"
             )
         ids = ids.reshape(rows, cols, CODES_PER_PATCH)
-        return Codes(ids, size, tile, self.info.fingerprint)
+        return Codes(ids, size, tile, self.info.fingerprint, self.info.dtype)
 
 
 def _numbers(row: CodeRow) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 from viq.store.extras import Extras
 from viq.store.rows import COLUMNS
 from viq.store.unpacked import Unpacked
-from viq.types import Codes, CodesError, grid_of
+from viq.types import FLOAT32, Codes, CodesError, grid_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,7 +60,12 @@ class ShardView:
     """
 
     def __init__(
-        self, path: Path, fingerprint: str, columns: Sequence[str] | None, where: str
+        self,
+        path: Path,
+        fingerprint: str,
+        columns: Sequence[str] | None,
+        where: str,
+        dtype: str = FLOAT32,
     ) -> None:
         self._file, self._where = Unpacked(path), where
         self._batches = self._file.batches
@@ -68,7 +73,7 @@ class ShardView:
         self.metadata = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items()}
         extras = Extras(field for field in schema if field.name not in COLUMNS)
         self._extras = extras if columns is None else extras.only(columns, where)
-        self._fingerprint = fingerprint
+        self._fingerprint, self._dtype = fingerprint, dtype
         self._firsts = [0, *np.cumsum([len(batch) for batch in self._batches]).tolist()]
         self._ends = [batch["codes"].offsets.to_numpy() for batch in self._batches]
         self._values = [batch["codes"].values.to_numpy() for batch in self._batches]
@@ -125,7 +130,7 @@ class ShardView:
         self._file.require(group)
         start, stop = self._ends[group][row : row + 2].tolist()
         ids = self._values[group][start:stop].reshape(*grid_of((height, width)), -1)
-        return Codes(ids, (height, width), tile, self._fingerprint)
+        return Codes(ids, (height, width), tile, self._fingerprint, self._dtype)
 
     def _find(self, row: int) -> tuple[int, int]:
         """Batch of a row, and its place there."""

@@ -52,6 +52,11 @@ def merge(
                 f"{store.path}: codes of tokenizer {store.info.fingerprint}, but {stores[0].path} "
                 f"has codes of {info.fingerprint}: encode one of them again"
             )
+        if store.info.dtype != info.dtype:
+            raise CodesError(
+                f"{store.path}: codes made in {store.info.dtype}, but {stores[0].path} has codes "
+                f"made in {info.dtype}: encode one of them again"
+            )
     keys, kept = _keys(stores, skip_duplicates)
     inputs, sequence = digest(keys)
     extras = Extras.inferred(

@@ -60,12 +60,14 @@ def start_encoder(tokenizer: VisualTokenizer, source: str) -> None:
 
 def load_reader(reader: LanguageReader, path: Path) -> None:
     """Load what a stage trained of projector and language model."""
-    weights = checkpoint.read_weights(path)
-    wanted = {n: p for n, p in reader.named_parameters() if n in weights}
-    if unknown := sorted(weights.keys() - wanted.keys()):
+    given = checkpoint.shapes_in(path)
+    wanted = {n: p for n, p in reader.named_parameters() if n in given}
+    wrong = given.keys() - wanted.keys() | {n for n, p in wanted.items() if p.shape != given[n]}
+    if wrong:
         raise checkpoint.CheckpointError(
-            f"{path}: made with another language model or adapter (for example {unknown[0]})"
+            f"{path}: made with another language model or adapter (for example {min(wrong)})"
         )
+    weights = checkpoint.read_weights(path)
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(weights[name])

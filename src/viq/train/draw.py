@@ -1,6 +1,6 @@
 """Train a language model to write codes: `viq train draw RECIPE`.
 
-RUN/recipe.json        what runs; a resumed run must be the same
+RUN/recipe.json, data.json   what runs, on what (viq/train/folder.py); a resumed run is the same
 RUN/codes.parquet      codes and captions of the pictures it draws, where none are given
 RUN/words/             text tokenizer, where the language model is trained from scratch
 RUN/draw/              log and checkpoints
@@ -29,14 +29,18 @@ from viq.data.drawings import (
     read_pairs,
     write_pairs,
 )
+from viq.files import folder_aside
 from viq.loading import load
 from viq.models.language import LanguageConfig, build_language, load_language
 from viq.models.tokenizer import VisualTokenizer
 from viq.models.writer import LANGUAGE, CodeWriter, WriterConfig
+from viq.store.folder import Store
 from viq.store.rows import StoreInfo
 from viq.train import state
+from viq.train.folder import begin_anew, check_data, check_recipe, empty_model, entry
 from viq.train.loop import LoopConfig, make_accelerator, train
-from viq.train.running import Observer, check_recipe, own_lanes, text_tokenizer
+from viq.train.monitor import say
+from viq.train.running import Observer, own_lanes, text_tokenizer
 from viq.types import Size, ViqError
 
 RECIPE, CODES, WORDS, STAGE, MODEL = "recipe.json", "codes.parquet", "words", "draw", "model"
@@ -104,17 +108,27 @@ class DrawRun:
     accelerator: Any = field(default_factory=make_accelerator)
     hidden: bool = False  # no progress on stderr
     tensorboard: bool = False
+    overwrite: bool = False  # begin anew: remove what an earlier run wrote here
 
     def train(self) -> Path:
         """Train, resuming what was begun; gives the folder of the model.
 
         Raises:
-            ViqError: no captions, codes of another tokenizer, a run begun with another recipe.
+            ViqError: no captions, codes of another tokenizer, a run begun with another recipe or
+                other data.
         """
         recipe, main = self.recipe, self.accelerator.is_main_process
+        identity = {"codes": [_identity(store) for store in self.stores]}
+        if self.overwrite and main:
+            places = [recipe.tokenizer, recipe.language.name]
+            begin_anew(self.out, say, reads=[*self.stores, *places], extra_stages=[STAGE])
         check_recipe(self.out / RECIPE, recipe, self.accelerator)
+        check_data(self.out, identity, self.accelerator, say)
+        self.accelerator.wait_for_everyone()
         if (self.out / MODEL / checkpoint.CONFIG_FILE).is_file():
             return self.out / MODEL
+        if main:
+            empty_model(self.out / MODEL)  # now, rather than after hours of training
         info, pairs = self._pairs()
         texts = [
             FREE,
@@ -163,8 +177,9 @@ class DrawRun:
             # Built anew, since the trained one may be spread over processes.
             trained = self._objective(words, config)
             state.load_trained(self.out / STAGE, trained)
-            words.save_pretrained(self.out / MODEL / LANGUAGE)
-            trained.writer.save_pretrained(self.out / MODEL)
+            with folder_aside(self.out / MODEL) as aside:
+                words.save_pretrained(aside / LANGUAGE)
+                trained.writer.save_pretrained(aside)
         self.accelerator.wait_for_everyone()
         return self.out / MODEL
 
@@ -203,8 +218,16 @@ class DrawRun:
             model=tokenizer.config.name,
             fingerprint=tokenizer.fingerprint,
             levels=tokenizer.levels,
+            dtype=tokenizer.dtype_name,
         )
         write_pairs(path, info, encoded_shapes(tokenizer, self.recipe, "train"))
+
+
+def _identity(place: str | Path) -> dict[str, Any]:
+    """Of a store or Parquet file of codes, for `data.json`."""
+    store = Store(place)
+    shards = [(shard.rows, shard.bytes, shard.sha256) for shard in store.shards]
+    return entry(Path(place).stem, len(store), store.info.fingerprint, shards)
 
 
 def encoded_shapes(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from viq.compress import CAP, EXACT, VALUE_UNIT, WEIGHT_UNIT, EntropyModel, Layout
 from viq.data.sources import concatenate, open_source
+from viq.files import BUNDLED
 from viq.models.tokenizer import VisualTokenizer
 from viq.store.folder import JOB, PARQUET, Store
 from viq.store.rows import CodesReader
@@ -97,22 +98,30 @@ def train_entropy(
     data: Sequence[str],
     *,
     config: EntropyConfig | None = None,
+    overwrite: bool = False,
     report: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> dict[str, Any]:
     """Fit the entropy model of a tokenizer and write it into the folder of the tokenizer.
 
     Args:
         data: stores or Parquet files of its codes; or pictures, as `open_source` takes them.
+        overwrite: replace the one that the folder has: what it compressed can still be read, as
+            each store keeps the model it was made with.
         report: called with records of progress.
 
     Returns:
         What came out, JSON-able: `bits_per_code` is that of the images that were held out.
 
     Raises:
-        ViqError: the tokenizer has no folder, or too little data.
+        ViqError: the tokenizer has no folder, or one with an entropy model, or too little data.
     """
     if tokenizer.entropy_file is None:
         raise ViqError(f"{tokenizer.config.name}: has no folder; save it and load it from there")
+    if tokenizer.entropy_file.exists() and not overwrite:
+        own = tokenizer.entropy_file.is_relative_to(BUNDLED)
+        hint = "comes with the package: copy its folder, and give that as --model" if own else \
+            "exists; give --overwrite to replace it"  # fmt: skip
+        raise ViqError(f"{tokenizer.entropy_file}: {hint}")
     codes, skipped = _codes_of(tokenizer, data, report)
     kept = [item for i, item in enumerate(codes) if i % _HELD_OUT]
     held_out = codes[::_HELD_OUT]

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from viq.data.mixture import Stream
 from viq.nn.blocks import Block
 from viq.train import state
+from viq.train.monitor import say
 from viq.train.objectives import COUNTED, weighted
 from viq.train.optim import OptimConfig, make_optimizer, set_rate
 from viq.types import Stopped, ViqError
@@ -133,7 +135,9 @@ def train(
     if accelerator.distributed_type == "FSDP":
         _spread_by_layer(accelerator, bare)
     objective, optimizer = accelerator.prepare(objective, optimizer)
-    resumed = state.resume(folder, objective, _inner(optimizer))
+    resumed = state.resume(
+        folder, objective, _inner(optimizer), say=say, agree=partial(_agreed, accelerator)
+    )
     average = _Average(bare, config.average, resumed.average) if config.average else None
     stream = stream_at(resumed)
     if main:
@@ -266,6 +270,15 @@ def _clip(accelerator: Any, objective: nn.Module, bare: nn.Module, norm: float) 
         groups = [[p for p in groups[0] if id(p) not in theirs], list(judge.parameters())]
     norms = [accelerator.clip_grad_norm_(group, norm or math.inf) for group in groups]
     return [float(state.whole_tensor(total)) if total is not None else 0.0 for total in norms]
+
+
+def _agreed(accelerator: Any, choose: Callable[[], Any]) -> Any:
+    """What the main process chooses, on all of them."""
+    if accelerator.num_processes == 1:
+        return choose()
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([choose() if accelerator.is_main_process else None])[0]
 
 
 def _inner(optimizer: Any) -> torch.optim.Optimizer:

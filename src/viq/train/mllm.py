@@ -1,6 +1,6 @@
 """Training a multimodal language model on stored codes, stage by stage.
 
-RUN/recipe.json     what runs; a resumed run must be the same
+RUN/recipe.json, data.json   what runs, on what (viq/train/folder.py); a resumed run is the same
 RUN/words/          text tokenizer, where the language model is trained from scratch
 RUN/codes/          store of drawn pictures, where no other is given
 RUN/STAGE/          log, checkpoints (viq/train/monitor.py, state.py)
@@ -12,9 +12,6 @@ its weights are read from the tokenizer's file.
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +34,7 @@ from viq.data.code_batches import (
 from viq.data.drawn import DrawnConfig, DrawnSource
 from viq.data.mixture import Mixture, Part
 from viq.encode import encode
-from viq.files import make_readable
+from viq.files import folder_aside
 from viq.mllm import MODEL, RECIPE, assemble, load_mllm, make_processor
 from viq.models.embedder import CodeEmbedder
 from viq.models.language import (
@@ -56,11 +53,18 @@ from viq.pipeline import EncodeOptions
 from viq.quiet import quiet
 from viq.store.folder import INDEX
 from viq.train import state
+from viq.train.folder import (
+    begin_anew,
+    check_data,
+    check_recipe,
+    empty_model,
+    entries,
+    entry,
+)
 from viq.train.loop import LoopConfig, make_accelerator, train
-from viq.train.monitor import SKIPPED, say
+from viq.train.monitor import SKIPPED, read_lines, say
 from viq.train.running import (
     Observer,
-    check_recipe,
     check_stage_names,
     first_texts,
     own_lanes,
@@ -175,6 +179,7 @@ class MllmRun:
     hidden: bool = False  # no progress on stderr
     tensorboard: bool = False
     threads: int = 1
+    overwrite: bool = False  # begin anew: remove what an earlier run wrote here
 
     def train(self) -> Path:
         """Train all stages, resuming whatever was begun; gives the folder of the last model.
@@ -182,13 +187,21 @@ class MllmRun:
         A stage that has ended is not trained again.
 
         Raises:
-            ViqError: no data, a store of another tokenizer, a run begun with another recipe.
+            ViqError: no data, a store of another tokenizer, a run begun with another recipe or
+                other data.
         """
+        main = self.accelerator.is_main_process
         if any(stage.adapter for stage in self.recipe.stages):
             require_peft()  # hours before the stage that needs it
-        check_recipe(self.out / RECIPE, self.recipe, self.accelerator)
         self.fingerprint = CodeEmbedder.from_tokenizer(self.recipe.tokenizer).config.fingerprint
-        self.corpora = self._corpora()
+        given, texts = self._given()
+        if self.overwrite and main:
+            places = [self.recipe.tokenizer, self.recipe.language.name]
+            begin_anew(self.out, say, reads=[*self.stores, *self.texts, *places])
+        check_recipe(self.out / RECIPE, self.recipe, self.accelerator)
+        check_data(self.out, self._identity(given, texts), self.accelerator, say)
+        self.accelerator.wait_for_everyone()
+        self.corpora = [*given, *self._drawn()], texts
         first = self.out / self.recipe.stages[0].name / MODEL / checkpoint.CONFIG_FILE
         if not first.is_file():
             # All processes together, and once: a stage is built twice, at its end by one of them.
@@ -202,6 +215,8 @@ class MllmRun:
         for number, stage in enumerate(self.recipe.stages):
             previous, folder = folder, self.out / stage.name / MODEL
             if not (folder / checkpoint.CONFIG_FILE).is_file():
+                if main:
+                    empty_model(folder)  # now, rather than after hours of training
                 self._stage(stage, number, previous)
             self.accelerator.wait_for_everyone()
         assert folder is not None
@@ -213,7 +228,7 @@ class MllmRun:
         for stage in self.recipe.stages:
             path = self.out / stage.name / SKIPPED
             if path.is_file():
-                keys |= {json.loads(line)["key"] for line in path.read_text().splitlines()}
+                keys |= {str(record.get("key")) for record in read_lines(path)}
         cut = sum(key.endswith(CUT) for key in keys)
         return {"skipped": len(keys) - cut, "cut": cut}
 
@@ -310,29 +325,47 @@ class MllmRun:
         """Model and processor, whole or absent."""
         if hasattr(model.language, "merge_and_unload"):
             model.language = model.language.merge_and_unload()
-        aside = folder.with_name(f".{folder.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        with quiet():
-            model.requires_grad_(True).eval().save_pretrained(aside)
-        processor.save_pretrained(aside)
-        make_readable(*aside.iterdir())
-        os.replace(aside, folder)
+        with folder_aside(folder) as aside:
+            with quiet():
+                model.requires_grad_(True).eval().save_pretrained(aside)
+            processor.save_pretrained(aside)
 
     # Data
 
-    def _corpora(self) -> tuple[list[CodeCorpus], list[CodeCorpus]]:
-        """Corpora of codes, and of text alone."""
-        options: dict[str, Any] = {"fingerprint": self.fingerprint, "cache": self._cache()}
-        found = open_stores(self.stores, "train", where=self.where, **options)
-        texts = open_texts(self.texts, "train")
-        if self.drawn or not self.stores:
-            if self.recipe.drawn is None:
-                raise ViqError(
-                    f"recipe {self.recipe.name}: has no data of its own; give a store of codes "
-                    "with conversations (--codes), as viq encode makes it"
-                )
-            found += open_stores([self._draw(self.recipe.drawn)], "train", **options)
-        return found, texts
+    def _given(self) -> tuple[list[CodeCorpus], list[CodeCorpus]]:
+        """Corpora of the stores that are given, and of text alone."""
+        if self._draws() and self.recipe.drawn is None:
+            raise ViqError(
+                f"recipe {self.recipe.name}: has no data of its own; give a store of codes "
+                "with conversations (--codes), as viq encode makes it"
+            )
+        found = open_stores(
+            self.stores, "train", where=self.where, fingerprint=self.fingerprint,
+            cache=self._cache(),
+        )  # fmt: skip
+        return found, open_texts(self.texts, "train")
+
+    def _draws(self) -> bool:
+        return self.drawn or not self.stores
+
+    def _drawn(self) -> list[CodeCorpus]:
+        """The corpus of pictures that the recipe draws, if it is to."""
+        if not self._draws():
+            return []
+        assert self.recipe.drawn is not None
+        store = self._draw(self.recipe.drawn)
+        return open_stores([store], "train", fingerprint=self.fingerprint, cache=self._cache())
+
+    def _identity(
+        self, stores: Sequence[CodeCorpus], texts: Sequence[CodeCorpus]
+    ) -> dict[str, Any]:
+        """What the run belongs to, for `data.json`. What is drawn follows from the recipe."""
+        return {
+            "codes": [entry(corpus.name, corpus.length, store_digest(corpus)) for corpus in stores],
+            "text": entries(texts, self.texts),
+            "drawn": self._draws(),
+            "where": dict(self.where or {}),
+        }
 
     def _cache(self) -> Path:
         return self.cache or self.out / CACHE
@@ -357,6 +390,11 @@ class MllmRun:
         share = stage.data.text_share if texts else 0.0
         parts = [*shared(codes, 1 - share), *shared(texts, share)]
         return Mixture(parts, seed=seed, lanes=stage.data.lanes)
+
+
+def store_digest(corpus: CodeCorpus) -> str:
+    """Tells the store of a corpus from others, wherever it lies."""
+    return corpus.source.data.state_dict()["store"]  # type: ignore[attr-defined]
 
 
 def largest(corpora: Sequence[CodeCorpus]) -> int | None:

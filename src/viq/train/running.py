@@ -2,48 +2,35 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from viq import checkpoint
 from viq.data.corpora import DrawnCorpus, RowCorpus
 from viq.data.mixture import Part, Stream
 from viq.data.words import load_tokenizer, train_tokenizer
-from viq.files import write_atomically
+from viq.files import folder_aside
 from viq.models.language import LanguageConfig
-from viq.train.loop import Hooks, LoopConfig, TrainingError
+from viq.train.folder import RESERVED
+from viq.train.loop import Hooks, LoopConfig
 from viq.train.monitor import Bar, Journal
 from viq.types import ViqError
-
-
-def check_recipe(path: Path, recipe: Any, accelerator: Any) -> None:
-    """Write the recipe of a run folder, or see that it is the one the folder was begun with.
-
-    Raises:
-        TrainingError: it is another one; names what differs.
-    """
-    if not accelerator.is_main_process:
-        return
-    text = json.dumps(checkpoint.to_dict(recipe), indent=2)
-    if path.is_file():
-        differing = _differences(json.loads(path.read_text()), json.loads(text))
-        if differing:
-            raise TrainingError(
-                f"{path}: this run was begun with another recipe ({'; '.join(differing[:4])}): "
-                "give another --out, or the same recipe"
-            )
-    write_atomically(path, (text + "\n").encode())
+from viq.untrusted import file_name
 
 
 def check_stage_names(recipe: str, names: Sequence[str]) -> None:
-    """Each stage has a folder of its own. Raises `ViqError` for no names, or one given twice."""
+    """Each stage has a folder of its own, in the run folder.
+
+    Raises:
+        ViqError: no names, one given twice, or one that no folder can have.
+    """
     if not names or len(set(names)) < len(names):
         raise ViqError(f"recipe {recipe}: its stages need different names, got {names}")
+    for name in names:
+        if file_name(name, f"recipe {recipe}, name of a stage") in RESERVED:
+            raise ViqError(f"recipe {recipe}: no stage can be called {name}, as other files are")
 
 
 def own_lanes(stage: str, lanes: int, accelerator: Any) -> range:
@@ -73,9 +60,8 @@ def text_tokenizer(
     """The language model's own; from scratch, one that is trained on `texts`, once, in `folder`."""
     if config.name is None:
         if accelerator.is_main_process and not folder.is_dir():
-            aside = folder.with_name(f".{folder.name}")
-            train_tokenizer(texts, config.vocabulary).save_pretrained(aside)
-            os.replace(aside, folder)
+            with folder_aside(folder) as aside:
+                train_tokenizer(texts, config.vocabulary).save_pretrained(aside)
         accelerator.wait_for_everyone()
     return load_tokenizer(config.name or folder)
 
@@ -177,23 +163,3 @@ class Observer:
     def _list_skipped(self, skipped: Iterable[tuple[str, str]]) -> None:
         for key, reason in skipped:
             self.journal.skip(key, reason)
-
-
-def _differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """What differs between two recipes in JSON, one line a value."""
-    old, new = _by_name(old), _by_name(new)
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = sorted(old.keys() | new.keys())
-        return [
-            line
-            for name in names
-            for line in _differences(old.get(name), new.get(name), f"{where}.{name}".lstrip("."))
-        ]
-    return [] if old == new else [f"{where} was {old!s:.60}, is now {new!s:.60}"]
-
-
-def _by_name(value: Any) -> Any:
-    """A list of stages as a mapping from their names; other values as they are."""
-    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
-        return {item.get("name", place): item for place, item in enumerate(value)}
-    return value

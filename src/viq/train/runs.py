@@ -6,7 +6,6 @@ The layout of the folder is in `viq.train.monitor`.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from viq.files import read_bytes
 from viq.train.charts import Drawing, bars, curve
 from viq.train.monitor import (
     CODES,
@@ -26,6 +26,7 @@ from viq.train.monitor import (
     read_lines,
 )
 from viq.types import ViqError
+from viq.untrusted import CONFIG_BYTES, parse_json
 
 _NOT_MEASURED = {"stage", "step", "steps", "seconds"}
 # Title and unit of a measure; others are named after their key. Their order is that of the report,
@@ -260,8 +261,8 @@ def _planned(recipe: Any) -> list[str]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return parse_json(read_bytes(path, CONFIG_BYTES), str(path))
+    except (OSError, ViqError):
         return None
 
 

@@ -33,9 +33,10 @@ class Sentences:
         from transformers import AutoModel, AutoTokenizer
 
         folder = Path(found.origin).parent / "model"
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         with quiet():
-            self._model = AutoModel.from_pretrained(folder).requires_grad_(False).eval()
+            model = AutoModel.from_pretrained(folder, trust_remote_code=False, use_safetensors=True)
+        self._model = model.requires_grad_(False).eval()
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[str]) -> Tensor:

@@ -1,6 +1,6 @@
 """The stages of a recipe, one after another, each beginning from the folder of the one before.
 
-RUN/recipe.json            what runs; a resumed run must be the same
+RUN/recipe.json, data.json   what runs, on what (viq/train/folder.py); a resumed run is the same
 RUN/words/                 text tokenizer, where the language model is trained from scratch
 RUN/STAGE/                 log, pictures, checkpoints (viq/train/monitor.py, state.py)
 RUN/STAGE/model/           the tokenizer, as VisualTokenizer.from_pretrained reads it
@@ -10,7 +10,7 @@ RUN/STAGE/tower/           the teacher, where the recipe trains one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from viq.models.tower import VisionTower
 from viq.patches import PatchBatch
 from viq.train import state
 from viq.train.begin import begin, frozen_but, load_reader, start_encoder
+from viq.train.folder import begin_anew, check_data, check_recipe, entries
 from viq.train.init import fit_fsq
 from viq.train.loop import make_accelerator, train
 from viq.train.monitor import code_use, count_codes, picture_grid, say
@@ -52,7 +53,6 @@ from viq.train.objectives import (
 from viq.train.recipe import PREFIXES, Recipe, StageConfig
 from viq.train.running import (
     Observer,
-    check_recipe,
     first_texts,
     own_lanes,
     shared,
@@ -75,21 +75,33 @@ class TrainingData:
         rows: corpora of the user's files; empty: drawn pictures only.
         photos: pictures to cut crops from.
         skipped: (key, reason) of what could not even be read.
+        identity: what a run with these data belongs to, for `data.json`.
     """
 
     rows: Sequence[RowCorpus] = ()
     photos: Pictures = ()
     skipped: Sequence[tuple[str, str]] = ()
+    identity: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, corpora: Sequence[RowCorpus]) -> TrainingData:
-        """Those with text or labels for conversations, those without text for crops."""
+    def of(
+        cls,
+        corpora: Sequence[RowCorpus],
+        paths: Sequence[str | Path] = (),
+        where: Mapping[str, str] | None = None,
+    ) -> TrainingData:
+        """Those with text or labels for conversations, those without text for crops.
+
+        Args:
+            paths, where: what the corpora were opened with; a run notes them.
+        """
         photos = Photos(corpus for corpus in corpora if corpus.pictures_only)
         skipped = [entry for corpus in corpora for entry in corpus.skipped]
         return cls(
             rows=[corpus for corpus in corpora if corpus.talks],
             photos=photos,
             skipped=[*skipped, *photos.skipped],
+            identity={"data": entries(corpora, paths), "where": dict(where or {})},
         )
 
 
@@ -104,14 +116,26 @@ class Run:
     hidden: bool = False  # no progress on stderr
     tensorboard: bool = False
     threads: int = 1
+    overwrite: bool = False  # begin anew: remove what an earlier run wrote here
+    paths: Sequence[str | Path] = ()  # of the data, which that must not touch
     _words: Any = None
 
     def train(self) -> VisualTokenizer | None:
         """Train all stages, resuming whatever was begun; gives the last tokenizer.
 
         A stage that has ended is not trained again.
+
+        Raises:
+            ViqError: the folder was begun with another recipe or other data.
         """
+        if self.overwrite and self.accelerator.is_main_process:
+            recipe = self.recipe
+            places = [recipe.start, recipe.teacher, recipe.alignment, recipe.vae]
+            language = [recipe.language.name] if recipe.language else []
+            begin_anew(self.out, say, reads=[*self.paths, *places, *language])
         check_recipe(self.out / RECIPE, self.recipe, self.accelerator)
+        check_data(self.out, self.data.identity, self.accelerator, say)
+        self.accelerator.wait_for_everyone()
         self._tell_of_crops()
         tokenizer: VisualTokenizer | None = None
         previous: Path | None = None

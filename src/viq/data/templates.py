@@ -1,0 +1,108 @@
+"""A conversation as one text in ChatML, and back: the customary two calls of transformers.
+
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    inputs = processor(text=[text], images=[images])
+
+The text holds `<image>` wherever an image goes. It is read back strictly: a text that is not a
+whole prompt of this form is a question like any other, and its marks are plain letters.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from viq.data.chat import END, START
+from viq.data.conversations import Turn
+from viq.types import ViqError
+
+_TURN = re.compile(
+    rf"{re.escape(START)}(\w+)\n((?:(?!{re.escape(START)}|{re.escape(END)}).)*){re.escape(END)}\n",
+    re.DOTALL,
+)
+_HEAD = f"{START}assistant\n"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a text in ChatML says.
+
+    Attributes:
+        messages: {role, content}, without a system turn at the begin.
+        system: its text; "" without one.
+        head: whether the text ends with the head of an answer.
+    """
+
+    messages: list[dict[str, str]]
+    system: str
+    head: bool
+
+
+def formatted(turns: Sequence[Turn], system: str, *, head: bool) -> str:
+    """Turns as one text that `parsed` reads back.
+
+    Raises:
+        ViqError: a turn spells out a mark of ChatML.
+    """
+    if turns and str(turns[0].role) == "system":
+        system, turns = turns[0].text, turns[1:]
+    said = [("system", system)] if system else []
+    said += [(str(turn.role), turn.text) for turn in turns]
+    for role, text in said:
+        if START in text or END in text:
+            raise ViqError(
+                f"the turn of {role} spells out a mark of ChatML, which a prompt in one text could "
+                "not tell from its own: give the messages themselves, processor(text=messages)"
+            )
+    body = "".join(f"{START}{role}\n{text}{END}\n" for role, text in said)
+    return body + (_HEAD if head else "")
+
+
+def parsed(text: str) -> Prompt | None:
+    """What a text in ChatML says; None for a text that is not one from begin to end."""
+    if not text.startswith(START):
+        return None
+    turns, at = [], 0
+    while found := _TURN.match(text, at):
+        turns.append((found[1], found[2]))
+        at = found.end()
+    if not turns or text[at:] not in ("", _HEAD):
+        return None
+    system = turns.pop(0)[1] if turns[0][0] == "system" else ""
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return Prompt(messages, system, head=text[at:] == _HEAD) if messages else None
+
+
+def plain_parts(message: Any) -> Any:
+    """A message whose images are parts {"type": "image", "image": place or bytes}.
+
+    Others write {"type": "image_url", "image_url": {"url": ..}}, and pictures as data: URLs.
+    """
+    content = message.get("content") if isinstance(message, dict) else None
+    if not isinstance(content, list):
+        return message
+    return {**message, "content": [_plain_part(part) for part in content]}
+
+
+def _plain_part(part: Any) -> Any:
+    if not isinstance(part, dict) or part.get("type") not in ("image", "image_url"):
+        return part
+    place = part.get("image", part.get("image_url", part.get("path", part.get("url"))))
+    if isinstance(place, dict):
+        place = place.get("url")
+    if isinstance(place, str) and place.startswith("data:"):
+        place = _of_data_url(place)
+    return {"type": "image"} if place is None else {"type": "image", "image": place}
+
+
+def _of_data_url(url: str) -> bytes:
+    head, _, data = url.partition(",")
+    try:
+        if not head.endswith(";base64"):
+            raise ValueError
+        return base64.b64decode(data, validate=True)
+    except ValueError:
+        raise ViqError(f"{url[:40]}..: a picture in a data: URL must be in base64") from None
