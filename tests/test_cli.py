@@ -284,6 +284,22 @@ def test_a_table_of_others_is_refused_untouched(model: str, pictures: Path, tmp_
     }
 
 
+def test_what_lies_beside_a_store_keeps_it_from_being_replaced(
+    model: str, pictures: Path, tmp_path: Path
+) -> None:
+    """Not found out when the store is gone."""
+    out = tmp_path / "codes"
+    command = ("encode", pictures, "-o", out, "--model", model, "--overwrite")
+    run(*command)
+    for name in ("notes.txt", "part-00007.parquet"):
+        (out / name).write_text("mine")
+        before = {path.name: path.read_bytes() for path in out.iterdir()}
+        assert f"holds {name} beside the store" in one_line(run(*command, code=2))
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+        (out / name).unlink()
+    run(*command)
+
+
 def test_a_planted_folder_of_finished_inputs_is_refused(
     model: str, pictures: Path, tmp_path: Path
 ) -> None:
@@ -388,7 +404,8 @@ def test_an_input_may_raise_anything(model: str, tmp_path: Path) -> None:
 def test_an_image_that_the_model_refuses_stops_nothing(
     pictures: Path, tmp_path: Path, packed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from viq.encode import encode, open_inputs
+    from viq.encode import encode
+    from viq.inputs import open_inputs
     from viq.pipeline import EncodeOptions
     from viq.types import ViqError
 

@@ -42,7 +42,7 @@ FLOORS = [
         "data.code_batches", "data.processor", "data.drawings",
     ],
     [
-        "loading", "report", "pipeline", "unfinished", "encode", "decode", "mllm", "draw",
+        "loading", "report", "pipeline", "unfinished", "inputs", "encode", "decode", "mllm", "draw",
         "eval.intervals", "eval.metrics", "eval.codecs", "eval.reconstruction", "eval.stability",
         "eval.understanding", "eval.features", "eval.answers", "eval.shapes", "eval.draw",
         "train.losses", "train.entropy", "train.init", "train.optim", "train.state",

@@ -19,8 +19,9 @@ from PIL import Image
 from viq.data.source_base import ImageRef, Row, Source, SourceError
 from viq.data.source_files import FileSource
 from viq.decode import decode_files
-from viq.encode import encode, open_inputs
+from viq.encode import encode
 from viq.image import ImageError, open_image
+from viq.inputs import open_inputs
 from viq.models.tokenizer import VisualTokenizer
 from viq.pipeline import EncodeOptions
 from viq.ranks import Place, place_among

@@ -94,6 +94,7 @@ def encode(
     """Images to codes, at native resolution. A folder is resumed if begun."""
     from viq import encode as job
     from viq.data.access import Access
+    from viq.inputs import open_inputs
     from viq.pipeline import EncodeOptions
     from viq.ranks import place_among
     from viq.types import ViqError
@@ -110,7 +111,7 @@ def encode(
             private_network=allow_private_network,
         ),
     }  # fmt: skip
-    source = job.open_inputs(inputs, **input_options)
+    source = open_inputs(inputs, **input_options)
     common = {"retry_failed": retry_failed, "overwrite": overwrite, "strict": strict}
     with progress("encoding", len(source), hidden=as_json) as advance:
         if engine not in ("local", "ray"):

@@ -9,25 +9,22 @@ import errno
 import heapq
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any
 
 from viq.data.source_base import Source
-from viq.data.source_files import FileSource
-from viq.data.sources import concatenate, open_source
 from viq.files import open_regular, write_atomically
+from viq.inputs import left_over, require_all
 from viq.models.tokenizer import VisualTokenizer
 from viq.outputs import is_there, require_folder, require_free
 from viq.pipeline import Encoded, EncodeOptions, Pipeline, Task, Watch
 from viq.ranks import ALONE, Place
 from viq.report import Report
 from viq.store.extras import Extras
-from viq.store.folder import JOB, PARQUET, SINGLE, Index
+from viq.store.folder import INDEX, JOB, LEDGER, PARQUET, SINGLE, Index, shard_name
 from viq.store.job import (
     Counts,
     Failure,
@@ -37,6 +34,7 @@ from viq.store.job import (
     count_shards,
     digest,
     open_job,
+    read_job,
     write_ledger,
 )
 from viq.store.rows import StoreInfo
@@ -47,29 +45,6 @@ from viq.untrusted import UntrustedError, parse_json
 _TYPED_BY = 1000  # first inputs, whose extra columns decide the types of all
 
 Progress = Callable[[], None]
-
-
-def open_inputs(specs: Sequence[str], **options: Any) -> Source:
-    """One source of all inputs, in their order; see `open_source` for kinds and options.
-
-    Files given twice, as themselves and through a folder, are there once. Of several, one that is
-    damaged as a whole is one input that fails.
-    """
-    sources = [open_source(spec, alone=len(specs) == 1, **options) for spec in specs]
-    if len(sources) > 1 and all(isinstance(source, FileSource) for source in sources):
-        return _Files(sources)
-    return concatenate(sources)
-
-
-class _Files(FileSource):
-    """The files of several inputs, each once."""
-
-    def __init__(self, sources: Sequence[Source]) -> None:
-        super().__init__([Path(key) for source in sources for key in source.keys()])
-        self._left_over = dict(sum((Counter(s.leftovers()) for s in sources), Counter[str]()))
-
-    def leftovers(self) -> dict[str, int]:
-        return self._left_over
 
 
 def encode(
@@ -108,23 +83,22 @@ def encode(
     options = options or EncodeOptions()
     is_store = check_out(out, len(source), overwrite)
     if not is_store and (place.world > 1 or retry_failed):
-        raise ViqError(f"-o {out}: only a folder is shared by ranks or gone on with; give a folder")
+        raise ViqError(f"-o {out}: ranks and --retry-failed work on stores; give a folder")
     if overwrite and place.world > 1:
         raise ViqError("--overwrite: one of several processes cannot; remove the folder first")
+    if options.compress and out.suffix == SINGLE:
+        raise ViqError(f"-o {out}: is never compressed: write NAME{PARQUET} instead")
     start = time.perf_counter()
     if strict:
         require_all(source)
     index, extras = plan(tokenizer, source, options, strict)
     pipeline = Pipeline(tokenizer, source, extras, options, workers, watch, strict)
-    if not is_store:
-        if options.compress:
-            if out.suffix == SINGLE:
-                raise ViqError(f"-o {out}: is never compressed: write NAME{PARQUET} instead")
-            tokenizer.entropy.save_beside(out.parent)
-        if out.suffix == SINGLE:
-            report = _to_single(pipeline, out, progress)
-        else:
-            report = _to_file(pipeline, out, index, extras, overwrite, progress)
+    if options.compress and not is_store:
+        tokenizer.entropy.save_beside(out.parent)
+    if out.suffix == SINGLE:
+        report = _to_single(pipeline, out, progress)
+    elif not is_store:
+        report = _to_file(pipeline, out, index, extras, overwrite, progress)
     else:
         if overwrite:
             begin_afresh(out)
@@ -140,27 +114,25 @@ def encode(
     return report
 
 
-def require_all(source: Source) -> None:
-    """Refuse a source that leaves anything over. Raises `ViqError`."""
-    found = source.leftovers()
-    if found:
-        listed = ", ".join(f"{count:,} {what}" for what, count in found.items())
-        raise ViqError(f"--strict: not all of the input is encoded: {listed}; remove or name them")
-
-
-def left_over(source: Source, report: Report) -> dict[str, int]:
-    """What of the input has no part in the codes: how many of what."""
-    found = {what: count for what, count in source.leftovers().items() if count}
-    return found | ({"rows without an image": report.no_image} if report.no_image else {})
-
-
 def begin_afresh(out: Path) -> None:
     """Remove the store in `out` that is to be replaced; call when nothing else can be refused.
 
     A folder without the file that each store begins with is left as it is: `open_job` refuses it.
+
+    Raises:
+        ViqError: other files lie beside the store; nothing was removed.
     """
-    if (out / JOB).is_file():
-        clear(out)  # only the files that this store consists of
+    if not (out / JOB).is_file():
+        return
+    shards = {shard_name(number) for number in range(count_shards(read_job(out)))}
+    for name in sorted(path.name for path in out.iterdir()):
+        ours = name in shards or name in (INDEX, JOB, LEDGER) or name.startswith((".", "_entropy-"))
+        if not ours:
+            raise ViqError(
+                f"-o {out}: holds {name} beside the store; nothing was removed. Move it away, or "
+                "give another folder"
+            )
+    clear(out)  # only the files that this store consists of
 
 
 def plan(
@@ -343,7 +315,7 @@ def _list_failures(out: Path, failures: Sequence[Failure]) -> list[Path]:
     """Write the ledger beside `out`, or remove the one of an earlier run: no stale list is left."""
     ledger = _ledger(out)
     _require_ledger(ledger)
-    write_ledger(ledger, failures)
+    write_ledger(ledger, failures)  # where nothing is, or a list that viq wrote
     return [ledger] if failures else []
 
 

@@ -26,12 +26,10 @@ from viq.encode import (
     begin_afresh,
     check_out,
     encode_shards,
-    left_over,
-    open_inputs,
     plan,
-    require_all,
     to_store,
 )
+from viq.inputs import left_over, open_inputs, require_all
 from viq.loading import load
 from viq.models.tokenizer import VisualTokenizer
 from viq.pipeline import EncodeOptions, Pipeline
@@ -51,7 +49,7 @@ class Recipe:
 
     Attributes:
         model: as `viq.load` takes it.
-        inputs, input_options: as `viq.encode.open_inputs` takes them.
+        inputs, input_options: as `viq.inputs.open_inputs` takes them.
         index, extras: what the store is made with.
         threads: of each actor.
         cwd: what relative paths are relative to.
