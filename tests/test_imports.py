@@ -16,7 +16,7 @@ import viq
 FLOORS = [
     ["types", "untrusted", "files", "quiet"],
     [
-        "image", "patches", "fsq", "ranks", "compress",
+        "pixels", "image", "patches", "fsq", "ranks", "compress",
         "store.arrays", "store.extras", "store.rows", "store.folder", "store.views", "store.cache",
         "store.lock", "store.job",
         "checkpoint", "tensorfile", "hub",

@@ -21,6 +21,7 @@ from transformers import AddedToken, BatchFeature, ProcessorMixin
 
 from viq.data.chat import ChatConfig, encode_chat, encode_prompt
 from viq.data.conversations import Conversation, Turn, marked, turns_of
+from viq.data.fields import is_image_part, part_source
 from viq.image import limit_pixels, open_image
 from viq.patches import normalize, patchify
 from viq.types import (
@@ -226,6 +227,6 @@ def _turns(sample: Any, images: list[Any], name: str) -> tuple[list[Turn], list[
 def _images_in(message: dict[str, Any]) -> list[Any]:
     content = message.get("content")
     parts = content if isinstance(content, list) else []
-    images = [part for part in parts if isinstance(part, dict) and part.get("type") == "image"]
-    found = [part.get("image", part.get("path", part.get("url"))) for part in images]
+    images = [part for part in parts if isinstance(part, dict) and is_image_part(part)]
+    found = [part_source(part) for part in images]
     return [] if all(image is None for image in found) else found
