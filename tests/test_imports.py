@@ -17,7 +17,7 @@ FLOORS = [
     ["errors", "types", "untrusted", "files", "names", "outputs", "interrupts", "terminal",
      "quiet"],
     [
-        "image", "patches", "fsq", "ranks", "compress",
+        "pixels", "image", "patches", "fsq", "ranks", "compress",
         "store.arrays", "store.bounds", "store.extras", "store.rows", "store.folder",
         "store.unpacked", "store.views", "store.cache_folder", "store.places", "store.cache",
         "store.lock", "store.job", "store.salvage",

@@ -28,11 +28,13 @@ from typing import IO, TypeAlias
 import numpy as np
 from PIL import ExifTags, Image
 
+from viq.pixels import to_rgb
 from viq.types import ViqError
 from viq.untrusted import printable
 
 __all__ = [
     "DECODE_LIMIT",
+    "FILE_LIMIT",
     "IMAGE_SUFFIXES",
     "ImageError",
     "Source",
@@ -46,6 +48,7 @@ __all__ = [
 Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
 DECODE_LIMIT = 200_000_000  # pixels; the largest phone cameras take 199.8 million
+FILE_LIMIT = 2 * 2**30  # bytes of a file: so many pixels of 8 bytes, and more
 
 # The files that `list_images` picks up in folders; lower case.
 IMAGE_SUFFIXES = frozenset(
@@ -278,6 +281,11 @@ def _open(source: object, limit: int) -> Image.Image:
         raise ImageError("is a folder, not a file; list its pictures with list_images")
     if stream is None:
         raise ImageError("is not a regular file; copy its content into one")
+    if status.st_size > FILE_LIMIT:
+        stream.close()
+        raise ImageError(
+            f"has {status.st_size:,} bytes, the limit is {FILE_LIMIT:,}; make it smaller"
+        )
     with stream:
         return _decode(_identify(stream, status.st_size, limit), limit)
 
@@ -313,11 +321,22 @@ def _identify(stream: IO[bytes], length: int, limit: int) -> Image.Image:
                 f"looks like a decompression bomb ({image.width}x{image.height} pixels in {length}"
                 " bytes); if you trust it, open it with Pillow and pass the PIL image"
             )
-        if name == "JPEG2000" and stream.seek(0) == 0 and b"\xff\xd9" not in stream.read():
+        if name == "JPEG2000" and not _has_end(stream):
             # OpenJPEG leaves missing tiles black without a word.
             raise ImageError(f"its JPEG2000 data is truncated (no end marker); {_AGAIN}")
         return image
     raise ImageError(_what_else(head))
+
+
+def _has_end(stream: IO[bytes]) -> bool:
+    """Whether the end marker of JPEG2000 is somewhere in the file."""
+    stream.seek(0)
+    last = b""
+    while piece := stream.read(2**20):
+        if b"\xff\xd9" in last + piece:
+            return True
+        last = piece[-1:]
+    return False
 
 
 def _decode(image: Image.Image, limit: int) -> Image.Image:
@@ -343,58 +362,13 @@ def _decode(image: Image.Image, limit: int) -> Image.Image:
         raise ImageError(
             f"its {kind} data is truncated or damaged{_because(error)}; {_AGAIN}"
         ) from error
-    rgb = _to_rgb(image, packing)
+    rgb = to_rgb(image, packing)
     try:
         rgb = rgb.transpose(_TURNS[image.getexif()[ExifTags.Base.Orientation]])
     except Exception:  # no orientation, or damaged metadata around sound pixels
         pass
     rgb.info = {}  # else opening the result again would turn it again
     return rgb
-
-
-def _to_rgb(image: Image.Image, packing: object) -> Image.Image:
-    """Convert a loaded image of any mode to a new RGB image."""
-    key = image.info.get("transparency")  # a colour, or one alpha for each palette entry
-    if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_to_bytes(image, key)).convert("RGB")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    # Pillow brings PNG pixels to 8 bits, but leaves their transparent colour in the file's depth.
-    if isinstance(key, int) and packing in ("L;2", "L;4"):
-        key *= 85 if packing == "L;2" else 17
-    elif isinstance(key, tuple) and packing == "RGB;16B":
-        key = tuple(value >> 8 for value in key)
-    if key != image.info.get("transparency"):
-        image = image.copy()
-        image.info["transparency"] = key
-    rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-    canvas = Image.new("RGB", rgba.size, "white")
-    canvas.paste(rgba, mask=rgba.getchannel("A"))
-    return canvas
-
-
-def _to_bytes(image: Image.Image, key: object) -> np.ndarray:
-    """Scale modes I;16*, I and F to (H, W) uint8 by the rules of `open_image`."""
-    values = np.asarray(image).reshape(-1)
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-        depths, least, most = (65535,), 0.0, 65535.0
-    else:
-        depths = (1, 255) if image.mode == "F" else (255, 65535)
-        finite = values[np.isfinite(values)]
-        least, most = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    for depth in depths:
-        if least >= 0 and most <= depth:
-            least, most = 0.0, float(depth)
-            break
-    scale = 255 / (most - least) if most > least else 0.0
-    grey = np.empty(values.shape, np.uint8)
-    for start in range(0, values.size, 2**20):  # in pieces, as float64 takes 8 bytes a pixel
-        piece = slice(start, start + 2**20)
-        levels = (values[piece].astype(np.float64).clip(least, most) - least) * scale
-        grey[piece] = np.rint(np.nan_to_num(levels))
-    if isinstance(key, int):
-        grey[values == key] = 255  # transparent, so white
-    return grey.reshape(image.height, image.width)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

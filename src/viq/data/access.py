@@ -30,6 +30,7 @@ from urllib.parse import unquote_to_bytes
 
 from viq.data.fetch import FetchLimits, fetch
 from viq.data.source_base import (
+    IMAGE_BYTES,
     ImageFile,
     ImageRef,
     SourceError,
@@ -186,6 +187,10 @@ class ImageText:
     text: str = field(repr=False)
 
     def read(self) -> bytes:
+        if len(self.text) > 2 * IMAGE_BYTES:
+            raise ImageError(
+                f"{len(self.text):,} characters are no image; the limit is as of files"
+            )
         head, comma, body = self.text.partition(",")
         try:
             if not comma:

@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from viq.data.access import Names, is_encoded, is_url
-from viq.data.source_base import ImageRange, ImageRef, SourceError
+from viq.data.source_base import ROW_IMAGES, ImageRange, ImageRef, SourceError
 from viq.image import IMAGE_SUFFIXES
 from viq.untrusted import printable
 
@@ -60,6 +60,8 @@ def take_images(
             and no image is found.
     """
     entries = _entries(record, chosen)
+    if len(entries) > ROW_IMAGES:
+        raise SourceError(f"{where}: has {len(entries):,} images, the limit is {ROW_IMAGES:,}")
     images = tuple(_image(entry, names, where) for entry in entries)
     sizes = [entry.get("resize") if isinstance(entry, dict) else None for entry in entries]
     if any(size is not None for size in sizes):

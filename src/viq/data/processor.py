@@ -22,6 +22,7 @@ from transformers import AddedToken, BatchFeature, ProcessorMixin
 
 from viq.data.chat import END, ChatConfig, encode_chat, encode_prompt
 from viq.data.conversations import Conversation, Turn, marked, turns_of
+from viq.data.fields import is_image_part, part_source
 from viq.data.templates import Prompt, formatted, parsed, plain_parts
 from viq.image import limit_pixels, open_image
 from viq.patches import normalize, patchify
@@ -290,6 +291,6 @@ def _unmarked(sample: Any) -> int:
 def _images_in(message: dict[str, Any]) -> list[Any]:
     content = message.get("content")
     parts = content if isinstance(content, list) else []
-    images = [part for part in parts if isinstance(part, dict) and part.get("type") == "image"]
-    found = [part.get("image", part.get("path", part.get("url"))) for part in images]
+    images = [part for part in parts if isinstance(part, dict) and is_image_part(part)]
+    found = [part_source(part) for part in images]
     return [] if all(image is None for image in found) else found

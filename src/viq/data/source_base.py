@@ -27,14 +27,15 @@ from typing import Any, Protocol
 from PIL import Image
 
 from viq.files import open_regular
-from viq.image import ImageError, open_image
+from viq.image import FILE_LIMIT, ImageError, open_image
 from viq.types import CodesError, ViqError
 from viq.untrusted import UntrustedError, parse_json, printable
 
 # Bytes at most, checked before they are read.
 RECORD_BYTES = 64 * 2**20  # of a JSON record, a text member of a tar file, a cell of text
-IMAGE_BYTES = 2 * 2**30  # of an image inside another file: 200 million pixels of 8 bytes
+IMAGE_BYTES = FILE_LIMIT  # of an image inside another file
 LINE_BYTES = 64 * 2**10  # of a line in a list of paths and URLs
+ROW_IMAGES = 10_000  # in one row
 
 _WHERE = 200  # characters of a place, and of what is said of it
 _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")  # how JSON may spell one

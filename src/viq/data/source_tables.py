@@ -19,6 +19,7 @@ from typing import Any
 
 from viq.data.access import Access, Names
 from viq.data.source_base import (
+    ROW_IMAGES,
     ImageBytes,
     ImageRef,
     Row,
@@ -106,6 +107,8 @@ class Columns:
             cell = record[column]
             cells = cell if isinstance(cell, list) else [cell]
             at = f"{where}, column {place(column)}"
+            if len(cells) > ROW_IMAGES:
+                raise SourceError(f"{at}: {len(cells):,} images, the limit is {ROW_IMAGES:,}")
             images += [_image(c, within, at) for c in cells if c is not None]
         used = {self.key, *self.images}  # a path may be both
         extras = {column: value for column, value in record.items() if column not in used}
