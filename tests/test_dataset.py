@@ -1,11 +1,13 @@
 """Codes as a data set: every sample once, in one order, whatever the ranks and workers."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,9 +15,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from viq.data.codes import CodeDataset
 from viq.data.order import Order, cut
+from viq.store import cache
 from viq.store.cache_folder import CACHE, MARK
 from viq.store.extras import Extras
 from viq.store.folder import INDEX, Index, Shard, shard_name
@@ -61,13 +65,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(path: Path, **options: object) -> CodeDataset:
-    cache = path.parent / "cache"
-    return CodeDataset(path, cache=cache, **options)  # type: ignore[arg-type]
+    return CodeDataset(path, cache=path.parent / "cache", **options)  # type: ignore[arg-type]
 
 
-def unpacked(cache: Path) -> list[Path]:
+def unpacked(folder: Path) -> list[Path]:
     """The unpacked shards in a cache, in which nothing else is but the mark."""
-    files = sorted((cache / CACHE).iterdir())
+    files = sorted((folder / CACHE).iterdir())
     assert {file.suffix for file in files if file.name != MARK} <= {".arrow"}
     return [file for file in files if file.name != MARK]
 
@@ -271,6 +274,159 @@ def test_a_cache_that_vanishes_or_is_damaged_is_written_anew(store: Path, tmp_pa
         assert CodeDataset(store, cache=tmp_path)[100].codes == (codes_of(100),)
     shutil.rmtree(tmp_path / CACHE)
     assert CodeDataset(store, cache=tmp_path)[100].codes == (codes_of(100),)
+
+
+def test_rotten_bits_of_the_cache_never_give_other_codes(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "s", [300, 10], images=2)
+    data = opened(path)
+    whole = [data[n] for n in range(len(data) - 1, -1, -1)][::-1]
+    file = max(unpacked(tmp_path / "cache"), key=lambda file: file.stat().st_size)
+    good, draw = file.read_bytes(), np.random.default_rng(0)
+    for _ in range(60):
+        bad = bytearray(good)
+        bad[draw.integers(len(bad))] ^= 1 << draw.integers(8)
+        file.write_bytes(bad)
+        assert list(opened(path)) == whole
+        assert file.read_bytes() == good
+    for bad in (good[:-1], good + b"x", good[100:], good[: len(good) // 2] * 2):
+        file.write_bytes(bad)
+        assert list(opened(path)) == whole
+
+
+def test_threads_read_one_data_set(store: Path, tmp_path: Path) -> None:
+    """With a cold cache, and with room for one shard at a time."""
+    for turn in range(15):
+        room = 1 if turn % 3 == 2 else 1 << 30
+        data = CodeDataset(store, cache=tmp_path / str(turn), cache_bytes=room)
+        begin, errors = threading.Barrier(6), list[BaseException]()
+
+        def read(seed: int, data=data, begin=begin, errors=errors) -> None:  # type: ignore[no-untyped-def]
+            try:
+                begin.wait()
+                for number in np.random.default_rng(seed).permutation(356)[:60].tolist():
+                    assert data[number].codes == (codes_of(number),)
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=read, args=[seed]) for seed in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        shutil.rmtree(tmp_path / str(turn))
+
+
+def test_threads_unpack_a_shard_once(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = list[Path]()
+
+    def write(path: Path, *rest: object) -> None:
+        made.append(path)
+        unpack(path, *rest)  # type: ignore[arg-type]
+
+    unpack = cache.write
+    monkeypatch.setattr(cache, "write", write)
+    data, begin = CodeDataset(store, cache=tmp_path), threading.Barrier(6)
+    threads = [threading.Thread(target=lambda: (begin.wait(), data[0])) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+
+
+def passes(loader: DataLoader, count: int = 1) -> list[list[str]]:
+    return [[sample.key for batch in loader for sample in batch] for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("start", "persistent"), [("fork", False), ("fork", True), ("spawn", True)]
+)
+def test_epochs_advance_in_the_workers_of_a_loader(
+    store: Path, start: str, persistent: bool
+) -> None:
+    if start not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {start} here")
+    alone = opened(store, shuffle=0)
+    epochs = [[sample.key for sample in alone] for _ in range(4)]
+    data = opened(store, shuffle=0)
+    loader = DataLoader(
+        data, batch_size=None, num_workers=2, collate_fn=as_it_is, prefetch_factor=1,
+        persistent_workers=persistent, multiprocessing_context=start,
+    )  # fmt: skip
+    assert [[s.key for s in loader] for _ in range(2)] == epochs[:2]
+    assert (data.epoch, data.state_dict()["position"]) == (2, 0)
+    next(iter(loader))  # left early: the next pass is another all the same
+    assert data.epoch == 2
+    assert [s.key for s in loader] == epochs[3]
+    data.set_epoch(1)
+    assert [s.key for s in loader] == epochs[1] and data.epoch == 2
+
+
+def as_it_is(sample: object) -> object:
+    """Unlike a lambda, this can be sent to workers."""
+    return sample
+
+
+def test_a_loader_goes_on_in_the_middle_of_an_epoch_once(store: Path) -> None:
+    data = opened(store, shuffle=0)
+    order = [[sample.key for sample in data] for _ in range(2)]
+    data.load_state_dict({**data.state_dict(), "epoch": 0, "position": 300})
+    loader = DataLoader(data, batch_size=None, num_workers=2, collate_fn=as_it_is)
+    assert [s.key for s in loader] == order[0][300:]
+    assert [s.key for s in loader] == order[1]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_rank_has_as_many_samples_as_it_says(store: Path, world: int, workers: int) -> None:
+    total = 0
+    for rank in range(world):
+        data = opened(store, shuffle=0, rank=rank, world=world)
+        loader = DataLoader(data, batch_size=7, num_workers=workers, collate_fn=list)
+        (found,) = passes(loader)
+        assert len(found) == len(data) and data.total == 356
+        total += len(found)
+    assert total == 356
+
+
+def test_set_epoch(store: Path) -> None:
+    data = opened(store, shuffle=3)
+    epochs = [[sample.key for sample in data] for _ in range(3)]
+    for epoch in (1, 0, 2):
+        data.set_epoch(epoch)
+        assert [sample.key for sample in data] == epochs[epoch]
+    data.set_epoch(1)
+    first = [sample.key for _, sample in zip(range(100), data, strict=False)]
+    data.set_epoch(1)  # the present one: goes on where it stands
+    assert first + [sample.key for sample in data] == epochs[1]
+    for epoch in (-1, 1.0, "1", None, True, 2**60):
+        with pytest.raises(ViqError, match="epoch"):
+            data.set_epoch(epoch)  # type: ignore[arg-type]
+
+
+NONSENSE = (None, -1, 1 << 80, 1.5, float("nan"), float("inf"), "1", True, [0], {}, b"0")
+
+
+@pytest.mark.parametrize("name", ["epoch", "position", "store", "shuffle", "block"])
+def test_states_that_are_none(store: Path, name: str) -> None:
+    data = opened(store, shuffle=1)
+    state = data.state_dict()
+    for value in NONSENSE:
+        with pytest.raises(ViqError, match=name) as error:
+            data.load_state_dict({**state, name: value})
+        assert "\n" not in str(error.value)
+    with pytest.raises(ViqError, match=name):
+        data.load_state_dict({k: v for k, v in state.items() if k != name})
+    for other in (None, [], "state", 7):
+        with pytest.raises(ViqError, match="cannot resume"):
+            data.load_state_dict(other)  # type: ignore[arg-type]
+    with pytest.raises(ViqError, match="position"):
+        data.load_state_dict({**state, "position": 357})
+    data.load_state_dict({**state, "epoch": 3, "position": 356})
+    assert list(data) == [] and data.epoch == 4
 
 
 def test_remote_store(tmp_path: Path) -> None:

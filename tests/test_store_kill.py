@@ -9,6 +9,7 @@ import random
 import resource
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -27,7 +28,11 @@ from viq.loading import load
 from viq.models.tokenizer import VisualTokenizer
 from viq.pipeline import EncodeOptions
 from viq.ranks import ALONE, Place
-from viq.store.folder import LEDGER, Store
+from viq.store.extras import Extras
+from viq.store.folder import JOB, LEDGER, Index, Store
+from viq.store.job import SHARD_SIZE, open_job
+from viq.store.lock import locked
+from viq.store.rows import StoreInfo
 from viq.types import ViqError
 
 INPUTS, BROKEN, OPTIONS = 90, 10, EncodeOptions(shard_size=7)
@@ -188,6 +193,105 @@ def test_two_ranks_at_once_with_kills(
         process.join()
         assert process.exitcode == 0
     check_finished(out, whole)
+
+
+def together(pictures: Path, out: Path, places: list[Place]) -> list[int | None]:
+    """Exit codes of processes that begin one store at once."""
+    pairs = [PROCESSES.Pipe() for _ in places]
+    processes = [
+        PROCESSES.Process(target=job, args=(pictures, out, there, -1, place))
+        for place, (_, there) in zip(places, pairs, strict=True)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
+
+
+def test_four_ranks_begin_a_store_at_once(
+    pictures: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    for turn in range(3):
+        out = tmp_path / str(turn)
+        assert together(pictures, out, [Place(rank, 4) for rank in range(4)]) == [0] * 4
+        check_finished(out, whole)
+
+
+def test_two_processes_alone_begin_a_store_at_once(
+    pictures: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    """One writes it, and the other is sent away, unless it comes when all is done."""
+    codes = together(pictures, tmp_path / "codes", [ALONE, ALONE])
+    assert 0 in codes and set(codes) <= {0, 1}
+    check_finished(tmp_path / "codes", whole)
+
+
+def test_of_many_beginnings_one_is_kept(tmp_path: Path) -> None:
+    """Ranks with other options are refused, whoever was first."""
+    wanted = [
+        Index(
+            info=StoreInfo(model="m", fingerprint="", levels=()),
+            options={SHARD_SIZE: 5, "tile": tile},
+            inputs=20,
+        )
+        for tile in range(4)
+    ]
+    for turn in range(20):
+        out, begin, refused = tmp_path / str(turn), threading.Barrier(4), list[str]()
+
+        def work(rank: int, out: Path = out, begin=begin, refused=refused) -> None:  # type: ignore[no-untyped-def]
+            begin.wait()
+            try:
+                with open_job(out, wanted[rank], Extras(), rank=rank, world=4):
+                    begin.wait()
+            except ViqError as error:
+                refused.append(str(error))
+                begin.wait()
+
+        run_threads(work)
+        assert len(refused) == 3 and all("begun with tile" in line for line in refused)
+        assert [path.name for path in out.iterdir()] == [JOB]
+
+
+def test_ranks_come_and_go_without_sending_each_other_away(tmp_path: Path) -> None:
+    errors: list[ViqError] = []
+
+    def work(rank: int) -> None:
+        try:
+            for _ in range(200):
+                with locked(tmp_path, rank, 4):
+                    pass
+        except ViqError as error:
+            errors.append(error)
+
+    run_threads(work)
+    assert errors == [] and list(tmp_path.iterdir()) == []
+
+
+def test_locks_are_empty_files_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    lock = tmp_path / ".lock"
+    for make in (
+        lambda: lock.symlink_to("victim"), lambda: lock.symlink_to("new"), lambda: os.mkfifo(lock),
+        lambda: lock.mkdir(), lambda: lock.write_text("a lock of others"),
+    ):  # fmt: skip
+        make()
+        with pytest.raises(ViqError, match=r"\.lock"), locked(tmp_path):
+            pass
+        assert os.path.lexists(lock) and not (tmp_path / "new").exists()
+        shutil.rmtree(lock) if lock.is_dir() else lock.unlink()
+    assert (tmp_path / "victim").read_text() == "precious"
+    with pytest.raises(ViqError, match="cannot be locked"), locked(tmp_path / "nowhere"):
+        pass
+
+
+def run_threads(work: Callable[[int], None]) -> None:
+    threads = [threading.Thread(target=work, args=[rank]) for rank in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
