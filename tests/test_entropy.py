@@ -75,9 +75,14 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("encode", photos, "-o", plain, "--model", model)
     assert dict(Store(store)) == dict(Store(plain))
     assert run("store", "diff", store, plain)["equal"]
-    told = ["train", "entropy", "--model", str(model), "--data", str(plain)]
-    assert "--overwrite" in CliRunner().invoke(app, told).stderr  # it was fitted to other data
-    again = run("train", "entropy", "--model", model, "--data", plain, "--overwrite")
+    before = (model / "entropy.safetensors").read_bytes()
+    words = ["train", "entropy", "--model", str(model), "--data", str(plain)]
+    refused = CliRunner().invoke(app, words)
+    assert refused.exit_code == 2 and "give --overwrite to replace it" in refused.output
+    assert (model / "entropy.safetensors").read_bytes() == before
+    bundled = CliRunner().invoke(app, ["train", "entropy", "--data", str(plain)])
+    assert bundled.exit_code == 2 and "comes with the package: copy its folder" in bundled.output
+    again = run(*words, "--overwrite")
     assert again["stamp"] == result["stamp"]
     copy = tmp_path / "copy"
     load(model).save_pretrained(copy)

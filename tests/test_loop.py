@@ -25,6 +25,7 @@ from viq.train.loop import (
     train,
 )
 from viq.train.optim import OptimConfig
+from viq.train.state import read_state
 from viq.types import ViqError
 
 RATES = OptimConfig(learning_rate=0.05, schedule="constant", warmup_share=0.0)
@@ -253,7 +254,7 @@ def test_what_is_not_finite_stops_the_run(tmp_path: Path, what: str, words: str)
         run(tmp_path / "cut", broken, replace(CONFIG, save_every=1))
     assert "resume with a lower learning rate" in str(error.value)
     assert torch.equal(weights(broken), weights(good))  # that step changed nothing
-    values = torch.load(tmp_path / "cut" / "step-3" / "state.pt", weights_only=True)
+    values = read_state(tmp_path / "cut" / "step-3")
     assert all(weight.isfinite().all() for weight in values["weights"].values())
     assert not (tmp_path / "cut" / "step-4").exists()
 
@@ -274,7 +275,7 @@ def test_moving_average_by_hand(tmp_path: Path) -> None:
         look=lambda step: shown.append(weights(model)),
     )
     raw = [*path[2::2]]  # before each step but the first, that is, after each but the last
-    values = torch.load(tmp_path / "step-6" / "state.pt", weights_only=True)
+    values = read_state(tmp_path / "step-6")
     names = [name for name, _ in model.named_parameters()]
     raw.append(torch.cat([values["weights"][name].flatten() for name in names]))
     average, averages = path[0], []

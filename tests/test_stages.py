@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 
+from viq import files
 from viq.checkpoint import read_weights
 from viq.data.corpora import open_corpora
 from viq.models.language import AdapterConfig
@@ -22,6 +23,7 @@ from viq.train.monitor import read_lines
 from viq.train.objectives import AlignObjective
 from viq.train.recipe import Recipe, StageConfig
 from viq.train.stages import Run, TrainingData
+from viq.train.state import read_state
 from viq.types import ViqError
 
 DEBUG = train_debug()
@@ -127,7 +129,7 @@ def test_stages_hand_on_what_they_have(debug_run: Path) -> None:
 
 
 def test_the_result_of_a_stage_is_its_moving_average(debug_run: Path) -> None:
-    values = torch.load(debug_run / "2-2-fsq" / "step-6" / "state.pt", weights_only=True)
+    values = read_state(debug_run / "2-2-fsq" / "step-6")
     written = read_weights(debug_run / "2-2-fsq" / "model" / "model.safetensors")
     reader = read_weights(debug_run / "2-2-fsq" / "reader.safetensors")
     name = "encoder.patch_embed.weight"
@@ -156,7 +158,8 @@ def test_bad_samples_are_listed_in_each_stage_that_meets_them(debug_run: Path) -
 
 def test_run_again_it_trains_nothing(debug_run: Path) -> None:
     files = {path: path.stat().st_mtime_ns for path in debug_run.rglob("*") if path.is_file()}
-    model = run(debug_run, DEBUG)
+    paths = [debug_run.parent / "pictures", debug_run.parent / "talk.jsonl"]
+    model = run(debug_run, DEBUG, TrainingData.of(open_corpora(paths, "train"), paths))
     assert isinstance(model, VisualTokenizer)
     del files[debug_run / "recipe.json"]  # written again, with the same words
     assert all(path.stat().st_mtime_ns == time for path, time in files.items())
@@ -234,17 +237,15 @@ def test_killed_between_the_last_checkpoint_and_the_model(
 
 
 def test_a_text_tokenizer_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from viq.train import running
-
     def die(*_: object) -> None:
         raise Interrupted
 
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        patched.setattr(running.os, "replace", die)
+        patched.setattr(files.os, "rename", die)
         run(tmp_path, recipe(ALIGN))
     assert not (tmp_path / "words").exists()
     run(tmp_path, recipe(ALIGN))
-    assert sorted(os.listdir(tmp_path)) == ["1a-align", "recipe.json", "words"]
+    assert sorted(os.listdir(tmp_path)) == ["1a-align", "data.json", "recipe.json", "words"]
 
 
 def test_bad_samples_are_listed_before_the_checkpoint_that_passes_them(

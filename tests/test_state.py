@@ -3,6 +3,7 @@
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -102,7 +103,8 @@ def test_everything_an_optimizer_holds_comes_back(tmp_path: Path) -> None:
     assert {k: v for k, v in found.items() if k != "tensors"} == {
         k: v for k, v in values.items() if k != "tensors"
     }
-    for odd in ({1: 2}, {"a": {3}}, {"a": print}):
+    odds: list[Any] = [{1: 2}, {"a": {3}}, {"a": print}]
+    for odd in odds:
         with pytest.raises(ViqError, match="cannot be saved"):
             state.write_state(tmp_path, odd)
 

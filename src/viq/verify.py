@@ -57,17 +57,24 @@ def stamps_of(values: Mapping[str, Any], where: str) -> tuple[str, str]:
     return found[0], found[1]
 
 
-def verify(path: Path, config: Mapping[str, Any], stamps: tuple[str, str]) -> None:
+def verify(
+    path: Path,
+    config: Mapping[str, Any],
+    stamps: tuple[str, str],
+    loaded: Mapping[str, Tensor] | None = None,
+) -> None:
     """See that a tokenizer's weight file has this fingerprint and digest; "" is not looked at.
 
     Args:
         config: of encoder and quantizer, as JSON-able dictionaries by the names in `PARTS`.
+        loaded: what was read of the file, in fp32, if all of it was: spares reading it again.
 
     Raises:
         CheckpointError: it has not, or is damaged.
     """
     if any(stamps):
-        _require(path, stamps, _digests(path, json.dumps(config, sort_keys=True), bool(stamps[1])))
+        head = json.dumps(config, sort_keys=True)
+        _require(path, stamps, _digests(path, head, bool(stamps[1]), loaded))
 
 
 def verify_all(path: Path, digest: str) -> None:
@@ -94,12 +101,14 @@ def _require(path: Path, wanted: tuple[str, str], found: tuple[str, str]) -> Non
             )
 
 
-def _digests(path: Path, head: str, rest: bool) -> tuple[str, str]:
+def _digests(
+    path: Path, head: str, rest: bool, loaded: Mapping[str, Tensor] | None = None
+) -> tuple[str, str]:
     """Of a file: the digest of a text and what decides codes (without a text, of all there is),
     and that of the rest, "" where it is not wanted."""
     status = os.stat(path) if path.is_file() else None
     if status is None or status.st_size < _LARGE:
-        return _computed(path, head, rest)
+        return _computed(path, head, rest, loaded)
     place = os.path.realpath(path)
     identity = {
         "size": status.st_size,
@@ -113,18 +122,21 @@ def _digests(path: Path, head: str, rest: bool) -> tuple[str, str]:
             found = stamps_of(known, place)
             if found[0] and (found[1] or not rest):
                 return found
-    found = _computed(path, head, rest)
+    found = _computed(path, head, rest, loaded)
     _remember(place, {**identity, "fingerprint": found[0], DIGEST: found[1]})
     return found
 
 
-def _computed(path: Path, head: str, rest: bool) -> tuple[str, str]:
+def _computed(
+    path: Path, head: str, rest: bool, loaded: Mapping[str, Tensor] | None
+) -> tuple[str, str]:
     """Both at a time: hashing leaves Python's lock to others."""
     with opened_weights(path) as file:
         names = sorted(file.keys())
+        get = file.get_tensor if loaded is None else loaded.__getitem__
 
         def tensors(chosen: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-            return ((name, file.get_tensor(name)) for name in chosen)
+            return ((name, get(name)) for name in chosen)
 
         first = [name for name in names if decides(name)] if head else names
         with ThreadPoolExecutor(2) as pool:

@@ -114,15 +114,13 @@ def require_peft() -> Any:
 
 
 def add_adapters(language: Any, config: AdapterConfig) -> Any:
-    """Freeze a language model and give its linear layers low-rank adapters (peft's wrapper)."""
+    """Freeze a language model and give its linear layers low-rank adapters (peft's wrapper).
+
+    Raises:
+        ViqError: it has no layers that could have adapters, or peft is not installed.
+    """
     peft = require_peft()
-    names = sorted(
-        {
-            name.rpartition(".")[2]
-            for name, module in language.named_modules()
-            if isinstance(module, nn.Linear) and module is not language.get_output_embeddings()
-        }
-    )
+    names = adapter_targets(language)
     wanted = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]
@@ -134,7 +132,22 @@ def add_adapters(language: Any, config: AdapterConfig) -> Any:
     )
     with warnings.catch_warnings():  # peft asks transformers by a name that it has given up
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        warnings.filterwarnings("ignore", ".*fan_in_fan_out", UserWarning)  # it does it itself
         return peft.get_peft_model(language, wanted)
+
+
+def adapter_targets(language: Any) -> list[str]:
+    """Names of the linear layers of a language model but its output head. Raises `ViqError`."""
+    from transformers.pytorch_utils import Conv1D  # the linear layer of GPT-2
+
+    names = {
+        name.rpartition(".")[2]
+        for name, module in language.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not language.get_output_embeddings()
+    }
+    if not names:
+        raise ViqError(f"{type(language).__name__}: has no linear layers to add adapters to")
+    return sorted(names)
 
 
 def recompute_activations(language: Any) -> None:

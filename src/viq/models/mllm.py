@@ -111,7 +111,7 @@ class ViQForConditionalGeneration(ReadsFeatures, PreTrainedModel, GenerationMixi
         kept: dict[str, Any] = {}
 
         def load(place: str, **options: Any) -> tuple[Any, dict[str, Any]]:
-            own = super(ViQForConditionalGeneration, cls)
+            own: Any = super(ViQForConditionalGeneration, cls)
             model, report = own.from_pretrained(place, *args, **options)
             kept.update(report)
             return model, report

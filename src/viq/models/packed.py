@@ -8,6 +8,10 @@ variable-length kernel on CUDA, a loop elsewhere, and nothing quadratic in L.
     use_packed_attention(language)  # once; everything else stays as it was
     hidden_LD = packed_hidden(language, inputs_LD, lengths)
 
+Attention dropout, which no kernel for packed samples has, is left out. `check_packed` tells before
+training what of a model could not be packed at all: windows shorter than a sample, and whatever
+its attention computes beside the softmax.
+
 The model still generates, with caches and padding masks, as with "sdpa". Gradient checkpointing,
 adapters of peft and `save_pretrained` are not affected.
 
@@ -23,8 +27,11 @@ import torch
 from torch import Tensor
 
 from viq.nn.attention import packed_attention
+from viq.types import ViqError
 
 PACKED = "viq_packed"  # name of the attention in transformers' registry
+_DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
+_ROUNDING = 0.05  # relative; half precision is off by a hundredth
 
 
 def use_packed_attention(language: Any) -> None:
@@ -63,6 +70,73 @@ def packed_hidden(language: Any, inputs_LD: Tensor, lengths: Sequence[int]) -> T
     return output.last_hidden_state[0]
 
 
+def check_packed(language: Any, longest: int) -> list[str]:
+    """See that a model gives packed samples what it gives each alone; lines on what is left out.
+
+    Args:
+        language: a model that `use_packed_attention` has seen.
+        longest: tokens of a sample, at most.
+
+    Raises:
+        ViqError: it does not, and could not be trained so.
+    """
+    base = base_of(language)
+    name, window = base.config.model_type, _window(base.config)
+    if window is not None and window < longest:
+        raise ViqError(
+            f"{name}: sees only {window} tokens back in some layers, but samples have up to "
+            f"{longest}: set chat.max_length to {window}, or give another language model"
+        )
+    try:
+        apart = _differs(base)
+    except Exception as error:  # models of others fail in ways of their own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ViqError(
+            f"{name}: its attention cannot be packed ({reason:.200}); give another language model"
+        ) from None
+    if not apart < _ROUNDING:
+        raise ViqError(
+            f"{name}: packed samples come out otherwise than alone, so its attention is not the "
+            "plain one; give another language model"
+        )
+    lines = []
+    for kind in _DROPOUTS:
+        if share := getattr(base.config, kind, None):
+            lines.append(f"{name}: {kind} {share} is left out of packed samples")
+            setattr(base.config, kind, 0.0)
+    return lines
+
+
+def _window(config: Any) -> int | None:
+    """How many tokens back the layer that sees least can see; None if all see everything."""
+    if getattr(config, "use_sliding_window", True) is False:
+        return None
+    kinds = getattr(config, "layer_types", None)
+    if kinds and not any("full_attention" != kind for kind in kinds):
+        return None
+    return getattr(config, "sliding_window", None)
+
+
+@torch.no_grad()
+def _differs(base: Any) -> float:
+    """Largest difference between two samples packed and alone, relative to their values."""
+    embed = base.get_input_embeddings()
+    training = base.training
+    base.eval()
+    try:
+        ids = torch.arange(5, device=embed.weight.device) % embed.num_embeddings
+        inputs_LD = embed(ids)
+        packed_LD = packed_hidden(base, inputs_LD, (3, 2))
+        alone = [
+            base.get_decoder()(inputs_embeds=part[None], use_cache=False).last_hidden_state[0]
+            for part in inputs_LD.split((3, 2))
+        ]
+        alone_LD = torch.cat(alone).float()
+        return float((packed_LD.float() - alone_LD).abs().max() / alone_LD.abs().max())
+    finally:
+        base.train(training)
+
+
 def checkpoint_layers(language: Any) -> None:
     """Keep only the inputs of each layer for the backward pass: less memory, a third more time."""
     new = getattr(language, "activation_checkpointing_enable", None)  # before 5.23: the old name
@@ -90,8 +164,10 @@ def _attention(
         return sdpa_attention_forward(
             module, query_1HLD, key_1HLD, value_1HLD, attention_mask, **kwargs
         )
-    if kwargs.get("sliding_window") or kwargs.get("dropout"):
-        raise ValueError("packed attention has neither a sliding window nor dropout")
+    if (window := kwargs.get("sliding_window")) and window < max(lengths):
+        raise ViqError(
+            f"a sample of {max(lengths)} tokens, but attention sees {window} tokens back"
+        )
     q, k, v = (x[0].transpose(0, 1) for x in (query_1HLD, key_1HLD, value_1HLD))
     # Under autocast rotary positions give fp32 back, which the fast kernel does not take.
     return packed_attention(q.to(v.dtype), k.to(v.dtype), v, lengths, causal=True)[None], None

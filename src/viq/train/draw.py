@@ -32,6 +32,7 @@ from viq.data.drawings import (
 from viq.files import folder_aside
 from viq.loading import load
 from viq.models.language import LanguageConfig, build_language, load_language
+from viq.models.packed import check_packed
 from viq.models.tokenizer import VisualTokenizer
 from viq.models.writer import LANGUAGE, CodeWriter, WriterConfig
 from viq.store.folder import Store
@@ -193,7 +194,11 @@ class DrawRun:
                 model.resize_token_embeddings(size)
         else:
             model = build_language(language, size)
-        return WriteObjective(CodeWriter(model, config))
+        writer = CodeWriter(model, config)
+        for line in check_packed(writer.language, 1):  # a picture goes on at any length
+            if self.accelerator.is_main_process:
+                say(line)
+        return WriteObjective(writer)
 
     def _pairs(self) -> tuple[StoreInfo, list[CodePair]]:
         """Codes and captions; all made by the recipe's tokenizer."""

@@ -73,9 +73,9 @@ def check_data(
     if path.is_file():
         before = read_object(path)
         differing = [
-            f"{name} {_shown(before.get(name))}, is now {_shown(now.get(name))}"
-            for name in sorted(before.keys() | now.keys())
-            if _content(before.get(name)) != _content(now.get(name))
+            f"{name} was {_shown(before[name])}, is now {_shown(now[name])}"
+            for name in sorted(before.keys() & now.keys())  # what one does not tell is not compared
+            if _content(before[name]) != _content(now[name])
         ]
         if differing:
             raise TrainingError(
@@ -94,13 +94,16 @@ def entry(name: str, samples: int, *identity: Any) -> dict[str, Any]:
     return {"name": name, "samples": samples, "digest": digest}
 
 
-def entries(corpora: Iterable[RowCorpus], paths: Iterable[str | Path] = ()) -> list[dict[str, Any]]:
-    """Rows of files by their names, and the sizes of the files."""
-    found = [
+def entries(corpora: Iterable[RowCorpus]) -> list[dict[str, Any]]:
+    """Rows of files, told by their names."""
+    return [
         entry(corpus.name, corpus.length, _digest_of(corpus.source.names())) for corpus in corpora
     ]
-    sizes = [_bytes_of(path) for path in paths]
-    return found + ([entry("files", len(sizes), sizes)] if sizes else [])
+
+
+def sizes_of(paths: Iterable[str | Path]) -> list[int | None]:
+    """Bytes of files of data; None for URLs and the like."""
+    return [_bytes_of(path) for path in paths]
 
 
 def _digest_of(names: Iterable[str]) -> str:

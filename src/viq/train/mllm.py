@@ -40,6 +40,7 @@ from viq.models.embedder import CodeEmbedder
 from viq.models.language import (
     AdapterConfig,
     LanguageConfig,
+    adapter_targets,
     add_adapters,
     build_language,
     load_language,
@@ -47,7 +48,7 @@ from viq.models.language import (
     require_peft,
 )
 from viq.models.mllm import ViQForConditionalGeneration
-from viq.models.packed import use_packed_attention
+from viq.models.packed import check_packed, use_packed_attention
 from viq.models.tokenizer import VisualTokenizer
 from viq.pipeline import EncodeOptions
 from viq.quiet import quiet
@@ -60,6 +61,7 @@ from viq.train.folder import (
     empty_model,
     entries,
     entry,
+    sizes_of,
 )
 from viq.train.loop import LoopConfig, make_accelerator, train
 from viq.train.monitor import SKIPPED, read_lines, say
@@ -180,6 +182,7 @@ class MllmRun:
     tensorboard: bool = False
     threads: int = 1
     overwrite: bool = False  # begin anew: remove what an earlier run wrote here
+    _said: set[str] = field(default_factory=set)
 
     def train(self) -> Path:
         """Train all stages, resuming whatever was begun; gives the folder of the last model.
@@ -299,11 +302,18 @@ class MllmRun:
         for part in stage.parts:
             getattr(model, part).requires_grad_(True)
         use_packed_attention(model.language)
+        for line in check_packed(model.language, stage.data.chat.max_length):
+            self._say_once(f"{stage.name}: {line}")
         if stage.gradient_checkpointing:
             recompute_activations(model.language)
         if stage.adapter is not None:
             model.language = add_adapters(model.language, stage.adapter)
         return CodesObjective(model), processor
+
+    def _say_once(self, line: str) -> None:
+        if self.accelerator.is_main_process and line not in self._said:
+            self._said.add(line)
+            say(line)
 
     def _begin(self, stage: MllmStage, dtype: torch.dtype) -> tuple[Any, Any]:
         """Model and processor of the first stage."""
@@ -317,6 +327,8 @@ class MllmRun:
             language = load_language(config.name, dtype)
         else:
             language = build_language(config, len(processor.tokenizer))
+        if any(stage.adapter for stage in self.recipe.stages):
+            adapter_targets(language)  # hours before the stage that needs them
         model = assemble(language, embedder, processor)
         settle(model, self.corpora[0])
         return model, processor
@@ -362,7 +374,8 @@ class MllmRun:
         """What the run belongs to, for `data.json`. What is drawn follows from the recipe."""
         return {
             "codes": [entry(corpus.name, corpus.length, store_digest(corpus)) for corpus in stores],
-            "text": entries(texts, self.texts),
+            "text": entries(texts),
+            "sizes": sizes_of(self.texts),
             "drawn": self._draws(),
             "where": dict(self.where or {}),
         }

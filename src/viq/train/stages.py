@@ -38,7 +38,7 @@ from viq.models.tower import VisionTower
 from viq.patches import PatchBatch
 from viq.train import state
 from viq.train.begin import begin, frozen_but, load_reader, start_encoder
-from viq.train.folder import begin_anew, check_data, check_recipe, entries
+from viq.train.folder import begin_anew, check_data, check_recipe, entries, sizes_of
 from viq.train.init import fit_fsq
 from viq.train.loop import make_accelerator, train
 from viq.train.monitor import code_use, count_codes, picture_grid, say
@@ -81,7 +81,7 @@ class TrainingData:
     rows: Sequence[RowCorpus] = ()
     photos: Pictures = ()
     skipped: Sequence[tuple[str, str]] = ()
-    identity: Mapping[str, Any] = field(default_factory=dict)
+    identity: Mapping[str, Any] = field(default_factory=lambda: {"data": [], "where": {}})
 
     @classmethod
     def of(
@@ -101,7 +101,11 @@ class TrainingData:
             rows=[corpus for corpus in corpora if corpus.talks],
             photos=photos,
             skipped=[*skipped, *photos.skipped],
-            identity={"data": entries(corpora, paths), "where": dict(where or {})},
+            identity={
+                "data": entries(corpora),
+                "where": dict(where or {}),
+                **({"sizes": sizes_of(paths)} if paths else {}),
+            },
         )
 
 
