@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+import torch
 from PIL import Image
 
-from viq import progress
+from viq import pipeline, progress
 from viq.data.source_files import FileSource
 from viq.encode import encode
-from viq.pipeline import EncodeOptions
+from viq.patches import PatchBatch
+from viq.pipeline import EncodeOptions, Pipeline, Task
 from viq.progress import Advance
+from viq.store.extras import Extras
 
 
 def test_the_whole_is_guessed_from_what_was_opened() -> None:
@@ -45,6 +48,32 @@ def test_tiles_move_it(tmp_path: Path, packed: int) -> None:
     assert watch.done == 2
     if not packed:  # a tile is 1,024 pixels
         assert seen[:3] == ["0 0.001024", "0 0.002048", "0 0.003072"]
+
+
+def test_threads_stop_within_a_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closed during the first tile of a picture of 64, a pipeline finishes no other one."""
+    for name, side in (("a", 16), ("b", 256)):
+        Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    tokenizer, begun, ended = tiny.tokenizer(), threading.Event(), 0
+    ids = tokenizer.ids
+
+    def counted(batch: PatchBatch) -> torch.Tensor:
+        nonlocal ended
+        found = ids(batch)
+        ended += 1
+        if ended == 2:
+            begun.set()
+            assert pipeline._current.here.stop.wait(60)
+        return found
+
+    monkeypatch.setattr(tokenizer, "ids", counted)
+    job = Pipeline(
+        tokenizer, FileSource([tmp_path]), Extras(), EncodeOptions(tile=32), workers=1
+    ).run([Task(0, 0), Task(0, 1)])
+    next(job)
+    assert begun.wait(60)
+    job.close()
+    assert ended == 2
 
 
 def test_without_a_terminal_there_are_lines(

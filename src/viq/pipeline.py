@@ -158,11 +158,17 @@ class Pipeline:
 
     def run(self, tasks: Iterable[Task]) -> Generator[Encoded]:
         """What becomes of each task, in order. Close it to stop early."""
-        with _pool(self._workers, _Here(threading.Event(), self._watch)) as pool:
-            if self._in_threads:
-                with _threads_each(self._workers), _watched(self._tokenizer):
-                    yield from _in_order(pool, self._alone, tasks, _AHEAD * self._workers)
-            else:
+        here = _Here(threading.Event(), self._watch)
+        if self._in_threads:
+            # The pool is closed first: its threads stop by what the others have put in place.
+            with (
+                _watched(self._tokenizer),
+                _threads_each(self._workers),
+                _pool(self._workers, here) as pool,
+            ):
+                yield from _in_order(pool, self._alone, tasks, _AHEAD * self._workers)
+        else:
+            with _pool(self._workers, here) as pool:
                 ahead = _AHEAD * self._workers + self._options.packed // _SMALL
                 for pack in self._packs(_in_order(pool, self._load, tasks, ahead)):
                     yield from self._encode(pack)
@@ -309,7 +315,7 @@ def _require_going_on() -> None:
 
 @contextmanager
 def _watched(tokenizer: VisualTokenizer) -> Iterator[None]:
-    """Let threads of pipelines stop before each block of the encoder, and tell of each tile.
+    """Let threads of pipelines stop before each block of attention, and tell of each tile.
 
     Whoever else uses the tokenizer meanwhile, from other threads, is not affected.
     """
@@ -322,7 +328,8 @@ def _watched(tokenizer: VisualTokenizer) -> Iterator[None]:
         if here is not None:
             here.watch.encoded(len(tokens) * _PATCH_PIXELS)
 
-    blocks = (module for module in tokenizer.encoder.modules() if isinstance(module, Block))
+    parts = tokenizer.encoder, tokenizer.quantizer
+    blocks = (module for part in parts for module in part.modules() if isinstance(module, Block))
     hooks = [block.register_forward_pre_hook(before) for block in blocks]
     hooks.append(tokenizer.encoder.register_forward_hook(after))
     try:

@@ -1,8 +1,8 @@
 """The finished inputs of a file of codes that is not finished yet, kept for the next start.
 
 `viq encode -o codes.parquet` writes one file, which appears when it is whole. Beside it grows a
-hidden folder, `.codes.parquet.job`, of the inputs that are done: a store whose shards are cut by
-time instead of number, since rows come in order and nobody else writes them. The same command
+hidden folder, `.codes.parquet.job`, of the inputs that are done: a store of small shards, of which
+a part holds as many as were done in a few seconds and has the number of the first. The same command
 again reads it first; it goes away with the last row.
 """
 
@@ -21,7 +21,7 @@ from viq.names import shortened
 from viq.pipeline import Encoded, Task
 from viq.store.extras import Extras
 from viq.store.folder import JOB, Index, shard_name
-from viq.store.job import SHARD_SIZE, Facts, Failure, Job, clear, count_shards, open_job, read_job
+from viq.store.job import SHARD_SIZE, Facts, Failure, Job, clear, open_job, read_job
 from viq.store.rows import ROWS_PER_GROUP, CodeRow
 from viq.types import CodesError, ViqError
 
@@ -45,11 +45,10 @@ class Unfinished:
 
     def __init__(self, out: Path, index: Index, extras: Extras, overwrite: bool) -> None:
         self.folder = folder_of(out)
-        # There may be as many parts as there would be shards, and are less.
-        options = {**index.options, SHARD_SIZE: 1 + index.inputs // _PARTS, _FILE: out.name}
+        self._size = 1 + index.inputs // _PARTS
+        options = {**index.options, SHARD_SIZE: self._size, _FILE: out.name}
         # Parts are plain: what is read again soon need not be small.
         wanted = replace(index, options=options, info=replace(index.info, entropy=""))
-        self._most = count_shards(wanted)
         self._held: list[Encoded] = []
         self._since = time.monotonic()
         self._lock = ExitStack()
@@ -76,8 +75,9 @@ class Unfinished:
 
     def inputs(self) -> Iterator[Encoded]:
         """What became of the finished inputs, as if they had just been encoded."""
-        for number, facts in enumerate(self._parts[:]):
+        for facts in self._parts[:]:
             try:
+                number = facts.inputs[0] // self._size
                 kept: dict[int, list[CodeRow]] = dict(self._job.kept(number))
             except (CodesError, ValueError) as error:
                 raise self._damaged(error) from None
@@ -100,18 +100,18 @@ class Unfinished:
             self.flush()
 
     def flush(self) -> None:
-        """Make safe what was added."""
-        number = len(self._parts)
-        if self._held and number < self._most:
+        """Make safe what was added; of many thousand inputs, all but the last few."""
+        number, count = self.done // self._size, len(self._held) // self._size * self._size
+        if count:
             with self._job.writing(number) as part:
-                part.facts.inputs = (self.done, self.done + len(self._held))
-                for item in self._held:
+                part.facts.inputs = (self.done, self.done + count)
+                for item in self._held[:count]:
                     if item.reason:
                         part.fail(Failure(item.task.input, item.key, item.reason))
                     else:
                         part.add(item.rows, item.shrunk)
             self._parts.append(self._job.whole[number])
-            self._held = []
+            self._held = self._held[count:]
         self._since = time.monotonic()
 
     def _damaged(self, error: Exception) -> CodesError:
@@ -153,11 +153,11 @@ def _remove(folder: Path) -> None:
 
 def _in_sequence(job: Job) -> Iterator[Facts]:
     """The parts from the first one on, each beginning where the one before ends."""
-    number, done = 0, 0
+    number, done, size = 0, 0, job.index.options[SHARD_SIZE]
     while number in job.whole:
         facts = job.whole[number]
         first, last = facts.inputs
-        if first != done or not first < last <= job.index.inputs:
+        if first != done or not first < last <= job.index.inputs or last % size:
             raise CodesError(f"{job.folder / shard_name(number)}: is no part of this file")
         yield facts
-        number, done = number + 1, last
+        number, done = last // size, last
