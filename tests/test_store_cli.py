@@ -68,7 +68,7 @@ def inputs(kind: str, folder: Path) -> Path:
         ]
         place.write_text("".join(json.dumps(record) + "\n" for record in records))
     elif kind == "txt":
-        place.write_text("".join(f"file://{pictures}/{i}.png\n" for i in range(4)))
+        place.write_text("".join(f"{pictures}/{i}.png\n" for i in range(4)))
     else:
         place = folder / "pictures"
     return place
