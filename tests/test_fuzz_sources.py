@@ -274,6 +274,22 @@ def test_tables(tmp_path: Path) -> None:
     fuzz("parquet", read)
 
 
+def test_data_sets_of_hugging_face() -> None:
+    """What their library can hold at all; a few, as it makes each slowly."""
+    datasets = pytest.importorskip("datasets", reason="data sets of Hugging Face")
+    draw, found = random.Random(0), Counter[str]()
+    for _ in range(max(1, SHARES["parquet"] // 1000)):
+        table = {name: arrow_column(draw, 50) for name in ("a", "b", "key")}
+        images = pa.array([draw.choice((PNG, None, b"x")) for _ in range(50)], pa.binary())
+        table["image"] = images if draw.random() < 0.7 else arrow_column(draw, 50)
+        try:
+            dataset = datasets.Dataset(pa.table(table))
+        except Exception:  # a type that it does not have
+            continue
+        found += rows_or_failures(open_source(dataset), "dataset")
+    assert found["rows"] > 100
+
+
 def test_an_error_of_any_type_ends_at_the_border() -> None:
     class Hostile(Source):
         def __len__(self) -> int:

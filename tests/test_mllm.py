@@ -320,6 +320,23 @@ def test_the_embedder_alone_is_read_from_a_tokenizer(
     assert len(read) == len(embedder.state_dict())
 
 
+def test_system_texts_and_tools_in_messages(parts: Parts) -> None:
+    _, processor, _ = parts
+    image = picture(16, 16)
+    content = [{"type": "image", "image": image}, {"type": "text", "text": "a"}]
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": content}]
+    text = processor.apply_chat_template(messages, tokenize=False)
+    assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>")
+    same = processor(text="<image>a", images=[image])
+    assert (processor(text=messages)["pixel_values"] == same["pixel_values"]).all()
+    messages += [
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]},
+        {"role": "tool", "content": "7"},
+    ]
+    text = processor.apply_chat_template(messages, tokenize=False)
+    assert "<tool_call>" in text and "<tool_response>" in text
+
+
 def test_wrong_input_is_told_in_one_line(parts: Parts, tmp_path: Path) -> None:
     model, processor, tokenizer = parts
     codes = tokenizer.encode([picture(16, 16), picture(16, 16, 1)])

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 from transformers import AddedToken, BatchFeature, ProcessorMixin
 
+from viq.data.access import ImageText, is_encoded
 from viq.data.chat import END, ChatConfig, encode_chat, encode_prompt
 from viq.data.conversations import Conversation, Turn, marked, turns_of
 from viq.data.fields import is_image_part, part_source
-from viq.data.templates import Prompt, formatted, parsed, plain_parts
+from viq.data.templates import Prompt, formatted, parsed
 from viq.image import limit_pixels, open_image
 from viq.patches import normalize, patchify
 from viq.types import (
@@ -218,6 +219,8 @@ class ViQProcessor(ProcessorMixin):
     def _look(self, item: Any, name: str) -> tuple[Tensor, Grid]:
         """Codebook indices (T, 4) of codes, or patches (T, 768) of an image, and its grid."""
         if not isinstance(item, Codes):
+            if isinstance(item, str) and is_encoded(item):
+                item = ImageText(item).read()
             image = limit_pixels(open_image(item, name=name), self.max_pixels)
             return patchify(normalize(np.asarray(image))), grid_of((image.height, image.width))
         if item.fingerprint and self.fingerprint and item.fingerprint != self.fingerprint:
@@ -262,7 +265,6 @@ def _turns(sample: Any, images: list[Any], name: str) -> tuple[list[Turn], list[
     if isinstance(sample, str):
         turns = [Turn(role="user", text=sample)]
     else:
-        sample = [plain_parts(message) for message in sample]
         turns = turns_of(sample, name)
         images = images or [image for message in sample for image in _images_in(message)]
     turns = marked(turns, len(images))
@@ -280,12 +282,12 @@ def _only_turns(sample: Any, name: str) -> list[Turn]:
     """Turns of one sample whose images may come later."""
     if isinstance(sample, str):
         return [Turn(role="user", text=sample)]
-    return marked(turns_of([plain_parts(m) for m in sample], name), _unmarked(sample))
+    return marked(turns_of(sample, name), _unmarked(sample))
 
 
 def _unmarked(sample: Any) -> int:
     """Images that messages bring along."""
-    return sum(len(_images_in(plain_parts(message))) for message in sample)
+    return sum(len(_images_in(message)) for message in sample)
 
 
 def _images_in(message: dict[str, Any]) -> list[Any]:

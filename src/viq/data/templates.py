@@ -9,11 +9,9 @@ whole prompt of this form is a question like any other, and its marks are plain 
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from viq.data.chat import END, START
 from viq.data.conversations import Turn
@@ -74,35 +72,3 @@ def parsed(text: str) -> Prompt | None:
     system = turns.pop(0)[1] if turns[0][0] == "system" else ""
     messages = [{"role": role, "content": content} for role, content in turns]
     return Prompt(messages, system, head=text[at:] == _HEAD) if messages else None
-
-
-def plain_parts(message: Any) -> Any:
-    """A message whose images are parts {"type": "image", "image": place or bytes}.
-
-    Others write {"type": "image_url", "image_url": {"url": ..}}, and pictures as data: URLs.
-    """
-    content = message.get("content") if isinstance(message, dict) else None
-    if not isinstance(content, list):
-        return message
-    return {**message, "content": [_plain_part(part) for part in content]}
-
-
-def _plain_part(part: Any) -> Any:
-    if not isinstance(part, dict) or part.get("type") not in ("image", "image_url"):
-        return part
-    place = part.get("image", part.get("image_url", part.get("path", part.get("url"))))
-    if isinstance(place, dict):
-        place = place.get("url")
-    if isinstance(place, str) and place.startswith("data:"):
-        place = _of_data_url(place)
-    return {"type": "image"} if place is None else {"type": "image", "image": place}
-
-
-def _of_data_url(url: str) -> bytes:
-    head, _, data = url.partition(",")
-    try:
-        if not head.endswith(";base64"):
-            raise ValueError
-        return base64.b64decode(data, validate=True)
-    except ValueError:
-        raise ViqError(f"{url[:40]}..: a picture in a data: URL must be in base64") from None
