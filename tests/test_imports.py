@@ -17,8 +17,9 @@ FLOORS = [
     ["types", "untrusted", "files", "quiet"],
     [
         "image", "patches", "fsq", "ranks", "compress",
-        "store.arrays", "store.bounds", "store.extras", "store.rows", "store.folder",
-        "store.unpacked", "store.views", "store.cache_folder", "store.places", "store.cache",
+        "store.arrays", "store.footer", "store.bounds", "store.extras", "store.rows",
+        "store.folder", "store.unpacked", "store.views", "store.cache_folder",
+        "store.places", "store.cache",
         "store.lock", "store.job",
         "checkpoint", "tensorfile", "hub",
         "nn.attention", "nn.rope2d", "nn.blocks",

@@ -33,6 +33,7 @@ from viq.files import require_regular, written_aside
 from viq.store.arrays import checksum, codes_array, decompressed
 from viq.store.bounds import Bounds, checked
 from viq.store.extras import Extras
+from viq.store.footer import columns_of
 from viq.types import CODES_PER_PATCH, Codes, CodesError, ViqError, grid_of
 from viq.untrusted import UntrustedError, fingerprint, levels_of, parse_json
 
@@ -259,6 +260,119 @@ class CodesReader:
 
     def codes_bytes(self) -> int:
         """Bytes that the codes take in the file, without keys, sizes and what rides along."""
+        with _named(self.path):
+            return sum(
+                nbytes
+                for columns in columns_of(self.path)
+                for path, (_, nbytes) in columns.items()
+                if path.split(".")[0] == "codes"
+            )
+
+    def note(self, name: str, value: Any) -> None:
+        """Put `value`, as JSON, into the metadata of the file under `name`."""
+        self._writer.add_key_value_metadata({name: json.dumps(value)})
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self._flush()
+                self.note(_SUMS, self._sums)
+            self._writer.close()
+        except BaseException as late:  # a full disk shows only here
+            self._aside.__exit__(type(late), late, late.__traceback__)
+            raise
+        self._aside.__exit__(kind, error, traceback)
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if not self._rows:
+            return
+        rows, self._rows = self._rows, []
+        numbers = np.array([_numbers(row) for row in rows], np.int32)
+        columns = [
+            pa.array([row.key for row in rows], pa.string()),
+            *(pa.array(column) for column in numbers.T.copy()),
+            codes_array([row.codes for row in rows], self._coder),
+            *(self.extras.columns([row.extras for row in rows]) if self.extras else ()),
+        ]
+        table = pa.table(columns, schema=self._schema)
+        self._sums.append(checksum(table, NUMBERS))
+        self._writer.write_table(table)
+
+
+class CodesReader:
+    """Read a Parquet file of codes: who made them, how many, and row by row.
+
+    Iterating gives (key, codes) of every image; `rows` gives all there is.
+
+    Args:
+        checked: refuse rows that no writer writes (see `store.bounds`). Without, only those whose
+            size and codes do not fit are refused, and the rest is for the caller to judge.
+
+    Raises:
+        CodesError: not a Parquet file, not one of codes, damaged, or asks for more memory than a
+            file of codes needs (see `store.bounds`).
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, checked: bool = True) -> None:
+        import pyarrow.parquet as pq
+
+        self.path, self._checked = Path(path), checked
+        with _named(self.path, "not a Parquet file"), ExitStack() as failed:
+            require_regular(self.path)
+            self._file = pq.ParquetFile(self.path, page_checksum_verification=True)
+            failed.callback(self._file.close)
+            self._bounds = Bounds(self.path, self._file)
+            self._describe()
+            failed.pop_all()
+
+    def _describe(self) -> None:
+        found = self._file.schema_arrow
+        self.metadata = {
+            k.decode(errors="replace"): v.decode(errors="replace")
+            for k, v in (self._file.metadata.metadata or {}).items()
+        }
+        entropy = self.metadata.get("viq.entropy", "")
+        expected = schema(StoreInfo(model="", fingerprint="", levels=(), entropy=entropy))
+        wrong = [
+            wanted.name
+            for wanted in expected
+            if (wanted.name in found.names or wanted.name not in _OPTIONAL)
+            and (
+                found.names.count(wanted.name) != 1 or found.field(wanted.name).type != wanted.type
+            )
+        ]
+        if wrong or "viq.fingerprint" not in self.metadata:
+            raise CodesError(
+                f"a Parquet file, but not of ViQ codes (columns {found.names}); write one with viq "
+                "encode"
+            )
+        self.columns = [name for name in COLUMNS if name in found.names]
+        self.extras = Extras(found.field(n) for n in found.names if n not in COLUMNS)
+        self.info = StoreInfo(
+            model=self.metadata.get("viq.model", ""),
+            fingerprint=fingerprint(self.metadata["viq.fingerprint"], "viq.fingerprint"),
+            levels=levels_of(self.note("viq.levels") or [], "viq.levels"),
+            entropy=fingerprint(entropy, "viq.entropy"),
+        )
+
+    def __len__(self) -> int:
+        return self._file.metadata.num_rows
+
+    def __enter__(self) -> CodesReader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def codes_bytes(self) -> int:
+        """Bytes that the codes take in the file, without keys, sizes and what rides along."""
         about = self._file.metadata
         columns = [
             about.row_group(group).column(place)
@@ -355,8 +469,7 @@ class CodesReader:
     def _batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
         """All rows, checked: nothing is missing, and what was written comes back."""
         sums = self.note(_SUMS) if set(COLUMNS) <= set(names) else None
-        for group in range(self._file.num_row_groups):
-            self._bounds.require(group, names)
+        self._bounds.require(names)
         count = 0
         for batch in self._file.iter_batches(batch_size=ROWS_PER_GROUP, columns=names):
             empty = [n for n in names if n in self.columns and batch[n].null_count]
