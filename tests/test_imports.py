@@ -18,7 +18,8 @@ FLOORS = [
      "quiet"],
     [
         "pixels", "image", "patches", "fsq", "ranks", "compress",
-        "store.arrays", "store.bounds", "store.extras", "store.rows", "store.folder",
+        "store.arrays", "store.footer", "store.bounds", "store.extras", "store.rows",
+        "store.folder",
         "store.unpacked", "store.views", "store.cache_folder", "store.places", "store.cache",
         "store.lock", "store.job", "store.salvage",
         "checkpoint", "verify", "tensorfile", "hub",

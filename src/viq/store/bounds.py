@@ -9,12 +9,14 @@ sizes are read first, and say whether the codes are worth their memory.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from viq.store.footer import columns_of
 from viq.types import (
     CODES_PER_PATCH,
     MAX_PATCHES,
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
 UNPACKED_BYTES, UNPACKED_RATIO = 1 << 30, 64
 _AT_ONCE = 64 << 20  # bytes of codes in a group that are read without a look at the sizes
 _ROW_BYTES = 64  # that any row takes, at least, while it is read
-_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "BYTE_ARRAY": 4}  # of values; else 8
-_TEXT = "BYTE_ARRAY"
+_VALUE_BYTES = 4  # that a value takes, about
+_COUNTED = 1 << 20  # bytes of files whose values are counted
 _MAX_TILE = 0xFFFF  # what a .viq file can hold
 
 
@@ -56,37 +58,38 @@ class Bounds:
         self.limit = max(UNPACKED_BYTES, UNPACKED_RATIO * path.stat().st_size)
         about = file.metadata
         self._require(about.num_rows * _ROW_BYTES, f"{about.num_rows:,} rows")
-        unpacked, rows = 0, 0
-        for number in range(about.num_row_groups):
-            group = about.row_group(number)
-            rows += group.num_rows
-            for place in range(group.num_columns):
-                column = group.column(place)
-                unpacked += max(column.total_uncompressed_size, _values_bytes(column))
-                if min(group.num_rows, column.num_values, column.total_uncompressed_size) < 0:
-                    raise CodesError("damaged (its footer has sizes below 0)")
-        self._require(unpacked, "its columns, unpacked,")
-        if rows != about.num_rows:
-            raise CodesError(f"damaged (its footer has {about.num_rows} rows, its groups {rows})")
+        groups = [about.row_group(number) for number in range(about.num_row_groups)]
+        self._require(sum(group.total_byte_size for group in groups), "its columns, unpacked,")
+        if min((min(g.num_rows, g.total_byte_size) for g in groups), default=0) < 0:
+            raise CodesError("damaged (its footer has sizes below 0)")
+        if sum(group.num_rows for group in groups) != about.num_rows:
+            raise CodesError("damaged (its footer and its groups have different numbers of rows)")
+        # Where a few bytes can stand for many values, these are counted; in a larger file sizes say
+        # nearly the same in less time.
+        self._counts: list[dict[str, int]] | None = None
+        if path.stat().st_size < _COUNTED:
+            self._counts = [{n: count for n, (count, _) in c.items()} for c in columns_of(path)]
+        values = Counter[str]()
+        for counts in self._counts or ():
+            values.update(counts)
+        for name, count in values.items():
+            width = 2 if name.split(".")[0] == "codes" else _VALUE_BYTES
+            self._require(width * count, f"the {count:,} values of column {name}")
 
-    def require(self, number: int, columns: Sequence[str]) -> None:
-        """Look at a group of rows before these columns of it are read.
+    def require(self, columns: Sequence[str]) -> None:
+        """Look at all groups of rows before these columns of them are read.
 
         Raises:
             CodesError: they would take more memory than there may be.
         """
-        group = self._file.metadata.row_group(number)
-        for place in range(group.num_columns):
-            column = group.column(place)
-            name = column.path_in_schema.split(".")[0]
-            if name not in columns:
-                continue
-            if name == "codes" and _values_bytes(column) > _AT_ONCE:
-                self._require_sizes(number, column)
+        about = self._file.metadata
+        if "codes" in columns:
+            self._require_sizes()
+        for number in range(about.num_row_groups):
+            group = about.row_group(number)
             # One text may stand in a dictionary, and be meant by any number of rows.
-            most = column.num_values * column.total_uncompressed_size
-            if column.physical_type == _TEXT and column.has_dictionary_page and most > self.limit:
-                self._require_texts(number, column.path_in_schema)
+            if group.num_rows * group.total_byte_size > self.limit:
+                self._require_texts(number, columns)
 
     def require_images(self, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
         """Codes of each image of these sizes, px, int64; 0 where there is no image.
@@ -106,23 +109,42 @@ class Bounds:
         self._require(2 * int(codes.sum()), "the images of some neighbouring rows")
         return codes
 
-    def _require_sizes(self, number: int, column: pq.ColumnChunkMetaData) -> None:
-        """What the sizes of a group say must be what its footer says."""
-        table = self._file.read_row_group(number, columns=["height", "width"])
-        codes = self.require_images(*(table[name].to_numpy() for name in ("height", "width")))
-        if column.physical_type != _TEXT and np.maximum(codes, 1).sum() != column.num_values:
-            raise CodesError(
-                f"damaged (the sizes of its images take {int(codes.sum()):,} codes, its footer "
-                f"says {column.num_values:,})"
-            )
+    def _require_sizes(self) -> None:
+        """The sizes of images are possible, and their codes as many as they take."""
+        groups = range(self._file.metadata.num_row_groups)
+        if self._counts is None:
+            self._codes_of(groups)
+            return
+        for number in groups:
+            counts = self._counts[number].items()
+            values = sum(count for path, count in counts if path.startswith("codes."))
+            if 2 * values <= _AT_ONCE:
+                continue  # whatever they are
+            codes = self._codes_of([number])
+            if np.maximum(codes, 1).sum() != values:
+                raise CodesError(
+                    f"damaged (the sizes of its images take {int(codes.sum()):,} codes, its footer "
+                    f"says {values:,})"
+                )
 
-    def _require_texts(self, number: int, path: str) -> None:
+    def _codes_of(self, groups: Sequence[int]) -> np.ndarray:
+        table = self._file.read_row_groups(list(groups), columns=["height", "width"])
+        return self.require_images(*(table[name].to_numpy() for name in ("height", "width")))
+
+    def _require_texts(self, number: int, columns: Sequence[str]) -> None:
         """Read texts as references into their dictionary, and add up what is meant."""
         import pyarrow.parquet as pq
 
-        with pq.ParquetFile(self._path, read_dictionary=[path]) as file:
-            for batch in file.iter_batches(256, row_groups=[number], columns=[path]):
-                self._require(sum(map(_meant, batch.columns)), f"column {path}")
+        paths = [path for path in self._file.reader.column_paths if path.split(".")[0] in columns]
+        texts = [path for path in paths if self._is_text(path)]
+        with pq.ParquetFile(self._path, read_dictionary=texts) as file:
+            for path in texts:
+                for batch in file.iter_batches(256, row_groups=[number], columns=[path]):
+                    self._require(sum(map(_meant, batch.columns)), f"column {path}")
+
+    def _is_text(self, path: str) -> bool:
+        place = self._file.reader.column_paths.index(path)
+        return self._file.schema.column(place).physical_type == "BYTE_ARRAY"
 
     def _require(self, wanted: int, what: str) -> None:
         if wanted > self.limit:
@@ -217,13 +239,6 @@ def _first_bad(
     ids = codes.flatten().to_numpy()
     at = int(np.searchsorted(ends - ends[0], int(ids.argmax()), side="right")) - 1
     return at, f"has the code {int(ids.max())}, but the codebook has {codebook}"
-
-
-def _values_bytes(column: pq.ColumnChunkMetaData) -> int:
-    """What the values of a column take in memory, texts themselves apart."""
-    if column.path_in_schema.split(".")[0] == "codes" and column.physical_type == "INT32":
-        return 2 * column.num_values
-    return _WIDTHS.get(column.physical_type, 8) * column.num_values
 
 
 def _meant(array: pa.Array) -> int:

@@ -34,6 +34,7 @@ from viq.files import require_regular, written_aside
 from viq.store.arrays import checksum, codes_array, decompressed
 from viq.store.bounds import Bounds, checked
 from viq.store.extras import Extras
+from viq.store.footer import columns_of
 from viq.types import CODES_PER_PATCH, DTYPES, FLOAT32, Codes, CodesError, ViqError, grid_of
 from viq.untrusted import UntrustedError, fingerprint, levels_of, parse_json
 
@@ -277,17 +278,13 @@ class CodesReader:
 
     def codes_bytes(self) -> int:
         """Bytes that the codes take in the file, without keys, sizes and what rides along."""
-        about = self._file.metadata
-        columns = [
-            about.row_group(group).column(place)
-            for group in range(about.num_row_groups)
-            for place in range(about.num_columns)
-        ]
-        return sum(
-            column.total_compressed_size
-            for column in columns
-            if column.path_in_schema.split(".")[0] == "codes"
-        )
+        with _named(self.path):
+            return sum(
+                nbytes
+                for columns in columns_of(self.path)
+                for path, (_, nbytes) in columns.items()
+                if path.split(".")[0] == "codes"
+            )
 
     def note(self, name: str) -> Any:
         """What the writer noted under `name`; None if nothing."""
@@ -373,8 +370,7 @@ class CodesReader:
     def _batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
         """All rows, checked: nothing is missing, and what was written comes back."""
         sums = self.note(_SUMS) if set(COLUMNS) <= set(names) else None
-        for group in range(self._file.num_row_groups):
-            self._bounds.require(group, names)
+        self._bounds.require(names)
         count = 0
         for batch in self._file.iter_batches(batch_size=ROWS_PER_GROUP, columns=names):
             empty = [n for n in names if n in self.columns and batch[n].null_count]
