@@ -22,7 +22,7 @@ FLOORS = [
         "store.folder",
         "store.unpacked", "store.views", "store.cache_folder", "store.places", "store.cache",
         "store.lock", "store.job", "store.salvage",
-        "checkpoint", "verify", "tensorfile", "hub",
+        "checkpoint", "verify", "tensorfile", "hub", "run_log",
         "nn.attention", "nn.rope2d", "nn.blocks",
     ],
     [

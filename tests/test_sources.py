@@ -21,8 +21,8 @@ from viq.data import source_json, source_tables
 from viq.data.access import Access, ImageText, ImageUrl
 from viq.data.source_base import ImageBytes, ImageFile, ImageRange
 from viq.data.sources import Row, Source, SourceError, concatenate, open_source
-from viq.encode import open_inputs
 from viq.image import ImageError
+from viq.inputs import open_inputs
 from viq.types import ViqError
 
 MakeTar = Callable[..., Path]

@@ -29,13 +29,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from viq import checkpoint
-from viq.files import open_regular
 from viq.image import IMAGE_SUFFIXES
 from viq.models.tokenizer import VisualTokenizer
 from viq.names import PATH_BYTES, folded, hashed, portable
 from viq.outputs import Manifest, is_there, require_folder
 from viq.report import Report
-from viq.store.folder import SINGLE, Store
+from viq.store.folder import SINGLE, Store, read_single
 from viq.store.rows import CodesReader
 from viq.store.salvage import keys_and_places, rows_or_reasons
 from viq.types import Codes, CodesError, ViqError
@@ -319,15 +318,11 @@ def _parts(path: Path, tokenizer: VisualTokenizer, any_tokenizer: bool) -> Itera
 
 
 def _single(path: Path) -> Codes | CodesError:
+    """The codes of a .viq file, or why it cannot be read, without its name."""
     try:
-        with open_regular(path) as file:
-            return Codes.from_bytes(file.read())
-    except OSError as error:
-        return CodesError(f"cannot be read ({error.strerror})")
+        return read_single(path)
     except CodesError as error:
-        return error
-    except ViqError as error:
-        return CodesError(str(error))
+        return CodesError(str(error).removeprefix(f"{path}: "))
 
 
 def _require(tokenizer: VisualTokenizer, fingerprint: str, where: str, model: str) -> None:

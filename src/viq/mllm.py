@@ -31,7 +31,8 @@ from viq.models.embedder import CodeEmbedder
 from viq.models.mllm import ViQConfig, ViQForConditionalGeneration
 from viq.outputs import is_there
 from viq.quiet import quiet
-from viq.store.folder import SINGLE
+from viq.run_log import RECIPE, read_recipe, stage_names
+from viq.store.folder import SINGLE, read_single
 from viq.store.views import CodeSample
 from viq.types import Codes, ViqError
 from viq.untrusted import UntrustedError, parse_json
@@ -43,7 +44,7 @@ AutoModel.register(ViQConfig, ViQForConditionalGeneration)
 AutoModelForImageTextToText.register(ViQConfig, ViQForConditionalGeneration)
 AutoProcessor.register(ViQConfig, ViQProcessor)
 
-MODEL, RECIPE = "model", "recipe.json"  # of a run folder: RUN/STAGE/model, RUN/recipe.json
+MODEL = "model"  # of a run folder: RUN/STAGE/model
 
 
 def make_processor(
@@ -114,8 +115,7 @@ def load_mllm(
 
 
 def _last_stage(run: Path) -> Path:
-    stages = json.loads((run / RECIPE).read_text()).get("stages", [])
-    done = [run / stage["name"] / MODEL for stage in stages]
+    done = [run / name / MODEL for name in stage_names(read_recipe(run))]
     done = [folder for folder in done if (folder / checkpoint.CONFIG_FILE).is_file()]
     if not done:
         raise ViqError(f"{run}: no stage of this run has ended; let viq train mllm finish one")
@@ -125,14 +125,7 @@ def _last_stage(run: Path) -> Path:
 def look(place: str | Path) -> Path | Codes:
     """An image file, or the codes of a .viq file, as the processor takes it."""
     path = Path(place)
-    if path.suffix == SINGLE:
-        try:
-            with open_regular(path) as file:
-                return Codes.from_bytes(file.read())
-        except ViqError as error:
-            named = str(error).startswith(str(path))
-            raise ViqError(str(error) if named else f"{path}: {error}") from None
-    return path
+    return read_single(path) if path.suffix == SINGLE else path
 
 
 def ask(

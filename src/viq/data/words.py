@@ -52,7 +52,10 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise _missing() from None
     try:
         _refuse_huge(Path(folder))
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        # The name is the user's, and no code of the folder is run.
+        tokenizer = AutoTokenizer.from_pretrained(  # nosec B615
+            str(folder), trust_remote_code=False
+        )
     except Exception as error:  # what damage makes the libraries raise is anyone's guess
         raise ViqError(
             f"{folder}: no text tokenizer can be loaded from there ({_first(error)}); give a "

@@ -106,7 +106,7 @@ def convert(
         qwen_vae.write_vae(vae_folder, vae, vae_config)
     elif had_vae:  # it belongs to the model of ours that is replaced, as its config said
         for stale in (checkpoint.CONFIG_FILE, qwen_vae.VAE_WEIGHTS_FILE):
-            (vae_folder / stale).unlink(missing_ok=True)
+            (vae_folder / stale).unlink(missing_ok=True)  # see above; --overwrite was given
     model.save_pretrained(out)
     return {
         "name": config.name,

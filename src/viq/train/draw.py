@@ -35,6 +35,7 @@ from viq.models.language import LanguageConfig, build_language, load_language
 from viq.models.packed import check_packed
 from viq.models.tokenizer import VisualTokenizer
 from viq.models.writer import LANGUAGE, CodeWriter, WriterConfig
+from viq.run_log import RECIPE
 from viq.store.folder import Store
 from viq.store.rows import StoreInfo
 from viq.train import state
@@ -44,7 +45,7 @@ from viq.train.monitor import say
 from viq.train.running import Observer, own_lanes, text_tokenizer
 from viq.types import Size, ViqError
 
-RECIPE, CODES, WORDS, STAGE, MODEL = "recipe.json", "codes.parquet", "words", "draw", "model"
+CODES, WORDS, STAGE, MODEL = "codes.parquet", "words", "draw", "model"
 _GROUP = 64  # pictures encoded at a time
 
 

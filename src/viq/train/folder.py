@@ -22,11 +22,12 @@ from viq.checkpoint import read_object
 from viq.data.corpora import RowCorpus
 from viq.files import write_atomically
 from viq.image import IMAGE_SUFFIXES
+from viq.run_log import RECIPE, read_recipe, stage_names
 from viq.train.loop import TrainingError
 from viq.types import ViqError
-from viq.untrusted import file_name, printable
+from viq.untrusted import printable
 
-RECIPE, DATA, MODEL, WORDS, CODES = "recipe.json", "data.json", "model", "words", "codes"
+DATA, MODEL, WORDS, CODES = "data.json", "model", "words", "codes"
 RESERVED = (RECIPE, DATA, MODEL, WORDS, CODES, "cache", "codes.parquet")  # no stage is called so
 
 _FORMAT = 1
@@ -83,7 +84,7 @@ def check_data(
                 "another --out, the same data, or --overwrite to begin anew"
             )
         return
-    if any((out / name).is_dir() for name in (*_stages(out), "draw")):
+    if any((out / name).is_dir() for name in (*stage_names(read_recipe(out)), "draw")):
         say(f"{path}: this run was begun before its data were recorded; they are from now on")
     write_atomically(path, _lines(now))
 
@@ -220,7 +221,7 @@ def begin_anew(
     for place in reads:
         if place is not None and Path(os.path.realpath(place)).is_relative_to(out.resolve()):
             raise ViqError(f"{place}: lies in {out}, which --overwrite empties; move it out first")
-    stages = [*_stages(out), *extra_stages]
+    stages = [*stage_names(read_recipe(out)), *extra_stages]
     own, others = _split(out, lambda name: _is_own(name, stages))
     if blocking := [name for name in others if _WHOLE.fullmatch(name)]:
         raise ViqError(
@@ -282,20 +283,3 @@ def _remove(root: Path, names: Sequence[str]) -> None:
                 folder.rmdir()  # refuses one that still holds anything
             except OSError:
                 continue
-
-
-def _stages(out: Path) -> list[str]:
-    """Names of the stages that the recipe of a run folder lists."""
-    try:
-        stages = read_object(out / RECIPE).get("stages")
-    except (FileNotFoundError, checkpoint.CheckpointError):
-        return []
-    named = [stage.get("name") for stage in stages if isinstance(stage, dict)] \
-        if isinstance(stages, list) else []  # fmt: skip
-    found = []
-    for name in named:
-        try:
-            found.append(file_name(name, str(out / RECIPE)))
-        except ViqError:
-            continue
-    return found

@@ -35,7 +35,7 @@ from viq.data.drawn import DrawnConfig, DrawnSource
 from viq.data.mixture import Mixture, Part
 from viq.encode import encode
 from viq.files import folder_aside
-from viq.mllm import MODEL, RECIPE, assemble, load_mllm, make_processor
+from viq.mllm import MODEL, assemble, load_mllm, make_processor
 from viq.models.embedder import CodeEmbedder
 from viq.models.language import (
     AdapterConfig,
@@ -52,6 +52,7 @@ from viq.models.packed import check_packed, use_packed_attention
 from viq.models.tokenizer import VisualTokenizer
 from viq.pipeline import EncodeOptions
 from viq.quiet import quiet
+from viq.run_log import RECIPE
 from viq.store.folder import INDEX
 from viq.train import state
 from viq.train.folder import (

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from viq.files import read_bytes
+from viq.run_log import read_recipe, stage_names
 from viq.train.charts import Drawing, bars, curve
 from viq.train.monitor import (
     CODES,
@@ -26,7 +26,6 @@ from viq.train.monitor import (
     read_lines,
 )
 from viq.types import ViqError
-from viq.untrusted import CONFIG_BYTES, parse_json
 
 _NOT_MEASURED = {"stage", "step", "steps", "seconds"}
 # Title and unit of a measure; others are named after their key. Their order is that of the report,
@@ -175,7 +174,7 @@ def read_run(folder: Path) -> Run:
     """
     if not folder.is_dir():
         raise ViqError(f"{folder}: no such folder; give the folder that `viq train --out` made")
-    recipe = _read_json(folder / "recipe.json")
+    recipe = read_recipe(folder)
     if _is_stage(folder):
         found = [folder]
     else:
@@ -185,7 +184,7 @@ def read_run(folder: Path) -> Run:
             f"{folder}: not a run: no recipe.json and no stage with {LOG} in it; give the folder "
             "that `viq train --out` made"
         )
-    planned = _planned(recipe)
+    planned = stage_names(recipe)
     here = {path.name: path for path in sorted(found, key=_begun)}
     names = [*planned, *(name for name in here if name not in planned)]
     return Run(folder.resolve().name, recipe, [_stage(n, here.get(n, folder / n)) for n in names])
@@ -251,19 +250,6 @@ def _begun(folder: Path) -> tuple[float, str]:
     """Stages run one after another, so the older log comes first."""
     log = folder / LOG
     return (log.stat().st_mtime if log.exists() else math.inf), folder.name
-
-
-def _planned(recipe: Any) -> list[str]:
-    stages = recipe.get("stages") if isinstance(recipe, dict) else None
-    named = [stage.get("name") for stage in stages or [] if isinstance(stage, dict)]
-    return list(dict.fromkeys(name for name in named if isinstance(name, str)))
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return parse_json(read_bytes(path, CONFIG_BYTES), str(path))
-    except (OSError, ViqError):
-        return None
 
 
 def _is_number(value: object) -> bool:

@@ -33,9 +33,14 @@ class Sentences:
         from transformers import AutoModel, AutoTokenizer
 
         folder = Path(found.origin).parent / "model"
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        # A folder of an installed package; nothing is fetched.
+        self._tokenizer = AutoTokenizer.from_pretrained(  # nosec B615
+            folder, trust_remote_code=False
+        )
         with quiet():
-            model = AutoModel.from_pretrained(folder, trust_remote_code=False, use_safetensors=True)
+            model = AutoModel.from_pretrained(  # nosec B615
+                folder, trust_remote_code=False, use_safetensors=True
+            )
         self._model = model.requires_grad_(False).eval()
 
     @torch.no_grad()

@@ -36,6 +36,7 @@ from viq.models.language import (
 from viq.models.tokenizer import VisualTokenizer
 from viq.models.tower import VisionTower
 from viq.patches import PatchBatch
+from viq.run_log import RECIPE
 from viq.train import state
 from viq.train.begin import begin, frozen_but, load_reader, start_encoder
 from viq.train.folder import begin_anew, check_data, check_recipe, entries, sizes_of
@@ -62,9 +63,7 @@ from viq.types import ViqError
 
 Objective = AlignObjective | DecoderObjective | TowerObjective
 
-READER, RECIPE, WORDS, MODEL, TOWER = (
-    "reader.safetensors", "recipe.json", "words", "model", "tower",
-)  # fmt: skip
+READER, WORDS, MODEL, TOWER = "reader.safetensors", "words", "model", "tower"
 
 
 @dataclass(frozen=True, kw_only=True)
