@@ -20,7 +20,7 @@ FLOORS = [
         "store.arrays", "store.footer", "store.bounds", "store.extras", "store.rows",
         "store.folder", "store.unpacked", "store.views", "store.cache_folder",
         "store.places", "store.cache",
-        "store.lock", "store.job",
+        "store.lock", "store.facts", "store.job",
         "checkpoint", "tensorfile", "hub",
         "nn.attention", "nn.rope2d", "nn.blocks",
     ],
