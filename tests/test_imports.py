@@ -21,7 +21,7 @@ FLOORS = [
         "store.arrays", "store.footer", "store.bounds", "store.extras", "store.rows",
         "store.folder",
         "store.unpacked", "store.views", "store.cache_folder", "store.places", "store.cache",
-        "store.lock", "store.job", "store.salvage",
+        "store.lock", "store.facts", "store.job", "store.salvage",
         "checkpoint", "verify", "tensorfile", "hub", "run_log",
         "nn.attention", "nn.rope2d", "nn.blocks",
     ],

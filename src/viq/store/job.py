@@ -9,12 +9,10 @@ readers, and can be written anew at any time.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from itertools import groupby, zip_longest
 from pathlib import Path
 from types import TracebackType
@@ -23,13 +21,14 @@ from typing import Any
 from viq.compress import beside
 from viq.files import (
     is_plain,
-    open_regular,
     remove_leftovers,
     sha256_of,
     write_atomically,
     write_new,
 )
 from viq.store.extras import Extras
+from viq.store.facts import Counts as Counts
+from viq.store.facts import Facts, Failure, write_ledger
 from viq.store.folder import (
     INDEX,
     JOB,
@@ -42,8 +41,7 @@ from viq.store.folder import (
 )
 from viq.store.lock import locked
 from viq.store.rows import CodeRow, CodesReader, CodesWriter, StoreInfo
-from viq.types import Codes, CodesError, ViqError
-from viq.untrusted import parse_json, whole_number
+from viq.types import CodesError, ViqError
 
 SHARD_SIZE = "shard_size"  # the option that says how many inputs make a shard
 _SHARD_NAME = re.compile(r"part-(\d{5,9})\.parquet")
@@ -52,75 +50,7 @@ _OUR_NAMES = re.compile(
     rf"{_SHARD_NAME.pattern}|{INDEX}|{JOB}|{LEDGER}|_entropy-[0-9a-f]{{16}}\.safetensors"
 )
 MAX_SHARDS = 1 << 20  # of a store
-_LEDGER_LINE = 1 << 24  # bytes of its first line that are looked at
 _FACTS, _OPTIONS = "viq.shard", "viq.options"  # notes in the metadata of a shard
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An input that gave no codes: its number, its key, and one line that says why."""
-
-    input: int
-    key: str
-    reason: str
-
-
-@dataclass(kw_only=True)
-class Counts:
-    """How much there is.
-
-    Attributes:
-        shrunk: images made smaller because of max_pixels.
-        tiled: images encoded in tiles.
-    """
-
-    images: int = 0
-    pixels: int = 0
-    codes: int = 0
-    shrunk: int = 0
-    tiled: int = 0
-
-    def count(self, codes: Codes) -> None:
-        """Count one image."""
-        self.images += 1
-        self.pixels += codes.size[0] * codes.size[1]
-        self.codes += codes.ids.size
-        self.tiled += codes.tile > 0
-
-    def add(self, others: Counts) -> None:
-        """Count what others counted."""
-        for name in ("images", "pixels", "codes", "shrunk", "tiled"):
-            setattr(self, name, getattr(self, name) + getattr(others, name))
-
-
-@dataclass(kw_only=True)
-class Facts(Counts):
-    """What a shard says of itself.
-
-    Attributes:
-        inputs: the half-open range of inputs it is made of.
-        rows: images, and inputs without images.
-    """
-
-    inputs: tuple[int, int] = (0, 0)
-    rows: int = 0
-    failures: list[Failure] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Facts:
-        """Read what `to_json` wrote. Raises TypeError, KeyError or ValueError for else."""
-        values = dict(values)
-        start, stop = (whole_number(place, "inputs") for place in values.pop("inputs"))
-        failures = [Failure(**failure) for failure in values.pop("failures")]
-        for failure in failures:
-            whole_number(failure.input, "failures", start, stop - 1)
-            if not isinstance(failure.key, str) or not isinstance(failure.reason, str):
-                raise TypeError("a failure without key or reason")
-        counts = {name: whole_number(value, name) for name, value in values.items()}
-        return cls(inputs=(start, stop), failures=failures, **counts)
 
 
 class ShardWriter:
@@ -364,38 +294,6 @@ def read_facts(folder: Path, number: int, index: Index) -> Facts:
                 f"{number * size}: it belongs elsewhere, remove it"
             )
         return facts
-
-
-def write_ledger(path: Path, failures: Iterable[Failure]) -> None:
-    """List failed inputs, one JSON object a line; no file if there are none.
-
-    Raises:
-        ViqError: there is a file that is no such list.
-    """
-    require_ledger(path)
-    lines = [json.dumps(asdict(failure)) + "\n" for failure in failures]
-    if lines:
-        write_atomically(path, "".join(lines).encode())
-    else:
-        path.unlink(missing_ok=True)  # a list of ours, as was just seen
-
-
-def require_ledger(path: Path) -> None:
-    """Refuse to replace a file that is no list of failures.
-
-    Raises:
-        ViqError: there is one; names it.
-    """
-    if not os.path.lexists(path):
-        return
-    try:
-        with open_regular(path) as file:
-            first = file.readline(_LEDGER_LINE)
-        listed = parse_json(first, str(path)) if first else None
-    except (OSError, ViqError):
-        listed = None
-    if not isinstance(listed, dict) or listed.keys() != {"input", "key", "reason"}:
-        raise ViqError(f"{path}: exists and is no list of failures of viq; move it away")
 
 
 def write_index(
