@@ -28,7 +28,7 @@ FLOORS = [
     [
         "models.encoder", "models.quantizer", "models.decoder", "models.latents",
         "models.pretrained",
-        "models.qwen_vae", "models.tokenizer",
+        "models.qwen_vae", "models.tokenizer_config", "models.tokenizer",
         "models.embedder", "models.packed", "models.projector", "models.language", "models.mllm",
         "models.writer", "models.discriminator",
         "models.siglip", "models.tower", "models.perceptual",

@@ -27,46 +27,19 @@ from viq.compress import ENTROPY_FILE, EntropyModel
 from viq.files import write_atomically, written_aside
 from viq.hub import locate
 from viq.image import Source, limit_pixels, open_image
-from viq.models.decoder import DecoderConfig, PixelDecoder
-from viq.models.encoder import Encoder, EncoderConfig
-from viq.models.latents import LatentConfig, LatentHead
-from viq.models.quantizer import FSQBottleneck, QuantizerConfig, QuantizerHead
+from viq.models.decoder import PixelDecoder
+from viq.models.encoder import Encoder
+from viq.models.latents import LatentHead
+from viq.models.quantizer import FSQBottleneck, QuantizerHead
 from viq.models.qwen_vae import VAE_WEIGHTS_FILE, decode_latents, load_vae
+from viq.models.tokenizer_config import TokenizerConfig, decisive, refuse_language_model
 from viq.nn.blocks import AttentionPool
 from viq.patches import PatchBatch, denormalize, lengths_of, normalize, pack, tile_grid, unpatchify
-from viq.types import CODES_PER_PATCH, PATCH_SIZE, Codes, CodesError, Grid, ViqError, grid_of
-from viq.untrusted import printable, whole_number
-from viq.verify import DIGEST, PARTS, decides, rest_digest, stamps_of, verify
+from viq.types import CODES_PER_PATCH, Codes, CodesError, Grid, ViqError, grid_of
+from viq.verify import DIGEST, decides, rest_digest, stamps_of, verify
 
 _Result = TypeVar("_Result")
 _BAND = 4096  # patches decoded at a time: bounds memory, the result is the same
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
-    """All that shapes a tokenizer; `config.json` of a model folder."""
-
-    encoder: EncoderConfig
-    quantizer: QuantizerConfig
-    decoder: DecoderConfig | None = None  # features to pixels
-    latents: LatentConfig | None = None  # features to latents of the Qwen-Image VAE
-    tile: int = 0  # px; images with a longer side are encoded in tiles; 0: never
-    name: str = "viq"
-
-    def __post_init__(self) -> None:
-        if self.encoder.patch_size != PATCH_SIZE:
-            raise ValueError(
-                f"patches of {self.encoder.patch_size} px: codes are of {PATCH_SIZE} px patches"
-            )
-        whole_number(self.tile, "tile", 0, 2**20)
-        if self.tile % PATCH_SIZE:
-            raise ValueError(f"tile {self.tile} must be a multiple of {PATCH_SIZE} px")
-        width = self.encoder.width
-        heads = {"quantizer": self.quantizer.heads if self.quantizer.pre_depth else 1}
-        heads |= {"latents": self.latents.heads} if self.latents else {}
-        for part, count in heads.items():
-            if width % count:
-                raise ValueError(f"{part}: width {width} cannot be split into {count} heads")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,13 +233,13 @@ class VisualTokenizer(nn.Module):
         stamps = stamps_of(values, where)
         for name in ("format", "fingerprint", DIGEST):
             values.pop(name, None)
-        _refuse_language_model(values, folder)
+        refuse_language_model(values, folder)
         config = checkpoint.from_dict(TokenizerConfig, values, where)
         with checkpoint.building(where):
             model = cls(config)
         checkpoint.load_model(model, path, device=device, dtype=dtype or torch.float32)
         exact = model.device.type == "cpu" and dtype in (None, torch.float32)
-        verify(path, _decisive(config), stamps, model.state_dict() if exact else None)
+        verify(path, decisive(config), stamps, model.state_dict() if exact else None)
         model._fingerprint = stamps[0] or None
         model.entropy_file = folder / ENTROPY_FILE
         if model.latent_head is not None and (folder / "vae" / checkpoint.CONFIG_FILE).is_file():
@@ -340,8 +313,8 @@ class VisualTokenizer(nn.Module):
         return self._stamp(self.state_dict())
 
     def _stamp(self, weights: Mapping[str, Tensor]) -> str:
-        decisive = {name: weight for name, weight in weights.items() if decides(name)}
-        return checkpoint.fingerprint(_decisive(self.config), decisive)
+        covered = {name: weight for name, weight in weights.items() if decides(name)}
+        return checkpoint.fingerprint(decisive(self.config), covered)
 
     @property
     def width(self) -> int:
@@ -461,22 +434,6 @@ class VisualTokenizer(nn.Module):
         pixels = decode_latents(self._vae[0].to(self.device), latents)[0]
         height, width = codes.size
         return Image.fromarray(denormalize(pixels[:, :height, :width]).cpu().numpy())
-
-
-def _decisive(config: TokenizerConfig) -> dict[str, Any]:
-    """What of the config the fingerprint covers."""
-    values = checkpoint.to_dict(config)
-    return {part: values[part] for part in PARTS}
-
-
-def _refuse_language_model(values: Mapping[str, Any], folder: Path) -> None:
-    about = values.get("embedder_config")
-    if "embedder_config" in values:
-        name = about.get("tokenizer") if isinstance(about, dict) else None
-        raise checkpoint.CheckpointError(
-            f"{folder}: is a language model on codes, no tokenizer; ask it with viq chat, or "
-            f"give its tokenizer, {printable(str(name), 100)}"
-        )
 
 
 def _listed(items: Any) -> list[Any]:
