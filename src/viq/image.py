@@ -29,7 +29,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from viq.pixels import to_rgb
-from viq.types import ViqError
+from viq.types import MAX_PIXELS, ViqError
 from viq.untrusted import printable
 
 __all__ = [
@@ -47,7 +47,7 @@ __all__ = [
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
-DECODE_LIMIT = 200_000_000  # pixels; the largest phone cameras take 199.8 million
+DECODE_LIMIT = MAX_PIXELS  # pixels; the largest phone cameras take 199.8 million
 FILE_LIMIT = 2 * 2**30  # bytes of a file: so many pixels of 8 bytes, and more
 
 # The files that `list_images` picks up in folders; lower case.
