@@ -130,7 +130,7 @@ def test_pictures_under_the_name_of_others(parts: tuple[Any, ViQProcessor], tmp_
     ):
         found = processor(text=[[user(other, WORDS)]])
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
-    with pytest.raises(ViqError, match="must be in base64"):
+    with pytest.raises(ViqError, match="is text, not an image"):
         processor(text=[[user(part("image_url", image_url={"url": "data:image/png,x"}), WORDS)]])
 
 
