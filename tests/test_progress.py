@@ -90,6 +90,7 @@ def test_without_a_terminal_there_are_lines(
     monkeypatch.setattr(progress, "Advance", Told)
     with progress.progress("encoding", 3, hidden=False) as advance:
         advance()
+        told.clear()  # of lines before
         assert told.wait(60)
     assert "encoding: 1 of 3, 0 s\n" in capsys.readouterr().err
     told.clear()
