@@ -18,6 +18,7 @@ test: $(VENV)/.dev
 
 # Lint, format and types, beside the tests in continuous integration.
 check: $(VENV)/.dev
+	$(BIN)/lint-imports
 	$(BIN)/ruff check src tests scripts
 	$(BIN)/ruff format --check src tests scripts
 	$(BIN)/pyright --pythonpath $(BIN)/python

@@ -18,12 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 from test_compress import LEVELS, MODEL, STAMP, codes_of
 
-from viq.compress import ENTROPY_FILE, EntropyModel
-from viq.data.codes import CodeDataset
-from viq.store.extras import Extras
+from viq.codec.entropy_model import ENTROPY_FILE, EntropyModel
+from viq.core.codes import Codes
+from viq.core.types import ViqError
+from viq.store.columns import Extras
+from viq.store.dataset import CodeDataset
 from viq.store.folder import INDEX, Index, Shard, Store, shard_name
 from viq.store.rows import CodesReader, CodesWriter, StoreInfo
-from viq.types import Codes, ViqError
 
 INFO = StoreInfo(model="viq-test", fingerprint=STAMP, levels=LEVELS)
 CASES = int(os.environ.get("VIQ_FUZZ", 150))

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from viq.data.words import train_tokenizer
-from viq.models.language import LanguageConfig, build_language
-from viq.models.tokenizer import TokenizerConfig, VisualTokenizer
-from viq.recipes import train_debug
-from viq.train.begin import begin
+from viq.data.text.text_tokenizer import train_tokenizer
+from viq.models.language.reader import LanguageConfig, build_language
+from viq.models.tokenizer.tokenizer import TokenizerConfig, VisualTokenizer
+from viq.recipes.tokenizer import train_debug
+from viq.train.tokenizer.handover import begin
 
 LANGUAGE = LanguageConfig(width=32, depth=2, heads=2, mlp_width=48)
 

@@ -8,11 +8,12 @@ import numpy as np
 import tiny
 import torch
 
-from viq.data.words import train_tokenizer
-from viq.mllm import ViQForConditionalGeneration, ViQProcessor, assemble, make_processor
-from viq.models.embedder import CodeEmbedder
-from viq.models.language import LanguageConfig, build_language
-from viq.models.tokenizer import VisualTokenizer
+from viq.data.text.text_tokenizer import train_tokenizer
+from viq.mllm.chat import ViQForConditionalGeneration, ViQProcessor
+from viq.mllm.loading import assemble, make_processor
+from viq.models.language.reader import LanguageConfig, build_language
+from viq.models.tokenizer.embedder import CodeEmbedder
+from viq.models.tokenizer.tokenizer import VisualTokenizer
 
 TEXTS = ["What is this? Where are they? A red cup, two blue cups.", "How many? 12345"]
 

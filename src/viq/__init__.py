@@ -15,12 +15,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from viq.core.moved import forward_old_names
+
 if TYPE_CHECKING:
-    from viq.data.codes import CodeDataset
-    from viq.loading import load
+    from viq.core.codes import Codes
+    from viq.core.errors import CodesError, ViqError
     from viq.mllm import ViQConfig, ViQForConditionalGeneration, ViQProcessor
     from viq.models.tokenizer import TokenizerConfig, VisualTokenizer
-    from viq.types import Codes, CodesError, ViqError
+    from viq.models.tokenizer.loading import load
+    from viq.store.dataset import CodeDataset
 
 __all__ = [
     "CodeDataset",
@@ -37,17 +40,19 @@ __all__ = [
 __version__ = "0.1.0"
 
 _LAZY = {
-    "CodeDataset": "viq.data.codes",
-    "Codes": "viq.types",
-    "CodesError": "viq.types",
-    "ViqError": "viq.types",
-    "load": "viq.loading",
+    "CodeDataset": "viq.store.dataset",
+    "Codes": "viq.core.codes",
+    "CodesError": "viq.core.errors",
+    "ViqError": "viq.core.errors",
+    "load": "viq.models.tokenizer.loading",
     "TokenizerConfig": "viq.models.tokenizer",
     "VisualTokenizer": "viq.models.tokenizer",
     "ViQConfig": "viq.mllm",
     "ViQForConditionalGeneration": "viq.mllm",
     "ViQProcessor": "viq.mllm",
 }
+
+forward_old_names()
 
 
 def __getattr__(name: str) -> Any:

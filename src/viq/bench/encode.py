@@ -25,12 +25,13 @@ from PIL import Image
 from viq.bench import parts
 from viq.bench.measure import compare, machine, peak_memory, run_command
 from viq.bench.report import format
-from viq.data.synthetic import KINDS, draw
-from viq.loading import load
-from viq.models.encoder import EncoderConfig
-from viq.models.tokenizer import VisualTokenizer
-from viq.recipes import MODELS
-from viq.types import Codes, Size, ViqError, grid_of
+from viq.core.codes import Codes
+from viq.core.types import Size, ViqError, grid_of
+from viq.data.synthetic.draw import KINDS, draw
+from viq.models.tokenizer.encoder import EncoderConfig
+from viq.models.tokenizer.loading import load
+from viq.models.tokenizer.presets import MODELS
+from viq.models.tokenizer.tokenizer import VisualTokenizer
 
 __all__ = ["FULL", "QUICK", "SECTIONS", "Work", "format", "mixed_images", "picture", "run"]
 

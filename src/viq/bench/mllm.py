@@ -43,12 +43,12 @@ from viq.bench.mllm_work import (
     scaled,
     tokenizer_shape,
 )
-from viq.models.encoder import Encoder
-from viq.models.packed import checkpoint_layers, packed_hidden, use_packed_attention
-from viq.models.projector import MergeProjector, ProjectorConfig
-from viq.models.tokenizer import VisualTokenizer
-from viq.recipes import g, so400m
-from viq.types import ViqError
+from viq.core.types import ViqError
+from viq.models.language.packed import checkpoint_layers, packed_hidden, use_packed_attention
+from viq.models.language.projector import MergeProjector, ProjectorConfig
+from viq.models.tokenizer.encoder import Encoder
+from viq.models.tokenizer.presets import g, so400m
+from viq.models.tokenizer.tokenizer import VisualTokenizer
 
 __all__ = ["LANGUAGES", "REAL", "SCALED", "WAYS", "Work", "about", "format", "run"]
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from viq.bench.report import table
-from viq.train.charts import Box, Drawing, Line, Words, labels, ticks
-from viq.types import ViqError
+from viq.core.types import ViqError
+from viq.report.charts import Box, Drawing, Line, Words, labels, ticks
 
 # Seconds of the paper: codes, and SigLIP2-g in the loop (8 GPUs, up to 768 px, packed).
 PAPER: dict[tuple[str, str], dict[str, tuple[float, float]]] = {

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from viq.models.encoder import EncoderConfig
-from viq.models.tokenizer import TokenizerConfig
-from viq.patches import PatchBatch, lengths_of
-from viq.types import CODES_PER_PATCH, PATCH_SIZE, Grid, ViqError, language_tokens
+from viq.core.types import CODES_PER_PATCH, PATCH_SIZE, Grid, ViqError, language_tokens
+from viq.image.patches import PatchBatch, lengths_of
+from viq.models.tokenizer.encoder import EncoderConfig
+from viq.models.tokenizer.tokenizer import TokenizerConfig
 
 LENGTHS = {"1k": 1024, "2k": 2048, "4k": 4096, "8k": 8192, "16k": 16384, "32k": 32768}
 

@@ -1,4 +1,5 @@
-"""Bits a code and speed of ways to store codes: plain, zstd, Huffman, and `viq.compress`.
+"""Bits a code and speed of ways to store codes: plain, zstd, Huffman, and
+`viq.codec.entropy_model`.
 
 Each image is packed alone, as a row of a store is, so that any row can be read without the others.
 """
@@ -13,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from viq.bench.measure import compare
-from viq.compress import EntropyModel
-from viq.types import Codes
+from viq.codec.entropy_model import EntropyModel
+from viq.core.codes import Codes
 
 Pack = Callable[[], Sequence[Any]]
 _HUFFMAN_CODES = 20000  # that are coded one by one from Python, for its speed

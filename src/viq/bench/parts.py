@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from viq.bench.measure import compare
-from viq.models.encoder import Encoder, EncoderConfig
-from viq.models.quantizer import QuantizerConfig, QuantizerHead
-from viq.nn.attention import looped_attention, varlen_attention
-from viq.patches import PatchBatch, lengths_of
-from viq.types import CODES_PER_PATCH, Grid
+from viq.core.types import CODES_PER_PATCH, Grid
+from viq.image.patches import PatchBatch, lengths_of
+from viq.models.layers.attention import looped_attention, varlen_attention
+from viq.models.tokenizer.encoder import Encoder, EncoderConfig
+from viq.models.tokenizer.quantizer import QuantizerConfig, QuantizerHead
 
 BUCKET = 8  # images of similar length that `naflex_bucketed` pads together
 

@@ -16,9 +16,10 @@ from PIL import Image
 
 from viq.bench import peer
 from viq.bench.measure import compare
-from viq.data.codes import CodeDataset
+from viq.core.codes import Codes
+from viq.core.types import Size, ViqError
+from viq.store.dataset import CodeDataset
 from viq.store.folder import Store
-from viq.types import Codes, Size, ViqError
 
 ORDERS = ("sequential", "random")
 _JPEGS = 200  # pictures that are decoded for comparison; a sample of the sizes

@@ -24,13 +24,14 @@ from viq.bench.measure import compare, machine, peak_memory
 from viq.bench.packing import packing
 from viq.bench.reading import reading
 from viq.bench.store_report import format
-from viq.data.source_base import ImageBytes, Row, Source
-from viq.encode import encode
-from viq.image import ImageError, list_images, open_image
-from viq.loading import load
-from viq.models.tokenizer import VisualTokenizer
+from viq.core.codes import Codes
+from viq.core.types import ViqError, grid_of
+from viq.data.sources.base import ImageBytes, Row, Source
+from viq.image.open import ImageError, list_images, open_image
+from viq.jobs.encode import encode
+from viq.models.tokenizer.loading import load
+from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store.rows import CodesWriter, StoreInfo
-from viq.types import Codes, ViqError, grid_of
 
 __all__ = ["FULL", "QUICK", "SECTIONS", "Work", "format", "run"]
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from viq.compress import EntropyModel
-from viq.types import Codes, CodesError
+from viq.codec.entropy_model import EntropyModel
+from viq.core.codes import Codes
+from viq.core.types import CodesError
 
 if TYPE_CHECKING:
     import pyarrow as pa

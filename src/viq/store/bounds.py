@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from viq.store.footer import columns_of
-from viq.types import (
+from viq.core.types import (
     CODES_PER_PATCH,
     MAX_PATCHES,
     MAX_PIXELS,
@@ -26,6 +25,7 @@ from viq.types import (
     bounded_grid,
     grid_of,
 )
+from viq.store.footer import columns_of
 
 if TYPE_CHECKING:
     import pyarrow as pa

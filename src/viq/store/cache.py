@@ -24,14 +24,14 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from viq.files import written_aside
+from viq.core.files import written_aside
+from viq.core.types import CodesError, ViqError
 from viq.store.cache_folder import CacheFolder
 from viq.store.folder import Shard
 from viq.store.places import open_place
 from viq.store.rows import CodesReader
 from viq.store.unpacked import RottenError, write
 from viq.store.views import CodeSample, ShardView
-from viq.types import CodesError, ViqError
 
 _TRIES = 4  # to map a file that other processes may remove at any moment
 _MANY_ROWS = 1 << 20  # of a shard, which are not believed before its file has been opened

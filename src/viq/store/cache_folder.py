@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from viq.files import age, folder_aside, is_plain, open_regular, remove_leftovers
-from viq.types import ViqError
+from viq.core.files import age, folder_aside, is_plain, open_regular, remove_leftovers
+from viq.core.types import ViqError
 
 CACHE = "viq-cache"
 MARK = "CACHEDIR.TAG"  # by the Cache Directory Tagging convention, so that backups pass over it

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from viq.files import open_regular, write_atomically
-from viq.types import Codes, ViqError
-from viq.untrusted import parse_json, whole_number
+from viq.core.codes import Codes
+from viq.core.files import open_regular, write_atomically
+from viq.core.types import ViqError
+from viq.core.untrusted import parse_json, whole_number
 
 _LEDGER_LINE = 1 << 24  # bytes of its first line that are looked at
 

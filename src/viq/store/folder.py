@@ -23,10 +23,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from viq.files import read_bytes
-from viq.store.rows import CodeRow, CodesReader, StoreInfo
-from viq.types import CODES_PER_PATCH, DTYPES, FLOAT32, MAX_PATCHES, Codes, CodesError, ViqError
-from viq.untrusted import (
+from viq.core.codes import Codes
+from viq.core.files import read_bytes
+from viq.core.types import CODES_PER_PATCH, DTYPES, FLOAT32, MAX_PATCHES, CodesError, ViqError
+from viq.core.untrusted import (
     INDEX_BYTES,
     below,
     fingerprint,
@@ -36,6 +36,7 @@ from viq.untrusted import (
     sha256,
     whole_number,
 )
+from viq.store.rows import CodeRow, CodesReader, StoreInfo
 
 FORMAT = 1
 PARQUET, SINGLE = ".parquet", ".viq"  # suffixes of files of codes, of many images and of one

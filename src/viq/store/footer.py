@@ -11,8 +11,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from viq.files import open_regular
-from viq.types import CodesError
+from viq.core.files import open_regular
+from viq.core.types import CodesError
 
 _LENGTH = struct.Struct("<I4s")  # ends a file: bytes of the footer, magic
 _DEEPEST = 16

@@ -18,30 +18,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from viq.compress import beside
-from viq.files import (
-    is_plain,
-    remove_leftovers,
-    sha256_of,
-    write_atomically,
-    write_new,
-)
-from viq.store.extras import Extras
+from viq.codec.entropy_model import beside
+from viq.core.files import is_plain, remove_leftovers, sha256_of, write_atomically, write_new
+from viq.core.types import CodesError, ViqError
+from viq.store.columns import Extras
 from viq.store.facts import Counts as Counts
 from viq.store.facts import Facts, Failure, write_ledger
-from viq.store.folder import (
-    INDEX,
-    JOB,
-    LEDGER,
-    Index,
-    Shard,
-    read_begun,
-    read_index,
-    shard_name,
-)
+from viq.store.folder import INDEX, JOB, LEDGER, Index, Shard, read_begun, read_index, shard_name
 from viq.store.lock import locked
 from viq.store.rows import CodeRow, CodesReader, CodesWriter, StoreInfo
-from viq.types import CodesError, ViqError
 
 SHARD_SIZE = "shard_size"  # the option that says how many inputs make a shard
 _SHARD_NAME = re.compile(r"part-(\d{5,9})\.parquet")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from viq.types import ViqError
+from viq.core.types import ViqError
 
 try:
     import fcntl

@@ -9,12 +9,12 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from viq.compress import ENTROPY_BYTES, beside
-from viq.files import sha256_of
+from viq.codec.entropy_model import ENTROPY_BYTES, beside
+from viq.core.files import sha256_of
+from viq.core.types import CodesError, ViqError
+from viq.core.untrusted import INDEX_BYTES
 from viq.store.cache_folder import CacheFolder
 from viq.store.folder import INDEX, PARQUET, Index, Shard, Store
-from viq.types import CodesError, ViqError
-from viq.untrusted import INDEX_BYTES
 
 
 class Place(Protocol):

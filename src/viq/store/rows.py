@@ -8,7 +8,8 @@ Page checksums are on. File metadata: `viq.model`, `viq.fingerprint`, `viq.level
 `viq.dtype` where the tokenizer did not compute in float32, and whatever the job that wrote the
 file notes.
 
-Compressed, `codes` is binary: a payload of `viq.compress` for each image. The metadata then has
+Compressed, `codes` is binary: a payload of `viq.codec.entropy_model` for each image. The
+metadata then has
 `viq.entropy`, the stamp of the entropy model, which lies beside the file.
 
 A row is an image, not a sample, so that every tool that looks at codes sees one simple table. The
@@ -29,14 +30,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from viq.compress import find_model
-from viq.files import require_regular, written_aside
+from viq.codec.entropy_model import find_model
+from viq.core.codes import Codes
+from viq.core.files import require_regular, written_aside
+from viq.core.types import CODES_PER_PATCH, DTYPES, FLOAT32, CodesError, ViqError, grid_of
+from viq.core.untrusted import UntrustedError, fingerprint, levels_of, parse_json
 from viq.store.arrays import checksum, codes_array, decompressed
 from viq.store.bounds import Bounds, checked
-from viq.store.extras import Extras
+from viq.store.columns import Extras
 from viq.store.footer import columns_of
-from viq.types import CODES_PER_PATCH, DTYPES, FLOAT32, Codes, CodesError, ViqError, grid_of
-from viq.untrusted import UntrustedError, fingerprint, levels_of, parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa

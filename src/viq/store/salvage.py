@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from viq.core.codes import Codes
+from viq.core.types import CodesError, ViqError
 from viq.store.arrays import checksum, decompressed
 from viq.store.rows import NUMBERS, ROWS_PER_GROUP, CodeRow, CodesReader
-from viq.types import Codes, CodesError, ViqError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -85,7 +86,7 @@ def _fits(table: pa.Table, start: int, sums: Any) -> bool:
 
 
 def _row(reader: CodesReader, table: pa.Table) -> CodeRow:
-    from viq.compress import find_model
+    from viq.codec.entropy_model import find_model
 
     (batch,) = table.combine_chunks().to_batches()
     if any(column.null_count for column in batch.columns):

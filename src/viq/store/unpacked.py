@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from viq.types import CodesError
+from viq.core.types import CodesError
 
 if TYPE_CHECKING:
     import pyarrow as pa

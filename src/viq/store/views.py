@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from viq.store.extras import Extras
+from viq.core.codes import Codes
+from viq.core.types import FLOAT32, CodesError, grid_of
+from viq.store.columns import Extras
 from viq.store.rows import COLUMNS
 from viq.store.unpacked import Unpacked
-from viq.types import FLOAT32, Codes, CodesError, grid_of
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -2,7 +2,8 @@
 
     viq train entropy --model viq-tiny --data PHOTOS
 
-The network of `viq.compress` in floats, trained by the bits it spends, then rounded to integers:
+The network of `viq.codec.entropy_model` in floats, trained by the bits it spends, then rounded
+to integers:
 a few minutes on one core.
 """
 
@@ -19,13 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from viq.compress import CAP, EXACT, VALUE_UNIT, WEIGHT_UNIT, EntropyModel, Layout
-from viq.data.sources import concatenate, open_source
-from viq.files import BUNDLED
-from viq.models.tokenizer import VisualTokenizer
+from viq.codec.entropy_model import EntropyModel
+from viq.codec.layout import CAP, EXACT, VALUE_UNIT, WEIGHT_UNIT, Layout
+from viq.core.codes import Codes
+from viq.core.files import BUNDLED
+from viq.core.types import CodesError, ViqError
+from viq.data.sources.open import concatenate, open_source
+from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store.folder import JOB, PARQUET, Store
 from viq.store.rows import CodesReader
-from viq.types import Codes, CodesError, ViqError
 
 _HELD_OUT = 20  # one image in so many is not trained on, and tells what the model is worth
 _REPORT_PICTURES = 200
@@ -74,7 +77,8 @@ class EntropyNetwork(nn.Module):
 
     @torch.no_grad()
     def limit(self) -> None:
-        """Keep weights so small that sums of their integers are exact (see `viq.compress`)."""
+        """Keep weights so small that sums of their integers are exact (see
+        `viq.codec.entropy_model`)."""
         for weight in (self.head, *(layer.get_parameter("weight") for layer in self.context)):
             limit = 0.9 * EXACT / (CAP * WEIGHT_UNIT * weight.shape[-1])
             weight.clamp_(-limit, limit)

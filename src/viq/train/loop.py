@@ -5,13 +5,12 @@ loss that is not a number, step, and once in a while log, look and save. Launch 
 `accelerate launch` or `torchrun` for several processes (docs/training.md).
 
 A step of training is the same whatever computes it: its micro-batches depend on the step alone
-(`data/mixture.py`), and losses are divided by the counts of the whole step.
+(`data/batching/mixture.py`), and losses are divided by the counts of the whole step.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,18 +18,19 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from viq.data.mixture import Stream
-from viq.nn.blocks import Block
-from viq.train import state
+from viq.core.types import Stopped, ViqError
+from viq.data.batching.mixture import Stream
+from viq.train import checkpoints as state
+from viq.train.distributed import _gathered, _inner, _reduced, _spread_by_layer
+from viq.train.ema import _Average
+from viq.train.loss_terms import COUNTED, weighted
 from viq.train.monitor import say
-from viq.train.objectives import COUNTED, weighted
 from viq.train.optim import OptimConfig, make_optimizer, set_rate
-from viq.types import Stopped, ViqError
 
 
 class TrainingError(ViqError):
@@ -71,40 +71,6 @@ class Hooks:
     saving: Callable[[], None] = lambda: None  # before each checkpoint
 
 
-def make_accelerator(precision: Literal["auto", "float32", "bfloat16"] = "auto") -> Any:
-    """accelerate's Accelerator; "auto" takes bfloat16 on accelerators that have it.
-
-    On CPUs bfloat16 is slower than fp32 and is never chosen. FSDP (version 2) keeps fp32 weights
-    and computes under autocast, as every other way does.
-
-    Raises:
-        ViqError: accelerate is missing, or launched with the first version of FSDP.
-    """
-    try:
-        from accelerate import Accelerator, DistributedDataParallelKwargs
-        from accelerate.utils import DistributedType
-    except ImportError:
-        raise ViqError("training needs accelerate: pip install 'viq[train]'") from None
-    cuda = torch.cuda.is_available()
-    half = precision == "bfloat16" or (
-        precision == "auto" and cuda and torch.cuda.is_bf16_supported()
-    )
-    # Every process loads the whole model; transformers would leave those of all but one empty.
-    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-    accelerator = Accelerator(
-        cpu=not cuda and not torch.backends.mps.is_available(),
-        mixed_precision="bf16" if half else "no",
-        # A micro-batch without images, or without text, leaves parts of the model out.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
-    if accelerator.distributed_type == DistributedType.FSDP:
-        if not accelerator.is_fsdp2:
-            raise ViqError("FSDP of version 1 is not supported: launch with --fsdp_version 2")
-        plugin: Any = accelerator.state.fsdp_plugin
-        plugin.mixed_precision_policy = None
-    return accelerator
-
-
 def train(
     objective: nn.Module,
     stream_at: Callable[[state.Resumed], Stream],
@@ -120,7 +86,7 @@ def train(
     """Train what requires a gradient in `objective`, in place, resuming what `folder` holds.
 
     Args:
-        objective: takes a micro-batch, gives sums by name (`train/objectives.py`).
+        objective: takes a micro-batch, gives sums by name (`train/tokenizer/objectives.py`).
         stream_at: the data of this process from where a checkpoint left them.
         new: prefixes of parameters that get the rate for new parts.
 
@@ -207,31 +173,9 @@ def train(
         average.apply(bare)
 
 
-def _spread_by_layer(accelerator: Any, module: nn.Module) -> None:
-    """Have FSDP gather one layer of the model at a time; accelerate would ask the root alone."""
-    from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
-    from transformers.modeling_layers import GradientCheckpointingLayer  # of language models
-
-    layers = (Block, GradientCheckpointingLayer)
-    plugin = accelerator.state.fsdp_plugin
-    plugin.auto_wrap_policy = transformer_auto_wrap_policy
-    plugin.transformer_cls_names_to_wrap = sorted(
-        {type(part).__name__ for part in module.modules() if isinstance(part, layers)}
-    )
-
-
 def _counts(micros: list[Any]) -> dict[str, Tensor]:
     names = micros[0].counts if micros else {}
     return {name: torch.tensor(float(sum(m.counts[name] for m in micros))) for name in names}
-
-
-def _reduced(values: Mapping[str, Tensor], accelerator: Any) -> dict[str, float]:
-    """Sums over all processes. Every process has the same names."""
-    names = sorted(values)
-    if accelerator.num_processes == 1:
-        return {name: float(values[name]) for name in names}
-    stacked = torch.stack([values[name].double() for name in names]).to(accelerator.device)
-    return dict(zip(names, accelerator.reduce(stacked, "sum").tolist(), strict=True))
 
 
 def _means(
@@ -242,15 +186,6 @@ def _means(
     record = {"loss": sum(w * means[k] for k, w in weights.items() if k in means)}
     names = {"correct": "answer_accuracy", "matched": "caption_accuracy", "psnr": "psnr"}
     return record | {names.get(k, f"loss/{k}"): value for k, value in means.items()}
-
-
-def _gathered(reached: Mapping[int, Any], accelerator: Any) -> dict[int, Any]:
-    """Positions of the lanes of all processes."""
-    if accelerator.num_processes == 1:
-        return dict(reached)
-    from accelerate.utils import gather_object
-
-    return dict(gather_object(list(reached.items())))
 
 
 def _not_finite(what: str, value: float, name: str, step: int, folder: Path) -> TrainingError:
@@ -279,56 +214,6 @@ def _agreed(accelerator: Any, choose: Callable[[], Any]) -> Any:
     from accelerate.utils import broadcast_object_list
 
     return broadcast_object_list([choose() if accelerator.is_main_process else None])[0]
-
-
-def _inner(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimizer inside accelerate's wrapper."""
-    return getattr(optimizer, "optimizer", optimizer)
-
-
-class _Average:
-    """An exponential moving average of the trained weights."""
-
-    def __init__(self, module: nn.Module, decay: float, saved: dict[str, Tensor] | None) -> None:
-        self.decay = decay
-        current = {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
-        self.values = {n: p.clone() for n, p in current.items()}
-        self.updates = 0
-        if saved is not None:
-            self.updates = int(saved.pop("updates"))
-            for name, value in saved.items():
-                self.values[name].copy_(state.spread_like(value, self.values[name]))
-        self.values["updates"] = torch.tensor(float(self.updates))
-
-    @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        """One step. The decay grows to its full value, so that the start is soon forgotten."""
-        self.updates += 1
-        self.values["updates"] += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, parameter in module.named_parameters():
-            if name in self.values:
-                self.values[name].lerp_(parameter.detach(), 1 - decay)
-
-    @torch.no_grad()
-    def apply(self, module: nn.Module) -> None:
-        """Put the average into the module."""
-        for name, parameter in module.named_parameters():
-            if name in self.values:
-                parameter.copy_(self.values[name])
-
-    @contextmanager
-    def swapped(self, module: nn.Module) -> Iterator[None]:
-        """The average in the module for a while."""
-        kept = {n: p.detach().clone() for n, p in module.named_parameters() if n in self.values}
-        self.apply(module)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for name, parameter in module.named_parameters():
-                    if name in kept:
-                        parameter.copy_(kept[name])
 
 
 @contextmanager

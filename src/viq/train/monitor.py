@@ -12,36 +12,21 @@ A stage's folder, which `viq report` reads:
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from viq.eval.metrics import summarize_counts
-from viq.files import write_atomically, written_aside
-from viq.fsq import FSQ
-from viq.image import open_image
-from viq.terminal import raw
-from viq.untrusted import printable
-
-LOG, CODES, SKIPPED, GRIDS = "log.jsonl", "codes.jsonl", "skipped.jsonl", "grids"
-
-# A dimension with 95% of its codes on one level keeps 0.43 of the 3 bits of 8 levels, if even that.
-LEVEL_SHARE = 0.95
-# Training viq-tiny, perplexity was 10% of what even use would give after ten steps, then 20-35%.
-# 2% is far below that, and it leaves room for data of mostly blank paper.
-PERPLEXITY_SHARE = 0.02
-# A single plain picture may have one code; fewer codes than those of a few pictures say nothing.
-ENOUGH_CODES = 1000
-
-_CELL, _GAP, _SHEET = 256, 8, 1600  # px: longest side of a picture, space between, sheet width
+from viq.core.files import write_atomically
+from viq.core.terminal import raw
+from viq.core.untrusted import printable
+from viq.metrics.codebook import collapse_warning, summarize_counts
+from viq.metrics.run_log import CODES, GRIDS, LOG, SKIPPED, _parsed, clock, read_lines
+from viq.models.tokenizer.fsq import FSQ
 
 
 def say(line: str) -> None:
@@ -61,7 +46,7 @@ def count_codes(ids: Tensor, fsq: FSQ) -> Tensor:
 
 
 def code_use(counts: Tensor, fsq: FSQ) -> dict[str, Any]:
-    """What `count_codes` counted, as `viq.eval.metrics.summarize_counts` words it.
+    """What `count_codes` counted, as `viq.metrics.codebook.summarize_counts` words it.
 
     Raises:
         ViqError: counts of another codebook, or no codes at all.
@@ -69,107 +54,10 @@ def code_use(counts: Tensor, fsq: FSQ) -> dict[str, Any]:
     return summarize_counts(counts.cpu().numpy(), fsq.levels)
 
 
-def even_perplexity(codes: int, codebook: int) -> float:
-    """How many different codes this many codes would hit if all were equally likely.
-
-    Perplexity never is above the number of codes seen, so it is judged by this.
-    """
-    return -codebook * math.expm1(codes * math.log1p(-1 / codebook))
-
-
-def crowded_levels(record: Mapping[str, Any]) -> list[tuple[int, int, float]]:
-    """(dimension, level, share) of levels that hold nearly all codes of their dimension."""
-    tops = [max((count, level) for level, count in enumerate(dim)) for dim in record["levels"]]
-    shares = [(dim, level, count / record["codes"]) for dim, (count, level) in enumerate(tops)]
-    return [found for found in shares if found[2] > LEVEL_SHARE]
-
-
-def collapse_warning(record: Mapping[str, Any]) -> str | None:
-    """One line if the codes of a `code_use` record say too little, else None."""
-    if record["codes"] < ENOUGH_CODES:
-        return None
-    troubles = [
-        f"dimension {dim} has {share:.1%} of its codes on level {level}"
-        for dim, level, share in crowded_levels(record)
-    ]
-    even = even_perplexity(record["codes"], record["codebook"])
-    if record["perplexity"] < PERPLEXITY_SHARE * even:
-        troubles.append(
-            f"perplexity {record['perplexity']:,.1f} is {record['perplexity'] / even:.1%} of the "
-            f"{even:,.0f} of even use"
-        )
-    return "code use collapses: " + "; ".join(troubles) if troubles else None
-
-
 # Pictures
 
 
-def picture_grid(
-    originals: Sequence[Image.Image | np.ndarray],
-    reconstructions: Sequence[Image.Image | np.ndarray],
-    path: Path,
-) -> None:
-    """One PNG of pairs of any sizes, original above reconstruction, written whole or not at all.
-
-    Args:
-        originals, reconstructions: PIL images or uint8 arrays (H, W, 3). Large ones are shown
-            smaller, small ones at their size.
-    """
-    pairs = [
-        tuple(_thumbnail(picture) for picture in pair)
-        for pair in zip(originals, reconstructions, strict=True)
-    ]
-    if not pairs:
-        raise ValueError("no pictures for a grid: give at least one pair")
-    rows: list[list[tuple[Image.Image, ...]]] = [[]]
-    for pair in pairs:
-        if rows[-1] and _width([*rows[-1], pair]) > _SHEET:
-            rows.append([])
-        rows[-1].append(pair)
-    heights = [[max(pair[part].height for pair in row) for part in (0, 1)] for row in rows]
-    height = sum(upper + lower + 3 * _GAP for upper, lower in heights)
-    sheet = Image.new("RGB", (max(map(_width, rows)), height), "white")
-    top = _GAP
-    for row, (upper, lower) in zip(rows, heights, strict=True):
-        left = _GAP
-        for original, reconstruction in row:
-            sheet.paste(original, (left, top + upper - original.height))
-            sheet.paste(reconstruction, (left, top + upper + _GAP))
-            left += max(original.width, reconstruction.width) + _GAP
-        top += upper + lower + 3 * _GAP
-    with written_aside(path) as aside:
-        sheet.save(aside, "PNG")
-
-
-def _thumbnail(picture: Image.Image | np.ndarray) -> Image.Image:
-    small = open_image(picture)
-    small.thumbnail((_CELL, _CELL), Image.Resampling.LANCZOS)
-    return small
-
-
-def _width(row: Sequence[tuple[Image.Image, ...]]) -> int:
-    return _GAP + sum(max(picture.width for picture in pair) + _GAP for pair in row)
-
-
 # The log
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file of lines; none if there is no file.
-
-    A line that was torn when a run was killed is left out.
-    """
-    return [record for _, record in _parsed(path)]
-
-
-def _parsed(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and line.endswith(b"\n"):
-            yield line, record
 
 
 class Journal:
@@ -347,12 +235,3 @@ def _numbers(record: Mapping[str, Any]) -> str:
             words.append(f"{record[f'{what}_per_second']:,.0f} {what}/s")
             break
     return "  ".join(words)
-
-
-def clock(seconds: float) -> str:
-    """A time in the two units that matter: 45 s, 12 min 5 s, 3 h 20 min, 2 d 4 h."""
-    whole = round(seconds)
-    for unit, small, size, part in (("d", "h", 86400, 3600), ("h", "min", 3600, 60)):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // part} {small}"
-    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from viq.types import ViqError
+from viq.core.types import ViqError
 
 
 @dataclass(frozen=True, kw_only=True)

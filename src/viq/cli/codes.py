@@ -1,0 +1,210 @@
+"""The commands on codes: encode, decode, and those on stores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from viq.cli.common import (
+    SOME_FAILED,
+    AllowAbsolute,
+    AllowPrivateNetwork,
+    AllowProtocol,
+    Columns,
+    Device,
+    Drop,
+    Dtype,
+    ImageColumn,
+    Json,
+    KeyColumn,
+    Model,
+    Overwrite,
+    Root,
+    Split,
+    Strict,
+    Tile,
+    guarded,
+    load_tokenizer,
+    names_of,
+)
+from viq.cli.console import line, show, show_report
+from viq.cli.progress import progress
+from viq.core.interrupts import stoppable
+
+if TYPE_CHECKING:
+    from viq.jobs.summary import Report
+
+store_app = typer.Typer(help="Work on stores of codes.", no_args_is_help=True)
+
+
+@guarded
+@stoppable()
+def encode(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Images, folders, .tar, .parquet, .jsonl, .txt lists of paths or URLs, hf:NAME."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="FOLDER, NAME.parquet, or NAME.viq for one image.")
+    ],
+    model: Model = "viq-tiny",
+    tile: Tile = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(help="Shrink larger images to this area. Default: never.")
+    ] = None,
+    packed: Annotated[
+        int,
+        typer.Option(help="Patches in one sequence, for CUDA: 16384. Flips a few codes."),
+    ] = 0,
+    workers: Annotated[
+        int | None, typer.Option(help="Threads that decode, and on a CPU encode. Default: all.")
+    ] = None,
+    shard_size: Annotated[int, typer.Option(help="Of a folder: inputs in a shard.")] = 1000,
+    compress: Annotated[
+        bool, typer.Option("--compress", help="Less than half the bytes, without loss; slower.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Of a folder: try again what failed.")
+    ] = False,
+    rank: Annotated[int | None, typer.Option(help="Which of --world processes this is.")] = None,
+    world: Annotated[
+        int | None, typer.Option(help="Processes on one folder. Default: torchrun's or Slurm's.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray.")] = "local",
+    image_column: ImageColumn = None,
+    key_column: KeyColumn = None,
+    split: Split = None,
+    root: Root = None,
+    columns: Columns = None,
+    drop: Drop = None,
+    allow_protocol: AllowProtocol = None,
+    allow_absolute: AllowAbsolute = False,
+    allow_private_network: AllowPrivateNetwork = False,
+    strict: Strict = False,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Images to codes, at native resolution. A folder is resumed if begun."""
+    from viq.core.process import place_among
+    from viq.core.types import ViqError
+    from viq.data.sources.access import Access
+    from viq.jobs import encode as job
+    from viq.jobs.inputs import open_inputs
+    from viq.jobs.pipeline import EncodeOptions
+
+    options = EncodeOptions(
+        tile=tile, max_pixels=max_pixels, packed=packed, shard_size=shard_size, compress=compress
+    )
+    place = place_among(rank, world)
+    input_options = {
+        "image_column": image_column, "key_column": key_column, "split": split, "root": root,
+        "columns": names_of(columns), "drop": names_of(drop),
+        "access": Access(
+            protocols=tuple(names_of(allow_protocol) or ()), absolute=allow_absolute,
+            private_network=allow_private_network,
+        ),
+    }  # fmt: skip
+    source = open_inputs(inputs, **input_options)
+    common = {"retry_failed": retry_failed, "overwrite": overwrite, "strict": strict}
+    with progress("encoding", len(source), hidden=as_json) as advance:
+        if engine not in ("local", "ray"):
+            raise ViqError(f"--engine {engine}: give local or ray")
+        if engine == "ray":
+            from viq.jobs import ray_engine
+
+            if place.world > 1:
+                raise ViqError(
+                    f"--engine ray: hands out the work itself, but this is rank {place.rank} of "
+                    f"{place.world}; start it once"
+                )
+
+            tokenizer = load_tokenizer(model, "cpu", dtype)
+            report = ray_engine.encode(
+                tokenizer, model, inputs, input_options, source, out, options, actors=workers,
+                progress=advance, **common,
+            )  # fmt: skip
+        else:
+            tokenizer = load_tokenizer(model, device, dtype, place.local)
+            report = job.encode(
+                tokenizer, source, out, options, workers=workers, place=place, progress=advance,
+                watch=advance, **common,
+            )  # fmt: skip
+    if not as_json:
+        for remark in _remarks(report, max_pixels):
+            line(remark)
+    show_report(report, as_json)
+    if report.failures:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _remarks(report: Report, max_pixels: int | None) -> Iterator[str]:
+    """What a user should know of a job beside its figures."""
+    if report.shrunk:
+        yield f"{report.shrunk} images had more than {max_pixels:,} pixels and were made smaller"
+    if report.left_over:
+        listed = ", ".join(f"{count:,} {what}" for what, count in report.left_over.items())
+        yield f"left over: {listed}"
+    if report.resumed:
+        yield f"{report.resumed} inputs were finished by an earlier run"
+    for place in report.kept:
+        yield f"no codes were written; {place} is left as it was"
+
+
+@guarded
+@stoppable()
+def decode(
+    files: Annotated[list[Path], typer.Argument(help="Stores, .parquet or .viq files.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the PNG files.")],
+    model: Model = "viq-tiny",
+    device: Device = "auto",
+    any_tokenizer: Annotated[
+        bool,
+        typer.Option(
+            "--any-tokenizer", help="Decode codes that another tokenizer made. They look wrong."
+        ),
+    ] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Codes to PNG images at their original sizes. Run again to go on; exit code 3 if some fail."""
+    from viq.jobs.decode import decode_files
+
+    tokenizer = load_tokenizer(model, device, "float32")
+    with progress("decoding", 0, hidden=as_json) as advance:
+        report = decode_files(
+            tokenizer, files, out, any_tokenizer=any_tokenizer, overwrite=overwrite,
+            begin=advance.expect, progress=advance,
+        )  # fmt: skip
+    if report.resumed and not as_json:
+        line(f"{report.resumed} pictures were there from an earlier run")
+    show_report(report, as_json)
+    if report.failures:
+        raise typer.Exit(SOME_FAILED)
+
+
+@store_app.command()
+@guarded
+def index(
+    folder: Annotated[Path, typer.Argument(help="A folder that viq encode writes.")],
+    as_json: Json = False,
+) -> None:
+    """Write ledger and index anew, as after several ranks or damage to the index."""
+    from viq.core.types import ViqError
+    from viq.store.job import write_index
+    from viq.store.lock import locked
+
+    with locked(folder):
+        found, missing = write_index(folder)
+    if found is None:
+        raise ViqError(
+            f"{folder}: {len(missing)} shards are missing, the first is {missing[0]}; run the same "
+            "viq encode again"
+        )
+    show({"shards": len(found.shards), **found.totals}, as_json)

@@ -1,0 +1,165 @@
+"""The commands that look into stores of codes: `viq store lint` and its siblings."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from viq.cli.codes import store_app
+from viq.cli.common import SOME_FAILED, Json, Model, Overwrite, guarded, load_tokenizer
+from viq.cli.console import line, show
+from viq.cli.progress import progress
+from viq.core.interrupts import stoppable
+
+Store = Annotated[Path, typer.Argument(help="A store, or a Parquet file of codes.")]
+ShardSize = Annotated[int, typer.Option(min=1, help="Samples in a shard.")]
+_SHOWN = 20  # problems or pairs without --json
+
+
+@store_app.command()
+@guarded
+def lint(store: Store, as_json: Json = False) -> None:
+    """Checksums, ranges, grids, duplicates, missing shards. Exit code 3 if anything is wrong."""
+    from viq.jobs.store.lint import lint as run
+
+    with progress("checking", 0, hidden=as_json) as advance:
+        result = run(store, advance)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        for item in result["listed"][:_SHOWN]:
+            line(f"{item['where']}: {item['problem']}")
+        more = result["problems"] - _SHOWN
+        if more > 0:
+            print(f"and {more} more; --json lists the first 1,000")
+        print(f"{result['rows']} rows, {result['shards']} shards, {result['problems']} problems")
+    if result["problems"]:
+        raise typer.Exit(SOME_FAILED)
+
+
+@store_app.command()
+@guarded
+def stats(store: Store, as_json: Json = False) -> None:
+    """Counts, sizes, bits a code, use of the codebook and of levels."""
+    from viq.jobs.store.stats import stats as run
+
+    show(run(store), as_json)
+
+
+@store_app.command()
+@guarded
+def diff(first: Store, second: Store, as_json: Json = False) -> None:
+    """What differs, row by row, whatever the shards. Exit code 3 if anything does."""
+    from viq.jobs.store.stats import diff as run
+
+    result = run(first, second)
+    show(result, as_json)
+    if not result["equal"]:
+        raise typer.Exit(SOME_FAILED)
+
+
+@store_app.command()
+@guarded
+@stoppable()
+def merge(
+    stores: Annotated[list[Path], typer.Argument(help="Stores or Parquet files of codes.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder; resumed if begun.")],
+    compress: Annotated[bool, typer.Option("--compress", help="As viq encode does.")] = False,
+    model: Annotated[str, typer.Option(help="Of --compress: the tokenizer.")] = "viq-tiny",
+    skip_duplicates: Annotated[
+        bool, typer.Option("--skip-duplicates", help="Keep the first of a key, not refuse it.")
+    ] = False,
+    shard_size: ShardSize = 1000,
+    as_json: Json = False,
+) -> None:
+    """Stores into one; or one written anew, with other shards or compressed."""
+    from viq.jobs.store.merge import merge as run
+
+    entropy = load_tokenizer(model, "cpu", "float32").entropy if compress else None
+    with progress("merging", 0, hidden=as_json) as advance:
+        result = run(
+            stores, out, shard_size=shard_size, entropy=entropy,
+            skip_duplicates=skip_duplicates, progress=advance,
+        )  # fmt: skip
+    show(result, as_json)
+
+
+@store_app.command()
+@guarded
+@stoppable()
+def export(
+    store: Store,
+    out: Annotated[Path, typer.Option("-o", "--out", help="New folder.")],
+    webdataset: Annotated[bool, typer.Option("--webdataset", help="As .tar shards.")] = False,
+    shard_size: ShardSize = 10000,
+    as_json: Json = False,
+) -> None:
+    """Into another format: --webdataset, tars of .viq and .json files."""
+    from viq.core.types import ViqError
+    from viq.jobs.store.merge import export_webdataset
+
+    if not webdataset:
+        raise ViqError("export: say into what: --webdataset")
+    with progress("exporting", 0, hidden=as_json) as advance:
+        result = export_webdataset(store, out, shard_size=shard_size, progress=advance)
+    show(result, as_json)
+
+
+@store_app.command()
+@guarded
+def preview(
+    store: Store,
+    out: Annotated[Path, typer.Option("-o", "--out", help="NAME.png or NAME.html.")],
+    model: Model = "viq-tiny",
+    rows: Annotated[int, typer.Option(min=1, help="How many are shown.")] = 24,
+    seed: Annotated[int | None, typer.Option(help="Draw them. Default: evenly spread.")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Decode some rows into one picture or page."""
+    from viq.core.outputs import require_free
+    from viq.report.preview import preview as run
+
+    require_free(out, overwrite=overwrite)
+    tokenizer = load_tokenizer(model, "auto", "float32")
+    show(run(tokenizer, store, out, count=rows, seed=seed), as_json)
+
+
+@store_app.command("near-duplicates")
+@guarded
+def near_duplicates(
+    store: Store,
+    by: Annotated[
+        str, typer.Option(help="codes: share of common codes; pooled: cosine.")
+    ] = "codes",
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Default: 0.5 of codes, 0.95 of pooled.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Of --by pooled: the tokenizer.")] = "viq-tiny",
+    as_json: Json = False,
+) -> None:
+    """Pairs of pictures that are nearly the same."""
+    from viq.core.types import ViqError
+    from viq.jobs.store import near_duplicates as duplicates
+
+    chosen: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
+    with progress("comparing", 0, hidden=as_json) as advance:
+        if by == "codes":
+            result = duplicates.by_overlap(store, **chosen)
+        elif by == "pooled":
+            tokenizer = load_tokenizer(model, "auto", "float32")
+            result = duplicates.by_pooled(tokenizer, store, progress=advance, **chosen)
+        else:
+            raise ViqError(f"--by {by}: give codes or pooled")
+    if as_json:
+        print(json.dumps(result))
+        return
+    for pair in result["pairs"][:_SHOWN]:
+        line(f"{pair['similarity']:.3f}  {pair['a']}  {pair['b']}")
+    if len(result["pairs"]) > _SHOWN:
+        print(f"and {len(result['pairs']) - _SHOWN} more; --json lists all", file=sys.stderr)
+    print(f"{result['images']} images, {len(result['pairs'])} pairs at {result['threshold']}")

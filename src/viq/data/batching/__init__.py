@@ -1,0 +1,1 @@
+"""Corpora by weight, packed into micro-batches that resume anywhere."""

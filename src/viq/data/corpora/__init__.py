@@ -1,0 +1,1 @@
+"""Examples by index, from rows or synthetic; a tenth held out."""

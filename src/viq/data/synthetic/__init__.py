@@ -1,0 +1,1 @@
+"""Pictures that the project makes itself, with exact questions and captions."""

@@ -1,0 +1,1 @@
+"""Conversations, the chat format, text tokenizers."""

@@ -1,0 +1,212 @@
+"""Conversations to token ids and labels, and many of them packed into one sequence.
+
+The format is ChatML, as Qwen2.5 uses it:
+
+    <|im_start|>user\\n<image>\\nWhat is it?<|im_end|>\\n<|im_start|>assistant\\nA cup.<|im_end|>\\n
+
+A system text comes before, as a turn of its own: the one of the sample if it has any, even an empty
+one, else that of `ChatConfig`. Labels stand on the tokens of each answer and on the `<|im_end|>`
+that closes it, nowhere else. (The official code also scores "assistant", two line breaks: an offset
+it inherited.) An image takes as many places as it has tokens (`viq.core.types.language_tokens`);
+they
+hold `IMAGE_TOKEN`, which a model replaces by visual vectors. Text that spells out a special token
+is read as plain letters.
+
+L = tokens of a sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from viq.core.types import IGNORE, IMAGE_TOKEN
+from viq.data.text.conversations import IMAGE_MARK, ConversationError, Turn, split_system
+
+START, END = "<|im_start|>", "<|im_end|>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig:
+    """How conversations become tokens."""
+
+    system: str = "You are a helpful assistant."  # "": no system turn
+    max_length: int = 4096  # tokens of one sample; the rule for longer ones: `encode_chat`
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedChat:
+    """One conversation as tokens.
+
+    Attributes:
+        ids: vocabulary ids, IMAGE_TOKEN where visual vectors go.
+        labels: the id itself where a token is scored, else IGNORE; same length.
+        images: how many of the images are left in it, always the first ones.
+        cut: how many question-answer pairs were left out.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    images: int
+    cut: int = 0
+
+
+def encode_chat(
+    turns: Sequence[Turn],
+    image_tokens: Sequence[int],
+    tokenizer: Any,
+    config: ChatConfig,
+    where: str = "conversation",
+) -> EncodedChat:
+    """Tokens of one conversation.
+
+    A conversation that is too long loses whole question-answer pairs from its end until it fits.
+
+    Args:
+        turns: perhaps a system turn, then question, answer, question, answer, ...
+        image_tokens: places that each image takes, one an image mark, in order.
+        where: names the sample in errors.
+        tokenizer: a fast Hugging Face tokenizer that knows the two ChatML marks.
+
+    Raises:
+        ConversationError: not even the first pair fits, or image marks and images do not agree.
+    """
+    marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
+    if marks != len(image_tokens):
+        raise ConversationError(
+            f"{where}: {marks} {IMAGE_MARK} marks, but {len(image_tokens)} images; match them"
+        )
+    ids, turns = _begin(turns, config.system, tokenizer)
+    labels, used, kept = [IGNORE] * len(ids), 0, 0
+    for question, answer in zip(turns[::2], turns[1::2], strict=True):
+        pair_ids, pair_labels, marks = _pair(question, answer, image_tokens[used:], tokenizer)
+        if len(ids) + len(pair_ids) > config.max_length:
+            break
+        ids, labels, used = ids + pair_ids, labels + pair_labels, used + marks
+        kept += 1
+    if all(label == IGNORE for label in labels):
+        raise ConversationError(
+            f"{where}: its first question and answer take more than "
+            f"{config.max_length} tokens: raise max_length or make the image smaller"
+        )
+    return EncodedChat(ids=ids, labels=labels, images=used, cut=len(turns) // 2 - kept)
+
+
+def encode_prompt(
+    turns: Sequence[Turn], image_tokens: Sequence[int], tokenizer: Any, system: str = ""
+) -> list[int]:
+    """Ids of turns that end with a question, and of the head of the answer to be generated.
+
+    Args:
+        system: the system text, unless the first turn is one.
+    """
+    used = 0
+    ids, turns = _begin(turns, system, tokenizer)
+    for turn in turns:
+        text = _text(turn.text, image_tokens[used:], tokenizer)
+        used += turn.text.count(IMAGE_MARK)
+        ids += [*_head(turn.role, tokenizer), *text, *_tail(tokenizer)]
+    return [*ids, *_head("assistant", tokenizer)]
+
+
+def _begin(turns: Sequence[Turn], system: str, tokenizer: Any) -> tuple[list[int], Sequence[Turn]]:
+    """Ids of the system text, that of the turns or else `system`, and the turns after it."""
+    own, turns = split_system(turns)
+    text = system if own is None else own
+    return (_turn(START, "system\n" + text, tokenizer) if text else []), turns
+
+
+def _pair(
+    question: Turn, answer: Turn, image_tokens: Sequence[int], tokenizer: Any
+) -> tuple[list[int], list[int], int]:
+    """Ids, labels and number of images of one question and its answer."""
+    asked = [
+        *_head("user", tokenizer),
+        *_text(question.text, image_tokens, tokenizer),
+        *_tail(tokenizer),
+        *_head("assistant", tokenizer),
+    ]
+    end, newline = _tail(tokenizer)[0], _tail(tokenizer)[1:]
+    said = [*_plain(answer.text, tokenizer), end]
+    ids = [*asked, *said, *newline]
+    labels = [*[IGNORE] * len(asked), *said, *[IGNORE] * len(newline)]
+    return ids, labels, question.text.count(IMAGE_MARK)
+
+
+def _text(text: str, image_tokens: Sequence[int], tokenizer: Any) -> list[int]:
+    """Ids of text in which each image mark becomes that image's places."""
+    pieces = text.split(IMAGE_MARK)
+    if len(pieces) - 1 > len(image_tokens):
+        raise ConversationError(f"{len(pieces) - 1} image marks, {len(image_tokens)} images left")
+    ids = _plain(pieces[0], tokenizer)
+    for count, piece in zip(image_tokens, pieces[1:], strict=False):
+        ids += [*[IMAGE_TOKEN] * count, *_plain(piece, tokenizer)]
+    return ids
+
+
+def _turn(start: str, text: str, tokenizer: Any) -> list[int]:
+    return [
+        tokenizer.convert_tokens_to_ids(start),
+        *_plain(text, tokenizer),
+        *_tail(tokenizer),
+    ]
+
+
+def _head(role: str, tokenizer: Any) -> list[int]:
+    return [tokenizer.convert_tokens_to_ids(START), *_plain(role + "\n", tokenizer)]
+
+
+def _tail(tokenizer: Any) -> list[int]:
+    return [tokenizer.convert_tokens_to_ids(END), *_plain("\n", tokenizer)]
+
+
+def _plain(text: str, tokenizer: Any) -> list[int]:
+    if not text:
+        return []
+    return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPack:
+    """Conversations packed into one sequence, none of which sees another.
+
+    Attributes:
+        ids_L: int64, IMAGE_TOKEN where visual vectors go.
+        targets_L: int64, the token to predict at each place (that is, the next one's label), or
+            IGNORE; never across two conversations.
+        positions_L: int64, from 0 in each conversation.
+        lengths: tokens of each conversation.
+    """
+
+    ids_L: Tensor
+    targets_L: Tensor
+    positions_L: Tensor
+    lengths: tuple[int, ...]
+
+    def to(self, device: torch.device) -> TextPack:
+        """The same on another device."""
+        return TextPack(
+            ids_L=self.ids_L.to(device),
+            targets_L=self.targets_L.to(device),
+            positions_L=self.positions_L.to(device),
+            lengths=self.lengths,
+        )
+
+    @property
+    def answers(self) -> int:
+        """How many tokens are scored."""
+        return int((self.targets_L != IGNORE).sum())
+
+
+def pack_chats(chats: Sequence[EncodedChat]) -> TextPack:
+    """Join encoded conversations; at least one."""
+    return TextPack(
+        ids_L=torch.tensor([i for chat in chats for i in chat.ids]),
+        targets_L=torch.tensor([label for chat in chats for label in (*chat.labels[1:], IGNORE)]),
+        positions_L=torch.cat([torch.arange(len(chat.ids)) for chat in chats]),
+        lengths=tuple(len(chat.ids) for chat in chats),
+    )

@@ -1,0 +1,87 @@
+"""A small text tokenizer of one's own: byte-level BPE with the ChatML marks, trained in seconds.
+
+For language models trained from scratch. Larger ones bring theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from viq.core.files import require_regular
+from viq.core.types import ViqError
+from viq.core.untrusted import INDEX_BYTES, printable
+from viq.data.text.chat_format import END, START
+
+PAD = "<|mm_pad|>"
+
+
+def train_tokenizer(texts: Iterable[str], size: int) -> Any:
+    """A fast Hugging Face tokenizer of at most `size` tokens; the same for the same texts."""
+    try:
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+        from transformers import PreTrainedTokenizerFast
+    except ImportError:
+        raise _missing() from None
+    tokenizer = Tokenizer(models.BPE())
+    # Digits stand alone, as in Qwen2.5: numbers are read figure by figure.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[PAD, START, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END)
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer of a language model: a folder or a Hugging Face hub id.
+
+    Raises:
+        ViqError: there is none, or it does not know the ChatML marks.
+    """
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise _missing() from None
+    try:
+        _refuse_huge(Path(folder))
+        # The name is the user's, and no code of the folder is run.
+        tokenizer = AutoTokenizer.from_pretrained(  # nosec B615
+            str(folder), trust_remote_code=False
+        )
+    except Exception as error:  # what damage makes the libraries raise is anyone's guess
+        raise ViqError(
+            f"{folder}: no text tokenizer can be loaded from there ({_first(error)}); give a "
+            "folder or hub id of a Qwen2.5-style language model"
+        ) from None
+    missing = [mark for mark in (START, END) if mark not in tokenizer.get_vocab()]
+    if missing:
+        raise ViqError(
+            f"{folder}: its tokenizer does not know {' and '.join(missing)}: use a model with "
+            "ChatML marks, such as Qwen2.5"
+        )
+    return tokenizer
+
+
+def _refuse_huge(folder: Path) -> None:
+    """Files that would be read whole; those of the largest vocabularies have 35 MB."""
+    for path in folder.glob("*.json") if folder.is_dir() else ():
+        require_regular(path)
+        if path.stat().st_size > INDEX_BYTES:
+            raise ViqError(f"{path.name} has more than {INDEX_BYTES:,} bytes")
+
+
+def _missing() -> ViqError:
+    return ViqError("text tokenizers need transformers: pip install 'viq[train]'")
+
+
+def _first(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return printable(lines[0] if lines else type(error).__name__, 200)

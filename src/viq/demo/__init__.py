@@ -1,1 +1,0 @@
-"""Demo: what the codes keep of a picture, to look at."""

@@ -1,0 +1,1 @@
+"""Generated pictures against their captions."""

@@ -1,0 +1,1 @@
+"""What a small language model reads from codes."""

@@ -1,0 +1,214 @@
+"""The pictures and questions of a probe: for training, and held out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from viq.core.types import ViqError, grid_of, language_tokens
+from viq.data.corpora.corpora import Corpus, Example, RowCorpus, Split, drawn_example
+from viq.data.synthetic import draw as synthetic
+from viq.data.text.chat_format import ChatConfig, EncodedChat, encode_chat
+from viq.data.text.conversations import IMAGE_MARK, Turn, split_system
+from viq.data.text.text_tokenizer import train_tokenizer
+from viq.image.open import limit_pixels
+from viq.models.language.reader import LanguageConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnderstandingConfig:
+    """Size of the examination; the defaults take minutes on one core."""
+
+    train_pictures: int = 3000  # half drawn, half from files, where there are files
+    test_pictures: int = 1200
+    pairs: int = 4  # questions a training picture at most
+    max_side: int = 112  # px, images are shrunk to this area squared
+    steps: int = 1000
+    tokens: int = 640  # a step
+    learning_rate: float = 2e-3
+    seeds: int = 3
+    language: LanguageConfig = LanguageConfig(
+        width=128, depth=2, heads=2, mlp_width=384, vocabulary=1024
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One training conversation, or one held-out pair, and the number of its picture."""
+
+    picture: int
+    chat: EncodedChat
+    kind: str
+    answer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exam:
+    """Pictures and questions, the same for every tokenizer."""
+
+    pictures: tuple[np.ndarray, ...]
+    train: tuple[Question, ...]
+    test: tuple[Question, ...]
+    probes: tuple[tuple[int, str, str, bool], ...]  # picture, question, answer, held out
+    vocabulary: int
+
+
+def make_exam(
+    rows: Sequence[tuple[RowCorpus, RowCorpus]], config: UnderstandingConfig, seed: int = 0
+) -> Exam:
+    """Gather pictures and questions.
+
+    Args:
+        rows: (train, held-out) corpora of the same files.
+    """
+    rng = random.Random(seed)
+    drawn = [(corpus("train"), corpus("held-out")) for corpus in (SingleShape, ChartKinds)]
+    pictures: list[np.ndarray] = []
+    gathered: dict[bool, list[tuple[int, Example]]] = {False: [], True: []}
+    for held, wanted in ((False, config.train_pictures), (True, config.test_pictures)):
+        for group, share in _shares([p[held] for p in drawn], [p[held] for p in rows], wanted):
+            for example in _examples(group, share, rng):
+                image = limit_pixels(example.pictures[0], config.max_side**2)
+                gathered[held].append((len(pictures), example))
+                pictures.append(np.asarray(image))
+    words = train_tokenizer(
+        (turn.text.replace(IMAGE_MARK, "") for _, e in gathered[False] for turn in e.chat.turns),
+        config.language.vocabulary,
+    )
+    train, test, probes = [], [], []
+    for held, found in gathered.items():
+        for number, example in found:
+            pairs = _pairs(example)
+            probes += [(number, _probe(kind, q), a, held) for kind, q, a in pairs]
+            rng.shuffle(pairs)
+            kept = pairs[: config.pairs]
+            for group in [[pair] for pair in kept] if held else [kept]:
+                chat = _encode(group, pictures[number].shape[:2], words)  # type: ignore[arg-type]
+                kind, _, answer = group[0]
+                (test if held else train).append(
+                    Question(picture=number, chat=chat, kind=kind, answer=answer)
+                )
+    return Exam(
+        pictures=tuple(pictures),
+        train=tuple(train),
+        test=tuple(test),
+        probes=tuple(probes),
+        vocabulary=len(words),
+    )
+
+
+class SingleShape:
+    """Drawn pictures of one shape, asked for its colour, shape and place, and the background.
+
+    Simple enough that a language model of a million parameters learns to look within minutes.
+    """
+
+    name, length = "shape", None
+
+    def __init__(self, split: Split) -> None:
+        self._odd = int(split == "held-out")
+
+    def key(self, index: int) -> str:
+        return f"{self.name}:{index}"
+
+    def example(self, index: int, rng: random.Random) -> Example:
+        attempt = 0
+        while True:
+            number = 2 * (index + (attempt << 32)) + self._odd
+            size = (rng.randint(64, 112), rng.randint(64, 112))
+            drawing = synthetic.draw("scene", size, number)
+            if len(drawing.facts["shapes"]) == 1:
+                break
+            attempt += 1
+        (shape,) = drawing.facts["shapes"]
+        rows, cols = ("top", "middle", "bottom"), ("left", "center", "right")
+        where = f"{rows[3 * shape['y'] // size[0]]} {cols[3 * shape['x'] // size[1]]}"
+        return _example(self.key(index), drawing, {
+            "color": ("what color is it?", shape["color"]),
+            "shape": ("what shape is it?", shape["shape"]),
+            "place": ("where is it?", where),
+            "background": ("what is the background?", drawing.facts["background"]),
+        })  # fmt: skip
+
+
+class ChartKinds:
+    """Drawn charts, asked for their kind."""
+
+    name, length = "chart", None
+
+    def __init__(self, split: Split) -> None:
+        self._odd = int(split == "held-out")
+
+    def key(self, index: int) -> str:
+        return f"{self.name}:{index}"
+
+    def example(self, index: int, rng: random.Random) -> Example:
+        size = (rng.randint(96, 160), rng.randint(96, 160))
+        drawing = synthetic.draw("chart", size, 2 * index + self._odd)
+        asked = {"kind": ("what kind of chart is this?", drawing.facts["mark"])}
+        return _example(self.key(index), drawing, asked)
+
+
+def _example(key: str, drawing: synthetic.Drawing, asked: dict[str, tuple[str, str]]) -> Example:
+    name = key.partition(":")[0]
+    return drawn_example(
+        key, drawing.image, [(f"{name}/{kind}", *pair) for kind, pair in asked.items()]
+    )
+
+
+def _group(kind: str) -> str:
+    return kind.split("/")[0]
+
+
+def _shares(
+    drawn: Sequence[Corpus], rows: Sequence[Corpus], wanted: int
+) -> Iterator[tuple[Corpus, int]]:
+    """(corpus, pictures): half drawn, half of files by the square root of their rows."""
+    half = wanted // 2 if rows else wanted
+    total = sum(corpus.length**0.5 for corpus in rows if corpus.length)
+    for corpus in drawn:
+        yield corpus, half // len(drawn)
+    for corpus in rows:
+        assert corpus.length is not None
+        yield corpus, min(corpus.length, round((wanted - half) * corpus.length**0.5 / total))
+
+
+def _examples(corpus: Corpus, count: int, rng: random.Random) -> Iterator[Example]:
+    """Examples with one picture; bad ones are passed over."""
+    indices = range(count) if corpus.length is None else rng.sample(range(corpus.length), count)
+    for index in indices:
+        try:
+            example = corpus.example(index, rng)
+        except ViqError:
+            continue
+        if len(example.pictures) == 1:
+            yield example
+
+
+def _pairs(example: Example) -> list[tuple[str, str, str]]:
+    """(kind, question, answer) of each pair."""
+    _, turns = split_system(example.chat.turns)
+    return [
+        (kind, question.text.replace(IMAGE_MARK, "").strip(), answer.text)
+        for kind, question, answer in zip(example.kinds, turns[::2], turns[1::2], strict=True)
+    ]
+
+
+def _probe(kind: str, question: str) -> str:
+    """What makes two questions the same: the kind where wordings vary, else the words."""
+    return kind if "/" in kind else f"{kind}: {question}"
+
+
+def _encode(
+    pairs: Sequence[tuple[str, str, str]], size: tuple[int, int], words: Any
+) -> EncodedChat:
+    turns: list[Turn] = []
+    for _, question, answer in pairs:
+        mark = "" if turns else IMAGE_MARK + "\n"
+        turns += [Turn(role="user", text=mark + question), Turn(role="assistant", text=answer)]
+    places = [language_tokens(grid_of(size))]
+    return encode_chat(turns, places, words, ChatConfig(system="", max_length=4096))

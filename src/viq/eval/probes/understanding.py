@@ -1,0 +1,246 @@
+"""What a language model understands of frozen codes: answers and linear probes, on pictures that
+neither tokenizer nor language model were trained on.
+
+One small language model is trained from scratch on the features of each tokenizer, with the same
+questions, steps and seeds, and asked about held-out pictures. An answer counts if every token of it
+is right; scored with the right tokens before each, which is what greedy decoding would have given
+(or the first wrong token ends it). Linear probes ask the same of the mean feature alone.
+
+T = patches of an image, C = width of features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from viq.core.types import IGNORE, Grid, grid_of
+from viq.data.text.chat_format import pack_chats
+from viq.eval.probes.exam import Exam, Question, UnderstandingConfig, _group
+from viq.image.patches import lengths_of, normalize, pack
+from viq.metrics.intervals import of_seeds
+from viq.models.language.reader import LanguageReader, build_language
+from viq.models.tokenizer.tokenizer import VisualTokenizer
+
+Features = Literal["codes", "continuous"]
+Gathered = Callable[[Sequence[int]], Tensor]  # numbers of pictures to their features (T, C)
+_GROUP = 32  # pictures a pass
+_PROBE_CLASS = 15  # fewest training pictures of an answer that a probe tells apart
+
+
+@torch.inference_mode()
+def features_of(
+    tokenizer: VisualTokenizer, pictures: Sequence[np.ndarray], kind: Features
+) -> list[Tensor]:
+    """Features (T, C) of each picture: of its codes, or the encoder's tokens before the quantizer.
+
+    Pictures are small here and run in groups.
+    """
+    found: list[Tensor] = []
+    for start in range(0, len(pictures), _GROUP):
+        batch = pack([normalize(p) for p in pictures[start : start + _GROUP]])
+        if kind == "codes":
+            features_TC = tokenizer.features(tokenizer.ids(batch))
+        else:
+            features_TC = tokenizer.encoder(batch)
+        found += [part.clone() for part in features_TC.split(lengths_of(batch.grids_hw))]
+    return found
+
+
+def examine(
+    exam: Exam,
+    features: Sequence[Tensor],
+    config: UnderstandingConfig,
+    progress: Callable[[int], None] = lambda step: None,
+) -> dict[str, Any]:
+    """Train the reader once a seed and score it; probes once.
+
+    Returns accuracies in percent: `answers` (all, and by kind) with mean, the half-width of the
+    95% interval over seeds (Student's t), and each seed's value; `probes` by question.
+    """
+    grids = [grid_of(p.shape[:2]) for p in exam.pictures]  # type: ignore[arg-type]
+    # A fresh projector expects centred channels of unit size; tokenizers differ in that.
+    sample = torch.cat(list(features[:500]))
+    mean, std = sample.mean(0), sample.std(0) + 1e-6
+    features = [(feature - mean) / std for feature in features]
+    width = features[0].shape[1]
+
+    def gathered(pictures: Sequence[int]) -> Tensor:
+        return torch.cat([features[picture] for picture in pictures])
+
+    by_seed = [
+        train_reader(exam, gathered, width, grids, config, seed, progress)
+        for seed in range(config.seeds)
+    ]
+    kinds = sorted({kind for score in by_seed for kind in score})
+    return {
+        "questions": dict(Counter(_group(q.kind) for q in exam.test)) | {"all": len(exam.test)},
+        "answers": {kind: of_seeds([score[kind] for score in by_seed]) for kind in kinds},
+        "probes": _probes(exam, features),
+    }
+
+
+def train_reader(
+    exam: Exam,
+    features: Gathered,
+    width: int,
+    grids: Sequence[Grid],
+    config: UnderstandingConfig,
+    seed: int,
+    progress: Callable[[int], None],
+) -> dict[str, float]:
+    """Exact-match accuracy in percent by kind, of one reader trained from scratch.
+
+    Args:
+        features: of pictures by their numbers; `width` channels wide.
+        grids: of all pictures.
+        progress: called with the number of each step.
+    """
+    torch.manual_seed(seed)
+    reader = LanguageReader(build_language(config.language, exam.vocabulary), width)
+    optimizer = torch.optim.AdamW(
+        reader.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.02
+    )
+    reader.train()
+    batches = _packs(exam.train, config.tokens, random.Random(seed))
+    for step in range(config.steps):
+        share = min(1.0, (step + 1) / 30) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * max(0.02, share)
+        loss = _score(reader, next(batches), features, grids)[0].mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        progress(step)
+    reader.eval()
+    hits: dict[str, list[bool]] = defaultdict(list)
+    with torch.inference_mode():
+        for start in range(0, len(exam.test), 16):
+            questions = exam.test[start : start + 16]
+            _, correct, owner = _score(reader, questions, features, grids)
+            for i, question in enumerate(questions):
+                right = bool(correct[owner == i].all())
+                for kind in ("all", _group(question.kind), question.kind):
+                    hits[kind].append(right)
+    return {kind: 100 * sum(found) / len(found) for kind, found in hits.items()}
+
+
+def _score(
+    reader: LanguageReader,
+    questions: Sequence[Question],
+    features: Gathered,
+    grids: Sequence[Grid],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses (A,), hits (A,) and number of the question (A,) of every scored token."""
+    packed = pack_chats([q.chat for q in questions])
+    score = reader(
+        features([q.picture for q in questions]),
+        [grids[q.picture] for q in questions],
+        packed.ids_L,
+        packed.targets_L,
+        packed.positions_L,
+    )
+    owners_L = torch.cat([torch.full((len(q.chat.ids),), i) for i, q in enumerate(questions)])
+    return score.loss_A, score.correct_A, owners_L[packed.targets_L != IGNORE]
+
+
+def _packs(
+    questions: Sequence[Question], tokens: int, rng: random.Random
+) -> Iterator[list[Question]]:
+    """Endless packs of at most so many tokens, shuffled anew each round."""
+    held: list[Question] = []
+    used = 0
+    while True:
+        for question in rng.sample(questions, len(questions)):
+            if held and used + len(question.chat.ids) > tokens:
+                yield held
+                held, used = [], 0
+            held.append(question)
+            used += len(question.chat.ids)
+
+
+def _probes(exam: Exam, features: Sequence[Tensor]) -> dict[str, dict[str, float]]:
+    """Accuracy in percent of linear classifiers on the mean feature, by question.
+
+    Only questions that are asked of many pictures in the same words, over answers with enough
+    training pictures. `chance` is that of the most frequent answer.
+    """
+    by_question: dict[str, list[tuple[int, str, bool]]] = defaultdict(list)
+    for picture, question, answer, held in exam.probes:
+        by_question[question].append((picture, answer, held))
+    results = {}
+    for question, found in by_question.items():
+        counts = Counter(answer for _, answer, held in found if not held)
+        classes = sorted(answer for answer, n in counts.items() if n >= _PROBE_CLASS)
+        known = [(p, classes.index(a), held) for p, a, held in found if a in classes]
+        test = [item for item in known if item[2]]
+        if len(classes) < 2 or len(test) < 30:
+            continue
+        x = torch.stack([features[p].mean(0) for p, _, _ in known])
+        y = torch.tensor([label for _, label, _ in known])
+        held = torch.tensor([h for _, _, h in known])
+        right = _logistic(x[~held], y[~held], x[held], len(classes)) == y[held]
+        chance = y[held].bincount().max() / held.sum()
+        results[question] = {
+            "accuracy": round(100 * float(right.float().mean()), 2),
+            "chance": round(100 * float(chance), 2),
+            "classes": len(classes),
+            "pictures": len(test),
+        }
+    return results
+
+
+def _logistic(x: Tensor, y: Tensor, x_test: Tensor, classes: int) -> Tensor:
+    """Predictions (n,) of a multinomial logistic regression, lightly regularised."""
+    mean, std = x.mean(0), x.std(0) + 1e-6
+    x, x_test = (x - mean) / std, (x_test - mean) / std
+    weight = torch.zeros(x.shape[1], classes, requires_grad=True)
+    bias = torch.zeros(classes, requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        loss = F.cross_entropy(x @ weight + bias, y) + 1e-2 * weight.square().sum() / classes
+        loss.backward()
+        return loss
+
+    solver.step(closure)  # type: ignore[arg-type]
+    return (x_test @ weight.detach() + bias.detach()).argmax(1)
+
+
+def compare(
+    exam: Exam,
+    candidates: Sequence[tuple[str, VisualTokenizer, Features]],
+    config: UnderstandingConfig,
+    *,
+    progress: Callable[[int], None] = lambda step: None,
+    done: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
+    """Examine several tokenizers with the same questions.
+
+    Args:
+        candidates: (name, tokenizer, which features).
+        done: called with the result so far after each.
+    """
+    result: dict[str, Any] = {
+        "settings": {**dataclasses.asdict(config), "vocabulary": exam.vocabulary},
+        "pictures": len(exam.pictures),
+        "candidates": {},
+    }
+    for name, tokenizer, kind in candidates:
+        features = features_of(tokenizer, exam.pictures, kind)
+        found = examine(exam, features, config, progress)
+        result["questions"] = found.pop("questions")
+        result["candidates"][name] = {"features": kind, **found}
+        done(result)
+    return result

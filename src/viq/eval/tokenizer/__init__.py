@@ -1,0 +1,1 @@
+"""Reconstruction, tiles, stability of codes."""

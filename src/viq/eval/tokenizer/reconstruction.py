@@ -1,0 +1,188 @@
+"""How much of an image survives its codes, beside JPEG and WebP files of the same size.
+
+    result = evaluate(tokenizer, list_images("photos"), crop=256)
+    result["totals"]["psnr"], result["totals"]["codecs"]["jpeg"]
+
+Our bytes are two a code, without the 28-byte header of a code file; a codec's are those of the
+whole file. Results are plain dictionaries that `json.dumps(..., allow_nan=False)` accepts: what is
+infinite (PSNR of an exact copy) or has nothing to average is None.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import PIL
+from PIL import Image, ImageOps
+
+from viq.core.types import ViqError
+from viq.image.codecs import check_codec, fit_codec
+from viq.image.open import ImageError, Source, open_image
+from viq.metrics.codebook import code_counts, summarize_counts
+from viq.metrics.images import psnr, ssim
+from viq.models.tokenizer.tokenizer import VisualTokenizer
+
+
+def evaluate(
+    tokenizer: VisualTokenizer,
+    images: Iterable[Source],
+    *,
+    crop: int | None = None,
+    tile: int | None = None,
+    codecs: Sequence[str] = ("jpeg", "webp"),
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Encode and decode every image, and measure what comes back.
+
+    Args:
+        images: paths, PIL images, bytes or uint8 arrays.
+        crop: take the largest central square and resize it to this many px (bicubic): what
+            resizing the shorter side and cropping the centre gives. None: images as they are.
+        tile: as in `VisualTokenizer.encode`: None takes the model's setting, 0 never tiles.
+        codecs: each gets as many bytes for the same pixels as our codes take.
+        progress: called with the number of images done after each, failed ones included.
+
+    Returns:
+        images: for each image key (its path, or its place in `images` from 0), height, width,
+            bytes, bpp (bits a pixel), psnr (dB), ssim, and codecs: by name, quality, bytes, bpp,
+            psnr and ssim, or None if no file is small enough.
+        failed: key and reason of each image that cannot be read; the others go on.
+        totals: images (how many), bytes, bpp (all bits over all pixels), psnr and ssim (means over
+            images), and codecs: by name, fits (images with a small enough file) and the bpp, psnr
+            and ssim of those, with the same numbers of ours, over the same images, under "ours".
+            Means of psnr leave out exact copies: of one, or of either in a comparison.
+        code_use: see `viq.metrics.codebook.summarize_counts`; None without images.
+        settings: crop, tile, codecs, and pillow: the release that wrote the files.
+        tokenizer: name and fingerprint.
+
+    Raises:
+        ValueError: a tokenizer without pixel decoder or without codes, an unknown codec, a crop
+            below 1 or a tile that is not a multiple of the patch size.
+    """
+    _check(tokenizer, tile)
+    for codec in codecs:
+        check_codec(codec)
+    if crop is not None and crop < 1:
+        raise ViqError(f"crop is {crop} px: pass at least 1, or None to take whole images")
+    tile = tokenizer.config.tile if tile is None else tile
+    levels = tokenizer.levels
+    rows: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
+    counts = code_counts(np.empty(0, np.uint16), levels)
+    for done, (key, image) in enumerate(_opened(images, failed), 1):
+        if image is not None:
+            if crop is not None:
+                image = ImageOps.fit(image, (crop, crop), Image.Resampling.BICUBIC)
+            codes = tokenizer.encode(image, tile=tile)[0]
+            counts += code_counts(codes.ids, levels)
+            row = {"key": key, "height": image.height, "width": image.width}
+            row |= _measured(image, tokenizer.decode(codes)[0], codes.nbytes)
+            row["codecs"] = {codec: _fitted(image, codec, codes.nbytes) for codec in codecs}
+            rows.append(row)
+        if progress is not None:
+            progress(done)
+    return {
+        "tokenizer": {
+            "name": tokenizer.config.name,
+            "fingerprint": tokenizer.compute_fingerprint(),
+        },
+        "settings": {
+            "crop": crop,
+            "tile": tile,
+            "codecs": list(codecs),
+            "pillow": PIL.__version__,
+        },
+        "images": rows,
+        "failed": failed,
+        "totals": {
+            "images": len(rows),
+            "bytes": sum(row["bytes"] for row in rows),
+            **_means(rows, rows),
+            "codecs": {codec: _comparison(rows, codec) for codec in codecs},
+        },
+        "code_use": summarize_counts(counts, levels) if rows else None,
+    }
+
+
+def _check(tokenizer: VisualTokenizer, tile: int | None) -> None:
+    """Refuse what would fail on every image, before the first one is read."""
+    if tokenizer.decoder is None:
+        raise ViqError(
+            f"{tokenizer.config.name} has no pixel decoder, so it gives no images to measure: "
+            "train one or choose another model"
+        )
+    _ = tokenizer.levels  # raises for a continuous bottleneck
+    patch = tokenizer.config.encoder.patch_size
+    if tile is not None and (tile < 0 or tile % patch):
+        raise ViqError(f"tile must be 0 or a multiple of {patch} px, got {tile}")
+
+
+def _opened(
+    images: Iterable[Source], failed: list[dict[str, str]]
+) -> Iterator[tuple[str, Image.Image | None]]:
+    """Keys and RGB images; what cannot be read is None, and goes to `failed`."""
+    for index, source in enumerate(images):
+        key = os.fspath(source) if isinstance(source, str | os.PathLike) else str(index)
+        try:
+            image = open_image(source)
+        except ImageError as error:
+            failed.append({"key": key, "reason": str(error)})
+            image = None
+        yield key, image
+
+
+def _measured(image: Image.Image, restored: Image.Image, size: int) -> dict[str, Any]:
+    """Numbers of one picture that took `size` bytes."""
+    pixels, others = np.asarray(image), np.asarray(restored)
+    decibels = psnr(pixels, others)
+    return {
+        "bytes": size,
+        "bpp": 8 * size / (image.height * image.width),
+        "psnr": decibels if math.isfinite(decibels) else None,
+        "ssim": ssim(pixels, others),
+    }
+
+
+def _fitted(image: Image.Image, codec: str, max_bytes: int) -> dict[str, Any] | None:
+    fitted = fit_codec(image, codec, max_bytes)
+    if fitted is None:
+        return None
+    data, decoded, quality = fitted
+    return {"quality": quality, **_measured(image, decoded, len(data))}
+
+
+def _comparison(rows: Sequence[dict[str, Any]], codec: str) -> dict[str, Any]:
+    """A codec beside us, over the images it has a small enough file for."""
+    ours = [row for row in rows if row["codecs"][codec] is not None]
+    theirs = [row["codecs"][codec] for row in ours]
+    # An exact copy on one side only would leave the two means over different images.
+    both = [None not in (a["psnr"], b["psnr"]) for a, b in zip(ours, theirs, strict=True)]
+    return {
+        "fits": len(ours),
+        **_means(theirs, ours, both),
+        "ours": _means(ours, ours, both),
+    }
+
+
+def _means(
+    measured: Sequence[dict[str, Any]],
+    rows: Sequence[dict[str, Any]],
+    with_psnr: Sequence[bool] | None = None,
+) -> dict[str, Any]:
+    """Totals of `measured`; `rows` hold the sizes of the same images."""
+    pixels = sum(row["height"] * row["width"] for row in rows)
+    keep = with_psnr or [True] * len(rows)
+    decibels = [m["psnr"] for m, kept in zip(measured, keep, strict=True) if kept]
+    return {
+        "bpp": 8 * sum(m["bytes"] for m in measured) / pixels if pixels else None,
+        "psnr": _mean([value for value in decibels if value is not None]),
+        "ssim": _mean([m["ssim"] for m in measured]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None

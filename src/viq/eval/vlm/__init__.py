@@ -1,0 +1,1 @@
+"""Language models on codes, asked held-out questions."""

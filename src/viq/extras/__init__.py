@@ -1,1 +1,0 @@
-"""Beside the house: parts that need optional libraries or serve another project's formats."""

@@ -1,0 +1,21 @@
+"""Pictures: open any safely, cut into patches, and JPEG and WebP to compare with."""
+
+from viq.image.open import (
+    DECODE_LIMIT,
+    IMAGE_SUFFIXES,
+    ImageError,
+    Source,
+    limit_pixels,
+    list_images,
+    open_image,
+)
+
+__all__ = [
+    "DECODE_LIMIT",
+    "IMAGE_SUFFIXES",
+    "ImageError",
+    "Source",
+    "limit_pixels",
+    "list_images",
+    "open_image",
+]

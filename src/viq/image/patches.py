@@ -1,0 +1,111 @@
+"""Cut images of any size into patches and pack them into one sequence, and back.
+
+T = patches of all images, D = values per patch (3 * patch_size**2), in the order channel, row,
+column: the order of a flattened convolution kernel. Patches are in raster order, image after
+image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from viq.core.types import PATCH_SIZE, Grid, Size, grid_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchBatch:
+    """Images of any sizes as one sequence of patches.
+
+    Attributes:
+        patches_TD: float, values in [-1, 1].
+        grids_hw: (rows, columns) of each image; their areas add up to T.
+    """
+
+    patches_TD: Tensor
+    grids_hw: tuple[Grid, ...]
+
+    def __post_init__(self) -> None:
+        expected = sum(lengths_of(self.grids_hw))
+        if expected != len(self.patches_TD):
+            raise ValueError(f"grids_hw describes {expected} patches, got {len(self.patches_TD)}")
+
+
+def lengths_of(grids_hw: Sequence[Grid]) -> list[int]:
+    """Patches of each image."""
+    return [rows * cols for rows, cols in grids_hw]
+
+
+def normalize(image: np.ndarray | Tensor) -> Tensor:
+    """uint8 (..., H, W, 3) in 0..255 to float32 (..., 3, H, W) in [-1, 1]: (x/255 - 0.5) / 0.5."""
+    pixels = torch.as_tensor(np.array(image) if isinstance(image, np.ndarray) else image)
+    return ((pixels.float() / 255 - 0.5) / 0.5).movedim(-1, -3)
+
+
+def denormalize(pixels: Tensor) -> Tensor:
+    """Float (..., 3, H, W) in [-1, 1] to uint8 (..., H, W, 3), clipped and rounded."""
+    scaled = (pixels.float().clamp(-1, 1) * 0.5 + 0.5) * 255
+    return scaled.round().to(torch.uint8).movedim(-3, -1)
+
+
+def exact_pixels(patches: Tensor) -> Tensor:
+    """Values of 8-bit pixels, rounded to bfloat16 or float16 on their way, as `normalize` gives
+    them in float32; padding, which is 0, stays.
+
+    Levels are 1/127.5 apart and bfloat16 errs by at most 1/512 within [-1, 1], so the nearest level
+    is the right one. 0 lies halfway between two and is the value of no pixel.
+    """
+    values = patches.float()
+    levels = ((values + 1) * 127.5).round()
+    return ((levels / 255 - 0.5) / 0.5).masked_fill(values == 0, 0)
+
+
+def patchify(pixels: Tensor, patch_size: int = PATCH_SIZE) -> Tensor:
+    """Pixels (..., 3, H, W) in [-1, 1] to patches (..., rows*cols, D).
+
+    Right and bottom are padded with zeros, which is mid-grey, to whole patches (docs/model.md).
+    """
+    *lead, channels, height, width = pixels.shape
+    rows, cols = grid_of((height, width), patch_size)
+    pixels = F.pad(pixels, (0, cols * patch_size - width, 0, rows * patch_size - height))
+    pixels = pixels.reshape(*lead, channels, rows, patch_size, cols, patch_size)
+    pixels = pixels.movedim((-4, -2), (-5, -4))  # (..., rows, cols, channels, patch, patch)
+    return pixels.reshape(*lead, rows * cols, channels * patch_size**2)
+
+
+def unpatchify(patches: Tensor, size: Size, patch_size: int = PATCH_SIZE) -> Tensor:
+    """Patches (..., rows*cols, D) to pixels (..., 3, H, W); padding beyond `size` is cut off."""
+    rows, cols = grid_of(size, patch_size)
+    lead = patches.shape[:-2]
+    pixels = patches.reshape(*lead, rows, cols, 3, patch_size, patch_size)
+    pixels = pixels.movedim((-5, -4), (-4, -2))
+    pixels = pixels.reshape(*lead, 3, rows * patch_size, cols * patch_size)
+    return pixels[..., : size[0], : size[1]]
+
+
+def pack(images: Sequence[Tensor], patch_size: int = PATCH_SIZE) -> PatchBatch:
+    """Pack pixels (3, H, W) of any sizes, values in [-1, 1], into one sequence."""
+    return PatchBatch(
+        patches_TD=torch.cat([patchify(image, patch_size) for image in images]),
+        grids_hw=tuple(grid_of((i.shape[-2], i.shape[-1]), patch_size) for i in images),
+    )
+
+
+def tile_grid(grid: Grid, tile: int) -> list[tuple[slice, slice]]:
+    """Split a grid into near-equal tiles of at most `tile` patches a side, in raster order.
+
+    Near-equal rather than full tiles and a rest: no tile is a sliver, which a model has seldom
+    seen. `tile` 0 means one tile. Each item is (rows, columns) as slices of the grid.
+    """
+
+    def spans(length: int) -> list[slice]:
+        count = -(-length // tile) if tile else 1
+        edges = [length * i // count for i in range(count + 1)]
+        return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+
+    return [(rows, cols) for rows in spans(grid[0]) for cols in spans(grid[1])]

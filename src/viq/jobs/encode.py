@@ -1,0 +1,417 @@
+"""Inputs to codes: one image to a .viq file, many to a Parquet file, any number to a store.
+
+One bad input never stops a job: it is listed with its reason and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict
+from itertools import chain, groupby
+from pathlib import Path
+
+from viq.core.files import open_regular, write_atomically
+from viq.core.outputs import is_there, require_folder, require_free
+from viq.core.process import ALONE, Place
+from viq.core.types import ViqError
+from viq.core.untrusted import UntrustedError, parse_json
+from viq.data.sources.base import Source
+from viq.jobs.inputs import left_over, require_all
+from viq.jobs.pipeline import Encoded, EncodeOptions, Pipeline, Task, Watch
+from viq.jobs.summary import Report
+from viq.jobs.unfinished import Unfinished
+from viq.models.tokenizer.tokenizer import VisualTokenizer
+from viq.store.columns import Extras
+from viq.store.folder import INDEX, JOB, LEDGER, PARQUET, SINGLE, Index, shard_name
+from viq.store.job import (
+    Counts,
+    Failure,
+    Job,
+    ShardWriter,
+    clear,
+    count_shards,
+    digest,
+    open_job,
+    read_job,
+    write_ledger,
+)
+from viq.store.rows import StoreInfo
+
+_TYPED_BY = 1000  # first inputs, whose extra columns decide the types of all
+
+Progress = Callable[[], None]
+
+
+def encode(
+    tokenizer: VisualTokenizer,
+    source: Source,
+    out: Path,
+    options: EncodeOptions | None = None,
+    *,
+    workers: int | None = None,
+    place: Place = ALONE,
+    retry_failed: bool = False,
+    overwrite: bool = False,
+    strict: bool = False,
+    progress: Progress = lambda: None,
+    watch: Watch | None = None,
+) -> Report:
+    """Encode every input of `source`.
+
+    Args:
+        out: NAME.viq for one image; NAME.parquet, which appears when it is whole, with failed
+            inputs in NAME.failures.jsonl; or a folder, which becomes a store. Store and file are
+            gone on with if they were begun.
+        place: of several processes that write one store together, which this is.
+        retry_failed: of a store, try the inputs again that failed.
+        overwrite: replace the file, or the store, that is there; a store of codes, that is, and
+            no other folder.
+        strict: whether what `source` leaves over is an error, and a row without an image a failure.
+        progress: called for each input that is done, this time or in an earlier run.
+        watch: is told of pixels, from the threads that encode.
+
+    Raises:
+        ViqError: `out` cannot be written: wrong suffix, exists, several images into one .viq,
+            begun otherwise or held by another process, a full disk; or `strict` is not met.
+        KeyboardInterrupt: with a line that says what is kept for the same call again.
+    """
+    options = options or EncodeOptions()
+    is_store = check_out(out, len(source), overwrite)
+    if not is_store and (place.world > 1 or retry_failed):
+        raise ViqError(f"-o {out}: ranks and --retry-failed work on stores; give a folder")
+    if overwrite and place.world > 1:
+        raise ViqError("--overwrite: one of several processes cannot; remove the folder first")
+    if options.compress and out.suffix == SINGLE:
+        raise ViqError(f"-o {out}: is never compressed: write NAME{PARQUET} instead")
+    start = time.perf_counter()
+    if strict:
+        require_all(source)
+    index, extras = plan(tokenizer, source, options, strict)
+    pipeline = Pipeline(tokenizer, source, extras, options, workers, watch, strict)
+    if options.compress and not is_store:
+        tokenizer.entropy.save_beside(out.parent)
+    if out.suffix == SINGLE:
+        report = _to_single(pipeline, out, progress)
+    elif not is_store:
+        report = _to_file(pipeline, out, index, extras, overwrite, progress)
+    else:
+        if overwrite:
+            begin_afresh(out)
+        numbers = range(place.rank, count_shards(index), place.world)
+        with open_job(out, index, extras, rank=place.rank, world=place.world) as job:
+            if options.compress:
+                tokenizer.entropy.save_beside(out)
+            report = to_store(job, numbers, lambda: encode_shards(
+                pipeline, job, numbers, retry_failed=retry_failed, progress=progress
+            ))  # fmt: skip
+    report.left_over = left_over(source, report)
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def begin_afresh(out: Path) -> None:
+    """Remove the store in `out` that is to be replaced; call when nothing else can be refused.
+
+    A folder without the file that each store begins with is left as it is: `open_job` refuses it.
+
+    Raises:
+        ViqError: other files lie beside the store; nothing was removed.
+    """
+    if not (out / JOB).is_file():
+        return
+    shards = {shard_name(number) for number in range(count_shards(read_job(out)))}
+    for name in sorted(path.name for path in out.iterdir()):
+        ours = name in shards or name in (INDEX, JOB, LEDGER) or name.startswith((".", "_entropy-"))
+        if not ours:
+            raise ViqError(
+                f"-o {out}: holds {name} beside the store; nothing was removed. Move it away, or "
+                "give another folder"
+            )
+    clear(out)  # only the files that this store consists of
+
+
+def plan(
+    tokenizer: VisualTokenizer, source: Source, options: EncodeOptions, strict: bool = False
+) -> tuple[Index, Extras]:
+    """What a store of `source` is made with. Goes once over all keys and the first rows."""
+    samples = []
+    for place in range(min(len(source), _TYPED_BY)):
+        with suppress(Exception):  # it will be met again, and listed
+            samples.append(source[place].extras)
+    extras = Extras.inferred(samples, unseen=source.has_extras and len(source) > _TYPED_BY)
+    inputs, keys = digest(source.keys())
+    index = Index(
+        info=StoreInfo(
+            model=tokenizer.config.name,
+            fingerprint=tokenizer.fingerprint,
+            levels=tokenizer.levels,
+            entropy=tokenizer.entropy.stamp if options.compress else "",
+            dtype=tokenizer.dtype_name,
+        ),
+        options=options.resolved(tokenizer) | ({"strict": True} if strict else {}),
+        columns={f.name: str(f.type) for f in extras.fields},
+        inputs=inputs,
+        keys=keys,
+    )
+    return index, extras
+
+
+def encode_shards(
+    pipeline: Pipeline,
+    job: Job,
+    numbers: Sequence[int],
+    *,
+    retry_failed: bool = False,
+    progress: Progress = lambda: None,
+) -> Counts:
+    """Write those of the shards `numbers` that are missing; gives what was encoded.
+
+    Args:
+        retry_failed: also write those anew, with what they hold, in which inputs had failed.
+    """
+    todo: dict[int, set[int] | None] = {}  # inputs to encode; None: all of the shard
+    for number in numbers:
+        if number not in job.whole:
+            todo[number] = None
+        elif retry_failed and job.whole[number].failures:
+            todo[number] = {failure.input for failure in job.whole[number].failures}
+    counts = Counts()
+
+    def tasks() -> Iterator[Task]:
+        for number in numbers:
+            wanted = todo.get(number, ())
+            for place in range(*job.inputs_of(number)):
+                if wanted is None or place in wanted:
+                    yield Task(number, place)
+                else:
+                    progress()
+
+    def counted(encoded: Iterable[Encoded]) -> Iterator[Encoded]:
+        for item in encoded:
+            _count(counts, item)
+            yield item
+            progress()
+
+    with closing(pipeline.run(tasks())) as encoded:
+        for number, fresh in groupby(encoded, key=lambda item: item.task.shard):
+            with job.writing(number) as shard:
+                kept = _kept(job, number) if number in job.whole else ()
+                _fill(shard, heapq.merge(kept, counted(fresh), key=lambda item: item.task.input))
+    return counts
+
+
+def to_store(job: Job, numbers: Sequence[int], work: Callable[[], Counts]) -> Report:
+    """Let `work` write the shards `numbers`, and finish the store if no others are missing."""
+    total = count_shards(job.index)
+
+    def saved() -> str:
+        job.look(number for number in range(total) if number not in job.whole)
+        return f"{len(job.whole)} of {total} shards are whole: run the same command again to go on"
+
+    with _stops_named(job.folder, saved):
+        counts = work()
+        index, missing = job.finish()
+    failures = [failure for n in numbers for failure in job.whole[n].failures]
+    return Report(
+        **asdict(counts),
+        failures=[asdict(failure) for failure in failures],
+        outputs=[str(job.folder)],
+        no_image=sum(job.whole[n].rows - job.whole[n].images for n in numbers),
+        store={"shards": total, "missing": len(missing), **(index.totals if index else {})},
+    )
+
+
+def _to_file(
+    pipeline: Pipeline,
+    out: Path,
+    index: Index,
+    extras: Extras,
+    overwrite: bool,
+    progress: Progress,
+) -> Report:
+    """Encode into one file. If every input fails, no file of codes is written.
+
+    What an interrupted run had finished comes from `Unfinished`, so the bytes are those of a run
+    that nobody interrupted.
+    """
+    unfinished = Unfinished(out, index, extras, overwrite)
+    report, failures, written = Report(resumed=unfinished.done), list[Failure](), list[Path]()
+
+    def fresh(encoded: Iterable[Encoded]) -> Iterator[Encoded]:
+        for item in encoded:
+            _count(report, item)
+            unfinished.add(item)
+            yield item
+
+    def all_of(encoded: Iterable[Encoded]) -> Iterator[Encoded]:
+        for item in chain(unfinished.inputs(), fresh(encoded)):
+            if item.reason:
+                failures.append(_failure(item))
+            yield item
+            progress()
+
+    def saved() -> str:
+        unfinished.flush()
+        done = f"{unfinished.done} of {index.inputs} inputs are kept"
+        return f"{done}: run the same command again to go on" if unfinished.done else "nothing done"
+
+    finished = False
+    try:
+        tasks = (Task(0, place) for place in range(unfinished.done, index.inputs))
+        with _stops_named(out, saved), closing(pipeline.run(tasks)) as encoded:
+            facts = (0, index.inputs)
+            with (
+                suppress(_NothingToKeepError),
+                ShardWriter(out, index.info, extras, index.options, facts) as shard,
+            ):
+                _fill(shard, all_of(encoded))
+                if not shard.facts.rows:
+                    raise _NothingToKeepError
+                written.append(out)
+                report.no_image = shard.facts.rows - shard.facts.images
+            written += _list_failures(out, failures)
+        finished = True
+    finally:
+        unfinished.close(finished=finished)
+    report.kept = [str(out)] if out not in written and out.exists() else []
+    return _listed(report, failures, written)
+
+
+def _to_single(pipeline: Pipeline, out: Path, progress: Progress) -> Report:
+    """Encode one image into a .viq file."""
+    report, failures, written = Report(), list[Failure](), list[Path]()
+    with _stops_named(out, lambda: "nothing was written"):
+        with closing(pipeline.run([Task(0, 0)])) as encoded:
+            for item in encoded:
+                _count(report, item)
+                failures += [_failure(item)] if item.reason else []
+                written += _write_single(out, item)
+                progress()
+        written += _list_failures(out, failures)
+    report.kept = [str(out)] if out not in written and out.exists() else []
+    return _listed(report, failures, written)
+
+
+def _listed(report: Report, failures: Sequence[Failure], written: Sequence[Path]) -> Report:
+    report.failures = [asdict(failure) for failure in failures]
+    report.outputs = [str(path) for path in written]
+    return report
+
+
+class _NothingToKeepError(Exception):
+    pass
+
+
+def _ledger(out: Path) -> Path:
+    return out.with_name(f"{out.stem}.failures.jsonl")
+
+
+def _list_failures(out: Path, failures: Sequence[Failure]) -> list[Path]:
+    """Write the ledger beside `out`, or remove the one of an earlier run: no stale list is left."""
+    ledger = _ledger(out)
+    _require_ledger(ledger)
+    write_ledger(ledger, failures)  # where nothing is, or a list that viq wrote
+    return [ledger] if failures else []
+
+
+def _require_ledger(path: Path) -> None:
+    """Refuse a file at the place of our list of failures that is none."""
+    if not is_there(path):
+        return
+    refusal = ViqError(
+        f"{path}: is no list of failures that viq wrote, and one is to have this name: move it "
+        "away, or give another -o"
+    )
+    if path.is_symlink():
+        raise refusal
+    with open_regular(path) as file:
+        for line in file:
+            try:
+                values = parse_json(line, str(path))
+            except UntrustedError:
+                raise refusal from None
+            if not isinstance(values, dict) or set(values) != {"input", "key", "reason"}:
+                raise refusal
+
+
+def _write_single(out: Path, item: Encoded) -> list[Path]:
+    codes = [row.codes for row in item.rows if row.codes is not None]
+    if not item.reason and len(codes) != 1:
+        raise ViqError(
+            f"-o {out}: holds one image, but {item.key} has {len(codes)}: write NAME"
+            f"{PARQUET} instead"
+        )
+    for image in codes:
+        write_atomically(out, image.to_bytes())
+    return [out] if codes else []
+
+
+@contextmanager
+def _stops_named(out: Path, saved: Callable[[], str]) -> Iterator[None]:
+    """Say what there is when a full disk or an interrupt ends a job."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; {saved()}") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        said = ""
+        with suppress(OSError):  # there may be no room even for what is to be saved
+            said = f"; {saved()}"
+        raise ViqError(f"-o {out}: the disk is full{said}") from None
+
+
+def check_out(out: Path, count: int, overwrite: bool) -> bool:
+    """Whether `out` is to be a store. Raises ViqError if it cannot be written."""
+    is_store = not out.suffix or out.is_dir()
+    if not is_store and out.suffix not in (PARQUET, SINGLE):
+        raise ViqError(
+            f"-o {out}: give NAME{PARQUET}, NAME{SINGLE} for a single image, or a folder"
+        )
+    if out.suffix == SINGLE and count != 1:
+        raise ViqError(f"-o {out}: holds one image, got {count}: write NAME{PARQUET} instead")
+    if not is_store:
+        require_free(out, overwrite=overwrite)
+        _require_ledger(_ledger(out))
+    else:
+        require_folder(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):  # know now, not after an hour of encoding
+            pass
+    except OSError as error:
+        raise ViqError(
+            f"-o {out}: cannot be written ({error.strerror}); choose another place"
+        ) from None
+    return is_store
+
+
+def _fill(shard: ShardWriter, encoded: Iterable[Encoded]) -> None:
+    for item in encoded:
+        if item.reason:
+            shard.fail(_failure(item))
+        else:
+            shard.add(item.rows, item.shrunk)
+
+
+def _kept(job: Job, number: int) -> Iterator[Encoded]:
+    """What a shard holds already, as if it had just been encoded."""
+    for place, rows in job.kept(number):
+        yield Encoded(Task(number, place), rows[0].key, rows)
+
+
+def _count(counts: Counts, item: Encoded) -> None:
+    for row in item.rows:
+        if row.codes is not None:
+            counts.count(row.codes)
+    counts.shrunk += item.shrunk
+
+
+def _failure(item: Encoded) -> Failure:
+    return Failure(item.task.input, item.key, item.reason)

@@ -1,0 +1,53 @@
+"""All inputs of a job as one source, and what of them is left over."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from viq.core.types import ViqError
+from viq.data.sources.base import Source
+from viq.data.sources.files import FileSource
+from viq.data.sources.open import concatenate, open_source
+from viq.jobs.summary import Report
+
+
+def open_inputs(specs: Sequence[str], **options: Any) -> Source:
+    """One source of all inputs, in their order; see `open_source` for kinds and options.
+
+    Files given twice, as themselves and through a folder, are there once. Of several, one that is
+    damaged as a whole is one input that fails.
+    """
+    sources = [open_source(spec, alone=len(specs) == 1, **options) for spec in specs]
+    if len(sources) > 1 and all(isinstance(source, FileSource) for source in sources):
+        return _Files(sources)
+    return concatenate(sources)
+
+
+class _Files(FileSource):
+    """The files of several inputs, each once."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        super().__init__([Path(key) for source in sources for key in source.keys()])
+        self._left_over = dict(sum((Counter(s.leftovers()) for s in sources), Counter[str]()))
+
+    def leftovers(self) -> dict[str, int]:
+        return self._left_over
+
+
+def require_all(source: Source) -> None:
+    """Refuse a source that leaves anything over. Raises `ViqError`."""
+    found = left_over(source)
+    if found:
+        listed = ", ".join(f"{count:,} {what}" for what, count in found.items())
+        raise ViqError(f"--strict: not all of the input is encoded: {listed}; remove or name them")
+
+
+def left_over(source: Source, report: Report | None = None) -> dict[str, int]:
+    """What of the input has no part in the codes: how many of what."""
+    found = {what: count for what, count in source.leftovers().items() if count}
+    if report is not None and report.no_image:
+        found["rows without an image"] = report.no_image
+    return found

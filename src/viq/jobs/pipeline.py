@@ -1,0 +1,364 @@
+"""From inputs to rows of codes, in parallel and in order.
+
+Source -> threads that read, decode and shrink -> model -> rows. On a CPU the threads run the model
+too: several images at once, each on its share of the cores, keep them twice as busy as one small
+image on all cores. At most a few inputs a thread are in memory, however many there are.
+
+A bad input becomes a reason instead of rows and never stops the others, whatever it makes the code
+behind it raise.
+
+Closing a pipeline stops its threads where they are: between two images, and within one between two
+blocks of the encoder, which is a fraction of the work on a tile.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any, Protocol, TypeVar
+
+import torch
+from PIL import Image
+
+from viq.core.codes import Codes
+from viq.core.types import PATCH_SIZE, ViqError, grid_of
+from viq.data.sources.base import Source, SourceError
+from viq.image.open import limit_pixels
+from viq.image.patches import PatchBatch
+from viq.models.layers.blocks import Block
+from viq.models.tokenizer.tokenizer import VisualTokenizer
+from viq.store.columns import Extras
+from viq.store.rows import CodeRow
+
+_AHEAD = 3  # inputs in work or waiting to be written, for each thread
+_SMALL = 256  # patches; packs of images smaller than this may run dry
+_PATCH_PIXELS = PATCH_SIZE**2
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeOptions:
+    """What decides the codes and the shards of a store.
+
+    Attributes:
+        tile: images with a longer side are encoded in tiles; None takes the model's own setting.
+        max_pixels: larger images are first shrunk to this area; None never.
+        packed: patches that go through the model in one sequence, for accelerators; 0: image by
+            image, so that codes are the same whatever their neighbours.
+        shard_size: inputs that make a shard. A run that is killed loses less than one shard.
+        compress: store codes through the tokenizer's entropy model, without loss.
+    """
+
+    tile: int | None = None
+    max_pixels: int | None = None
+    packed: int = 0
+    shard_size: int = 1000
+    compress: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("tile", 0), ("max_pixels", 1), ("packed", 0), ("shard_size", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ViqError(f"--{name.replace('_', '-')} {value}: give at least {least}")
+
+    def resolved(self, tokenizer: VisualTokenizer) -> dict[str, Any]:
+        """As they are noted in a store, with what the tokenizer adds.
+
+        Raises:
+            ViqError: the tokenizer cannot encode so.
+        """
+        tile = tokenizer.config.tile if self.tile is None else self.tile
+        tokenizer.encode([], tile=tile)  # raises for a tile it cannot use
+        dtype = str(tokenizer.encoder.position.dtype).removeprefix("torch.")
+        return {**asdict(self), "tile": tile, "dtype": dtype}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One input to encode: its number, and that of the shard it belongs to."""
+
+    shard: int
+    input: int
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What became of an input: rows, or the reason why there are none."""
+
+    task: Task
+    key: str
+    rows: list[CodeRow]
+    shrunk: int = 0  # images made smaller
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    task: Task
+    key: str
+    images: list[Image.Image]
+    extras: Mapping[str, Any]
+    shrunk: int = 0
+    reason: str = ""
+
+    @property
+    def patches(self) -> int:
+        grids = (grid_of((image.height, image.width)) for image in self.images)
+        return sum(rows * cols for rows, cols in grids)
+
+
+class Watch(Protocol):
+    """Is told how far a pipeline is, from any thread. Pixels are those of whole patches."""
+
+    def opened(self, pixels: int) -> None:
+        """One more input is open."""
+
+    def encoded(self, pixels: int) -> None:
+        """So many more pixels are codes: those of a tile, or of a pack."""
+
+
+class _Nobody(Watch):
+    pass
+
+
+class Pipeline:
+    """Encodes tasks with one tokenizer and a number of threads.
+
+    Args:
+        workers: threads; None for as many as torch uses on a CPU, 8 beside an accelerator.
+        watch: is told how far it is.
+        strict: whether a row without an image is a failure.
+    """
+
+    def __init__(
+        self,
+        tokenizer: VisualTokenizer,
+        source: Source,
+        extras: Extras,
+        options: EncodeOptions,
+        workers: int | None = None,
+        watch: Watch | None = None,
+        strict: bool = False,
+    ) -> None:
+        if workers is not None and workers < 1:
+            raise ViqError(f"--workers {workers}: give at least 1")
+        self._tokenizer, self._source = tokenizer, source
+        self._extras, self._options, self._watch = extras, options, watch or _Nobody()
+        self._strict = strict
+        self._in_threads = tokenizer.device.type == "cpu" and not options.packed
+        usual = torch.get_num_threads() if self._in_threads else min(8, os.cpu_count() or 1)
+        self._workers = min(workers or usual, max(1, len(source)))
+
+    def run(self, tasks: Iterable[Task]) -> Generator[Encoded]:
+        """What becomes of each task, in order. Close it to stop early."""
+        here = _Here(threading.Event(), self._watch)
+        if self._in_threads:
+            # The pool is closed first: its threads stop by what the others have put in place.
+            with (
+                _watched(self._tokenizer),
+                _threads_each(self._workers),
+                _pool(self._workers, here) as pool,
+            ):
+                yield from _in_order(pool, self._alone, tasks, _AHEAD * self._workers)
+        else:
+            with _pool(self._workers, here) as pool:
+                ahead = _AHEAD * self._workers + self._options.packed // _SMALL
+                for pack in self._packs(_in_order(pool, self._load, tasks, ahead)):
+                    yield from self._encode(pack)
+                    self._watch.encoded(sum(item.patches for item in pack) * _PATCH_PIXELS)
+
+    def _alone(self, task: Task) -> Encoded:
+        return self._encode([self._load(task)])[0]
+
+    def _load(self, task: Task) -> _Loaded:
+        limit, key = self._options.max_pixels, None
+        opened, images = list[Image.Image](), list[Image.Image]()
+        try:
+            row = self._source[task.input]
+            key = row.key
+            if self._strict and not row.images:
+                raise SourceError(f"{row.where}: has no image, which --strict refuses")
+            for place in range(len(row.images)):
+                _require_going_on()
+                opened.append(row.open(place))
+                images.append(limit_pixels(opened[-1], limit))
+            extras = self._extras.pack(row.extras)
+        except Exception as error:  # what a file of somebody else makes a library raise is anyone's
+            key = self._key(task.input) if key is None else key
+            return _failed(_Loaded(task, _printable(key), [], {}), error)
+        shrunk = sum(small is not image for small, image in zip(images, opened, strict=True))
+        loaded = _Loaded(task, _printable(key), images, extras, shrunk)
+        self._watch.opened(loaded.patches * _PATCH_PIXELS)
+        return loaded
+
+    def _key(self, number: int) -> str:
+        try:
+            return self._source.key(number)
+        except Exception:  # a damaged source; the input is known by its number
+            return f"input {number}"
+
+    def _packs(self, loaded: Iterable[_Loaded]) -> Iterator[list[_Loaded]]:
+        """Inputs whose patches fit the budget, or one that does not; never of two shards.
+
+        So a shard has the same codes whether or not the run was killed before it.
+        """
+        pack, patches = list[_Loaded](), 0
+        for item in loaded:
+            full = patches + item.patches > self._options.packed
+            if pack and (full or item.task.shard != pack[0].task.shard):
+                yield pack
+                pack, patches = [], 0
+            pack.append(item)
+            patches += item.patches
+        if pack:
+            yield pack
+
+    def _encode(self, pack: list[_Loaded]) -> list[Encoded]:
+        try:
+            return self._encoded(pack)
+        except Exception as error:
+            if _is_memory(error):
+                raise ViqError(
+                    f"{pack[0].key}: the memory does not suffice ({_words(error)}); give --tile or "
+                    "--max-pixels, or fewer --workers"
+                ) from None
+            if len(pack) > 1:  # find out which of them it is
+                return [encoded for item in pack for encoded in self._encode([item])]
+            return self._encoded([_failed(pack[0], error)])
+
+    def _encoded(self, pack: list[_Loaded]) -> list[Encoded]:
+        images = [image for item in pack for image in item.images]
+        packed = self._options.packed > 0
+        codes = iter(self._tokenizer.encode(images, tile=self._options.tile, packed=packed))
+        return [
+            Encoded(
+                item.task,
+                item.key,
+                _rows(item, list(islice(codes, len(item.images)))),
+                item.shrunk,
+                item.reason,
+            )
+            for item in pack
+        ]
+
+
+def _rows(item: _Loaded, codes: list[Codes]) -> list[CodeRow]:
+    if item.reason:
+        return []
+    return [
+        CodeRow(item.key, image_codes, place, item.extras)
+        for place, image_codes in enumerate(codes or [None])
+    ]
+
+
+def _failed(item: _Loaded, error: Exception) -> _Loaded:
+    """An input as it is listed: its key, and one line that names it and says why."""
+    reason = str(error) if isinstance(error, ViqError) else f"{item.key}: {_words(error)}"
+    return _Loaded(item.task, item.key, [], {}, reason=_printable(" ".join(reason.splitlines())))
+
+
+def _words(error: Exception) -> str:
+    said = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether the machine is at its end, which is nothing that one input could be blamed for."""
+    at_end = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return at_end or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
+
+
+def _printable(key: str) -> str:
+    """A key that can be written: names of files may hold bytes that are no text."""
+    return key.encode(errors="backslashreplace").decode()
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T], ahead: int
+) -> Iterator[R]:
+    """`map(work, items)` on the threads of the pool, at most `ahead` items before the result."""
+    items, waiting = iter(items), deque()
+    while True:
+        waiting.extend(pool.submit(work, item) for item in islice(items, ahead - len(waiting)))
+        if not waiting:
+            return
+        yield waiting.popleft().result()
+
+
+class _StoppedError(BaseException):
+    """Ends the work of a thread whose result nobody waits for; no `except Exception` keeps it."""
+
+
+@dataclass(frozen=True)
+class _Here:
+    """What a thread of a pipeline works for."""
+
+    stop: threading.Event
+    watch: Watch
+
+
+_current = threading.local()  # `here` is set in threads of pipelines, and nowhere else
+
+
+def _require_going_on() -> None:
+    here: _Here | None = getattr(_current, "here", None)
+    if here is not None and here.stop.is_set():
+        raise _StoppedError
+
+
+@contextmanager
+def _watched(tokenizer: VisualTokenizer) -> Iterator[None]:
+    """Let threads of pipelines stop before each block of attention, and tell of each tile.
+
+    Whoever else uses the tokenizer meanwhile, from other threads, is not affected.
+    """
+
+    def before(module: torch.nn.Module, inputs: Any) -> None:
+        _require_going_on()
+
+    def after(module: torch.nn.Module, inputs: tuple[PatchBatch], tokens: torch.Tensor) -> None:
+        here: _Here | None = getattr(_current, "here", None)
+        if here is not None:
+            here.watch.encoded(len(tokens) * _PATCH_PIXELS)
+
+    parts = tokenizer.encoder, tokenizer.quantizer
+    blocks = (module for part in parts for module in part.modules() if isinstance(module, Block))
+    hooks = [block.register_forward_pre_hook(before) for block in blocks]
+    hooks.append(tokenizer.encoder.register_forward_hook(after))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _pool(workers: int, here: _Here) -> Iterator[ThreadPoolExecutor]:
+    def begin() -> None:
+        _current.here = here
+
+    pool = ThreadPoolExecutor(workers, "viq-encode", begin)
+    try:
+        yield pool
+    finally:
+        here.stop.set()
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _threads_each(workers: int) -> Iterator[None]:
+    """Give each of `workers` threads its share of the threads of torch."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before // workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

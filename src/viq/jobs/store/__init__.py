@@ -1,0 +1,1 @@
+"""Jobs on stores: lint, merge, export, statistics, near-duplicates."""

@@ -1,0 +1,1 @@
+"""Figures about pictures, codes, answers and runs. numpy alone."""

@@ -1,0 +1,31 @@
+"""Language models on codes: load one, ask it about images, caption a store.
+
+Importing this registers the classes with transformers, so that `AutoConfig`, `AutoProcessor` and
+`AutoModelForImageTextToText` know them.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+from viq.mllm.chat import answer_store, ask, look, sampling
+from viq.mllm.loading import MODEL, assemble, load_mllm, make_processor
+from viq.mllm.modeling import ViQConfig, ViQForConditionalGeneration
+from viq.mllm.processing import ViQProcessor
+
+__all__ = [
+    "MODEL",
+    "ViQConfig",
+    "ViQForConditionalGeneration",
+    "ViQProcessor",
+    "answer_store",
+    "ask",
+    "assemble",
+    "load_mllm",
+    "look",
+    "make_processor",
+    "sampling",
+]
+
+AutoConfig.register("viq", ViQConfig)
+AutoModel.register(ViQConfig, ViQForConditionalGeneration)
+AutoModelForImageTextToText.register(ViQConfig, ViQForConditionalGeneration)
+AutoProcessor.register(ViQConfig, ViQProcessor)

@@ -1,0 +1,174 @@
+"""Talk to a multimodal language model: ask about images, caption a store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    TextStreamer,
+)
+
+from viq.core.codes import Codes
+from viq.core.files import open_regular
+from viq.core.outputs import is_there
+from viq.core.types import ViqError
+from viq.core.untrusted import UntrustedError, parse_json
+from viq.mllm.modeling import ViQForConditionalGeneration
+from viq.mllm.processing import ViQProcessor
+from viq.store.dataset import CodeDataset
+from viq.store.folder import SINGLE, read_single
+from viq.store.views import CodeSample
+
+
+def look(place: str | Path) -> Path | Codes:
+    """An image file, or the codes of a .viq file, as the processor takes it."""
+    path = Path(place)
+    return read_single(path) if path.suffix == SINGLE else path
+
+
+def ask(
+    model: ViQForConditionalGeneration,
+    processor: ViQProcessor,
+    places: Sequence[str | Path],
+    question: str,
+    *,
+    before: Sequence[dict[str, str]] = (),
+    stream: bool = False,
+    **generation: Any,
+) -> str:
+    """The answer to one question about images or .viq files, all of one kind.
+
+    Args:
+        before: turns of the same conversation, {role, content}, in which images come first.
+        stream: also print the answer while it is made.
+        generation: options of `generate`.
+
+    Raises:
+        ViqError: images that cannot be read, codes of another tokenizer, marks that do not match.
+    """
+    seen = [look(place) for place in places]
+    codes = [one for one in seen if isinstance(one, Codes)]
+    if codes and len(codes) < len(seen):
+        raise ViqError("images and .viq files together: encode the images first (viq encode)")
+    visuals = {"codes" if codes else "images": seen} if seen else {}
+    name = ", ".join(map(str, places)) or "question"
+    messages = [*before, {"role": "user", "content": question}]
+    inputs = processor(text=messages, keys=[name], **visuals).to(model.device)  # type: ignore[arg-type]
+    if stream:
+        generation["streamer"] = TextStreamer(
+            processor.tokenizer, skip_prompt=True, skip_special_tokens=True
+        )
+    return processor.answers(model.generate(**inputs, **generation), inputs)[0]
+
+
+def answer_store(
+    model: ViQForConditionalGeneration,
+    processor: ViQProcessor,
+    store: str | Path,
+    out: Path,
+    *,
+    prompt: str = "Describe the image.",
+    batch: int = 8,
+    limit: int | None = None,
+    progress: Callable[[], None] = lambda: None,
+    **generation: Any,
+) -> dict[str, int]:
+    """Ask the same of every sample of a store; lines of {key, answer} go to `out`.
+
+    Samples that `out` has already are left as they are, so the same command goes on. No tokenizer
+    is loaded: images are codes.
+
+    Raises:
+        ViqError: no store, codes of another tokenizer, or `out` is there and no file of answers.
+    """
+    data = CodeDataset(store, columns=())
+    model.require(data.info.fingerprint)
+    known, whole_bytes = _known(out)
+    wanted = [n for n, key in enumerate(data.keys()) if key not in known]
+    wanted = wanted if limit is None else wanted[:limit]
+    answered = 0
+    if not wanted:
+        return {"answered": 0, "known": len(known), "no_image": 0}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("ab") as file:
+        file.truncate(whole_bytes)  # cuts off a line of answers, seen by `_known`, that a kill tore
+        for samples in _batches(data, wanted, batch):
+            inputs = processor(
+                text=[prompt] * len(samples),
+                codes=[sample.codes for sample in samples],
+                keys=[sample.key for sample in samples],
+            ).to(model.device)
+            answers = processor.answers(model.generate(**inputs, **generation), inputs)
+            for sample, answer in zip(samples, answers, strict=True):
+                file.write(_answer_line(sample.key, answer))
+                progress()
+            file.flush()
+            answered += len(samples)
+    return {"answered": answered, "known": len(known), "no_image": len(wanted) - answered}
+
+
+def sampling(temperature: float) -> dict[str, Any]:
+    """Options of `generate` for a temperature; 0 is greedy."""
+    return {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+
+
+def _batches(data: CodeDataset, wanted: Sequence[int], size: int) -> Iterator[list[CodeSample]]:
+    """Samples with images, in groups."""
+    held: list[CodeSample] = []
+    for number in wanted:
+        sample = data[number]
+        held += [sample] if sample.codes else []
+        if len(held) == size:
+            yield held
+            held = []
+    if held:
+        yield held
+
+
+def _answer_line(key: str, answer: str) -> bytes:
+    """One line, whatever the text holds: JSON in ASCII."""
+    return (json.dumps({"key": key, "answer": answer}) + "\n").encode()
+
+
+def _known(out: Path) -> tuple[set[str], int]:
+    """Keys that a file of answers has, and the bytes of its whole lines. Changes nothing.
+
+    Raises:
+        ViqError: it is no file of answers.
+    """
+    keys: set[str] = set()
+    whole_bytes = 0
+    if not is_there(out):
+        return keys, whole_bytes
+    refusal = ViqError(f"{out}: is no file of answers; give another --out")
+    with open_regular(out) as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                if not _is_torn(line, first=not keys):
+                    raise refusal
+                break
+            try:
+                values = parse_json(line, str(out))
+            except UntrustedError:
+                raise refusal from None
+            if not isinstance(values, dict) or not all(
+                isinstance(values.get(name), str) for name in ("key", "answer")
+            ):
+                raise refusal
+            keys.add(values["key"])
+            whole_bytes += len(line)
+    return keys, whole_bytes
+
+
+def _is_torn(line: bytes, first: bool) -> bool:
+    """Whether this is the beginning of a line of `_answer_line`, and not all of another one."""
+    head = _answer_line("", "")[:9]  # {"key": "
+    if not line.startswith(head):
+        return not first and head.startswith(line)
+    try:
+        return set(parse_json(line, "")) == {"key", "answer"}
+    except UntrustedError:
+        return True

@@ -1,0 +1,99 @@
+"""Load a multimodal language model, or make one of its parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    GenerationConfig,
+)
+
+from viq.core.files import bundled
+from viq.core.levels import codebook_size
+from viq.core.quiet import quiet
+from viq.core.types import ViqError
+from viq.data.text.chat_format import END, ChatConfig
+from viq.metrics.run_log import RECIPE, read_recipe, stage_names
+from viq.mllm.modeling import ViQConfig, ViQForConditionalGeneration
+from viq.mllm.processing import ViQProcessor
+from viq.models.tokenizer.embedder import CodeEmbedder
+from viq.weights import checkpoint
+
+MODEL = "model"  # of a run folder: RUN/STAGE/model
+
+
+def make_processor(
+    words: Any, embedder: CodeEmbedder, *, merge_size: int = 2, chat: ChatConfig | None = None
+) -> ViQProcessor:
+    """The processor for a text tokenizer and an embedder."""
+    chat = chat or ChatConfig()
+    return ViQProcessor(
+        words,
+        system=chat.system,
+        max_length=chat.max_length,
+        merge_size=merge_size,
+        fingerprint=embedder.config.fingerprint,
+        codebook_size=codebook_size(embedder.config.levels),
+    )
+
+
+def assemble(
+    language: Any, embedder: CodeEmbedder, processor: ViQProcessor
+) -> ViQForConditionalGeneration:
+    """A model of its parts; its projector is new. It answers greedily unless asked otherwise."""
+    words = processor.tokenizer
+    if len(words) > language.get_input_embeddings().num_embeddings:
+        language.resize_token_embeddings(len(words), mean_resizing=False)
+    model = ViQForConditionalGeneration.from_parts(
+        language,
+        embedder,
+        image_token_id=processor.image_token_id,
+        merge_size=processor.merge_size,
+    )
+    model.generation_config = GenerationConfig(
+        eos_token_id=words.convert_tokens_to_ids(END), pad_token_id=words.pad_token_id
+    )
+    return model
+
+
+def load_mllm(
+    name: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[ViQForConditionalGeneration, ViQProcessor]:
+    """Model and processor, ready to answer.
+
+    Args:
+        name: "viq-tiny-chat" comes with the package; or a run folder of `viq train mllm`, of which
+            the last finished stage is taken; a folder of `save_pretrained`; or a hub id.
+
+    Raises:
+        ViqError: no model there.
+    """
+    folder = bundled(name) or Path(name)
+    if (folder / RECIPE).is_file():
+        folder = _last_stage(folder)
+    if folder.is_dir():
+        kind = checkpoint.read_config(folder).get("model_type")
+        if kind != ViQConfig.model_type:
+            raise ViqError(
+                f"{folder}: holds no multimodal model{f' but a {kind}' if kind else ''}; give a "
+                "run folder of viq train mllm"
+            )
+        name = folder
+    try:
+        with quiet():
+            model = ViQForConditionalGeneration.from_pretrained(str(name), dtype=dtype)
+        processor = ViQProcessor.from_pretrained(str(name))
+    except (OSError, ValueError) as error:
+        first = (str(error).strip().splitlines() or ["unknown error"])[0]
+        raise ViqError(f"{name}: cannot be loaded ({first}); give a run folder") from None
+    return model.to(device).eval(), processor  # type: ignore[arg-type, return-value]
+
+
+def _last_stage(run: Path) -> Path:
+    done = [run / name / MODEL for name in stage_names(read_recipe(run))]
+    done = [folder for folder in done if (folder / checkpoint.CONFIG_FILE).is_file()]
+    if not done:
+        raise ViqError(f"{run}: no stage of this run has ended; let viq train mllm finish one")
+    return done[-1]

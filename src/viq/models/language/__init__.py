@@ -1,0 +1,1 @@
+"""Causal language models that read visual features."""

@@ -1,0 +1,269 @@
+"""A causal language model that reads visual features: what gives the features their meaning.
+
+The model itself is a Hugging Face one: any causal LM with ChatML marks (Qwen2.5), frozen but for
+low-rank adapters, or a small Qwen2 built from a shape and trained from scratch. Ours is what lies
+around it: the projector, the places where visual vectors go, and the score of the answers.
+
+L = tokens of a packed sequence, D = width of the language model, A = scored tokens.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from viq.core import untrusted
+from viq.core.types import IGNORE, IMAGE_TOKEN, Grid, ViqError
+from viq.models.language.packed import base_of, packed_hidden
+from viq.models.language.projector import MergeProjector, ProjectorConfig
+from viq.weights.checkpoint import CheckpointError
+from viq.weights.pretrained import causal_of, load_pretrained
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Low-rank adapters on all linear layers but the output head; the rest is frozen."""
+
+    rank: int = 64
+    alpha: float = 16
+    dropout: float = 0.05
+    dora: bool = True  # magnitude and direction apart, as the official recipe has it
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig:
+    """Which language model reads the features.
+
+    With `name` it is loaded, else a Qwen2 of the shape below is built from scratch.
+    """
+
+    name: str | None = None  # folder or hub id
+    width: int = 192
+    depth: int = 3
+    heads: int = 3
+    mlp_width: int = 512
+    vocabulary: int = 2048  # of the text tokenizer that is trained with it
+    adapter: AdapterConfig | None = None  # None: every weight is trained
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        untrusted.shape(self, width=2**16, depth=512, heads=1024, mlp_width=2**20,
+                        vocabulary=2**20)  # fmt: skip
+        if self.name is None and self.width % self.heads:
+            raise ViqError(f"language: width {self.width} cannot be split into {self.heads} heads")
+
+
+def build_language(config: LanguageConfig, vocabulary: int) -> Any:
+    """A Qwen2 with random weights, `vocabulary` tokens and tied embeddings."""
+    try:
+        from transformers import Qwen2Config, Qwen2ForCausalLM
+    except ImportError:
+        raise _missing("transformers") from None
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=vocabulary,
+            hidden_size=config.width,
+            intermediate_size=config.mlp_width,
+            num_hidden_layers=config.depth,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.heads,
+            tie_word_embeddings=True,
+        )
+    )
+
+
+def load_language(name: str | Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A causal language model from a folder or the hub.
+
+    Raises:
+        ViqError: nothing usable under that name (`weights/pretrained.py`).
+    """
+    try:
+        from transformers import AutoModelForCausalLM
+    except ImportError:
+        raise _missing("transformers") from None
+    options = {"dtype": dtype, "trust_remote_code": False}
+    try:
+        return load_pretrained(AutoModelForCausalLM.from_pretrained, causal_of, name, **options)
+    except CheckpointError as error:
+        reason = str(error).removeprefix(f"{name}: ")
+        raise CheckpointError(
+            f"{name}: no causal language model can be loaded from there ({reason}); give a folder "
+            "written by save_pretrained, or a hub id such as Qwen/Qwen2.5-0.5B"
+        ) from None
+
+
+def require_peft() -> Any:
+    """The library of adapters.
+
+    Raises:
+        ViqError: it is not installed.
+    """
+    try:
+        import peft
+    except ImportError:
+        raise _missing("peft") from None
+    return peft
+
+
+def add_adapters(language: Any, config: AdapterConfig) -> Any:
+    """Freeze a language model and give its linear layers low-rank adapters (peft's wrapper).
+
+    Raises:
+        ViqError: it has no layers that could have adapters, or peft is not installed.
+    """
+    peft = require_peft()
+    names = adapter_targets(language)
+    wanted = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]
+        lora_dropout=config.dropout,
+        use_dora=config.dora,
+        bias="none",
+        target_modules=names,
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():  # peft asks transformers by a name that it has given up
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        warnings.filterwarnings("ignore", ".*fan_in_fan_out", UserWarning)  # it does it itself
+        return peft.get_peft_model(language, wanted)
+
+
+def adapter_targets(language: Any) -> list[str]:
+    """Names of the linear layers of a language model but its output head. Raises `ViqError`."""
+    from transformers.pytorch_utils import Conv1D  # the linear layer of GPT-2
+
+    names = {
+        name.rpartition(".")[2]
+        for name, module in language.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not language.get_output_embeddings()
+    }
+    if not names:
+        raise ViqError(f"{type(language).__name__}: has no linear layers to add adapters to")
+    return sorted(names)
+
+
+def recompute_activations(language: Any) -> None:
+    """Keep no activations but recompute them for the backward pass: a third more time."""
+    name = "activation_checkpointing_enable"  # before: gradient_checkpointing_enable
+    enable = getattr(language, name, None) or language.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerScore:
+    """What one pass over packed conversations gives.
+
+    Attributes:
+        loss_A: cross-entropy of each scored token, nats, fp32.
+        correct_A: whether it was the most probable one.
+    """
+
+    loss_A: Tensor
+    correct_A: Tensor
+
+
+class ReadsFeatures:
+    """What a module can do that has a language model and a projector of features into it.
+
+    Attributes:
+        language: a Hugging Face causal LM, perhaps under adapters.
+        projector: features to its input vectors.
+    """
+
+    language: Any
+    projector: MergeProjector
+
+    def inputs(self, ids_L: Tensor, features_TC: Tensor | None, grids_hw: Sequence[Grid]) -> Tensor:
+        """Input vectors (L, D): embeddings of the words, visual vectors in the places of images.
+
+        Raises:
+            ViqError: the images take other than the places that the ids keep for them.
+        """
+        places_L = ids_L == IMAGE_TOKEN
+        words_LD = self.language.get_input_embeddings()(ids_L.masked_fill(places_L, 0))
+        if features_TC is None or not len(grids_hw):
+            if places_L.any():
+                raise ViqError(f"{int(places_L.sum())} places for images, but no image")
+            return words_LD
+        visual = torch.cat(self.projector(features_TC, grids_hw)).to(words_LD.dtype)
+        if len(visual) != int(places_L.sum()):
+            raise ViqError(
+                f"{len(visual)} visual tokens of {len(grids_hw)} images, but the text keeps "
+                f"{int(places_L.sum())} places for them"
+            )
+        return words_LD.masked_scatter(places_L[:, None], visual)
+
+    def hidden(self, inputs_LD: Tensor, positions_L: Tensor) -> Tensor:
+        """Last hidden states (L, D) of packed conversations.
+
+        Positions restart with each conversation. Hugging Face models keep conversations apart by
+        that alone, but only without an attention mask and without a cache.
+        """
+        output = base_of(self.language).get_decoder()(
+            inputs_embeds=inputs_LD[None],
+            position_ids=positions_L[None],
+            attention_mask=None,
+            use_cache=False,
+        )
+        return output.last_hidden_state[0]
+
+    def score(
+        self,
+        features_TC: Tensor | None,
+        grids_hw: Sequence[Grid],
+        ids_L: Tensor,
+        targets_L: Tensor,
+        positions_L: Tensor,
+        lengths: Sequence[int] = (),
+    ) -> AnswerScore:
+        """Score the answers. Logits are made for scored places only: a vocabulary is wide.
+
+        Args:
+            lengths: tokens of each conversation, for a model with packed attention.
+        """
+        inputs_LD = self.inputs(ids_L, features_TC, grids_hw)
+        if lengths:
+            hidden_LD = packed_hidden(self.language, inputs_LD, lengths)
+        else:
+            hidden_LD = self.hidden(inputs_LD, positions_L)
+        scored_L = targets_L != IGNORE
+        logits = self.language.get_output_embeddings()(hidden_LD[scored_L]).float()
+        targets_A = targets_L[scored_L]
+        return AnswerScore(
+            loss_A=F.cross_entropy(logits, targets_A, reduction="none"),
+            correct_A=logits.detach().argmax(-1) == targets_A,
+        )
+
+
+class LanguageReader(ReadsFeatures, nn.Module):
+    """Projector and language model: features and text in, a score of the answers out.
+
+    Attributes:
+        own: names of the parameters that training may change: all, or projector and adapters.
+    """
+
+    def __init__(self, language: Any, features: int, merge: int = 2) -> None:
+        super().__init__()
+        width = language.get_input_embeddings().embedding_dim
+        self.projector = MergeProjector(
+            ProjectorConfig(features=features, width=width, merge=merge)
+        )
+        self.language = language
+        # What training may change; the rest comes from where the language model came from.
+        self.own = frozenset(n for n, p in self.named_parameters() if p.requires_grad)
+
+    def forward(self, *args: Any, **kwargs: Any) -> AnswerScore:
+        """`score`, where wrappers of modules (gradients over processes) can see it."""
+        return self.score(*args, **kwargs)
+
+
+def _missing(library: str) -> ViqError:
+    return ViqError(f"a language model needs {library}: pip install 'viq[train]'")

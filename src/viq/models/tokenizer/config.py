@@ -1,0 +1,61 @@
+"""The config of a tokenizer, checked: what `config.json` of a model folder holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from viq.core.types import PATCH_SIZE
+from viq.core.untrusted import printable, whole_number
+from viq.models.tokenizer.decoder import DecoderConfig
+from viq.models.tokenizer.encoder import EncoderConfig
+from viq.models.tokenizer.latent_head import LatentConfig
+from viq.models.tokenizer.quantizer import QuantizerConfig
+from viq.weights import checkpoint
+from viq.weights.verify import PARTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """All that shapes a tokenizer; `config.json` of a model folder."""
+
+    encoder: EncoderConfig
+    quantizer: QuantizerConfig
+    decoder: DecoderConfig | None = None  # features to pixels
+    latents: LatentConfig | None = None  # features to latents of the Qwen-Image VAE
+    tile: int = 0  # px; images with a longer side are encoded in tiles; 0: never
+    name: str = "viq"
+
+    def __post_init__(self) -> None:
+        if self.encoder.patch_size != PATCH_SIZE:
+            raise ValueError(
+                f"patches of {self.encoder.patch_size} px: codes are of {PATCH_SIZE} px patches"
+            )
+        whole_number(self.tile, "tile", 0, 2**20)
+        if self.tile % PATCH_SIZE:
+            raise ValueError(f"tile {self.tile} must be a multiple of {PATCH_SIZE} px")
+        width = self.encoder.width
+        heads = {"quantizer": self.quantizer.heads if self.quantizer.pre_depth else 1}
+        heads |= {"latents": self.latents.heads} if self.latents else {}
+        for part, count in heads.items():
+            if width % count:
+                raise ValueError(f"{part}: width {width} cannot be split into {count} heads")
+
+
+def decisive(config: TokenizerConfig) -> dict[str, Any]:
+    """What of the config the fingerprint covers."""
+    values = checkpoint.to_dict(config)
+    return {part: values[part] for part in PARTS}
+
+
+def refuse_language_model(values: Mapping[str, Any], folder: Path) -> None:
+    """Say so where a folder holds a language model instead. Raises `CheckpointError`."""
+    about = values.get("embedder_config")
+    if "embedder_config" in values:
+        name = about.get("tokenizer") if isinstance(about, dict) else None
+        raise checkpoint.CheckpointError(
+            f"{folder}: is a language model on codes, no tokenizer; ask it with viq chat, or "
+            f"give its tokenizer, {printable(str(name), 100)}"
+        )

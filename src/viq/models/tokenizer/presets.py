@@ -1,0 +1,52 @@
+"""Shapes of tokenizers: tiny, so400m, g."""
+
+from __future__ import annotations
+
+from viq.models.tokenizer.decoder import DecoderConfig
+from viq.models.tokenizer.encoder import EncoderConfig
+from viq.models.tokenizer.quantizer import QuantizerConfig
+from viq.models.tokenizer.tokenizer import TokenizerConfig
+
+
+def tiny() -> TokenizerConfig:
+    """6.45M parameters, 64,000 codes; 12.9 MB in half precision."""
+    return TokenizerConfig(
+        name="viq-tiny",
+        encoder=EncoderConfig(width=192, depth=4, heads=3, mlp_width=768, position_grid=16),
+        quantizer=QuantizerConfig(
+            proximal_width=32,
+            heads=3,
+            pre_depth=1,
+            slot_depth=1,
+            slot_attention_width=64,
+            slot_mlp_ratio=1,
+            post_depth=1,
+        ),
+        decoder=DecoderConfig(width=192, depth=5),
+        tile=1024,
+    )
+
+
+def so400m() -> TokenizerConfig:
+    """The encoder of SigLIP2-so400m with ViQ's quantizer and our pixel decoder."""
+    return TokenizerConfig(
+        name="viq-so400m",
+        encoder=EncoderConfig(width=1152, depth=27, heads=16, mlp_width=4304),
+        quantizer=QuantizerConfig(),
+        decoder=DecoderConfig(width=768, depth=12),
+        tile=2048,
+    )
+
+
+def g() -> TokenizerConfig:
+    """The paper's model: the encoder of SigLIP2-g with ViQ's quantizer and our pixel decoder."""
+    return TokenizerConfig(
+        name="viq-g",
+        encoder=EncoderConfig(width=1536, depth=40, heads=16, mlp_width=6144),
+        quantizer=QuantizerConfig(),
+        decoder=DecoderConfig(width=1024, depth=12),
+        tile=2048,
+    )
+
+
+MODELS = {"tiny": tiny, "so400m": so400m, "g": g}

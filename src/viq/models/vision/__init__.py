@@ -1,0 +1,1 @@
+"""Vision encoders of others: SigLIP2, DINOv2; the teacher."""

@@ -1,0 +1,70 @@
+"""Complete configurations of models that draw: `viq train draw NAME`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from viq.models.language.reader import LanguageConfig
+from viq.train.generation.recipe import DrawRecipe
+from viq.train.loop import LoopConfig
+from viq.train.optim import OptimConfig
+
+
+def tiny() -> DrawRecipe:
+    """2.3M parameters from scratch, pictures of 96x96 px with one or two shapes: about fifteen
+    minutes on one core, no download."""
+    rates = OptimConfig(
+        learning_rate=1.5e-3, weight_decay=0.02, betas=(0.9, 0.98), final_share=0.02
+    )
+    return DrawRecipe(
+        name="tiny",
+        language=LanguageConfig(width=192, depth=4, heads=3, mlp_width=512, vocabulary=512),
+        loop=LoopConfig(
+            steps=1500,
+            losses={"next": 1.0},
+            optim=rates,
+            average=0.99,
+            log_every=20,
+            look_every=500,
+            save_every=100,
+        ),
+    )
+
+
+def debug() -> DrawRecipe:
+    """The whole path in seconds, for tests and first steps."""
+    recipe = tiny()
+    loop = replace(recipe.loop, steps=6, average=0.5, log_every=1, look_every=3, save_every=3)
+    return replace(
+        recipe,
+        name="debug",
+        language=LanguageConfig(width=32, depth=1, heads=2, mlp_width=64, vocabulary=400),
+        head_width=16,
+        pictures=24,
+        size=(48, 32),
+        samples=4,
+        loop=loop,
+    )
+
+
+def qwen() -> DrawRecipe:
+    """Qwen2.5-0.5B, all of it trained: `viq train draw qwen --codes FILE --tokenizer NAME`."""
+    return DrawRecipe(
+        name="qwen",
+        language=LanguageConfig(name="Qwen/Qwen2.5-0.5B"),
+        head_width=512,
+        samples=16,
+        lanes=8,
+        loop=LoopConfig(
+            steps=20_000,
+            losses={"next": 1.0},
+            optim=OptimConfig(learning_rate=1e-4, betas=(0.9, 0.98)),
+            average=0.999,
+            save_every=500,
+            look_every=500,
+        ),
+    )
+
+
+RECIPES: Mapping[str, Callable[[], DrawRecipe]] = {"tiny": tiny, "debug": debug, "qwen": qwen}

@@ -1,0 +1,164 @@
+"""Complete configurations of multimodal language models: `viq train mllm NAME`.
+
+`tiny` needs nothing but a CPU: pictures that the project draws, a language model from scratch.
+`small` is that of the bundled `viq-tiny-chat`, which also saw photos.
+`qwen` is for Qwen2.5 of any size and your own data; `qwen-16k` packs longer sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from viq.data.batching.code_batches import CodeDataConfig
+from viq.data.corpora.synthetic_source import DrawnConfig
+from viq.data.text.chat_format import ChatConfig
+from viq.models.language.reader import AdapterConfig, LanguageConfig
+from viq.train.loop import LoopConfig
+from viq.train.mllm.recipe import MllmRecipe, MllmStage
+from viq.train.optim import OptimConfig
+
+
+def tiny() -> MllmRecipe:
+    """A language model of 0.8M parameters from scratch, on the codes of 12,000 drawn pictures of
+    one or two shapes, with one question each: a model this small learns to look only where little
+    stands between picture and answer.
+
+    The projector goes ahead alone for a few steps, as in the larger recipes, though here the
+    language model has little to say yet.
+    """
+    chat = ChatConfig(system="", max_length=768)
+    rates = OptimConfig(learning_rate=2e-3, weight_decay=0.02, betas=(0.9, 0.98), final_share=0.02)
+    data = CodeDataConfig(tokens=1024, chat=chat)
+    return MllmRecipe(
+        name="tiny",
+        language=LanguageConfig(width=128, depth=3, heads=4, mlp_width=384, vocabulary=512),
+        drawn=DrawnConfig(pictures=12_000, kinds={"plain": 1.0}, sides=(48, 80), questions=1),
+        stages=(
+            MllmStage(
+                name="1-projector",
+                parts=("projector",),
+                data=data,
+                loop=LoopConfig(steps=40, losses={"text": 1.0}, optim=rates),
+            ),
+            MllmStage(
+                name="2-answers",
+                data=data,
+                loop=LoopConfig(steps=3000, losses={"text": 1.0}, optim=rates, save_every=200),
+            ),
+        ),
+    )
+
+
+def small() -> MllmRecipe:
+    """The bundled `viq-tiny-chat`: 2.2M parameters, 40,000 drawn pictures and stores of one's own.
+
+    `viq train mllm small --codes STORE.. --drawn`.
+    """
+    recipe = tiny()
+    first, second = recipe.stages
+    optim = replace(second.loop.optim, learning_rate=1.5e-3)
+    return replace(
+        recipe,
+        name="small",
+        language=LanguageConfig(width=192, depth=4, heads=6, mlp_width=512, vocabulary=1024),
+        drawn=DrawnConfig(
+            pictures=40_000, kinds={"plain": 2.0, "scene": 1.0}, sides=(48, 112), questions=2
+        ),
+        stages=(first, replace(second, loop=replace(second.loop, steps=9000, optim=optim))),
+    )
+
+
+def debug() -> MllmRecipe:
+    """Every kind of stage in seconds: projector, adapters, everything."""
+    recipe = tiny()
+    chat = ChatConfig(system="", max_length=192)
+    data = CodeDataConfig(lanes=2, tokens=256, chat=chat)
+    loop = replace(recipe.stages[0].loop, steps=4, log_every=1, look_every=2, save_every=2)
+    stages = (
+        MllmStage(name="1-projector", parts=("projector",), data=data, loop=loop),
+        MllmStage(
+            name="2-adapters", adapter=AdapterConfig(rank=4, alpha=8), data=data, loop=loop
+        ),
+        MllmStage(
+            name="3-all", parts=("embedder", "projector", "language"), data=data, loop=loop
+        ),
+    )  # fmt: skip
+    return replace(
+        recipe,
+        name="debug",
+        language=LanguageConfig(width=32, depth=2, heads=2, mlp_width=64, vocabulary=400),
+        drawn=DrawnConfig(pictures=40, sides=(48, 96), questions=3),
+        stages=stages,
+    )
+
+
+def qwen() -> MllmRecipe:
+    """A Qwen2.5 on the codes of the paper's model, as LLaVA is trained: projector, then all.
+
+    `viq train mllm qwen --codes STORE --tokenizer MODEL --language Qwen/Qwen2.5-1.5B`. Rates are
+    those of LLaVA-OneVision's; `qwen-lora` takes adapters where memory is short.
+    """
+    data = CodeDataConfig(lanes=32, tokens=4096)
+    loop = LoopConfig(
+        steps=2000,
+        losses={"text": 1.0},
+        optim=OptimConfig(learning_rate=1e-3, warmup_share=0.03, final_share=0.0, weight_decay=0),
+        save_every=200,
+    )
+    return MllmRecipe(
+        name="qwen",
+        language=LanguageConfig(name="Qwen/Qwen2.5-0.5B-Instruct"),
+        stages=(
+            MllmStage(
+                name="1-projector",
+                parts=("projector",),
+                data=data,
+                loop=loop,
+                gradient_checkpointing=True,
+            ),
+            MllmStage(
+                name="2-answers",
+                parts=("embedder", "projector", "language"),
+                data=data,
+                loop=replace(
+                    loop, steps=10_000, optim=replace(loop.optim, learning_rate=1e-5)
+                ),
+                gradient_checkpointing=True,
+            ),
+        ),
+    )  # fmt: skip
+
+
+def qwen_lora() -> MllmRecipe:
+    """`qwen` with adapters of rank 64 in its second stage; the language model stays as it is."""
+    recipe = qwen()
+    first, second = recipe.stages
+    second = replace(
+        second,
+        parts=("projector", "language"),
+        adapter=AdapterConfig(dora=False, alpha=128),
+        loop=replace(second.loop, optim=replace(second.loop.optim, learning_rate=1e-4)),
+    )
+    return replace(recipe, name="qwen-lora", stages=(first, second))
+
+
+def qwen_16k() -> MllmRecipe:
+    """`qwen` with sequences of 16,384 tokens, for large pictures and many in a conversation."""
+    recipe = qwen()
+
+    def longer(stage: MllmStage) -> MllmStage:
+        chat = replace(stage.data.chat, max_length=16_384)
+        return replace(stage, data=replace(stage.data, lanes=8, tokens=16_384, chat=chat))
+
+    return replace(recipe, name="qwen-16k", stages=tuple(map(longer, recipe.stages)))
+
+
+RECIPES: Mapping[str, Callable[[], MllmRecipe]] = {
+    "tiny": tiny,
+    "small": small,
+    "debug": debug,
+    "qwen": qwen,
+    "qwen-lora": qwen_lora,
+    "qwen-16k": qwen_16k,
+}

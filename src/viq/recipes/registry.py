@@ -1,0 +1,75 @@
+"""Recipes by name, with their places and length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from viq.core.types import ViqError
+from viq.recipes.ablations import ablation
+from viq.recipes.tokenizer import train_debug, train_g, train_so400m, train_tiny
+from viq.train.tokenizer.recipe import Recipe
+from viq.weights.checkpoint import from_dict, read_object
+
+R = TypeVar("R")  # a recipe
+
+
+RECIPES: Mapping[str, Callable[[], Recipe]] = {
+    "tiny": train_tiny,
+    "debug": train_debug,
+    "ablation-full": ablation,
+    "ablation-reconstruction": lambda: ablation(text=False, distill=False),
+    "ablation-no-distill": lambda: ablation(distill=False),
+    "ablation-straight-to-fsq": lambda: ablation(proximal=False),
+    "ablation-l2": lambda: ablation(limit="l2"),
+    "ablation-no-rope": lambda: ablation(rope=False),
+    "so400m": train_so400m,
+    "g": train_g,
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """A recipe of a tokenizer by name, or from a JSON file.
+
+    Raises:
+        ViqError: no such recipe, or a file that is none.
+    """
+    return find(name, RECIPES, Recipe)
+
+
+def find(name: str, recipes: Mapping[str, Callable[[], R]], kind: type[R]) -> R:
+    """One of `recipes` by name, or one of this kind from a JSON file. Raises as `find_recipe`."""
+    if name in recipes:
+        return recipes[name]()
+    path = Path(name)
+    if path.suffix != ".json":
+        raise ViqError(
+            f"no recipe {name}: choose one of {', '.join(recipes)}, or give a FILE.json made with "
+            "--print"
+        )
+    try:
+        values = read_object(path)
+    except FileNotFoundError:
+        raise ViqError(f"{path}: no such file") from None
+    return from_dict(kind, values, str(path))
+
+
+def scaled(recipe: R, factor: float) -> R:
+    """The same recipe, of any kind, with so many times the steps in every stage."""
+
+    def longer(stage: Any) -> Any:
+        steps = max(1, round(stage.loop.steps * factor))
+        return replace(stage, loop=replace(stage.loop, steps=steps))
+
+    return replace(recipe, stages=tuple(longer(stage) for stage in recipe.stages))  # type: ignore
+
+
+def with_places(recipe: R, places: Mapping[str, Any]) -> R:
+    """The recipe, of any kind, with folders and names filled in, where given."""
+    given = {name: value for name, value in places.items() if value is not None}
+    name, language = given.pop("language", None), getattr(recipe, "language", None)
+    if name is not None and language is not None:
+        given["language"] = replace(language, name=name)
+    return replace(recipe, **given)  # type: ignore[type-var]

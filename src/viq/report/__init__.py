@@ -1,0 +1,1 @@
+"""Pages and sheets to look at: runs, galleries, previews."""

@@ -1,0 +1,323 @@
+"""A gallery of originals, ViQ reconstructions and JPEG files of equal bytes, to look at.
+
+    make_gallery(tokenizer, sample_photos(), Path("demo"), title="ViQ")
+
+Two galleries come of it: `gallery.png`, drawn with the font inside Pillow, and `gallery.html`,
+whose pictures are data URIs, so that it asks for nothing outside itself. Neither adds losses of its
+own: they hold PNG and lossless WebP.
+
+Unlike `viq.eval`, bytes are those of whole .viq files, header included: that is what lies on the
+disk beside a JPEG file.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+from PIL import Image
+
+from viq.core.codes import Codes
+from viq.core.levels import codebook_size
+from viq.core.names import portable
+from viq.core.outputs import Manifest, require_free
+from viq.core.types import ViqError
+from viq.image.codecs import fit_codec
+from viq.image.open import ImageError, Source, open_image
+from viq.metrics.images import psnr, ssim
+from viq.models.tokenizer.tokenizer import VisualTokenizer
+from viq.report.gallery_page import make_page, section
+from viq.report.gallery_parts import encoded
+from viq.report.gallery_sheet import block, make_sheet
+
+_FOR_ALL, _MANIFEST = ("gallery.png", "gallery.html"), "gallery.jsonl"
+_DETAIL = 192  # px a side of the crops at 1:1
+_CELL = 8  # px a side of the cells whose variance tells detail
+
+# Name: file in scikit-image, origin and licence.
+_SAMPLES = {
+    "chelsea": ("chelsea.png", "Stefan van der Walt, CC0"),
+    "coffee": ("coffee.png", "Rachel Michetti, courtesy of Pikolo Espresso Bar, CC0"),
+    "astronaut": ("astronaut.png", "NASA, public domain"),
+    "rocket": ("rocket.jpg", "SpaceX, public domain"),
+    "hubble_deep_field": ("hubble_deep_field.jpg", "NASA and ESA, public domain"),
+    "retina": ("retina.jpg", "Mikael Häggström, CC0"),
+}
+
+
+def sample_photos() -> list[tuple[str, Image.Image]]:
+    """Names and RGB photos that come with scikit-image, at their own sizes, smallest first.
+
+    All are in the public domain or under CC0, says the documentation of `skimage.data`. Each
+    photo carries its credit in `info["credit"]`, which `make_gallery` shows.
+
+    - chelsea, 451x300 px: a cat, by Stefan van der Walt; CC0.
+    - coffee, 600x400 px: a cup, by Rachel Michetti, courtesy of Pikolo Espresso Bar; CC0.
+    - astronaut, 512x512 px: Eileen Collins, NASA Great Images database; public domain.
+    - rocket, 640x427 px: launch of DSCOVR on a Falcon 9, by SpaceX; public domain.
+    - hubble_deep_field, 1000x872 px: Hubble eXtreme Deep Field, NASA and ESA; public domain.
+    - retina, 1411x1411 px: fundus photograph of a left eye, by Mikael Häggström; CC0.
+
+    Raises:
+        ValueError: scikit-image is not installed, or holds other photos.
+    """
+    found = find_spec("skimage")  # its files are enough: importing it would take a while
+    folders = found.submodule_search_locations if found else None
+    if not folders:
+        raise ViqError(
+            "the sample photos come with scikit-image, which is not installed: run "
+            "pip install 'viq[demo]', or give pictures of your own"
+        )
+    folder = Path(folders[0]) / "data"
+    photos = []
+    for name, (file, credit) in _SAMPLES.items():
+        try:
+            photo = open_image(folder / file)
+        except ImageError as error:
+            raise ViqError(
+                f"this release of scikit-image has other sample photos ({error}): run "
+                "pip install --upgrade 'viq[demo]', or give pictures of your own"
+            ) from error
+        photo.info["credit"] = credit
+        photos.append((name, photo))
+    return photos
+
+
+def make_gallery(
+    tokenizer: VisualTokenizer,
+    sources: Sequence[Source | tuple[str, Source]],
+    out: Path,
+    *,
+    title: str,
+    command: str = "viq demo [IMAGES...] -o FOLDER",
+    overwrite: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Encode pictures to files, decode the files, and show both beside JPEG files.
+
+    Writes NAME.viq (codes) and NAME.png (what they decode to) for every picture, and gallery.png
+    and gallery.html for all; gallery.jsonl lists them, so that the next gallery in this folder
+    replaces what this one made, and nothing else. Pictures are neither resized nor cropped, but for
+    display.
+
+    Args:
+        sources: pictures, or pairs of a name and a picture. Without one, the name comes from the
+            path; characters that file names cannot have are replaced, and equal names numbered.
+            A PIL image may carry a line of credit in `info["credit"]`.
+        out: folder for the files, made if need be.
+        title: of the gallery.
+        command: shown as the way to make this gallery again.
+        overwrite: also replace files that no gallery made.
+        progress: called with the number of pictures done after each, failed ones included.
+
+    Returns:
+        What `json.dumps(..., allow_nan=False)` accepts:
+
+        title, command; tokenizer: name, fingerprint, levels, codebook (its size), tile (px);
+        pillow: the release that wrote the JPEG files.
+        images: for each, name, credit (or None), width, height, megapixels, grid (rows, columns),
+            codes (how many), bytes (of the .viq file), ratio (raw RGB bytes / bytes), bpp (bits a
+            pixel), detail (left, top, width, height of the crop at 1:1), viq: psnr and ssim, and
+            jpeg: quality, bytes, bpp, psnr and ssim, or None if no file is small enough. A psnr of
+            None means an exact copy.
+        failed: name and reason of each picture that cannot be read; the others go on.
+        files: names of all files written to `out`.
+
+    Raises:
+        ValueError: no picture that can be read, a tokenizer that cannot decode, or a picture that
+            a file of the gallery would overwrite.
+        ViqError: a file is there that no gallery made, and not `overwrite`.
+    """
+    if tokenizer.decoder is None:
+        raise ViqError(
+            f"{tokenizer.config.name} has no pixel decoder, so it gives no pictures to show: "
+            "choose another model"
+        )
+    levels = tokenizer.levels  # raises for a continuous bottleneck
+    named = _named(sources)
+    _protect(named, out)
+    manifest = Manifest(out / _MANIFEST, "demo")
+    _require_ours(named, manifest, overwrite)
+    rows: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
+    files: list[str] = []
+    blocks: list[Image.Image] = []
+    sections: list[str] = []
+    for done, (name, source) in enumerate(named, 1):
+        try:
+            original = open_image(source)
+        except ImageError as error:
+            failed.append({"name": name, "reason": str(error)})
+        else:
+            credit = source.info.get("credit") if isinstance(source, Image.Image) else None
+            row, pictures = _compare(tokenizer, name, original, manifest)
+            rows.append({"name": name, "credit": str(credit) if credit else None, **row})
+            files += [f"{name}.viq", f"{name}.png"]
+            # Full-size pictures go no further: a gallery may hold many.
+            blocks.append(block(rows[-1], pictures))
+            sections.append(section(rows[-1], pictures, len(rows)))
+        if progress is not None:
+            progress(done)
+    if not rows:
+        reason = f": {failed[0]['reason']}" if failed else "; give at least one"
+        raise ViqError(f"no picture to show{reason}")
+    summary = {
+        "title": title,
+        "command": command,
+        "tokenizer": {
+            "name": tokenizer.config.name,
+            "fingerprint": tokenizer.fingerprint,
+            "levels": list(levels),
+            "codebook": codebook_size(levels),
+            "tile": tokenizer.config.tile,
+        },
+        "pillow": PIL.__version__,
+        "images": rows,
+        "failed": failed,
+        "files": [*files, *_FOR_ALL, _MANIFEST],
+    }
+    for name, data in zip(
+        _FOR_ALL,
+        (encoded(make_sheet(summary, blocks), "PNG"), make_page(summary, sections).encode()),
+        strict=True,
+    ):
+        manifest.write(name, data)
+    manifest.tidy()
+    return summary
+
+
+# Pictures and numbers
+
+
+def _compare(
+    tokenizer: VisualTokenizer, name: str, original: Image.Image, manifest: Manifest
+) -> tuple[dict[str, Any], list[Image.Image | None]]:
+    """Write the files of one picture; its numbers, and original, ViQ and JPEG picture."""
+    manifest.write(f"{name}.viq", tokenizer.encode(original)[0].to_bytes())
+    # From the disk: what is shown is what the file alone gives.
+    data = (manifest.path.parent / f"{name}.viq").read_bytes()
+    codes = Codes.from_bytes(data)
+    decoded = tokenizer.decode(codes)[0]
+    manifest.write(f"{name}.png", encoded(decoded, "PNG"))
+    jpeg = fit_codec(original, "jpeg", len(data))
+    pixels = original.width * original.height
+    row: dict[str, Any] = {
+        "width": original.width,
+        "height": original.height,
+        "megapixels": pixels / 1e6,
+        "grid": list(codes.grid),
+        "codes": int(codes.ids.size),
+        "bytes": len(data),
+        "ratio": 3 * pixels / len(data),
+        "bpp": 8 * len(data) / pixels,
+        "detail": list(_most_detailed(original)),
+        "viq": _measured(original, decoded),
+        "jpeg": None,
+    }
+    if jpeg is None:
+        return row, [original, decoded, None]
+    written, picture, quality = jpeg
+    row["jpeg"] = {
+        "quality": quality,
+        "bytes": len(written),
+        "bpp": 8 * len(written) / pixels,
+        **_measured(original, picture),
+    }
+    return row, [original, decoded, picture]
+
+
+def _measured(original: Image.Image, other: Image.Image) -> dict[str, Any]:
+    a, b = np.asarray(original), np.asarray(other)
+    decibels = psnr(a, b)
+    return {"psnr": decibels if math.isfinite(decibels) else None, "ssim": ssim(a, b)}
+
+
+def _most_detailed(image: Image.Image) -> tuple[int, int, int, int]:
+    """Left, top, width and height of the crop with the most detail.
+
+    Detail is the mean standard deviation of small cells: the variance of a whole crop would
+    prefer one bold edge to any texture.
+    """
+    grey_HW = np.asarray(image.convert("L"))
+    full_height, full_width = grey_HW.shape
+    height, width = min(_DETAIL, full_height), min(_DETAIL, full_width)
+    cell_h, cell_w = min(_CELL, height), min(_CELL, width)
+    rows, cols = full_height // cell_h, full_width // cell_w
+    cells = np.stack(  # row by row, as std makes float64 copies
+        [
+            grey_HW[r * cell_h : (r + 1) * cell_h, : cols * cell_w]
+            .reshape(cell_h, cols, cell_w)
+            .std(axis=(0, 2))
+            for r in range(rows)
+        ]
+    )
+    sums = np.pad(cells.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    n, m = height // cell_h, width // cell_w
+    inside = sums[n:, m:] - sums[:-n, m:] - sums[n:, :-m] + sums[:-n, :-m]
+    top, left = (int(i) for i in np.unravel_index(inside.argmax(), inside.shape))
+    x, y = min(left * cell_w, full_width - width), min(top * cell_h, full_height - height)
+    return x, y, width, height
+
+
+# Files
+
+
+def _named(sources: Sequence[Source | tuple[str, Source]]) -> list[tuple[str, Source]]:
+    """Each source with a name that is good for files, and its own."""
+    taken = {"gallery"}  # ours
+    named = []
+    for place, item in enumerate(sources, 1):
+        if isinstance(item, tuple):
+            label, source = item
+        else:
+            source = item
+            label = f"image-{place}"
+            if isinstance(source, str | os.PathLike):
+                label = Path(source).stem
+        base = name = portable(label) or "image"
+        number = 1
+        while name.casefold() in taken:  # many disks take A and a for the same
+            number += 1
+            name = f"{base}-{number}"
+        taken.add(name.casefold())
+        named.append((name, source))
+    return named
+
+
+def _protect(named: Sequence[tuple[str, Source]], out: Path) -> None:
+    """Refuse to overwrite a picture that was given."""
+    given = {
+        _identity(source)
+        for _, source in named
+        if isinstance(source, str | os.PathLike) and os.path.exists(source)
+    }
+    for name in _files_of(named):
+        target = out / name
+        if target.exists() and _identity(target) in given:
+            raise ViqError(
+                f"{target} is one of the given pictures and would be overwritten: choose another "
+                "output folder"
+            )
+
+
+def _require_ours(named: Sequence[tuple[str, Source]], manifest: Manifest, overwrite: bool) -> None:
+    """Refuse to replace files that no gallery made, or that have changed since."""
+    for name in _files_of(named):
+        place = manifest.path.parent / name
+        if manifest.made(name) is None:
+            require_free(place, overwrite=overwrite)
+
+
+def _files_of(named: Sequence[tuple[str, Source]]) -> list[str]:
+    return [*(f"{name}.{kind}" for name, _ in named for kind in ("viq", "png")), *_FOR_ALL]
+
+
+def _identity(path: str | os.PathLike[str]) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino

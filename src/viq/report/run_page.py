@@ -1,0 +1,344 @@
+"""A report of a training run, to look at: one HTML file, or one PNG.
+
+    make_report(Path("runs/tiny"), Path("report.html"))
+
+The page asks for nothing outside itself: curves are SVG, pictures are data URIs, there is no
+script. The PNG shows the same, without the recipe.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from html import escape
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from viq.core.files import write_atomically
+from viq.core.names import hashed
+from viq.core.outputs import is_marked, marked, require_free
+from viq.core.types import ViqError
+from viq.image.open import ImageError, open_image
+from viq.metrics.run_log import clock
+from viq.report.charts import INKS, WIDTH, Drawing, Words, short, text_width, to_image, to_svg
+from viq.report.gallery_parts import encoded
+from viq.report.runs import Run, Stage, in_order, read_run, words
+
+_REASONS = 10  # of skipped samples, the first ones
+_NONE = "–"
+_CURVES = (
+    "Points are lines of the log and the curve is their smoothed course; the number is the last "
+    "line's."
+)
+_DASHED = "Dashed: what even use of the codebook would give for as many codes."
+
+
+def make_report(run: Path, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
+    """Write the report of a run folder, finished or not, to `out`: .html, or .png.
+
+    Args:
+        overwrite: replace what is there even if it is no report of this run.
+
+    Returns:
+        run, report (the paths), and stages: by name, state, step, steps, seconds, last (value of
+        each measure, in the unit of the report), warnings, skipped (how many).
+
+    Raises:
+        ViqError: not a run folder, another suffix, or `out` is there and no report of this run.
+    """
+    if out.suffix.lower() not in (".html", ".png"):
+        raise ViqError(f"{out}: a report is an .html or a .png file; name it report.html")
+    found = read_run(run)
+    job = f"report of {hashed(found.name)}"
+    if not is_marked(out, job):
+        require_free(out, overwrite=overwrite)
+    page = out.suffix.lower() == ".html"
+    data = _page(found).encode(errors="replace") if page else encoded(_sheet(found), "PNG")
+    write_atomically(out, marked(data, job))  # where nothing is, or our own report
+    return {
+        "run": str(run),
+        "report": str(out),
+        "stages": {
+            stage.name: {
+                "state": stage.state,
+                "step": stage.step,
+                "steps": stage.steps,
+                "seconds": round(stage.seconds, 2),
+                "last": {key: stage.last(key) for key in stage.measures},
+                "warnings": stage.warnings,
+                "skipped": len(stage.skipped),
+            }
+            for stage in found.stages
+        },
+    }
+
+
+# Words that page and sheet share
+
+
+def _table(run: Run) -> list[list[str]]:
+    """A column for each stage, a row for each fact; the first row and column are headings."""
+    stages = run.stages
+    rows = [
+        ["", *(stage.name for stage in stages)],
+        ["State", *(stage.state for stage in stages)],
+        ["Steps", *(_steps(stage) for stage in stages)],
+        ["Time", *(clock(stage.seconds) if stage.log else _NONE for stage in stages)],
+    ]
+    left = [stage.seconds_left for stage in stages]
+    if any(left):
+        rows.append(["Time left, about", *(clock(time) if time else _NONE for time in left)])
+    for key in in_order(chain.from_iterable(stage.measures for stage in stages)):
+        title, unit = words(key)
+        last = [stage.last(key) for stage in stages]
+        cells = [_NONE if value is None else short(value) for value in last]
+        rows.append([f"{title}, {unit}" if unit else title, *cells])
+    if any(stage.skipped for stage in stages):
+        rows.append(["Skipped samples", *(f"{len(stage.skipped):,}" for stage in stages)])
+    return rows
+
+
+def _steps(stage: Stage) -> str:
+    if not stage.log:
+        return _NONE
+    return f"{stage.step:,} of {stage.steps:,}" if stage.steps else f"{stage.step:,}"
+
+
+def _code_facts(stage: Stage) -> str:
+    newest = stage.codes[-1]
+    levels = " × ".join(str(len(counts)) for counts in newest["levels"])
+    used = round(newest["share"] * newest["codebook"])
+    return (
+        f"Levels {levels}. At step {newest['step']:,}, {newest['codes']:,} codes were seen: they "
+        f"hit {used:,} of {newest['codebook']:,}. {_DASHED}"
+    )
+
+
+def _skipped(stage: Stage) -> list[str]:
+    """How many samples were skipped, and why the first ones were."""
+    if not stage.skipped:
+        return []
+    count, first = len(stage.skipped), stage.skipped[:_REASONS]
+    head = "One sample was skipped" if count == 1 else f"{count:,} samples were skipped"
+    head += "; the first:" if count > len(first) else ":"
+    return [head, *(f"{record.get('key')}: {record.get('reason')}" for record in first)]
+
+
+def _newest_grid(stage: Stage) -> tuple[int, Image.Image] | None:
+    for step, path in reversed(stage.grids):
+        try:
+            return step, open_image(path)
+        except ImageError:  # damaged, or copied half: an older one will do
+            continue
+    return None
+
+
+# HTML
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1a1a1a; --soft: #5f5f5f; --line: #e3e3df;
+  --curve: #17698a; --points: #9cc3d3; --warn: #b3261e; --paper: #fdfdfb; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8e6e1; --soft: #a8a59f; --line: #32312f;
+  --curve: #6fc0de; --points: #37687b; --warn: #ff8a7a; --paper: #161615; } }
+html { background: var(--paper); color: var(--ink); }
+body { margin: 0 auto; max-width: 84rem; padding: clamp(1.25rem, 4vw, 4rem);
+  font: 1.0625rem/1.5 "Iowan Old Style", "Palatino Linotype", Palatino, "Book Antiqua", Georgia,
+  serif; font-variant-numeric: lining-nums tabular-nums; overflow-wrap: anywhere; }
+h1 { font-size: 2.1rem; font-weight: normal; line-height: 1.2; margin: 0 0 1rem; }
+h2 { font-size: 1.5rem; font-weight: normal; line-height: 1.3; margin: 0; }
+h3 { font-size: 1.1rem; font-weight: normal; margin: 2rem 0 .25rem; }
+p, ul { margin: 0 0 .5rem; }
+section, footer { border-top: 1px solid var(--line); margin-top: 2.5rem; padding-top: 1.5rem; }
+.soft { color: var(--soft); font-size: .9375rem; }
+.warn { color: var(--warn); border-left: 3px solid; padding-left: .75rem; margin: .75rem 0; }
+.wide { overflow-x: auto; overflow-wrap: normal; }
+table { border-collapse: collapse; font-size: .9375rem; }
+th, td { padding: .2rem 0 .2rem 2.5rem; text-align: right; font-weight: normal;
+  white-space: nowrap; }
+th:first-child { padding-left: 0; text-align: left; color: var(--soft); }
+thead th { border-bottom: 1px solid var(--line); font-size: 1.0625rem; }
+.charts { display: grid; gap: 1.75rem 2rem; margin-top: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
+.bars { display: flex; flex-wrap: wrap; gap: 1.25rem 2.25rem; margin-top: 1.75rem; }
+svg { display: block; font-family: system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
+.charts svg { width: 100%; height: auto; }
+svg path { fill: none; stroke-linecap: round; stroke-linejoin: round; }
+img { display: block; max-width: 100%; height: auto; }
+pre { font: .8125rem/1.45 ui-monospace, "SF Mono", Menlo, Consolas, monospace;
+  white-space: pre-wrap; }
+summary { cursor: pointer; }
+""" + "".join(
+    f".stroke-{ink} {{ stroke: var(--{ink}); }} .fill-{ink} {{ fill: var(--{ink}); }}\n"
+    for ink in INKS
+)
+
+
+def _page(run: Run) -> str:
+    title = escape(f"Training run {run.name}")
+    recipe = "" if run.recipe is None else (
+        "<footer>\n<details><summary>Recipe</summary>\n"
+        f"<pre>{escape(json.dumps(run.recipe, indent=2))}</pre>\n</details>\n</footer>\n"
+    )  # fmt: skip
+    # The policy forbids requests, should an edited page hold any.
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<header>
+<h1>{title}</h1>
+{_html_table(_table(run)) if run.stages else "<p>No stage has begun.</p>"}
+</header>
+<main>
+{"".join(map(_section, run.stages))}</main>
+{recipe}</body>
+</html>
+"""
+
+
+def _html_table(rows: list[list[str]]) -> str:
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in rows[0])
+    body = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        + "</tr>\n"
+        for name, *cells in rows[1:]
+    )
+    return (
+        f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}</tbody>\n</table></div>"
+    )
+
+
+def _section(stage: Stage) -> str:
+    parts = [f"<h2>{escape(stage.name)}</h2>"]
+    parts += [f'<p class="warn">{escape(warning)}</p>' for warning in stage.warnings]
+    if stage.log:
+        parts += [f'<p class="soft">{_CURVES}</p>', _html_drawings("charts", stage.curves())]
+    else:
+        parts.append('<p class="soft">Nothing is in the log yet.</p>')
+    if stage.codes:
+        parts += [
+            "<h3>Use of the codebook</h3>",
+            f'<p class="soft">{escape(_code_facts(stage))}</p>',
+            _html_drawings("charts", stage.code_curves()),
+            _html_drawings("bars", stage.level_bars()),
+        ]
+    if newest := _newest_grid(stage):
+        step, grid = newest
+        data = base64.b64encode(encoded(grid, "WEBP", lossless=True)).decode()
+        parts += [
+            f"<h3>Pictures at step {step:,}</h3>",
+            '<p class="soft">Originals above what their codes give back.</p>',
+            f'<img src="data:image/webp;base64,{data}" width="{grid.width}" height="{grid.height}"'
+            f' alt="Originals above reconstructions at step {step:,}">',
+        ]
+    if skipped := _skipped(stage):
+        items = "".join(f"<li>{escape(line)}</li>" for line in skipped[1:])
+        parts += ["<h3>Skipped samples</h3>",
+                  f'<p class="soft">{skipped[0]}</p>\n<ul class="soft">{items}</ul>']  # fmt: skip
+    body = "\n".join(parts)
+    return f"<section>\n{body}\n</section>\n"
+
+
+def _html_drawings(kind: str, drawings: list[Drawing]) -> str:
+    inside = "\n".join(map(to_svg, drawings))
+    return f'<div class="{kind}">\n{inside}\n</div>'
+
+
+# PNG
+
+_SCALE = 1.5  # px of the picture for one of a chart: text is read without zooming
+_MARGIN, _GAP = 40, 32
+_FULL = 3 * WIDTH + 2 * _GAP
+
+
+def _sheet(run: Run) -> Image.Image:
+    rows: list[Image.Image] = [_lines([f"Training run {run.name}"], "ink", 28)]
+    rows.append(_drawn_table(_table(run)) if run.stages else _lines(["No stage has begun."]))
+    for stage in run.stages:
+        rows += [_rule(), _lines([stage.name], "ink", 22)]
+        if stage.warnings:
+            rows.append(_lines(stage.warnings, "warn"))
+        rows += [_lines([_CURVES])] if stage.log else [_lines(["Nothing is in the log yet."])]
+        rows += _in_rows(stage.curves())
+        if stage.codes:
+            rows += [_lines(["Use of the codebook"], "ink", 17), _lines([_code_facts(stage)])]
+            rows += _in_rows(stage.code_curves()) + _in_rows(stage.level_bars())
+        if newest := _newest_grid(stage):
+            step, grid = newest
+            grid.thumbnail((round(_FULL * _SCALE), grid.height), Image.Resampling.LANCZOS)
+            rows += [_lines([f"Pictures at step {step:,}: originals above what their codes give "
+                             "back"], "ink", 17), grid]  # fmt: skip
+        if skipped := _skipped(stage):
+            rows.append(_lines(skipped))
+    margin, gap = round(_MARGIN * _SCALE), round(18 * _SCALE)
+    width = max(row.width for row in rows) + 2 * margin
+    height = sum(row.height + gap for row in rows) - gap + 2 * margin
+    sheet, top = Image.new("RGB", (width, height), INKS["paper"]), margin
+    for row in rows:
+        sheet.paste(row, (margin, top))
+        top += row.height + gap
+    return sheet
+
+
+def _in_rows(drawings: list[Drawing]) -> list[Image.Image]:
+    """Drawings of one size side by side, as many as the sheet is wide."""
+    if not drawings:
+        return []
+    width, height = drawings[0].width, drawings[0].height
+    many = int((_FULL + _GAP) // (width + _GAP))
+    rows = []
+    for start in range(0, len(drawings), many):
+        size = (round(_FULL * _SCALE), round(height * _SCALE))
+        row = Image.new("RGB", size, INKS["paper"])
+        for place, drawing in enumerate(drawings[start : start + many]):
+            row.paste(to_image(drawing, _SCALE), (round(place * (width + _GAP) * _SCALE), 0))
+        rows.append(row)
+    return rows
+
+
+def _lines(texts: Sequence[str], ink: str = "soft", size: float = 13) -> Image.Image:
+    """Text in lines that are broken between words."""
+    lines = [line for text in texts for line in _wrapped(text, size)]
+    items = [Words(0, size * (1.4 * i + 1), line, ink, size) for i, line in enumerate(lines)]
+    return to_image(Drawing(_FULL, 1.4 * size * len(lines), "", list(items)), _SCALE)
+
+
+def _wrapped(text: str, size: float) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and text_width(longer, size) > _FULL:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def _rule() -> Image.Image:
+    return Image.new("RGB", (round(_FULL * _SCALE), 2), INKS["line"])
+
+
+def _drawn_table(rows: list[list[str]]) -> Image.Image:
+    size, tall = 14, 24
+    widths = [max(text_width(cell, size) for cell in column) for column in zip(*rows, strict=True)]
+    items = []
+    for i, row in enumerate(rows):
+        across = 0.0
+        for j, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            across += width + (36 if j else 0)
+            ink, place = ("ink", (across, "end")) if j else ("soft", (0, "start"))
+            items.append(Words(place[0], i * tall + 16, cell, ink, size, place[1]))
+    whole = sum(widths) + 36 * len(widths)
+    return to_image(Drawing(max(_FULL, whole), len(rows) * tall, "", items), _SCALE)

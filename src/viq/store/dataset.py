@@ -1,0 +1,312 @@
+"""Codes as a PyTorch data set: random access, and epochs shared by ranks and workers.
+
+```python
+data = viq.CodeDataset("codes/", shuffle=0)
+data[5], data["photos/a.jpg"]                    # by number, by key
+for batch in data.batches(tokens=8192, workers=4):
+    ...                                          # a list of CodeSample
+    state = data.state_dict()                    # resumes here, on any number of ranks
+```
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from viq.core.process import place_among
+from viq.core.types import ViqError
+from viq.core.untrusted import printable, whole_number
+from viq.store.cache import ShardCache
+from viq.store.epochs import MOST_EPOCHS, Epochs
+from viq.store.order import Batch, Order, cut
+from viq.store.views import CodeSample
+
+Collate = Callable[[list[CodeSample]], Any]
+
+
+class CodeDataset(IterableDataset):
+    """The samples of a store, of one Parquet file, or of either behind a URL.
+
+    Iterating gives the samples of one epoch that fall to this rank and DataLoader worker, from
+    where it stands to the end, and the next time those of the next epoch, with and without
+    workers. `batches` gives batches, with workers of its own; only then does `state_dict` know what
+    workers have handed over. `len` is the number of samples of this rank.
+
+    Args:
+        path: store, file, or URL as fsspec takes it (s3://, gs://, https://, ..).
+        columns: of what rides along; None for all, () for none, which is fastest.
+        shuffle: seed; None for the order of the store.
+        block: samples that are shuffled together. Larger needs more of the cache at a time.
+        rank, world: of this process; None takes them from torchrun or Slurm, else 0 of 1.
+        cache: folder for unpacked shards, which all processes of a machine share; by default
+            $XDG_CACHE_HOME/viq or ~/.cache/viq.
+        cache_bytes: what it may hold.
+
+    Attributes:
+        total: samples of the whole store.
+        info: who made the codes.
+        options: of encoding, as the store notes them; empty for a single file.
+
+    Raises:
+        CodesError: no finished store, or a damaged one.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        columns: Sequence[str] | None = None,
+        shuffle: int | None = None,
+        block: int = 1 << 17,
+        rank: int | None = None,
+        world: int | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        cache_bytes: int = 16 << 30,
+    ) -> None:
+        self.place = place_among(rank, world)
+        self._shards = ShardCache(path, columns, _cache_folder(cache), cache_bytes)
+        self.info = self._shards.index.info
+        self.options = self._shards.index.options
+        self._order = Order(samples=self._shards.samples, seed=shuffle, block=block)
+        self._firsts = [0, *np.cumsum(self._shards.samples, dtype=np.int64).tolist()]
+        self._by_key: tuple[np.ndarray, np.ndarray] | None = None  # sorted hashes, samples
+        self.total = self._firsts[-1]
+        self._epochs = Epochs()  # and the position: all before it are taken, by whatever rank
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that iterating goes on with; of one that workers have begun, until its end."""
+        return self._epochs.now()[0]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go on with an epoch: with its begin, or where it stands if it is the present one.
+
+        Raises:
+            ViqError: it is no number of an epoch.
+        """
+        now, position = self._epochs.now()
+        whole_number(epoch, "epoch", 0, MOST_EPOCHS)
+        self._epochs.go_to(epoch, position if epoch == now else 0)
+
+    def __len__(self) -> int:
+        """Samples of a whole epoch that fall to this rank."""
+        return len(range(self.place.rank, self.total, self.place.world))
+
+    def __getitem__(self, which: int | str) -> CodeSample:
+        """A sample by its number in the order of the store, or by its key.
+
+        Raises:
+            IndexError, KeyError: there is none.
+        """
+        number = self._find(which) if isinstance(which, str) else which
+        number = number + self.total if number < 0 else number
+        if not 0 <= number < self.total:
+            raise IndexError(f"sample {which} of {self.total}")
+        shard = bisect_right(self._firsts, number) - 1
+        return self._shards.sample(shard, number - self._firsts[shard])
+
+    def keys(self) -> Iterator[str]:
+        """The keys of all samples, in the order of the store, without reading codes."""
+        return (
+            key for shard in range(len(self._shards.samples)) for key in self._shards.keys(shard)
+        )
+
+    def __contains__(self, key: object) -> bool:
+        try:
+            return isinstance(key, str) and self._find(key) >= 0
+        except KeyError:
+            return False
+
+    def __iter__(self) -> Iterator[CodeSample]:
+        # Not a generator: a worker is to count its epochs when a pass begins, not when the first
+        # sample is asked for.
+        return self._samples(*self._epochs.begin())
+
+    def _samples(self, epoch: int, start: int) -> Iterator[CodeSample]:
+        worker = get_worker_info()
+        step, mine = self.place.world, self.place.rank
+        reached = self._epochs.position
+        if worker is not None:
+            step, mine = step * worker.num_workers, mine + step * worker.id
+            reached = np.zeros(1, np.int64)  # what a worker has read, nobody has been handed yet
+        for position, numbers in self._order.blocks(epoch, start):
+            first = max(position, start + mine)
+            first += (start + mine - first) % step
+            for at in range(first, position + len(numbers), step):
+                reached[0] = min(at - mine + step, self.total)
+                yield self[int(numbers[at - position])]
+        self._epochs.end()
+
+    def batches(
+        self,
+        *,
+        tokens: int | None = None,
+        samples: int | None = None,
+        workers: int = 0,
+        collate: Collate = list,
+        even: bool = True,
+    ) -> Iterator[Any]:
+        """The batches of one epoch that fall to this rank, from where it stands to the end.
+
+        All ranks together go through one sequence of batches, whatever their number and that of
+        their workers.
+
+        Args:
+            tokens: limit of patches in a batch, which a single larger sample may exceed.
+            samples: limit of samples in a batch.
+            workers: processes that read ahead; 0 reads in this one.
+            collate: makes a batch of its samples, in the worker.
+            even: leave out the last batches of an epoch if they are not one for each rank, so
+                that all ranks take equally many steps.
+
+        Raises:
+            ViqError: no limit; a shard is missing or damaged.
+        """
+        if not (tokens or samples) or (tokens or 1) < 1 or (samples or 1) < 1:
+            raise ViqError(f"batches of {tokens} tokens, {samples} samples: give one above 0")
+        mine: Any = _Batches(self, tokens, samples, collate, even)
+        if workers:
+            mine = DataLoader(mine, batch_size=None, num_workers=workers)
+        for position, batch in mine:
+            if isinstance(batch, ViqError):
+                raise batch
+            self._epochs.position[0] = position
+            yield batch
+        self._epochs.end()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the epoch stands, counting what was handed over last; JSON-able.
+
+        It is that of all ranks, if they have taken equally many batches.
+        """
+        epoch, position = self._epochs.now()
+        return {**self._identity(), "epoch": epoch, "position": position}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was called.
+
+        Raises:
+            ViqError: it is of another store, or of another order; names the difference.
+        """
+        if not isinstance(state, Mapping):
+            raise ViqError(f"cannot resume: a state is a mapping, got {type(state).__name__}")
+        for name, value in self._identity().items():
+            found = state.get(name)
+            if type(found) is not type(value) or found != value:
+                raise ViqError(
+                    f"cannot resume: {name} was {printable(str(found), 80)}, is {value}; open the "
+                    "data set as it was"
+                )
+        epoch = whole_number(state.get("epoch"), "cannot resume: epoch", 0, MOST_EPOCHS)
+        position = whole_number(state.get("position"), "cannot resume: position", 0, self.total)
+        self._epochs.go_to(epoch, position)
+
+    def patches(self, numbers: np.ndarray) -> np.ndarray:
+        """Patches of samples, int64, by their numbers."""
+        shards = np.searchsorted(self._firsts, numbers, side="right") - 1
+        patches = np.empty(len(numbers), np.int64)
+        wanted = np.unique(shards)
+        # Processes begin at different shards, so that at first they do not unpack the same ones.
+        worker = get_worker_info()
+        among, me = (worker.num_workers, worker.id) if worker else (1, 0)
+        turn = (self.place.rank * among + me) / (self.place.world * among)
+        for shard in np.roll(wanted, -int(turn * len(wanted))).tolist():
+            here = shards == shard
+            patches[here] = self._shards[shard].patches[numbers[here] - self._firsts[shard]]
+        return patches
+
+    def cut(
+        self, tokens: int | None, samples: int | None, at: tuple[int, int] | None = None
+    ) -> Iterator[Batch]:
+        """Batches of all ranks from `at`, epoch and position, on; None for where it stands."""
+        epoch, position = at or self._epochs.now()
+        return cut(
+            self._order,
+            epoch,
+            position,
+            patches_of=self.patches,
+            tokens=tokens,
+            samples=samples,
+        )
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "store": self._digest,
+            "shuffle": self._order.seed,
+            "block": self._order.block,
+        }
+
+    @cached_property
+    def _digest(self) -> str:
+        """16 hex digits that tell this store from others."""
+        shards = [(shard.rows, shard.bytes, shard.sha256) for shard in self._shards.index.shards]
+        return f"{_hash64(f'{self.info.fingerprint} {shards}'):016x}"
+
+    def _find(self, key: str) -> int:
+        if self._by_key is None:
+            hashes = np.fromiter(map(_hash64, self.keys()), np.uint64)
+            order = np.argsort(hashes)
+            self._by_key = hashes[order], order
+        hashes, order = self._by_key
+        wanted = np.uint64(_hash64(key))
+        first = int(np.searchsorted(hashes, wanted))
+        for place in range(first, len(hashes)):
+            if hashes[place] != wanted:
+                break
+            if self[int(order[place])].key == key:
+                return int(order[place])
+        raise KeyError(key)
+
+
+class _Batches(IterableDataset):
+    """(position after the round, batch) for one rank; in a worker, every so many-th of them."""
+
+    def __init__(
+        self,
+        data: CodeDataset,
+        tokens: int | None,
+        samples: int | None,
+        collate: Collate,
+        even: bool,
+    ) -> None:
+        self._data, self._limits = data, (tokens, samples)
+        self._at = data._epochs.begin()
+        self._collate, self._even = collate, even
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        worker = get_worker_info()
+        step, mine = (worker.num_workers, worker.id) if worker else (1, 0)
+        place = self._data.place
+        batches, number = self._data.cut(*self._limits, self._at), 0
+        try:
+            while turn := list(islice(batches, place.world)):
+                if len(turn) < place.world and self._even:
+                    return
+                if place.rank < len(turn) and number % step == mine:
+                    batch = [self._data[n] for n in turn[place.rank].samples.tolist()]
+                    yield turn[-1].stop, self._collate(batch)
+                number += 1
+        except ViqError as error:  # raised in a worker, it would arrive as pages of traceback
+            yield 0, error
+
+
+def _cache_folder(given: str | os.PathLike[str] | None) -> Path:
+    if given is not None:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "viq"
+
+
+def _hash64(text: str) -> int:
+    return int.from_bytes(
+        hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "big"
+    )

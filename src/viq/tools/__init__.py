@@ -1,1 +1,0 @@
-"""Jobs on stores of codes: check, describe, compare, merge, export, look at, find duplicates."""

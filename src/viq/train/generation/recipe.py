@@ -1,0 +1,42 @@
+"""A model that generates images and how it is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from viq.core.types import Size, ViqError
+from viq.models.language.reader import LanguageConfig
+from viq.train.loop import LoopConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawRecipe:
+    """A model that draws, and how it is trained. JSON of this is a recipe file.
+
+    Attributes:
+        tokenizer: whose codes it writes: a bundled name, a folder, or a hub id.
+        language: what writes them, all of it trained.
+        pictures: drawn for training where no file of codes is given.
+        size: of those, (height, width) px.
+        samples: in a micro-batch.
+        lanes: micro-batches a step.
+        read: share of samples that describe a picture instead of drawing it.
+        free: share of drawings whose caption is left out, which guidance needs.
+    """
+
+    name: str
+    loop: LoopConfig
+    tokenizer: str = "viq-tiny"
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    head_width: int = 128
+    pictures: int = 6000
+    size: Size = (96, 96)
+    samples: int = 32
+    lanes: int = 1
+    read: float = 0.1
+    free: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.pictures, self.samples, self.lanes) < 1:
+            raise ViqError(f"recipe {self.name}: pictures, samples and lanes must be at least 1")

@@ -1,0 +1,218 @@
+"""Train a language model to write codes: `viq train draw RECIPE`.
+
+RUN/recipe.json, data.json   what runs, on what (viq/train/run_folder.py); a resumed run is the same
+RUN/codes.parquet      codes and captions of the pictures it draws, where none are given
+RUN/words/             text tokenizer, where the language model is trained from scratch
+RUN/draw/              log and checkpoints
+RUN/model/             the model, as `viq draw --model RUN` reads it
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from viq.core.files import folder_aside
+from viq.core.types import ViqError
+from viq.data.batching.generation_batches import (
+    FREE,
+    CodePair,
+    WrittenPack,
+    WrittenStream,
+    add_marks,
+    read_pairs,
+    write_pairs,
+)
+from viq.data.synthetic.captions import CaptionedShapes
+from viq.metrics.run_log import RECIPE
+from viq.mllm.generation import LANGUAGE, CodeWriter, WriterConfig
+from viq.models.language.packed import check_packed
+from viq.models.language.reader import build_language, load_language
+from viq.models.tokenizer.loading import load
+from viq.models.tokenizer.tokenizer import VisualTokenizer
+from viq.store.folder import Store
+from viq.store.rows import StoreInfo
+from viq.train import checkpoints as state
+from viq.train.distributed import make_accelerator
+from viq.train.generation.recipe import DrawRecipe
+from viq.train.loop import train
+from viq.train.monitor import say
+from viq.train.observer import Observer, own_lanes, text_tokenizer
+from viq.train.run_folder import begin_anew, check_data, check_recipe, empty_model, entry
+from viq.weights import checkpoint
+
+CODES, WORDS, STAGE, MODEL = "codes.parquet", "words", "draw", "model"
+_GROUP = 64  # pictures encoded at a time
+
+
+class WriteObjective(nn.Module):
+    """Next-token losses of words and patches, for the training loop."""
+
+    def __init__(self, writer: CodeWriter) -> None:
+        super().__init__()
+        self.writer = writer
+
+    def forward(self, pack: WrittenPack) -> dict[str, Tensor]:
+        """Sums by name, nats."""
+        return self.writer(
+            pack.ids_L, pack.targets_L, pack.lengths, pack.codes_TS, pack.grids_hw, pack.scored_T
+        )
+
+
+@dataclass(kw_only=True)
+class DrawRun:
+    """One run folder.
+
+    Attributes:
+        stores: of codes with captions, or Parquet files; none: pictures that the project draws.
+    """
+
+    recipe: DrawRecipe
+    out: Path
+    stores: Sequence[str | Path] = ()
+    accelerator: Any = field(default_factory=make_accelerator)
+    hidden: bool = False  # no progress on stderr
+    tensorboard: bool = False
+    overwrite: bool = False  # begin anew: remove what an earlier run wrote here
+
+    def train(self) -> Path:
+        """Train, resuming what was begun; gives the folder of the model.
+
+        Raises:
+            ViqError: no captions, codes of another tokenizer, a run begun with another recipe or
+                other data.
+        """
+        recipe, main = self.recipe, self.accelerator.is_main_process
+        identity = {"codes": [_identity(store) for store in self.stores]}
+        if self.overwrite and main:
+            places = [recipe.tokenizer, recipe.language.name]
+            begin_anew(self.out, say, reads=[*self.stores, *places], extra_stages=[STAGE])
+        check_recipe(self.out / RECIPE, recipe, self.accelerator)
+        check_data(self.out, identity, self.accelerator, say)
+        self.accelerator.wait_for_everyone()
+        if (self.out / MODEL / checkpoint.CONFIG_FILE).is_file():
+            return self.out / MODEL
+        if main:
+            empty_model(self.out / MODEL)  # now, rather than after hours of training
+        info, pairs = self._pairs()
+        texts = [
+            FREE,
+            "user assistant describe the image 0123456789x",
+            *sorted({p.caption for p in pairs}),
+        ]
+        words = text_tokenizer(recipe.language, self.out / WORDS, texts, self.accelerator)
+        config = WriterConfig(
+            levels=info.levels,
+            tokenizer=recipe.tokenizer,
+            fingerprint=info.fingerprint,
+            grid=Counter(pair.codes.grid for pair in pairs).most_common(1)[0][0],
+            most_patches=max(pair.codes.grid[0] * pair.codes.grid[1] for pair in pairs),
+            head_width=recipe.head_width,
+        )
+        observer = Observer(
+            STAGE, recipe.loop, self.out / STAGE, self.accelerator,
+            hidden=self.hidden, tensorboard=self.tensorboard,
+        )  # fmt: skip
+
+        def stream_at(resumed: state.Resumed) -> WrittenStream:
+            observer.stream = WrittenStream(
+                pairs,
+                words,
+                samples=recipe.samples,
+                read=recipe.read,
+                free=recipe.free,
+                seed=recipe.seed,
+                lanes=own_lanes(STAGE, recipe.lanes, self.accelerator),
+                all_lanes=recipe.lanes,
+            )
+            return observer.stream
+
+        with observer:
+            train(
+                self._objective(words, config),
+                stream_at,
+                recipe.loop,
+                self.out / STAGE,
+                name=STAGE,
+                seed=recipe.seed,
+                accelerator=self.accelerator,
+                hooks=observer.hooks(),
+            )
+        if main:
+            # Built anew, since the trained one may be spread over processes.
+            trained = self._objective(words, config)
+            state.load_trained(self.out / STAGE, trained)
+            with folder_aside(self.out / MODEL) as aside:
+                words.save_pretrained(aside / LANGUAGE)
+                trained.writer.save_pretrained(aside)
+        self.accelerator.wait_for_everyone()
+        return self.out / MODEL
+
+    def _objective(self, words: Any, config: WriterConfig) -> WriteObjective:
+        torch.manual_seed(self.recipe.seed)
+        language = self.recipe.language
+        size = add_marks(words)
+        if language.name:
+            model = load_language(language.name)
+            if size > model.get_input_embeddings().num_embeddings:
+                model.resize_token_embeddings(size)
+        else:
+            model = build_language(language, size)
+        writer = CodeWriter(model, config)
+        for line in check_packed(writer.language, 1):  # a picture goes on at any length
+            if self.accelerator.is_main_process:
+                say(line)
+        return WriteObjective(writer)
+
+    def _pairs(self) -> tuple[StoreInfo, list[CodePair]]:
+        """Codes and captions; all made by the recipe's tokenizer."""
+        stores = self.stores or [self.out / CODES]
+        if not self.stores:
+            if self.accelerator.is_main_process and not (self.out / CODES).is_file():
+                self._draw(self.out / CODES)
+            self.accelerator.wait_for_everyone()
+        found = [read_pairs(store) for store in stores]
+        wanted = load(self.recipe.tokenizer).fingerprint
+        for store, (info, _) in zip(stores, found, strict=True):
+            if info.fingerprint != wanted:
+                raise ViqError(
+                    f"{store}: codes of tokenizer {info.fingerprint}, but {self.recipe.tokenizer} "
+                    f"is {wanted}: encode the pictures with it, or name the other with --tokenizer"
+                )
+        return found[0][0], [pair for _, pairs in found for pair in pairs]
+
+    def _draw(self, path: Path) -> None:
+        tokenizer = load(self.recipe.tokenizer)
+        info = StoreInfo(
+            model=tokenizer.config.name,
+            fingerprint=tokenizer.fingerprint,
+            levels=tokenizer.levels,
+            dtype=tokenizer.dtype_name,
+        )
+        write_pairs(path, info, encoded_shapes(tokenizer, self.recipe, "train"))
+
+
+def _identity(place: str | Path) -> dict[str, Any]:
+    """Of a store or Parquet file of codes, for `data.json`."""
+    store = Store(place)
+    shards = [(shard.rows, shard.bytes, shard.sha256) for shard in store.shards]
+    return entry(Path(place).stem, len(store), store.info.fingerprint, shards)
+
+
+def encoded_shapes(
+    tokenizer: VisualTokenizer, recipe: DrawRecipe, split: Any, first: int = 0
+) -> Iterator[CodePair]:
+    """Captions and codes of `recipe.pictures` drawn pictures."""
+    shapes = CaptionedShapes(split, recipe.size, recipe.seed)
+    for start in range(first, first + recipe.pictures, _GROUP):
+        stop = min(start + _GROUP, first + recipe.pictures)
+        drawn = [shapes.pair(number) for number in range(start, stop)]
+        codes = tokenizer.encode([pair.image for pair in drawn])
+        for pair, item in zip(drawn, codes, strict=True):
+            yield CodePair(caption=pair.caption, codes=item)

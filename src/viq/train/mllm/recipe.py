@@ -1,0 +1,70 @@
+"""A multimodal language model and how it is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from viq.core.types import ViqError
+from viq.data.batching.code_batches import (
+    CodeDataConfig,
+)
+from viq.data.corpora.synthetic_source import DrawnConfig
+from viq.models.language.reader import (
+    AdapterConfig,
+    LanguageConfig,
+)
+from viq.train.loop import LoopConfig
+from viq.train.observer import (
+    check_stage_names,
+)
+
+PARTS = ("embedder", "projector", "language")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MllmStage:
+    """One stage: what is trained, on what.
+
+    Attributes:
+        parts: of `PARTS`, what is trained; everything else is frozen.
+        new: parts that no earlier stage trained, for `optim.new_learning_rate`.
+        adapter: train low-rank adapters of the language model instead of its weights; they are
+            added to the weights at the end of the stage.
+    """
+
+    name: str
+    parts: tuple[str, ...] = ("projector", "language")
+    new: tuple[str, ...] = ()
+    adapter: AdapterConfig | None = None
+    data: CodeDataConfig
+    loop: LoopConfig
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if unknown := sorted({*self.parts, *self.new} - set(PARTS)):
+            raise ViqError(f"{self.name}: no parts {unknown}: choose from {', '.join(PARTS)}")
+        if self.adapter and "language" not in self.parts:
+            raise ViqError(f"{self.name}: adapters train the language model: add it to parts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MllmRecipe:
+    """A multimodal language model and how it is trained. JSON of this is a recipe file.
+
+    Attributes:
+        tokenizer: whose codes it reads: a folder, a bundled name, or a hub id.
+        language: what reads them; its `adapter` is not used, see the stages.
+        merge: patches a side of a visual token.
+        drawn: pictures that are drawn and encoded where no store is given; None: never.
+    """
+
+    name: str
+    stages: tuple[MllmStage, ...]
+    tokenizer: str = "viq-tiny"
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    merge: int = 2
+    drawn: DrawnConfig | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_stage_names(self.name, [stage.name for stage in self.stages])

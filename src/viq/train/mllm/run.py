@@ -1,0 +1,382 @@
+"""Training a multimodal language model on stored codes, stage by stage.
+
+RUN/recipe.json, data.json   what runs, on what (viq/train/run_folder.py); a resumed run is the same
+RUN/words/          text tokenizer, where the language model is trained from scratch
+RUN/codes/          store of drawn pictures, where no other is given
+RUN/STAGE/          log, checkpoints (viq/train/monitor.py, state.py)
+RUN/STAGE/model/    model and processor, as their from_pretrained read them
+
+The vision encoder has no part in it: only the path from codes to features is ever built, and only
+its weights are read from the tokenizer's file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from viq.core.files import folder_aside
+from viq.core.quiet import quiet
+from viq.core.types import ViqError
+from viq.data.batching.code_batches import (
+    CUT,
+    CodeBatch,
+    CodeCorpus,
+    CodesRef,
+    CodeStream,
+    open_stores,
+    open_texts,
+)
+from viq.data.batching.mixture import Mixture, Part
+from viq.data.corpora.synthetic_source import DrawnConfig, DrawnSource
+from viq.jobs.encode import encode
+from viq.jobs.pipeline import EncodeOptions
+from viq.metrics.run_log import RECIPE, SKIPPED, read_lines
+from viq.mllm.loading import MODEL, assemble, load_mllm, make_processor
+from viq.mllm.modeling import ViQForConditionalGeneration
+from viq.models.language.packed import check_packed, use_packed_attention
+from viq.models.language.reader import (
+    adapter_targets,
+    add_adapters,
+    build_language,
+    load_language,
+    recompute_activations,
+    require_peft,
+)
+from viq.models.tokenizer.embedder import CodeEmbedder
+from viq.models.tokenizer.tokenizer import VisualTokenizer
+from viq.store.folder import INDEX
+from viq.train import checkpoints as state
+from viq.train.distributed import make_accelerator
+from viq.train.loop import train
+from viq.train.mllm.recipe import MllmRecipe, MllmStage
+from viq.train.monitor import say
+from viq.train.observer import (
+    Observer,
+    first_texts,
+    own_lanes,
+    shared,
+    text_tokenizer,
+)
+from viq.train.run_folder import (
+    begin_anew,
+    check_data,
+    check_recipe,
+    empty_model,
+    entries,
+    entry,
+    sizes_of,
+)
+from viq.weights import checkpoint
+
+WORDS, CODES, CACHE = "words", "codes", "cache"
+_SETTLING_SAMPLES, _SETTLING_PATCHES = 300, 16_384  # at most
+
+
+class CodesObjective(nn.Module):
+    """Cross-entropy of the answers, for packed conversations about codes."""
+
+    def __init__(self, model: ViQForConditionalGeneration) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, micro: CodeBatch) -> dict[str, Tensor]:
+        """Sums by name, fp32."""
+        text = micro.text
+        score = self.model.score(
+            self.model.embedder(micro.codes_TS) if micro.grids_hw else None,
+            micro.grids_hw,
+            text.ids_L,
+            text.targets_L,
+            text.positions_L,
+            text.lengths,
+        )
+        loss = score.loss_A.sum()
+        if not micro.grids_hw:  # zeros for what reads images, so that processes stay in step
+            loss = loss + 0 * sum(
+                parameter.sum()
+                for part in (self.model.embedder, self.model.projector)
+                for parameter in part.parameters()
+                if parameter.requires_grad
+            )
+        return {"text": loss, "correct": score.correct_A.sum()}
+
+
+@dataclass(kw_only=True)
+class MllmRun:
+    """One run folder: its recipe, its data, and what its stages share.
+
+    Attributes:
+        stores: of codes with conversations.
+        drawn: also those that the recipe draws, which are all there is without a store.
+        texts: files of conversations without images.
+        where: only samples of these stores whose columns have these values.
+        cache: folder for unpacked shards of the stores.
+    """
+
+    recipe: MllmRecipe
+    out: Path
+    stores: Sequence[str | Path] = ()
+    drawn: bool = False
+    texts: Sequence[str | Path] = ()
+    where: dict[str, str] | None = None
+    cache: Path | None = None
+    accelerator: Any = field(default_factory=make_accelerator)
+    hidden: bool = False  # no progress on stderr
+    tensorboard: bool = False
+    threads: int = 1
+    overwrite: bool = False  # begin anew: remove what an earlier run wrote here
+    _said: set[str] = field(default_factory=set)
+
+    def train(self) -> Path:
+        """Train all stages, resuming whatever was begun; gives the folder of the last model.
+
+        A stage that has ended is not trained again.
+
+        Raises:
+            ViqError: no data, a store of another tokenizer, a run begun with another recipe or
+                other data.
+        """
+        main = self.accelerator.is_main_process
+        if any(stage.adapter for stage in self.recipe.stages):
+            require_peft()  # hours before the stage that needs it
+        self.fingerprint = CodeEmbedder.from_tokenizer(self.recipe.tokenizer).config.fingerprint
+        given, texts = self._given()
+        if self.overwrite and main:
+            places = [self.recipe.tokenizer, self.recipe.language.name]
+            begin_anew(self.out, say, reads=[*self.stores, *self.texts, *places])
+        check_recipe(self.out / RECIPE, self.recipe, self.accelerator)
+        check_data(self.out, self._identity(given, texts), self.accelerator, say)
+        self.accelerator.wait_for_everyone()
+        self.corpora = [*given, *self._drawn()], texts
+        first = self.out / self.recipe.stages[0].name / MODEL / checkpoint.CONFIG_FILE
+        if not first.is_file():
+            # All processes together, and once: a stage is built twice, at its end by one of them.
+            self.words = text_tokenizer(
+                self.recipe.language,
+                self.out / WORDS,
+                first_texts([c for group in self.corpora for c in group], self.recipe.seed),
+                self.accelerator,
+            )
+        folder: Path | None = None
+        for number, stage in enumerate(self.recipe.stages):
+            previous, folder = folder, self.out / stage.name / MODEL
+            if not (folder / checkpoint.CONFIG_FILE).is_file():
+                if main:
+                    empty_model(folder)  # now, rather than after hours of training
+                self._stage(stage, number, previous)
+            self.accelerator.wait_for_everyone()
+        assert folder is not None
+        return folder
+
+    def listed(self) -> dict[str, int]:
+        """How many samples were passed over, and how many cut, in all stages."""
+        keys = set[str]()
+        for stage in self.recipe.stages:
+            path = self.out / stage.name / SKIPPED
+            if path.is_file():
+                keys |= {str(record.get("key")) for record in read_lines(path)}
+        cut = sum(key.endswith(CUT) for key in keys)
+        return {"skipped": len(keys) - cut, "cut": cut}
+
+    def _stage(self, stage: MllmStage, number: int, previous: Path | None) -> None:
+        seed = self.recipe.seed * 1000 + number
+        folder = self.out / stage.name
+        objective, processor = self.objective(stage, previous, seed)
+        observer = Observer(
+            stage.name,
+            stage.loop,
+            folder,
+            self.accelerator,
+            skipped=[entry for group in self.corpora for c in group for entry in c.skipped],
+            hidden=self.hidden,
+            tensorboard=self.tensorboard,
+        )
+
+        def stream_at(resumed: state.Resumed) -> CodeStream:
+            observer.stream = CodeStream(
+                stage.data,
+                self._mixture(stage, seed),
+                lanes=own_lanes(stage.name, stage.data.lanes, self.accelerator),
+                tokenizer=processor.tokenizer,
+                merge=self.recipe.merge,
+                positions=resumed.positions,
+                threads=self.threads,
+            )
+            return observer.stream
+
+        with observer:
+            train(
+                objective,
+                stream_at,
+                stage.loop,
+                folder,
+                name=stage.name,
+                seed=seed,
+                accelerator=self.accelerator,
+                new=tuple(f"model.{part}." for part in stage.new),
+                hooks=observer.hooks(),
+            )
+        if self.accelerator.is_main_process:
+            # Built anew, since the trained one may be spread over processes.
+            trained, processor = self.objective(stage, previous, seed)
+            state.load_trained(folder, trained)
+            self._write(trained.model, processor, folder / MODEL)
+
+    def objective(
+        self, stage: MllmStage, previous: Path | None, seed: int
+    ) -> tuple[CodesObjective, Any]:
+        """What a stage optimises, before its first step, and the processor of the model.
+
+        Args:
+            previous: folder of the model of the stage before.
+        """
+        torch.manual_seed(seed)
+        half = self.accelerator.mixed_precision == "bf16"
+        frozen = stage.adapter is not None or "language" not in stage.parts
+        dtype = torch.bfloat16 if half and frozen else torch.float32
+        if previous is not None:
+            model, processor = load_mllm(previous)
+            model.language.to(dtype)
+            processor.max_length = stage.data.chat.max_length
+            processor.system = stage.data.chat.system
+        else:
+            model, processor = self._begin(stage, dtype)
+        model.requires_grad_(False).train()
+        for part in stage.parts:
+            getattr(model, part).requires_grad_(True)
+        use_packed_attention(model.language)
+        for line in check_packed(model.language, stage.data.chat.max_length):
+            self._say_once(f"{stage.name}: {line}")
+        if stage.gradient_checkpointing:
+            recompute_activations(model.language)
+        if stage.adapter is not None:
+            model.language = add_adapters(model.language, stage.adapter)
+        return CodesObjective(model), processor
+
+    def _say_once(self, line: str) -> None:
+        if self.accelerator.is_main_process and line not in self._said:
+            self._said.add(line)
+            say(line)
+
+    def _begin(self, stage: MllmStage, dtype: torch.dtype) -> tuple[Any, Any]:
+        """Model and processor of the first stage."""
+        config = self.recipe.language
+        embedder = CodeEmbedder.from_tokenizer(self.recipe.tokenizer)
+        processor = make_processor(
+            self.words, embedder, merge_size=self.recipe.merge, chat=stage.data.chat
+        )
+        processor.max_pixels = largest(self.corpora[0]) or processor.max_pixels
+        if config.name:
+            language = load_language(config.name, dtype)
+        else:
+            language = build_language(config, len(processor.tokenizer))
+        if any(stage.adapter for stage in self.recipe.stages):
+            adapter_targets(language)  # hours before the stage that needs them
+        model = assemble(language, embedder, processor)
+        settle(model, self.corpora[0])
+        return model, processor
+
+    def _write(self, model: ViQForConditionalGeneration, processor: Any, folder: Path) -> None:
+        """Model and processor, whole or absent."""
+        if hasattr(model.language, "merge_and_unload"):
+            model.language = model.language.merge_and_unload()
+        with folder_aside(folder) as aside:
+            with quiet():
+                model.requires_grad_(True).eval().save_pretrained(aside)
+            processor.save_pretrained(aside)
+
+    # Data
+
+    def _given(self) -> tuple[list[CodeCorpus], list[CodeCorpus]]:
+        """Corpora of the stores that are given, and of text alone."""
+        if self._draws() and self.recipe.drawn is None:
+            raise ViqError(
+                f"recipe {self.recipe.name}: has no data of its own; give a store of codes "
+                "with conversations (--codes), as viq encode makes it"
+            )
+        found = open_stores(
+            self.stores, "train", where=self.where, fingerprint=self.fingerprint,
+            cache=self._cache(),
+        )  # fmt: skip
+        return found, open_texts(self.texts, "train")
+
+    def _draws(self) -> bool:
+        return self.drawn or not self.stores
+
+    def _drawn(self) -> list[CodeCorpus]:
+        """The corpus of pictures that the recipe draws, if it is to."""
+        if not self._draws():
+            return []
+        assert self.recipe.drawn is not None
+        store = self._draw(self.recipe.drawn)
+        return open_stores([store], "train", fingerprint=self.fingerprint, cache=self._cache())
+
+    def _identity(
+        self, stores: Sequence[CodeCorpus], texts: Sequence[CodeCorpus]
+    ) -> dict[str, Any]:
+        """What the run belongs to, for `data.json`. What is drawn follows from the recipe."""
+        return {
+            "codes": [entry(corpus.name, corpus.length, store_digest(corpus)) for corpus in stores],
+            "text": entries(texts),
+            "sizes": sizes_of(self.texts),
+            "drawn": self._draws(),
+            "where": dict(self.where or {}),
+        }
+
+    def _cache(self) -> Path:
+        return self.cache or self.out / CACHE
+
+    def _draw(self, drawn: DrawnConfig) -> Path:
+        """The store of drawn pictures; the tokenizer is gone again before training begins."""
+        store = self.out / CODES
+        if self.accelerator.is_main_process and not (store / INDEX).is_file():
+            if not self.hidden:
+                say(f"drawing {drawn.pictures} pictures and encoding them into {store}")
+            tokenizer = VisualTokenizer.from_pretrained(self.recipe.tokenizer)
+            options = EncodeOptions(max_pixels=drawn.sides[1] ** 2)  # noted in the store
+            encode(tokenizer, DrawnSource(drawn), store, options, workers=self.threads)
+        self.accelerator.wait_for_everyone()
+        return store
+
+    def _mixture(self, stage: MllmStage, seed: int) -> Mixture:
+        """Each store and file weighs the square root of its samples."""
+        codes, texts = (
+            [Part(corpus=c, weight=c.length**0.5) for c in group] for group in self.corpora
+        )
+        share = stage.data.text_share if texts else 0.0
+        parts = [*shared(codes, 1 - share), *shared(texts, share)]
+        return Mixture(parts, seed=seed, lanes=stage.data.lanes)
+
+
+def store_digest(corpus: CodeCorpus) -> str:
+    """Tells the store of a corpus from others, wherever it lies."""
+    return corpus.source.data.state_dict()["store"]  # type: ignore[attr-defined]
+
+
+def largest(corpora: Sequence[CodeCorpus]) -> int | None:
+    """Area in px that images of these stores were shrunk to; None if of any it is not known."""
+    limits = [c.source.data.options.get("max_pixels") for c in corpora]  # type: ignore[attr-defined]
+    return max(limits) if all(limits) else None
+
+
+@torch.no_grad()
+def settle(model: ViQForConditionalGeneration, corpora: Sequence[CodeCorpus]) -> None:
+    """Fit the whitener of a new projector to the first images of all corpora."""
+    few = -(-_SETTLING_SAMPLES // len(corpora))
+    ids = [
+        torch.from_numpy(image.codes.ids.astype("int64")).flatten(0, 1)
+        for corpus in corpora
+        for index in range(min(few, corpus.length))
+        for image in corpus.row(index).images
+        if isinstance(image, CodesRef)
+    ]
+    if ids:
+        codes_TS = torch.cat(ids)
+        every = -(-len(codes_TS) // _SETTLING_PATCHES)  # large images: some of their patches do
+        model.projector.whitener.fit(model.embedder(codes_TS[::every]))  # type: ignore[operator]

@@ -1,0 +1,285 @@
+"""A run folder: what it was begun with, and which of its files are its own.
+
+RUN/recipe.json   what runs
+RUN/data.json     what it learns from: names, numbers of samples, digests of keys and sizes
+
+Both are written when a run begins and must be the same whenever it goes on; a finished run belongs
+to them, too. Data are told by what they hold, so they may have been moved since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from viq.core.files import write_atomically
+from viq.core.types import ViqError
+from viq.core.untrusted import printable
+from viq.data.corpora.corpora import RowCorpus
+from viq.image.open import IMAGE_SUFFIXES
+from viq.metrics.run_log import RECIPE, read_recipe, stage_names
+from viq.train.loop import TrainingError
+from viq.weights import checkpoint
+from viq.weights.checkpoint import read_object
+
+DATA, MODEL, WORDS, CODES = "data.json", "model", "words", "codes"
+RESERVED = (RECIPE, DATA, MODEL, WORDS, CODES, "cache", "codes.parquet")  # no stage is called so
+
+_FORMAT = 1
+_DATA_SUFFIXES = frozenset({*IMAGE_SUFFIXES, ".parquet", ".tar", ".json", ".jsonl", ".ndjson",
+                            ".txt"})  # fmt: skip
+
+
+# What a run belongs to
+
+
+def check_recipe(path: Path, recipe: Any, accelerator: Any) -> None:
+    """Write the recipe of a run folder, or see that it is the one the folder was begun with.
+
+    Raises:
+        TrainingError: it is another one; names what differs.
+    """
+    if not accelerator.is_main_process:
+        return
+    now = json.loads(json.dumps(checkpoint.to_dict(recipe)))
+    if path.is_file():
+        differing = _differences(read_object(path), now)
+        if differing:
+            raise TrainingError(
+                f"{path}: this run was begun with another recipe ({'; '.join(differing[:4])}): "
+                "give another --out, the same recipe, or --overwrite to begin anew"
+            )
+    write_atomically(path, _lines(now))
+
+
+def check_data(
+    out: Path, data: Mapping[str, Any], accelerator: Any, say: Callable[[str], None]
+) -> None:
+    """Write what a run learns from, or see that it is what the folder was begun with.
+
+    Args:
+        data: what an option names, by option: lists of `entry`, or plain values.
+
+    Raises:
+        TrainingError: it is something else; names both.
+    """
+    if not accelerator.is_main_process:
+        return
+    path, now = out / DATA, {"format": _FORMAT, **json.loads(json.dumps(data))}
+    if path.is_file():
+        before = read_object(path)
+        differing = [
+            f"{name} was {_shown(before[name])}, is now {_shown(now[name])}"
+            for name in sorted(before.keys() & now.keys())  # what one does not tell is not compared
+            if _content(before[name]) != _content(now[name])
+        ]
+        if differing:
+            raise TrainingError(
+                f"{path}: this run was begun with other data ({'; '.join(differing[:3])}): give "
+                "another --out, the same data, or --overwrite to begin anew"
+            )
+        return
+    if any((out / name).is_dir() for name in (*stage_names(read_recipe(out)), "draw")):
+        say(f"{path}: this run was begun before its data were recorded; they are from now on")
+    write_atomically(path, _lines(now))
+
+
+def entry(name: str, samples: int, *identity: Any) -> dict[str, Any]:
+    """One data set in `data.json`."""
+    digest = hashlib.sha256(repr(identity).encode(errors="surrogatepass")).hexdigest()[:16]
+    return {"name": name, "samples": samples, "digest": digest}
+
+
+def entries(corpora: Iterable[RowCorpus]) -> list[dict[str, Any]]:
+    """Rows of files, told by their names."""
+    return [
+        entry(corpus.name, corpus.length, _digest_of(corpus.source.names())) for corpus in corpora
+    ]
+
+
+def sizes_of(paths: Iterable[str | Path]) -> list[int | None]:
+    """Bytes of files of data; None for URLs and the like."""
+    return [_bytes_of(path) for path in paths]
+
+
+def _digest_of(names: Iterable[str]) -> str:
+    state = hashlib.sha256()
+    for name in names:
+        state.update(name.encode(errors="surrogatepass") + b"\n")
+    return state.hexdigest()
+
+
+def _bytes_of(path: str | Path) -> int | None:
+    """Of a file, or of the files of data in a folder; None for what is no place here."""
+    if os.path.isfile(path):
+        return os.path.getsize(path)
+    if not os.path.isdir(path):
+        return None
+    return sum(
+        os.path.getsize(os.path.join(folder, name))
+        for folder, _, names in os.walk(path)
+        for name in names
+        if os.path.splitext(name)[1].lower() in _DATA_SUFFIXES
+        and os.path.isfile(os.path.join(folder, name))
+    )
+
+
+def _content(value: Any) -> Any:
+    """Without names, which change when data are moved."""
+    if isinstance(value, list):
+        return [{k: v for k, v in item.items() if k != "name"} if isinstance(item, dict) else item
+                for item in value]  # fmt: skip
+    return value
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, list):
+        return printable(str(value), 80) if value else "none"
+    told = [
+        f"{item.get('name')} ({item.get('samples')} samples, {str(item.get('digest'))[:8]})"
+        if isinstance(item, dict)
+        else str(item)
+        for item in value
+    ]
+    return printable(", ".join(told) or "none", 160)
+
+
+def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """What differs between two recipes in JSON, one line a value."""
+    old, new = _by_name(old), _by_name(new)
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = sorted(old.keys() | new.keys())
+        return [
+            line
+            for name in names
+            for line in _differences(old.get(name), new.get(name), f"{where}.{name}".lstrip("."))
+        ]
+    return [] if old == new else [printable(f"{where} was {old!s:.60}, is now {new!s:.60}")]
+
+
+def _by_name(value: Any) -> Any:
+    """A list of stages as a mapping from their names; other values as they are."""
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        return {str(item.get("name", place)): item for place, item in enumerate(value)}
+    return value
+
+
+def _lines(values: Any) -> bytes:
+    return (json.dumps(values, indent=2) + "\n").encode()
+
+
+# Beginning anew
+
+_TOKENIZER_FILES = (
+    r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
+    r"|vocab\.json|merges\.txt|chat_template\.jinja"
+)
+_MODEL_FILES = (r"config\.json|generation_config\.json|model\.safetensors|entropy\.safetensors"
+                r"|model-\d{5}-of-\d{5}\.safetensors|model\.safetensors\.index\.json"
+                r"|processor_config\.json|vae/config\.json"
+                rf"|vae/diffusion_pytorch_model\.safetensors|{_TOKENIZER_FILES}")  # fmt: skip
+_MODEL = re.compile(rf"(language/)?({_MODEL_FILES})")
+_STAGE = re.compile(
+    r"(log|codes|skipped)\.jsonl|reader\.safetensors|grids/step-\d{6}\.png"
+    r"|tensorboard/events\.out\.tfevents\.[^/]+|step-\d{1,16}/state\.(json|safetensors|pt)"
+    rf"|(model|tower)/(language/)?({_MODEL_FILES})"
+)
+_RUN = re.compile(
+    rf"recipe\.json|data\.json|codes\.parquet|words/({_TOKENIZER_FILES})"
+    rf"|model/(language/)?({_MODEL_FILES})"
+    r"|codes/(part-\d{5,}\.parquet|_index\.json|_job\.json|_failures\.jsonl"
+    r"|_entropy-[0-9a-f]{1,64}\.safetensors)"
+)
+_WHOLE = re.compile(r"words/.*|[^/]+/model/.*|[^/]+/step-\d+/.*")  # folders that come whole
+
+
+def begin_anew(
+    out: Path,
+    say: Callable[[str], None],
+    *,
+    reads: Iterable[str | Path | None] = (),
+    extra_stages: Sequence[str] = (),
+) -> None:
+    """Remove what earlier runs wrote into a run folder, file by file, by the names they give.
+
+    Args:
+        say: is told what else lies there; it stays.
+        reads: data and models that the new run is to read; names of the hub are no places here.
+        extra_stages: of runs whose recipe lists none.
+
+    Raises:
+        ViqError: a folder that is to be written anew holds something else, or what is to be read;
+            nothing is removed.
+    """
+    if not (out / RECIPE).is_file():
+        return
+    for place in reads:
+        if place is not None and Path(os.path.realpath(place)).is_relative_to(out.resolve()):
+            raise ViqError(f"{place}: lies in {out}, which --overwrite empties; move it out first")
+    stages = [*stage_names(read_recipe(out)), *extra_stages]
+    own, others = _split(out, lambda name: _is_own(name, stages))
+    if blocking := [name for name in others if _WHOLE.fullmatch(name)]:
+        raise ViqError(
+            f"{out}: --overwrite cannot replace {printable(blocking[0], 100)}, which no run wrote: "
+            "move it away"
+        )
+    own.sort(key=lambda name: name == RECIPE)  # last: with it goes what tells that this is a run
+    _remove(out, own)
+    others = [name for name in others if not name.startswith("cache/")]
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        shown = printable(", ".join(others[:3]), 200)
+        say(f"{out}: {shown}{more} stay, as no run wrote them")
+
+
+def empty_model(folder: Path) -> None:
+    """Make room for a model where a killed process, or release 0.1, left a part of one.
+
+    Raises:
+        ViqError: the folder holds something else; nothing is removed.
+    """
+    own, others = _split(folder, _MODEL.fullmatch)
+    if others:
+        raise ViqError(
+            f"{folder / others[0]}: is in the way of the model that is to be written; move it away"
+        )
+    _remove(folder, own)
+
+
+def _is_own(name: str, stages: Sequence[str]) -> bool:
+    if _RUN.fullmatch(name):
+        return True
+    stage, _, rest = name.partition("/")
+    return stage in stages and bool(_STAGE.fullmatch(rest))
+
+
+def _split(root: Path, is_own: Callable[[str], object]) -> tuple[list[str], list[str]]:
+    """Names below a folder, with slashes: plain files that are our own, and all else."""
+    own: list[str] = []
+    others: list[str] = []
+    for folder, folders, names in os.walk(root):  # does not follow links
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        for name in [*names, *links]:
+            path = Path(folder, name)
+            relative = path.relative_to(root).as_posix()
+            plain = path.is_file() and not path.is_symlink()
+            (own if plain and is_own(relative) else others).append(relative)
+    return own, sorted(others)
+
+
+def _remove(root: Path, names: Sequence[str]) -> None:
+    """Remove files, and then the folders that this leaves empty."""
+    for name in names:
+        (root / name).unlink(missing_ok=True)  # a plain file with a name that only we give
+    folders = {parent for name in names for parent in (root / name).parents if parent != root}
+    for folder in sorted(folders, key=lambda path: len(path.parts), reverse=True):
+        if folder.is_relative_to(root):
+            try:
+                folder.rmdir()  # refuses one that still holds anything
+            except OSError:
+                continue

@@ -1,0 +1,1 @@
+"""Training a tokenizer, stage by stage."""

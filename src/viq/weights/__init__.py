@@ -1,0 +1,1 @@
+"""Model folders: configs, tensors, fingerprints, the hub; those of others, checked."""

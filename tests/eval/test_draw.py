@@ -1,0 +1,390 @@
+"""Models that draw: exact likelihoods, drawing as trained, captions judged from pixels."""
+
+import itertools
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from viq.cli import app
+from viq.core.codes import Codes
+from viq.core.types import IGNORE, IMAGE_TOKEN, ViqError
+from viq.data.batching.generation_batches import (
+    BEGIN,
+    FINISH,
+    CodePair,
+    WrittenStream,
+    add_marks,
+    draw_prompt,
+    encode_reading,
+    encode_writing,
+    order_prompt,
+    pack_written,
+    read_pairs,
+    read_size,
+    size_words,
+)
+from viq.data.sources.open import open_source
+from viq.data.synthetic.captions import CaptionedShapes, Shape, satisfies, sides
+from viq.data.text.text_tokenizer import train_tokenizer
+from viq.eval.generation.shapes import find_shapes
+from viq.jobs.encode import encode
+from viq.mllm.generation import CodeWriter, LevelHead, Sampling, WriterConfig, _draw
+from viq.mllm.text_to_image import Artist
+from viq.models.language.packed import packed_hidden
+from viq.models.language.reader import LanguageConfig, build_language
+from viq.models.tokenizer.loading import load
+from viq.recipes.generation import debug
+from viq.train.generation.run import DrawRun
+
+pytest.importorskip("transformers")
+CAPTIONS = ["a red circle", "a blue square left of a green ring", "an orange star"]
+LIKELIEST = Sampling(temperature=0)
+
+
+def codes(rows: int, cols: int, seed: int = 0) -> Codes:
+    ids = np.random.default_rng(seed).integers(0, 64_000, (rows, cols, 4)).astype(np.uint16)
+    return Codes(ids, (16 * rows, 16 * cols))
+
+
+@pytest.fixture(scope="module")
+def words():
+    tokenizer = train_tokenizer([*CAPTIONS, "Draw. Describe the image. 0123456789x"] * 3, 400)
+    add_marks(tokenizer)
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def writer(words) -> CodeWriter:
+    torch.manual_seed(0)
+    shape = LanguageConfig(width=32, depth=2, heads=2, mlp_width=64)
+    model = CodeWriter(
+        build_language(shape, len(words)), WriterConfig(levels=(8, 8, 8, 5, 5, 5), head_width=16)
+    )
+    with torch.no_grad():  # wide enough apart that the likeliest is never a matter of rounding
+        for parameter in model.parameters():
+            parameter.mul_(4 if parameter.ndim > 1 else 1)
+    return model.eval()
+
+
+# The judge
+
+
+@pytest.mark.parametrize("side", [64, 96])
+def test_the_judge_finds_what_was_drawn(side: int) -> None:
+    shapes = CaptionedShapes("held-out", (side, side))
+    for number in range(30):
+        pair = shapes.pair(number)
+        found = find_shapes(pair.image)
+        assert satisfies(pair.caption, found, (side, side)), (number, pair.caption, found)
+        for true in pair.shapes:
+            nearest = min(found, key=lambda s: math.hypot(s.x - true.x, s.y - true.y))
+            assert (nearest.color, nearest.shape) == (true.color, true.shape)
+            # The bounding circle's centre; a triangle's centre of mass is that only by symmetry.
+            assert math.hypot(nearest.x - true.x, nearest.y - true.y) < 1.5
+            assert abs(nearest.size - true.size) < 3
+
+
+def test_the_judge_parts_touching_things_and_ignores_specks() -> None:
+    pixels = np.full((64, 96, 3), 250, np.uint8)
+    pixels[20:44, 20:44] = (214, 39, 40)
+    pixels[20:44, 44:68] = (31, 80, 200)
+    pixels[5, 5] = 0
+    found = find_shapes(Image.fromarray(pixels))
+    assert sorted((s.color, s.shape) for s in found) == [("blue", "square"), ("red", "square")]
+    assert find_shapes(Image.new("RGB", (40, 40), "white")) == []
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    assert not satisfies("a red circle", find_shapes(Image.fromarray(noise)), (64, 64))
+
+
+def test_captions_by_hand() -> None:
+    def at(color: str, shape: str, x: float, y: float) -> Shape:
+        return Shape(color=color, shape=shape, x=x, y=y, size=20)
+
+    a, b = at("red", "circle", 20, 50), at("blue", "square", 80, 52)
+    assert sides(a, b, (100, 100)) == ["left of"] and sides(b, a, (100, 100)) == ["right of"]
+    for caption, kept in (
+        ("a red circle left of a blue square", True),
+        ("a blue square right of a red circle", True),
+        ("a red circle right of a blue square", False),
+        ("a red circle above a blue square", False),  # 2 px are no side
+        ("a red square left of a blue circle", False),
+        ("a red circle", False),  # there is more
+    ):
+        assert satisfies(caption, [b, a], (100, 100)) is kept
+    # Two alike: one of them is where it should be.
+    assert satisfies(
+        "a red circle left of a red circle", [at("red", "circle", 90, 5), a], (100, 100)
+    )
+    with pytest.raises(ViqError, match="cannot be checked"):
+        satisfies("a dog", [], (100, 100))
+    train, held = CaptionedShapes("train", (48, 48)), CaptionedShapes("held-out", (48, 48))
+    assert train.pair(3).image.tobytes() == train.pair(3).image.tobytes()
+    assert train.pair(3).image.tobytes() != held.pair(3).image.tobytes()
+
+
+# The head
+
+
+def test_the_likelihood_sums_to_one() -> None:
+    torch.manual_seed(0)
+    head = LevelHead(8, (2, 3), 16)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    every = torch.tensor(list(itertools.product(*(range(n) for n in (2, 3) * 4))))
+    nats = head(torch.randn(1, 8).expand(len(every), 8), every)
+    assert len(every) == 6**4
+    assert nats.neg().exp().sum().item() == pytest.approx(1, abs=1e-4)
+
+
+def test_sampling_draws_from_that_likelihood() -> None:
+    torch.manual_seed(0)
+    head = LevelHead(8, (2, 3), 16)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    hidden = torch.randn(1, 8)
+    drawn = head.sample(hidden.expand(4000, 8), None, Sampling(), torch.Generator().manual_seed(0))
+    assert (drawn.amax(0) < torch.tensor([2, 3] * 4)).all()
+    # Mean surprise of what was drawn is the entropy: compare with an exact sum.
+    every = torch.tensor(list(itertools.product(*(range(n) for n in (2, 3) * 4))))
+    nats = head(hidden.expand(len(every), 8), every)
+    entropy = (nats.neg().exp() * nats).sum().item()
+    assert head(hidden.expand(4000, 8), drawn).mean().item() == pytest.approx(entropy, rel=0.03)
+
+
+def test_temperature_top_p_and_guidance() -> None:
+    logits = torch.tensor([[0.1, 0.5, 0.4, 0.0]]).log().expand(500, 4)
+    seed = torch.Generator().manual_seed(0)
+    assert set(_draw(logits, LIKELIEST, seed).tolist()) == {1}
+    assert set(_draw(logits, Sampling(top_p=0.85), seed).tolist()) == {1, 2}
+    assert set(_draw(logits, Sampling(), seed).tolist()) == {0, 1, 2}
+    assert set(_draw(logits, Sampling(top_p=0.01), seed).tolist()) == {1}
+    head = LevelHead(8, (2, 3), 16)
+    asked, free = torch.randn(2, 5, 8)
+    plain = head.sample(asked, None, LIKELIEST, None)
+    # Guidance 0 draws as if nothing had been asked.
+    unasked = head.sample(asked, free, Sampling(temperature=0, guidance=0), None)
+    assert torch.equal(unasked, head.sample(free, None, LIKELIEST, None))
+    same = head.sample(asked, asked, Sampling(temperature=0, guidance=3), None)
+    assert torch.equal(same, plain)
+    for bad in ({"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"guidance": -1}):
+        with pytest.raises(ViqError, match="use temperature"):
+            Sampling(**bad)
+
+
+# Sequences
+
+
+def test_labels_by_hand(words) -> None:
+    pair = CodePair(caption="a red circle", codes=codes(2, 3))
+    written = encode_writing(pair, words)
+    scored = [i for i in written.labels if i != IGNORE]
+    assert words.decode(scored) == f"2x3{BEGIN}{FINISH}<|im_end|>"
+    assert written.ids.count(IMAGE_TOKEN) == 6
+    text = words.decode([i for i in written.ids if i != IMAGE_TOKEN])
+    assert text.startswith("<|im_start|>user\nDraw a red circle.<|im_end|>")
+    assert written.ids[: len(draw_prompt("a red circle", (2, 3), words))] == draw_prompt(
+        "a red circle", (2, 3), words
+    )
+    assert "red" not in words.decode(encode_writing(pair, words, free=True).ids[:12])
+    read = encode_reading(pair, words)
+    assert words.decode([i for i in read.labels if i != IGNORE]) == "a red circle<|im_end|>"
+    at = read.ids.index(IMAGE_TOKEN)
+    around = [read.ids[at - 1], read.ids[at + 6]]
+    assert words.convert_ids_to_tokens(around) == [BEGIN, FINISH]
+    pack = pack_written([written, read])
+    assert pack.scored_T.tolist() == [True] * 6 + [False] * 6
+    assert pack.counts["scored"] == pack.counts["answers"] + 6
+    assert pack.targets_L[pack.lengths[0] - 1] == IGNORE  # nothing across two samples
+
+
+def test_packs_are_functions_of_their_number(words) -> None:
+    pairs = [CodePair(caption=c, codes=codes(1, 2, i)) for i, c in enumerate(CAPTIONS)]
+
+    def stream(lanes: tuple[int, ...] = (0,)) -> WrittenStream:
+        return WrittenStream(
+            pairs, words, samples=4, read=0.3, free=0.3, seed=1, lanes=lanes, all_lanes=2
+        )
+
+    whole = [m for micros, _ in stream((0, 1)).steps(0, 3) for m in micros]
+    resumed = [m for micros, _ in stream((1,)).steps(1, 3) for m in micros]
+    assert [m.ids_L.tolist() for m in whole[3::2]] == [m.ids_L.tolist() for m in resumed]
+
+
+def test_samples_do_not_see_each_other(writer: CodeWriter, words) -> None:
+    pairs = [CodePair(caption=c, codes=codes(2, 2, i)) for i, c in enumerate(CAPTIONS)]
+    samples = [encode_writing(pairs[0], words), encode_reading(pairs[1], words),
+               encode_writing(pairs[2], words)]  # fmt: skip
+
+    def nats(chosen) -> torch.Tensor:
+        pack = pack_written(chosen)
+        sums = writer(
+            pack.ids_L, pack.targets_L, pack.lengths, pack.codes_TS, pack.grids_hw, pack.scored_T
+        )
+        return torch.stack([sums["text"], sums["codes"]])
+
+    alone = torch.stack([nats([sample]) for sample in samples]).sum(0)
+    torch.testing.assert_close(nats(samples), alone, rtol=1e-4, atol=1e-3)
+
+
+def test_mixed_precision(writer: CodeWriter, words) -> None:
+    pack = pack_written(
+        [encode_writing(CodePair(caption="a red circle", codes=codes(2, 2)), words)]
+    )
+    arguments = (
+        pack.ids_L, pack.targets_L, pack.lengths, pack.codes_TS, pack.grids_hw, pack.scored_T,
+    )  # fmt: skip
+    exact = writer(*arguments)["next"]
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = writer(*arguments)["next"]
+    rough.backward()
+    assert rough.dtype == torch.float32 and rough.item() == pytest.approx(exact.item(), rel=0.05)
+
+
+@torch.no_grad()
+def test_drawing_follows_what_was_trained(writer: CodeWriter, words) -> None:
+    """With caches and padded prompts, each patch is the likeliest given those before it, packed."""
+    grid = (2, 3)
+    prompts = [draw_prompt(caption, grid, words) for caption in CAPTIONS]
+    assert len({len(p) for p in prompts}) > 1
+    free = draw_prompt(None, grid, words)
+    drawn = writer.draw(prompts, free, grid, LIKELIEST)
+    assert drawn.shape == (3, 2, 3, 4) and int(drawn.max()) < 64_000
+    seen: list[torch.Tensor] = []
+    hook = writer.head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    for caption, ids in zip(CAPTIONS, drawn, strict=True):
+        item = Codes(ids.numpy().astype(np.uint16), (32, 48))
+        pack = pack_written([encode_writing(CodePair(caption=caption, codes=item), words)])
+        writer(
+            pack.ids_L, pack.targets_L, pack.lengths, pack.codes_TS, pack.grids_hw, pack.scored_T
+        )
+        levels = writer.head.sample(seen[-1], None, LIKELIEST, None)
+        assert torch.equal(writer._codes(levels), pack.codes_TS)
+    hook.remove()
+    # A picture does not depend on those drawn beside it, nor guidance on itself.
+    assert torch.equal(writer.draw(prompts[1:2], free, grid, LIKELIEST), drawn[1:2])
+    guided = writer.draw([free], free, grid, Sampling(temperature=0, guidance=4))
+    assert torch.equal(guided, writer.draw([free], free, grid, LIKELIEST))
+    assert packed_hidden(writer.language, torch.randn(4, 32), (4,)).shape == (4, 32)
+
+
+@torch.no_grad()
+def test_a_size_is_chosen_word_by_word(writer: CodeWriter, words) -> None:
+    allowed, end = size_words(words)
+    assert words.decode(allowed) == "0123456789x" and words.decode([end]) == BEGIN
+    prompts = [order_prompt(caption, words) for caption in CAPTIONS]
+    chosen = writer.say(prompts, allowed, end, 3, LIKELIEST)
+    embed, head = writer.language.get_input_embeddings(), writer.language.get_output_embeddings()
+    for prompt, said in zip(prompts, chosen, strict=True):
+        ids = [*prompt, *said]
+        hidden_LD = packed_hidden(writer.language, embed(torch.tensor(ids)), (len(ids),))
+        logits = head(hidden_LD[len(prompt) - 1 :])[:, [*allowed, end]]
+        best = [[*allowed, end][i] for i in logits.argmax(-1)]
+        assert best[: len(said)] == said and len(said) <= 3
+        assert len(said) == 3 or best[-1] == end
+    for text, grid in (("6x8", (6, 8)), ("12x1", (12, 1)), ("0x3", None), ("66", None),
+                       ("", None), ("6x", None)):  # fmt: skip
+        assert read_size(words.encode(text, add_special_tokens=False), words) == grid
+
+
+def test_pictures_of_sizes_of_their_own(
+    writer: CodeWriter, words, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each picture has the size its caption chose, and is the one drawn when asked for that size;
+    nonsense, and more than was ever seen, become the usual size."""
+    config = replace(writer.config, grid=(1, 2), most_patches=6)
+    monkeypatch.setattr(writer, "config", config)
+    artist = Artist(writer, words, load("viq-tiny"))
+    marks = ["2x3", "x2x", "3x1", "4x4"]
+    said = [words.encode(mark, add_special_tokens=False) for mark in marks]
+    monkeypatch.setattr(writer, "say", lambda prompts, *_: said[: len(prompts)])
+    captions = [*CAPTIONS, "a red ring"]
+    drawn = artist.write(captions, LIKELIEST)
+    assert [item.grid for item in drawn] == [(2, 3), (1, 2), (3, 1), (1, 2)]
+    assert [item.size for item in drawn] == [(32, 48), (16, 32), (48, 16), (16, 32)]
+    for caption, item in zip(captions, drawn, strict=True):
+        (alone,) = artist.write([caption], LIKELIEST, size=item.size)
+        assert np.array_equal(alone.ids, item.ids)
+    assert artist.write(captions[:1], LIKELIEST, size=(20, 40))[0].size == (20, 40)
+
+
+# Commands
+
+
+def test_a_store_is_drawn_from_as_a_file_is(tmp_path: Path) -> None:
+    """Two sizes: the frequent one is the usual one, the larger one bounds what is chosen."""
+    tokenizer = load("viq-tiny")
+    lines = []
+    for number, (height, width) in enumerate([(32, 32), (32, 48), (32, 32)]):
+        tiny.picture(number, height, width).save(tmp_path / f"{number}.png")
+        lines.append(json.dumps({"image": f"{number}.png", "caption": CAPTIONS[number]}))
+    (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
+    for out in ("codes", "codes.parquet"):
+        encode(tokenizer, open_source(tmp_path / "data.jsonl"), tmp_path / out, workers=1)
+    info, pairs = read_pairs(tmp_path / "codes")
+    alone, same = read_pairs(tmp_path / "codes.parquet")
+    assert info.fingerprint == alone.fingerprint == tokenizer.fingerprint
+    assert [pair.caption for pair in pairs] == CAPTIONS == [pair.caption for pair in same]
+    for a, b in zip(pairs, same, strict=True):
+        assert np.array_equal(a.codes.ids, b.codes.ids)
+    recipe = replace(debug(), loop=replace(debug().loop, steps=1))
+    model = DrawRun(
+        recipe=recipe, out=tmp_path / "run", stores=[tmp_path / "codes"], hidden=True
+    ).train()
+    config = json.loads((model / "config.json").read_text())
+    assert (config["grid"], config["most_patches"]) == ([2, 2], 6)
+    with pytest.raises(ViqError, match="unfinished|holds no store"):
+        read_pairs(tmp_path)
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_commands(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    run, out = tmp_path / "run", tmp_path / "out.png"
+
+    def call(*options: object):
+        return CliRunner().invoke(app, [str(option) for option in options])
+
+    done = call("train", "draw", "debug", "-o", run, "--json")
+    assert done.exit_code == 0, done.output
+    log = [json.loads(line) for line in (run / "draw/log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "loss/text", "loss/codes", "loss/next"} <= log[0].keys()
+    caption = "a red circle left of a blue square"
+    assert call("draw", caption, "-o", out, "--model", run, "--json").exit_code == 0
+    first = out.read_bytes()
+    assert size_of(out)[0] * size_of(out)[1] <= 32 * 48  # a size of its choosing
+    assert call("draw", caption, "-o", out, "--model", run, "--overwrite").exit_code == 0
+    assert out.read_bytes() == first
+    other = call("draw", caption, "-o", tmp_path / "b.png", "--model", run, "--size", "16x64")
+    assert other.exit_code == 0 and size_of(tmp_path / "b.png") == (64, 16)
+    judged = call("eval", "draw", "--model", run, "--pictures", 3, "--json",
+                  "--sheet", tmp_path / "sheet.png")  # fmt: skip
+    result = json.loads(judged.stdout.splitlines()[-1])
+    assert result["kept"]["true"]["caption"]["percent"] == 100
+    assert result["loss"]["bits_per_code"] > 1
+    for arguments, message in (
+        (("draw", caption, "-o", out, "--model", run), "exists"),
+        (("draw", caption, "-o", tmp_path / "c.png", "--model", tmp_path), "no finished model"),
+        (("draw", caption, "-o", tmp_path / "c.png", "--model", run, "--size", "9"), "--size 9"),
+        (("draw", caption, "-o", tmp_path / "c.png", "--model", run, "--top-p", 2), "top-p"),
+        (("draw", caption, caption, "-o", tmp_path / "c.png", "--model", run), "need a folder"),
+        (("train", "draw", "tiny", "-o", run), "begun with another recipe"),
+        (("train", "draw", "nothing", "-o", run), "no recipe nothing"),
+        (("train", "draw", "debug", "-o", tmp_path / "x", "--codes", tmp_path / "a.parquet"),
+         "no such file"),
+    ):  # fmt: skip
+        done = call(*arguments)
+        assert done.exit_code == 2 and message in done.output, done.output

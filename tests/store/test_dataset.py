@@ -1,0 +1,523 @@
+"""Codes as a data set: every sample once, in one order, whatever the ranks and workers."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from viq.core.codes import Codes
+from viq.core.types import CodesError, ViqError, grid_of
+from viq.store import cache
+from viq.store.cache_folder import CACHE, MARK
+from viq.store.columns import Extras
+from viq.store.dataset import CodeDataset
+from viq.store.folder import INDEX, Index, Shard, shard_name
+from viq.store.order import Order, cut
+from viq.store.rows import CodesWriter, StoreInfo
+
+INFO = StoreInfo(model="viq-test", fingerprint="00000000000000ab", levels=(8, 8, 8, 5, 5, 5))
+
+
+def codes_of(number: int) -> Codes:
+    draw = np.random.default_rng(number)
+    size = (int(draw.integers(1, 80)), int(draw.integers(1, 80)))
+    ids = draw.integers(0, 64000, (*grid_of(size), 4)).astype(np.uint16)
+    return Codes(ids, size, 0, INFO.fingerprint)
+
+
+def write_store(folder: Path, shards: list[int], images: int = 1) -> Path:
+    """A store of shards of so many samples, each of so many images, with a caption."""
+    extras = Extras.inferred([{"caption": "words"}])
+    listed, number = [], 0
+    for place, samples in enumerate(shards):
+        path = folder / shard_name(place)
+        with CodesWriter(path, INFO, extras) as writer:
+            for at in range(number, number + samples):
+                for image in range(images):
+                    words = extras.pack({"caption": f"caption {at}"})
+                    writer.add(f"key{at}", codes_of(at * images + image), image, words)
+        inputs = (number, number + samples)
+        rows = samples * images
+        listed.append(
+            Shard(name=path.name, rows=rows, inputs=inputs, bytes=path.stat().st_size, sha256="")
+        )
+        number += samples
+    totals = {"rows": number * images, "failures": 0}
+    index = Index(info=INFO, inputs=number, shards=tuple(listed), totals=totals)
+    (folder / INDEX).write_bytes(index.to_json())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_store(tmp_path_factory.mktemp("store"), [30, 0, 25, 300, 1])
+
+
+def opened(path: Path, **options: object) -> CodeDataset:
+    return CodeDataset(path, cache=path.parent / "cache", **options)  # type: ignore[arg-type]
+
+
+def unpacked(folder: Path) -> list[Path]:
+    """The unpacked shards in a cache, in which nothing else is but the mark."""
+    files = sorted((folder / CACHE).iterdir())
+    assert {file.suffix for file in files if file.name != MARK} <= {".arrow"}
+    return [file for file in files if file.name != MARK]
+
+
+def keys_of(batches: object) -> list[list[str]]:
+    return [[sample.key for sample in batch] for batch in batches]  # type: ignore[attr-defined]
+
+
+def test_random_access(store: Path) -> None:
+    data = opened(store)
+    assert len(data) == 356
+    for number in (0, 29, 30, 55, 354, 355, -1):
+        sample = data[number]
+        at = number % 356
+        assert sample.key == f"key{at}"
+        assert sample.codes == (codes_of(at),)
+        assert sample.extras == {"caption": f"caption {at}"}
+    assert data["key77"].codes == (codes_of(77),)
+    assert "key77" in data and "nothing" not in data and 5 not in data
+    with pytest.raises(IndexError):
+        data[356]
+    with pytest.raises(KeyError):
+        data["nothing"]
+
+
+def test_columns(store: Path) -> None:
+    assert opened(store, columns=())[3].extras == {}
+    assert opened(store, columns=["caption"])[3].extras == {"caption": "caption 3"}
+
+
+def test_one_file(store: Path) -> None:
+    data = opened(store / shard_name(3))
+    assert len(data) == 300
+    assert data[5].codes == (codes_of(60),)
+
+
+def test_samples_of_several_images(tmp_path: Path) -> None:
+    data = opened(write_store(tmp_path / "s", [100, 90], images=3))
+    assert len(data) == 190
+    for number in (0, 85, 86, 189):  # 86: its images lie in two row groups
+        images = tuple(codes_of(number * 3 + image) for image in range(3))
+        assert data[number].codes == images
+        assert data[number].patches == data.patches(np.array([number]))[0]
+
+
+def test_in_order(store: Path) -> None:
+    keys = [sample.key for sample in opened(store)]
+    assert keys == [f"key{i}" for i in range(356)]
+
+
+def test_shuffled_epochs_differ_and_repeat(store: Path) -> None:
+    data = opened(store, shuffle=1)
+    epochs = [[sample.key for sample in data] for _ in range(2)]
+    assert data.epoch == 2
+    assert epochs[0] != epochs[1]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(f"key{i}" for i in range(356))
+    assert [sample.key for sample in opened(store, shuffle=1)] == epochs[0]
+    assert [sample.key for sample in opened(store, shuffle=2)] != epochs[0]
+
+
+def test_the_order_stays_what_it_is() -> None:
+    """A change here makes every state of a running training void."""
+    order = Order(samples=(3, 0, 4, 2), seed=7, block=4)
+    epochs = [[(p, b.tolist()) for p, b in order.blocks(epoch)] for epoch in range(2)]
+    assert epochs == [
+        [(0, [1, 0, 8, 2, 7]), (5, [4, 3, 5, 6])],
+        [(0, [0, 7, 1, 8, 2]), (5, [5, 3, 6, 4])],
+    ]
+
+
+def test_small_blocks_keep_to_their_shards() -> None:
+    order = Order(samples=[10] * 6, seed=3, block=20)
+    blocks = [numbers for _, numbers in order.blocks(0)]
+    assert [len(set(numbers // 10)) for numbers in blocks] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_ranks_share_an_epoch(store: Path, world: int) -> None:
+    parts = [[s.key for s in opened(store, shuffle=1, rank=r, world=world)] for r in range(world)]
+    whole = [s.key for s in opened(store, shuffle=1)]
+    assert [part[i] for i in range(len(parts[0])) for part in parts if i < len(part)] == whole
+
+
+@given(
+    sizes=st.lists(st.integers(1, 30), max_size=40),
+    shards=st.integers(1, 4),
+    tokens=st.one_of(st.none(), st.integers(1, 60)),
+    samples=st.one_of(st.none(), st.integers(1, 7)),
+    start=st.integers(0, 45),
+    seed=st.one_of(st.none(), st.integers(0, 3)),
+)
+def test_cut(
+    sizes: list[int],
+    shards: int,
+    tokens: int | None,
+    samples: int | None,
+    start: int,
+    seed: int | None,
+) -> None:
+    counts = [len(part) for part in np.array_split(np.array(sizes), shards)]
+    order = Order(samples=counts, seed=seed, block=5)
+    patches = np.array(sizes, np.int64)
+
+    def batches(start: int) -> list[tuple[int, int, list[int]]]:
+        found = cut(
+            order, 0, start, patches_of=lambda n: patches[n], tokens=tokens, samples=samples
+        )
+        return [(b.start, b.stop, b.samples.tolist()) for b in found]
+
+    whole = np.concatenate([np.empty(0, int), *(numbers for _, numbers in order.blocks(0))])
+    at = start
+    for first, last, numbers in batches(start):
+        assert (first, last - first) == (at, len(numbers))
+        assert numbers == whole[first:last].tolist() != []
+        assert tokens is None or patches[numbers].sum() <= tokens or len(numbers) == 1
+        assert samples is None or len(numbers) <= samples
+        if last < len(whole):  # one more would not have fitted
+            more = patches[whole[first : last + 1]].sum()
+            assert (tokens and more > tokens) or (samples and len(numbers) == samples)
+        at = last
+    assert at == max(start, len(whole))
+    for first, _, _ in batches(0)[:5]:  # a cut can go on at any of its borders
+        assert batches(first) == [b for b in batches(0) if b[0] >= first]
+
+
+def taken(data: CodeDataset, steps: int | None = None, **options: object) -> list[list[str]]:
+    """Keys of the next batches; as many as there are if `steps` is None."""
+    batches = data.batches(**options)  # type: ignore[arg-type]
+    result = []
+    while steps is None or len(result) < steps:
+        batch = next(batches, None)
+        if batch is None:
+            break
+        result.append([sample.key for sample in batch])
+    batches.close()  # type: ignore[attr-defined]
+    return result
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
+@pytest.mark.parametrize("limits", [{"tokens": 60}, {"samples": 7}, {"tokens": 40, "samples": 3}])
+def test_resumes_on_other_ranks_and_workers(store: Path, limits: dict[str, int]) -> None:
+    whole = taken(opened(store, shuffle=5), **limits)
+    assert sorted(key for batch in whole for key in batch) == sorted(f"key{i}" for i in range(356))
+    state, got = {}, []
+    for world, workers, steps in ((1, 0, 3), (2, 0, 2), (3, 2, 2), (1, 3, 4), (2, 2, None)):
+        ranks = []
+        for rank in range(world):
+            data = opened(store, shuffle=5, rank=rank, world=world)
+            if state:
+                data.load_state_dict(state)
+            ranks.append((data, taken(data, steps, workers=workers, even=False, **limits)))
+        longest = max(len(batches) for _, batches in ranks)
+        got += [batches[i] for i in range(longest) for _, batches in ranks if i < len(batches)]
+        states = [json.dumps(data.state_dict()) for data, _ in ranks]
+        assert len(set(states)) == 1
+        state = json.loads(states[0])
+    assert got == whole
+    assert (state["epoch"], state["position"]) == (1, 0)
+
+
+def test_even_ranks(store: Path) -> None:
+    counts = {len(taken(opened(store, rank=r, world=3), samples=10)) for r in range(3)}
+    assert counts == {36 // 3}
+
+
+def test_state_of_another_store_or_order_is_refused(store: Path, tmp_path: Path) -> None:
+    state = opened(store, shuffle=5).state_dict()
+    with pytest.raises(ViqError, match="shuffle was 5, is 6"):
+        opened(store, shuffle=6).load_state_dict(state)
+    with pytest.raises(ViqError, match="store was"):
+        opened(write_store(tmp_path / "s", [30]), shuffle=5).load_state_dict(state)
+
+
+def test_limits_are_asked_for(store: Path) -> None:
+    for tokens, samples in ((None, None), (0, None), (None, -1)):
+        with pytest.raises(ViqError, match="above 0"):
+            next(opened(store).batches(tokens=tokens, samples=samples))
+
+
+def test_the_cache_is_bounded(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "s", [50] * 6)
+    whole = [sample.key for sample in opened(path)]
+    size = max(file.stat().st_size for file in unpacked(tmp_path / "cache"))
+    small = CodeDataset(path, cache=tmp_path / "small", cache_bytes=int(2.5 * size))
+    for number in (0, 299, 0, 120, 299, 5, 70, 180, 230):
+        assert small[number].codes == (codes_of(number),)
+        files = unpacked(tmp_path / "small")
+        assert sum(file.stat().st_size for file in files) <= 2.5 * size
+    assert [sample.key for sample in small] == whole
+
+
+def test_a_cache_that_vanishes_or_is_damaged_is_written_anew(store: Path, tmp_path: Path) -> None:
+    data = CodeDataset(store, cache=tmp_path)
+    data[0]
+    for file in unpacked(tmp_path):
+        file.unlink()
+    data[100]
+    for damage in (b"nothing", b""):
+        for file in unpacked(tmp_path):
+            file.write_bytes(damage)
+        assert CodeDataset(store, cache=tmp_path)[100].codes == (codes_of(100),)
+    shutil.rmtree(tmp_path / CACHE)
+    assert CodeDataset(store, cache=tmp_path)[100].codes == (codes_of(100),)
+
+
+def test_rotten_bits_of_the_cache_never_give_other_codes(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "s", [300, 10], images=2)
+    data = opened(path)
+    whole = [data[n] for n in range(len(data) - 1, -1, -1)][::-1]
+    file = max(unpacked(tmp_path / "cache"), key=lambda file: file.stat().st_size)
+    good, draw = file.read_bytes(), np.random.default_rng(0)
+    for _ in range(60):
+        bad = bytearray(good)
+        bad[draw.integers(len(bad))] ^= 1 << draw.integers(8)
+        file.write_bytes(bad)
+        assert list(opened(path)) == whole
+        assert file.read_bytes() == good
+    for bad in (good[:-1], good + b"x", good[100:], good[: len(good) // 2] * 2):
+        file.write_bytes(bad)
+        assert list(opened(path)) == whole
+
+
+def test_threads_read_one_data_set(store: Path, tmp_path: Path) -> None:
+    """With a cold cache, and with room for one shard at a time."""
+    for turn in range(15):
+        room = 1 if turn % 3 == 2 else 1 << 30
+        data = CodeDataset(store, cache=tmp_path / str(turn), cache_bytes=room)
+        begin, errors = threading.Barrier(6), list[BaseException]()
+
+        def read(seed: int, data=data, begin=begin, errors=errors) -> None:  # type: ignore[no-untyped-def]
+            try:
+                begin.wait()
+                for number in np.random.default_rng(seed).permutation(356)[:60].tolist():
+                    assert data[number].codes == (codes_of(number),)
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=read, args=[seed]) for seed in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        shutil.rmtree(tmp_path / str(turn))
+
+
+def test_threads_unpack_a_shard_once(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = list[Path]()
+
+    def write(path: Path, *rest: object) -> None:
+        made.append(path)
+        unpack(path, *rest)  # type: ignore[arg-type]
+
+    unpack = cache.write
+    monkeypatch.setattr(cache, "write", write)
+    data, begin = CodeDataset(store, cache=tmp_path), threading.Barrier(6)
+    threads = [threading.Thread(target=lambda: (begin.wait(), data[0])) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+
+
+def passes(loader: DataLoader, count: int = 1) -> list[list[str]]:
+    return [[sample.key for batch in loader for sample in batch] for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("start", "persistent"), [("fork", False), ("fork", True), ("spawn", True)]
+)
+def test_epochs_advance_in_the_workers_of_a_loader(
+    store: Path, start: str, persistent: bool
+) -> None:
+    if start not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {start} here")
+    alone = opened(store, shuffle=0)
+    epochs = [[sample.key for sample in alone] for _ in range(4)]
+    data = opened(store, shuffle=0)
+    loader = DataLoader(
+        data, batch_size=None, num_workers=2, collate_fn=as_it_is, prefetch_factor=1,
+        persistent_workers=persistent, multiprocessing_context=start,
+    )  # fmt: skip
+    assert [[s.key for s in loader] for _ in range(2)] == epochs[:2]
+    assert (data.epoch, data.state_dict()["position"]) == (2, 0)
+    next(iter(loader))  # left early: the next pass is another all the same
+    assert data.epoch == 2
+    assert [s.key for s in loader] == epochs[3]
+    data.set_epoch(1)
+    assert [s.key for s in loader] == epochs[1] and data.epoch == 2
+
+
+def as_it_is(sample: object) -> object:
+    """Unlike a lambda, this can be sent to workers."""
+    return sample
+
+
+def test_a_loader_goes_on_in_the_middle_of_an_epoch_once(store: Path) -> None:
+    data = opened(store, shuffle=0)
+    order = [[sample.key for sample in data] for _ in range(2)]
+    data.load_state_dict({**data.state_dict(), "epoch": 0, "position": 300})
+    loader = DataLoader(data, batch_size=None, num_workers=2, collate_fn=as_it_is)
+    assert [s.key for s in loader] == order[0][300:]
+    assert [s.key for s in loader] == order[1]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_rank_has_as_many_samples_as_it_says(store: Path, world: int, workers: int) -> None:
+    total = 0
+    for rank in range(world):
+        data = opened(store, shuffle=0, rank=rank, world=world)
+        loader = DataLoader(data, batch_size=7, num_workers=workers, collate_fn=list)
+        (found,) = passes(loader)
+        assert len(found) == len(data) and data.total == 356
+        total += len(found)
+    assert total == 356
+
+
+def test_set_epoch(store: Path) -> None:
+    data = opened(store, shuffle=3)
+    epochs = [[sample.key for sample in data] for _ in range(3)]
+    for epoch in (1, 0, 2):
+        data.set_epoch(epoch)
+        assert [sample.key for sample in data] == epochs[epoch]
+    data.set_epoch(1)
+    first = [sample.key for _, sample in zip(range(100), data, strict=False)]
+    data.set_epoch(1)  # the present one: goes on where it stands
+    assert first + [sample.key for sample in data] == epochs[1]
+    for epoch in (-1, 1.0, "1", None, True, 2**60):
+        with pytest.raises(ViqError, match="epoch"):
+            data.set_epoch(epoch)  # type: ignore[arg-type]
+
+
+NONSENSE = (None, -1, 1 << 80, 1.5, float("nan"), float("inf"), "1", True, [0], {}, b"0")
+
+
+@pytest.mark.parametrize("name", ["epoch", "position", "store", "shuffle", "block"])
+def test_states_that_are_none(store: Path, name: str) -> None:
+    data = opened(store, shuffle=1)
+    state = data.state_dict()
+    for value in NONSENSE:
+        with pytest.raises(ViqError, match=name) as error:
+            data.load_state_dict({**state, name: value})
+        assert "\n" not in str(error.value)
+    with pytest.raises(ViqError, match=name):
+        data.load_state_dict({k: v for k, v in state.items() if k != name})
+    for other in (None, [], "state", 7):
+        with pytest.raises(ViqError, match="cannot resume"):
+            data.load_state_dict(other)  # type: ignore[arg-type]
+    with pytest.raises(ViqError, match="position"):
+        data.load_state_dict({**state, "position": 357})
+    data.load_state_dict({**state, "epoch": 3, "position": 356})
+    assert list(data) == [] and data.epoch == 4
+
+
+def test_remote_store(tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    path = write_store(tmp_path / "s", [50, 60])
+    memory = fsspec.filesystem("memory")
+    memory.put(str(path), "/bucket/codes", recursive=True)
+    for url, first, count in (
+        ("memory://bucket/codes", 0, 110),
+        ("memory://bucket/codes/part-00001.parquet", 50, 60),
+    ):
+        data = CodeDataset(url, cache=tmp_path / "cache", shuffle=0)
+        assert len(data) == count
+        assert data[7].codes == (codes_of(first + 7),)
+        assert f"key{first + 9}" in data
+        assert len(list(data)) == count
+    assert unpacked(tmp_path / "cache")
+    with pytest.raises(CodesError, match="finished store"):
+        CodeDataset("memory://bucket/nothing", cache=tmp_path / "cache")
+
+
+def test_missing_and_damaged_shards_are_named(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "s", [50, 60])
+    (path / shard_name(1)).unlink()
+    data = opened(path)
+    assert data[49].key == "key49"
+    for workers in (0, 1):
+        with pytest.raises(CodesError, match="part-00001") as error:
+            taken(data, samples=10, workers=workers)
+        assert "\n" not in str(error.value)
+    (path / shard_name(1)).write_bytes((path / shard_name(0)).read_bytes())
+    with pytest.raises(CodesError, match="part-00001"):
+        data[60]
+
+
+LOOP = """
+import sys, viq
+data = viq.CodeDataset(sys.argv[1], cache=sys.argv[2], shuffle=0)
+while True:
+    for batch in data.batches(samples=2, workers=2):
+        print("step", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc and /dev/shm")
+def test_nothing_is_left_after_an_interrupt(store: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LOOP, str(store), str(tmp_path / "cache")]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as loop:
+        assert loop.stdout
+        assert loop.stdout.readline() == b"step\n"
+        members = _session(loop.pid)
+        assert len(members) >= 3
+        os.killpg(loop.pid, signal.SIGINT)  # as a terminal does
+        try:
+            loop.communicate(timeout=15)
+        except subprocess.TimeoutExpired:  # it came in a destructor, where Python swallows it
+            os.killpg(loop.pid, signal.SIGINT)
+            loop.communicate(timeout=60)
+    deadline = time.monotonic() + 10
+    while _session(loop.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert _session(loop.pid) == []
+    shared = os.listdir("/dev/shm")  # torch names it after the process; others are at work too
+    assert not [name for name in shared if any(f"_{member}_" in name for member in members)]
+    assert unpacked(tmp_path / "cache")
+
+
+def _session(leader: int) -> list[str]:
+    """Processes that are left of a session."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[3] == str(leader) and fields[0] != "Z":
+            found.append(path.parent.name)
+    return found
+
+
+def test_keys_of_any_script_and_none_at_all(tmp_path: Path) -> None:
+    """They are read around Arrow's own access to strings."""
+    keys = ["", "a/ä.jpg", "日本/語.png", "\N{GRINNING FACE}", ""] * 60  # over a group of rows
+    with CodesWriter(tmp_path / "codes.parquet", INFO) as writer:
+        for key in keys:
+            writer.add(key, None)
+    data = CodeDataset(tmp_path / "codes.parquet", cache=tmp_path / "cache")
+    assert [data[i].key for i in range(len(data))] == keys
+    with CodesWriter(tmp_path / "empty.parquet", INFO) as writer:
+        writer.add("", None)
+    assert CodeDataset(tmp_path / "empty.parquet", cache=tmp_path / "cache")[0].key == ""
