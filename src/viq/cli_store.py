@@ -94,7 +94,7 @@ def encode(
     """Images to codes, at native resolution. A folder is resumed if begun."""
     from viq import encode as job
     from viq.data.access import Access
-    from viq.inputs import open_inputs
+    from viq.inputs import open_inputs, require_not_among
     from viq.pipeline import EncodeOptions
     from viq.ranks import place_among
     from viq.types import ViqError
@@ -112,6 +112,7 @@ def encode(
         ),
     }  # fmt: skip
     source = open_inputs(inputs, **input_options)
+    require_not_among(out, inputs)
     common = {"retry_failed": retry_failed, "overwrite": overwrite, "strict": strict}
     with progress("encoding", len(source), hidden=as_json) as advance:
         if engine not in ("local", "ray"):
@@ -184,6 +185,10 @@ def decode(
         )  # fmt: skip
     if report.resumed and not as_json:
         line(f"{report.resumed} pictures were there from an earlier run")
+    for made_in, count in () if as_json else report.other_dtypes.items():
+        line(
+            f"codes of {count} pictures were made in {made_in}: a few differ from those in float32"
+        )
     show_report(report, as_json)
     if report.failures:
         raise typer.Exit(SOME_FAILED)

@@ -37,7 +37,7 @@ from viq.report import Report
 from viq.store.folder import SINGLE, Store, read_single
 from viq.store.rows import CodesReader
 from viq.store.salvage import keys_and_places, rows_or_reasons
-from viq.types import Codes, CodesError, ViqError
+from viq.types import FLOAT32, Codes, CodesError, ViqError
 from viq.untrusted import below
 
 MANIFEST = "decoded.jsonl"
@@ -178,6 +178,9 @@ class _Decoding:
         """
         if isinstance(codes, CodesError):
             raise codes
+        if codes.dtype != FLOAT32:
+            others = self._report.other_dtypes
+            others[codes.dtype] = others.get(codes.dtype, 0) + 1
         where = picture.key or picture.name
         path = below(self._manifest.path.parent, picture.name, where)
         facts = {

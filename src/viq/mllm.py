@@ -243,6 +243,8 @@ def _known(out: Path) -> tuple[set[str], int]:
     if not is_there(out):
         return keys, whole_bytes
     refusal = ViqError(f"{out}: is no file of answers; give another --out")
+    if out.is_symlink():  # lines would be added to what it leads to
+        raise ViqError(f"{out}: is a link; give the file that it leads to as --out")
     with open_regular(out) as file:
         for line in file:
             if not line.endswith(b"\n"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
@@ -28,7 +29,7 @@ from viq.data.source_base import Row, Source
 from viq.data.sources import open_source
 from viq.image import ImageError
 from viq.patches import lengths_of
-from viq.types import Codes, Grid, ViqError, language_tokens
+from viq.types import Codes, CodesError, Grid, ViqError, language_tokens
 
 CUT = " (cut)"  # ends the key of a sample that is listed because only its end was left out
 
@@ -60,6 +61,11 @@ class CodeSource(Source):
 
     def keys(self) -> Iterator[str]:
         return self.data.keys()
+
+    def key(self, index: int) -> str:
+        with suppress(CodesError), self._lock:  # of a damaged shard, which may still have its keys
+            return self.data[index].key
+        return super().key(index)
 
     def _row(self, index: int) -> Row:
         with self._lock:

@@ -130,6 +130,20 @@ def open_source(
     return source
 
 
+def files_of(spec: str | os.PathLike[str]) -> list[Path]:
+    """The files here that a text stands for that `open_source` takes; of pictures their folder.
+
+    Those that their rows name are not among them.
+    """
+    text = os.fspath(spec)
+    if is_url(text) or text.startswith("hf:"):
+        return []
+    path = Path(text)
+    if path.is_dir():
+        return [] if is_saved_dataset(path) else _in_folder(path)[1]
+    return [path] if path.exists() else _matching(text)
+
+
 def concatenate(sources: Sequence[Source]) -> Source:
     """One source after the other. Keys stay as they are, so they should differ between sources."""
     return sources[0] if len(sources) == 1 else _Concatenation(sources)

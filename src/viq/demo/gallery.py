@@ -32,7 +32,7 @@ from viq.fsq import codebook_size
 from viq.image import ImageError, Source, open_image
 from viq.models.tokenizer import VisualTokenizer
 from viq.names import portable
-from viq.outputs import Manifest, require_free
+from viq.outputs import Manifest, require_folder, require_free
 from viq.types import Codes, ViqError
 
 _FOR_ALL, _MANIFEST = ("gallery.png", "gallery.html"), "gallery.jsonl"
@@ -139,6 +139,7 @@ def make_gallery(
             "choose another model"
         )
     levels = tokenizer.levels  # raises for a continuous bottleneck
+    require_folder(out)
     named = _named(sources)
     _protect(named, out)
     manifest = Manifest(out / _MANIFEST, "demo")

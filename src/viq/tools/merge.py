@@ -16,7 +16,7 @@ from viq.compress import EntropyModel
 from viq.files import written_aside
 from viq.store.extras import Extras
 from viq.store.folder import SINGLE, Index, Store
-from viq.store.job import SHARD_SIZE, count_shards, digest, open_job
+from viq.store.job import MERGED, SHARD_SIZE, count_shards, digest, open_job
 from viq.store.rows import CodeRow
 from viq.types import CodesError, ViqError
 
@@ -64,7 +64,7 @@ def merge(
     )
     wanted = Index(
         info=info,
-        options={SHARD_SIZE: shard_size, "merged": True},
+        options={SHARD_SIZE: shard_size, MERGED: True},
         columns={f.name: str(f.type) for f in extras.fields},
         inputs=inputs,
         keys=sequence,
