@@ -196,7 +196,8 @@ def answer_store(
         file.truncate(whole_bytes)  # cuts off a line of answers, seen by `_known`, that a kill tore
         for samples in _batches(data, wanted, batch):
             inputs = processor(
-                text=[prompt] * len(samples),
+                # As messages: a text that spells out turns would be read as such.
+                text=[[{"role": "user", "content": prompt}]] * len(samples),
                 codes=[sample.codes for sample in samples],
                 keys=[sample.key for sample in samples],
             ).to(model.device)
