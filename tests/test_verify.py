@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +144,36 @@ def test_autocast_around_a_call_changes_nothing() -> None:
     assert torch.equal(features, model.embed(codes)[0])
     assert torch.equal(semantic, model.pool(codes))
     assert image.tobytes() == model.decode(codes)[0].tobytes()
+
+
+def test_settings_of_the_application_are_put_aside_and_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Products in fewer bits, which a GPU would make, and a default device; also among threads."""
+    model = viq.load("viq-tiny")
+    codes = model.encode(tiny.picture(1))[0]
+    matmul, seen = torch.backends.cuda.matmul, list[str]()
+    both = threading.Barrier(2)
+    real = type(model)._ids
+
+    def ids(self: VisualTokenizer, pixels: Any) -> Any:
+        both.wait(60)
+        seen.append(matmul.fp32_precision)
+        return real(self, pixels)
+
+    monkeypatch.setattr(type(model), "_ids", ids)
+    torch.set_float32_matmul_precision("high")
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            made = list(threads.map(model.encode, [tiny.picture(1)] * 2))
+        assert seen == ["ieee"] * 2 and made == [[codes]] * 2
+        assert torch.get_float32_matmul_precision() == "high" and matmul.fp32_precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    monkeypatch.undo()
+    with torch.device("meta"):
+        assert viq.load("viq-tiny").encode(tiny.picture(1))[0] == codes
+        assert torch.empty(1).is_meta
 
 
 def test_a_model_in_half_precision_says_so() -> None:
