@@ -17,10 +17,12 @@ from viq import checkpoint, verify
 from viq.checkpoint import CheckpointError
 from viq.files import BUNDLED
 from viq.info import describe
+from viq.mllm import load_mllm
 from viq.models.embedder import CodeEmbedder
 from viq.models.tokenizer import VisualTokenizer
 from viq.models.tower import TowerConfig, VisionTower
 from viq.patches import exact_pixels, normalize, patchify
+from viq.types import ViqError
 
 
 @pytest.fixture
@@ -126,6 +128,38 @@ def test_large_files_are_hashed_once(
     shutil.rmtree(folder)
     tiny.tokenizer().save_pretrained(folder)
     assert viq.load(folder)
+
+
+def test_models_that_transformers_writes_are_verified_too(tmp_path: Path) -> None:
+    shutil.copytree(BUNDLED / "viq-tiny-chat", tmp_path / "chat")
+    model, processor = load_mllm(tmp_path / "chat")
+    model.save_pretrained(tmp_path / "again")
+    processor.save_pretrained(tmp_path / "again")
+    for folder in (tmp_path / "chat", tmp_path / "again"):
+        assert load_mllm(folder)
+        flip(folder / "model.safetensors", "projector.whitener.center_C")
+        with pytest.raises(ViqError, match=r"its weights have the digest .* digest\.json"):
+            load_mllm(folder)
+        (folder / "digest.json").unlink()  # as of earlier releases
+        assert load_mllm(folder)
+    (tmp_path / "chat" / "tokenizer.json").write_text("{}")
+    with pytest.raises(ViqError, match="cannot be loaded") as error:
+        load_mllm(tmp_path / "chat")
+    assert "\n" not in str(error.value)
+
+
+def test_what_a_stage_trained_of_a_reader_is_verified(tmp_path: Path) -> None:
+    weights = {"projector.weight": torch.ones(8, 8)}
+    path = tmp_path / "reader.safetensors"
+    checkpoint.write_weights(path, weights, digest=verify.digest_of(weights))
+    verify.verify_own(path)
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"reader\.safetensors: has the digest"):
+        verify.verify_own(path)
+    checkpoint.write_weights(path, weights)  # as of earlier releases
+    verify.verify_own(path)
 
 
 # The dtype

@@ -179,7 +179,8 @@ _TOKENIZER_FILES = (
     r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
     r"|vocab\.json|merges\.txt|chat_template\.jinja"
 )
-_MODEL_FILES = (r"config\.json|generation_config\.json|model\.safetensors|entropy\.safetensors"
+_MODEL_FILES = (r"config\.json|generation_config\.json|digest\.json"
+                r"|model\.safetensors|entropy\.safetensors"
                 r"|model-\d{5}-of-\d{5}\.safetensors|model\.safetensors\.index\.json"
                 r"|processor_config\.json|vae/config\.json"
                 rf"|vae/diffusion_pytorch_model\.safetensors|{_TOKENIZER_FILES}")  # fmt: skip

@@ -60,6 +60,7 @@ from viq.train.running import (
     text_tokenizer,
 )
 from viq.types import ViqError
+from viq.verify import digest_of
 
 Objective = AlignObjective | DecoderObjective | TowerObjective
 
@@ -231,7 +232,7 @@ class Run:
             own = {n: p for n, p in reader.named_parameters() if n in reader.own}
             weights = {name: state.whole_tensor(value) for name, value in own.items()}
             if main:
-                checkpoint.write_weights(folder / READER, weights)
+                checkpoint.write_weights(folder / READER, weights, digest=digest_of(weights))
         elif main and previous and (previous / READER).is_file():  # for a later stage with text
             write_atomically(folder / READER, (previous / READER).read_bytes())
         if tokenizer := state.whole(objective.tokenizer, main):
