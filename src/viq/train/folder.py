@@ -20,7 +20,7 @@ from typing import Any
 from viq import checkpoint
 from viq.checkpoint import read_object
 from viq.data.corpora import RowCorpus
-from viq.files import write_atomically
+from viq.files import open_regular, write_atomically
 from viq.image import IMAGE_SUFFIXES
 from viq.run_log import RECIPE, read_recipe, stage_names
 from viq.train.loop import TrainingError
@@ -31,6 +31,7 @@ DATA, MODEL, WORDS, CODES = "data.json", "model", "words", "codes"
 RESERVED = (RECIPE, DATA, MODEL, WORDS, CODES, "cache", "codes.parquet")  # no stage is called so
 
 _FORMAT = 1
+_PIECE, _PIECES = 2**16, 64  # bytes of a file that are looked at: all of 4 MiB, or pieces
 _DATA_SUFFIXES = frozenset({*IMAGE_SUFFIXES, ".parquet", ".tar", ".json", ".jsonl", ".ndjson",
                             ".txt"})  # fmt: skip
 
@@ -107,6 +108,30 @@ def sizes_of(paths: Iterable[str | Path]) -> list[int | None]:
     return [_bytes_of(path) for path in paths]
 
 
+def contents_of(paths: Iterable[str | Path]) -> list[str | None]:
+    """Digests of files of data, of large ones by pieces; None for URLs and the like.
+
+    Pictures that lie beside what names them are not read.
+    """
+    return [_pieces_of(path) for path in paths]
+
+
+def _pieces_of(path: str | Path) -> str | None:
+    files = [os.fspath(path)] if os.path.isfile(path) else _files_of(path)
+    files = [file for file in files if os.path.splitext(file)[1].lower() not in IMAGE_SUFFIXES]
+    if not files:
+        return None
+    state = hashlib.sha256()
+    for file in files:
+        size = os.path.getsize(file)
+        count = -(-size // _PIECE) if size <= _PIECES * _PIECE else _PIECES
+        with open_regular(file) as data:
+            for number in range(count):
+                data.seek((size - _PIECE) * number // max(1, count - 1) if count > 1 else 0)
+                state.update(data.read(_PIECE))
+    return state.hexdigest()[:16]
+
+
 def _digest_of(names: Iterable[str]) -> str:
     state = hashlib.sha256()
     for name in names:
@@ -118,10 +143,13 @@ def _bytes_of(path: str | Path) -> int | None:
     """Of a file, or of the files of data in a folder; None for what is no place here."""
     if os.path.isfile(path):
         return os.path.getsize(path)
-    if not os.path.isdir(path):
-        return None
-    return sum(
-        os.path.getsize(os.path.join(folder, name))
+    return sum(map(os.path.getsize, _files_of(path))) if os.path.isdir(path) else None
+
+
+def _files_of(path: str | Path) -> list[str]:
+    """The files of data in a folder, in an order that stays."""
+    return sorted(
+        os.path.join(folder, name)
         for folder, _, names in os.walk(path)
         for name in names
         if os.path.splitext(name)[1].lower() in _DATA_SUFFIXES

@@ -59,6 +59,7 @@ from viq.train.folder import (
     begin_anew,
     check_data,
     check_recipe,
+    contents_of,
     empty_model,
     entries,
     entry,
@@ -377,6 +378,7 @@ class MllmRun:
             "codes": [entry(corpus.name, corpus.length, store_digest(corpus)) for corpus in stores],
             "text": entries(texts),
             "sizes": sizes_of(self.texts),
+            "contents": contents_of(self.texts),
             "drawn": self._draws(),
             "where": dict(self.where or {}),
         }

@@ -39,7 +39,7 @@ from viq.patches import PatchBatch
 from viq.run_log import RECIPE
 from viq.train import state
 from viq.train.begin import begin, frozen_but, load_reader, start_encoder
-from viq.train.folder import begin_anew, check_data, check_recipe, entries, sizes_of
+from viq.train.folder import begin_anew, check_data, check_recipe, contents_of, entries, sizes_of
 from viq.train.init import fit_fsq
 from viq.train.loop import make_accelerator, train
 from viq.train.monitor import code_use, count_codes, picture_grid, say
@@ -104,7 +104,7 @@ class TrainingData:
             identity={
                 "data": entries(corpora),
                 "where": dict(where or {}),
-                **({"sizes": sizes_of(paths)} if paths else {}),
+                **({"sizes": sizes_of(paths), "contents": contents_of(paths)} if paths else {}),
             },
         )
 
