@@ -22,6 +22,7 @@ from viq.models.tokenizer import VisualTokenizer
 from viq.recipes import train_debug
 from viq.recipes_draw import debug as draw_debug
 from viq.recipes_mllm import debug as mllm_debug
+from viq.store.lock import locked
 from viq.store.rows import StoreInfo
 from viq.train.folder import begin_anew, check_data, contents_of, empty_model
 from viq.train.loop import TrainingError
@@ -122,6 +123,18 @@ def test_other_data_are_refused_and_moved_ones_are_not(
     assert json.loads((out / "data.json").read_text()) != json.loads(before["data.json"])
     changed = {n for n, v in snapshot(out).items() if n in before and v != before[n]}
     assert any(name.endswith("model.safetensors") for name in changed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_runs_in_one_folder_are_not_at_work_at_once(
+    kind: str, places: dict[str, Path], tmp_path: Path
+) -> None:
+    words, option, suffix = KINDS[kind]
+    line = [*words, places[f"{kind}.json"], "--out", tmp_path, option, places[f"a{suffix}"]]
+    with locked(tmp_path):
+        refused(call(*line), "another process is at work in this folder")
+        refused(call(*line, "--overwrite"), "another process is at work in this folder")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_where_and_sizes_belong_to_it(tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ to them, too. Data are told by what they hold, so they may have been moved since
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from viq import checkpoint
 from viq.checkpoint import read_object
@@ -23,6 +24,7 @@ from viq.data.corpora import RowCorpus
 from viq.files import open_regular, write_atomically
 from viq.image import IMAGE_SUFFIXES
 from viq.run_log import RECIPE, read_recipe, stage_names
+from viq.store.lock import locked
 from viq.train.loop import TrainingError
 from viq.types import ViqError
 from viq.untrusted import printable
@@ -31,6 +33,8 @@ DATA, MODEL, WORDS, CODES = "data.json", "model", "words", "codes"
 RESERVED = (RECIPE, DATA, MODEL, WORDS, CODES, "cache", "codes.parquet")  # no stage is called so
 
 _FORMAT = 1
+_Run, _Result = TypeVar("_Run", bound=Any), TypeVar("_Result")
+
 _PIECE, _PIECES = 2**16, 64  # bytes of a file that are looked at: all of 4 MiB, or pieces
 _DATA_SUFFIXES = frozenset({*IMAGE_SUFFIXES, ".parquet", ".tar", ".json", ".jsonl", ".ndjson",
                             ".txt"})  # fmt: skip
@@ -56,6 +60,23 @@ def check_recipe(path: Path, recipe: Any, accelerator: Any) -> None:
                 "give another --out, the same recipe, or --overwrite to begin anew"
             )
     write_atomically(path, _lines(now))
+
+
+def alone(train: Callable[[_Run], _Result]) -> Callable[[_Run], _Result]:
+    """A method of a run that is refused while another run is at work in the same folder.
+
+    Of the processes of one run, the main one holds the lock for all.
+    """
+
+    @functools.wraps(train)
+    def run(self: _Run) -> _Result:
+        if not self.accelerator.is_main_process:
+            return train(self)
+        self.out.mkdir(parents=True, exist_ok=True)
+        with locked(self.out):
+            return train(self)
+
+    return run
 
 
 def check_data(
@@ -252,6 +273,7 @@ def begin_anew(
             raise ViqError(f"{place}: lies in {out}, which --overwrite empties; move it out first")
     stages = [*stage_names(read_recipe(out)), *extra_stages]
     own, others = _split(out, lambda name: _is_own(name, stages))
+    others = [name for name in others if name != ".lock"]  # of this very process
     if blocking := [name for name in others if _WHOLE.fullmatch(name)]:
         raise ViqError(
             f"{out}: --overwrite cannot replace {printable(blocking[0], 100)}, which no run wrote: "

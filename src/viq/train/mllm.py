@@ -56,6 +56,7 @@ from viq.run_log import RECIPE
 from viq.store.folder import INDEX
 from viq.train import state
 from viq.train.folder import (
+    alone,
     begin_anew,
     check_data,
     check_recipe,
@@ -186,6 +187,7 @@ class MllmRun:
     overwrite: bool = False  # begin anew: remove what an earlier run wrote here
     _said: set[str] = field(default_factory=set)
 
+    @alone
     def train(self) -> Path:
         """Train all stages, resuming whatever was begun; gives the folder of the last model.
 

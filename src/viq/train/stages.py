@@ -39,7 +39,15 @@ from viq.patches import PatchBatch
 from viq.run_log import RECIPE
 from viq.train import state
 from viq.train.begin import begin, frozen_but, load_reader, start_encoder
-from viq.train.folder import begin_anew, check_data, check_recipe, contents_of, entries, sizes_of
+from viq.train.folder import (
+    alone,
+    begin_anew,
+    check_data,
+    check_recipe,
+    contents_of,
+    entries,
+    sizes_of,
+)
 from viq.train.init import fit_fsq
 from viq.train.loop import make_accelerator, train
 from viq.train.monitor import code_use, count_codes, picture_grid, say
@@ -124,6 +132,7 @@ class Run:
     paths: Sequence[str | Path] = ()  # of the data, which that must not touch
     _words: Any = None
 
+    @alone
     def train(self) -> VisualTokenizer | None:
         """Train all stages, resuming whatever was begun; gives the last tokenizer.
 
