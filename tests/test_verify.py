@@ -136,12 +136,12 @@ def test_models_that_transformers_writes_are_verified_too(tmp_path: Path) -> Non
     model.save_pretrained(tmp_path / "again")
     processor.save_pretrained(tmp_path / "again")
     for folder in (tmp_path / "chat", tmp_path / "again"):
-        assert load_mllm(folder)
+        load_mllm(folder)
         flip(folder / "model.safetensors", "projector.whitener.center_C")
         with pytest.raises(ViqError, match=r"its weights have the digest .* digest\.json"):
             load_mllm(folder)
         (folder / "digest.json").unlink()  # as of earlier releases
-        assert load_mllm(folder)
+        load_mllm(folder)
     (tmp_path / "chat" / "tokenizer.json").write_text("{}")
     with pytest.raises(ViqError, match="cannot be loaded") as error:
         load_mllm(tmp_path / "chat")
@@ -186,7 +186,8 @@ def test_settings_of_the_application_are_put_aside_and_come_back(
     """Products in fewer bits, which a GPU would make, and a default device; also among threads."""
     model = viq.load("viq-tiny")
     codes = model.encode(tiny.picture(1))[0]
-    matmul, seen = torch.backends.cuda.matmul, list[str]()
+    matmul: Any = torch.backends.cuda.matmul
+    seen = list[str]()
     both = threading.Barrier(2)
     real = type(model)._ids
 

@@ -35,7 +35,8 @@ def _exact_products() -> Iterator[None]:
     global _inside
     with _lock:
         if not _inside:
-            for setting in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
+            backends: Any = torch.backends  # whose stubs know only some
+            for setting in (backends.cuda.matmul, backends.mkldnn.matmul):
                 if (value := setting.fp32_precision) not in _EXACT:
                     _before.append((setting, value))
                     setting.fp32_precision = "ieee"

@@ -33,7 +33,8 @@ DATA, MODEL, WORDS, CODES = "data.json", "model", "words", "codes"
 RESERVED = (RECIPE, DATA, MODEL, WORDS, CODES, "cache", "codes.parquet")  # no stage is called so
 
 _FORMAT = 1
-_Run, _Result = TypeVar("_Run", bound=Any), TypeVar("_Result")
+_Run = TypeVar("_Run", bound=Any)
+_Result = TypeVar("_Result")
 
 _PIECE, _PIECES = 2**16, 64  # bytes of a file that are looked at: all of 4 MiB, or pieces
 _DATA_SUFFIXES = frozenset({*IMAGE_SUFFIXES, ".parquet", ".tar", ".json", ".jsonl", ".ndjson",
