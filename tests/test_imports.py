@@ -23,7 +23,7 @@ FLOORS = [
         "store.unpacked", "store.views", "store.cache_folder", "store.places", "store.cache",
         "store.lock", "store.facts", "store.job", "store.salvage",
         "checkpoint", "verify", "tensorfile", "hub", "run_log",
-        "nn.attention", "nn.rope2d", "nn.blocks",
+        "nn.attention", "nn.rope2d", "nn.ambient", "nn.blocks",
     ],
     [
         "models.encoder", "models.quantizer", "models.decoder", "models.latents",

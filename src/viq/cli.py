@@ -18,6 +18,9 @@ from viq.cli_draw import draw, eval_draw, train_draw
 from viq.cli_mllm import caption, chat, eval_features, eval_mllm, train_app
 from viq.cli_parts import (
     SOME_FAILED,
+    AllowAbsolute,
+    AllowPrivateNetwork,
+    AllowProtocol,
     Anew,
     Device,
     Dtype,
@@ -25,7 +28,9 @@ from viq.cli_parts import (
     Json,
     Model,
     Overwrite,
+    Root,
     Tile,
+    access_of,
     conditions,
     guarded,
     load_tokenizer,
@@ -169,6 +174,10 @@ def understanding(
         typer.Option(help="Pictures with questions or labels, beside drawn ones; again for more."),
     ] = None,
     where: Annotated[list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE.")] = None,
+    root: Root = None,
+    allow_protocol: AllowProtocol = None,
+    allow_absolute: AllowAbsolute = False,
+    allow_private_network: AllowPrivateNetwork = False,
     continuous: Annotated[
         list[str] | None, typer.Option(help="Examine this model's features before quantization.")
     ] = None,
@@ -191,7 +200,8 @@ def understanding(
     require_free(out, overwrite=overwrite)
     if threads:
         torch.set_num_threads(threads)
-    rows = open_split(data or [], where=conditions(where))
+    access = access_of(allow_protocol, allow_absolute, allow_private_network)
+    rows = open_split(data or [], where=conditions(where), root=root, access=access)
     config = UnderstandingConfig(seeds=seeds, steps=steps)
     exam = make_exam(rows, config)
     kinds: tuple[tuple[Features, list[str]], ...] = (
@@ -275,6 +285,10 @@ def train(
     where: Annotated[
         list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE, as for a licence.")
     ] = None,
+    root: Root = None,
+    allow_protocol: AllowProtocol = None,
+    allow_absolute: AllowAbsolute = False,
+    allow_private_network: AllowPrivateNetwork = False,
     start: Annotated[str | None, typer.Option(help="SigLIP2 the encoder begins from.")] = None,
     teacher: Annotated[str | None, typer.Option(help="SigLIP2 that is distilled.")] = None,
     language: Annotated[str | None, typer.Option(help="Causal language model.")] = None,
@@ -291,6 +305,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a tokenizer through the stages of a recipe. Run again to resume."""
+    access = access_of(allow_protocol, allow_absolute, allow_private_network)
     if recipe == "entropy":
         import torch
 
@@ -300,7 +315,12 @@ def train(
             torch.set_num_threads(threads)
         told = (lambda record: None) if as_json else show_record
         tokenizer = load_tokenizer(model, "cpu", "float32")
-        show(train_entropy(tokenizer, data or [], overwrite=overwrite, report=told), as_json)
+        show(
+            train_entropy(
+                tokenizer, data or [], root=root, access=access, overwrite=overwrite, report=told
+            ),
+            as_json,
+        )
         return
     from viq.checkpoint import to_dict
     from viq.recipes import find_recipe, scaled, with_places
@@ -321,7 +341,8 @@ def train(
     # Numbers too small for the normal range make a CPU many times slower and mean nothing here.
     torch.set_flush_denormal(True)
     rows = conditions(where)
-    material = TrainingData.of(open_corpora(data or [], "train", where=rows), data or [], rows)
+    corpora = open_corpora(data or [], "train", where=rows, root=root, access=access)
+    material = TrainingData.of(corpora, data or [], rows)
     run = Run(
         chosen, material, out, hidden=as_json, tensorboard=tensorboard, threads=workers,
         overwrite=overwrite, paths=data or [],

@@ -26,6 +26,7 @@ from viq.cli_parts import (
     Split,
     Strict,
     Tile,
+    access_of,
     guarded,
     load_tokenizer,
     names_of,
@@ -93,7 +94,6 @@ def encode(
 ) -> None:
     """Images to codes, at native resolution. A folder is resumed if begun."""
     from viq import encode as job
-    from viq.data.access import Access
     from viq.inputs import open_inputs, require_not_among
     from viq.pipeline import EncodeOptions
     from viq.ranks import place_among
@@ -106,10 +106,7 @@ def encode(
     input_options = {
         "image_column": image_column, "key_column": key_column, "split": split, "root": root,
         "columns": names_of(columns), "drop": names_of(drop),
-        "access": Access(
-            protocols=tuple(names_of(allow_protocol) or ()), absolute=allow_absolute,
-            private_network=allow_private_network,
-        ),
+        "access": access_of(allow_protocol, allow_absolute, allow_private_network),
     }  # fmt: skip
     source = open_inputs(inputs, **input_options)
     require_not_among(out, inputs)

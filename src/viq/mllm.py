@@ -35,7 +35,7 @@ from viq.run_log import RECIPE, read_recipe, stage_names
 from viq.store.folder import SINGLE, read_single
 from viq.store.views import CodeSample
 from viq.types import Codes, ViqError
-from viq.untrusted import UntrustedError, parse_json
+from viq.untrusted import UntrustedError, parse_json, printable
 
 __all__ = ["ViQConfig", "ViQForConditionalGeneration", "ViQProcessor"]
 
@@ -108,8 +108,8 @@ def load_mllm(
         with quiet():
             model = ViQForConditionalGeneration.from_pretrained(str(name), dtype=dtype)
         processor = ViQProcessor.from_pretrained(str(name))
-    except (OSError, ValueError) as error:
-        first = (str(error).strip().splitlines() or ["unknown error"])[0]
+    except Exception as error:  # what damage makes the libraries raise is anyone's guess
+        first = printable((str(error).strip().splitlines() or [type(error).__name__])[0], 400)
         raise ViqError(f"{name}: cannot be loaded ({first}); give a run folder") from None
     return model.to(device).eval(), processor  # type: ignore[arg-type, return-value]
 
@@ -196,7 +196,8 @@ def answer_store(
         file.truncate(whole_bytes)  # cuts off a line of answers, seen by `_known`, that a kill tore
         for samples in _batches(data, wanted, batch):
             inputs = processor(
-                text=[prompt] * len(samples),
+                # As messages: a text that spells out turns would be read as such.
+                text=[[{"role": "user", "content": prompt}]] * len(samples),
                 codes=[sample.codes for sample in samples],
                 keys=[sample.key for sample in samples],
             ).to(model.device)

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AddedToken, BatchFeature, ProcessorMixin
 
 from viq.data.access import ImageText, is_encoded
-from viq.data.chat import END, ChatConfig, encode_chat, encode_prompt
+from viq.data.chat import END, IMAGE_PAD, ChatConfig, encode_chat, encode_prompt
 from viq.data.conversations import Conversation, Turn, marked, turns_of
 from viq.data.fields import is_image_part, part_source
 from viq.data.templates import Prompt, formatted, parsed
@@ -39,8 +39,6 @@ from viq.types import (
 )
 from viq.untrusted import fingerprint as checked_fingerprint
 from viq.untrusted import whole_number
-
-IMAGE_PAD = "<|image_pad|>"  # Qwen2.5 has it; other tokenizers get it
 
 
 class ViQProcessor(ProcessorMixin):

@@ -192,6 +192,8 @@ def _open(spec: Any, options: dict[str, Any], access: Access | None, alone: bool
     if not isinstance(spec, (str, os.PathLike)):
         raise SourceError(f"a {type(spec).__name__} is no input; pass a path or a datasets.Dataset")
     text = os.fspath(spec)
+    if not text:  # as of a variable of the shell that is not set; Path takes it for `.`
+        raise SourceError("the empty path is no input; pass a file, a folder or . itself")
     if text.startswith("hf:") and not is_url(text):
         dataset = load_hub(text.removeprefix("hf:"), options.pop("split"))
         return DatasetSource(dataset, text, access=access, cached=True, **_columns(options))

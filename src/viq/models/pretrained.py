@@ -21,6 +21,7 @@ from viq.files import require_regular
 from viq.quiet import quiet
 from viq.types import ViqError
 from viq.untrusted import INDEX_BYTES, printable
+from viq.verify import verify_folder
 
 LAYERS = 1024  # of anything, at most
 _FEW = 2**20  # parameters that may be missing without being noticed here: they are listed later
@@ -48,6 +49,7 @@ def load_pretrained(
     try:
         if Path(name).is_dir():
             _require_fits(Path(name), build, configs)
+            verify_folder(Path(name))
         with quiet():
             options |= {"use_safetensors": True, "output_loading_info": True}
             model, report = load(str(name), **options)

@@ -33,6 +33,7 @@ from viq.models.latents import LatentHead
 from viq.models.quantizer import FSQBottleneck, QuantizerHead
 from viq.models.qwen_vae import VAE_WEIGHTS_FILE, decode_latents, load_vae
 from viq.models.tokenizer_config import TokenizerConfig, decisive, refuse_language_model
+from viq.nn.ambient import by_default
 from viq.nn.blocks import AttentionPool
 from viq.patches import PatchBatch, denormalize, lengths_of, normalize, pack, tile_grid, unpatchify
 from viq.types import CODES_PER_PATCH, Codes, CodesError, Grid, ViqError, grid_of
@@ -52,11 +53,11 @@ class TokenizerOutput:
 
 
 def _as_it_is(method: Callable[..., _Result]) -> Callable[..., _Result]:
-    """Switch autocast off: in half precision a few codes in a hundred would be others."""
+    """Put aside what the caller has set: in half precision a few codes in a hundred are others."""
 
     @functools.wraps(method)
     def run(self: VisualTokenizer, *args: Any, **kwargs: Any) -> _Result:
-        with torch.autocast(self.device.type, enabled=False):
+        with by_default(self.device):
             return method(self, *args, **kwargs)
 
     return run
@@ -149,7 +150,7 @@ class VisualTokenizer(nn.Module):
         """Codes of images of any sizes, each at its native resolution.
 
         Like `embed`, `pool` and `decode` it computes in the dtype of the model, float32 unless
-        changed, even inside of `torch.autocast`. Codes say which it was.
+        changed, even inside of `torch.autocast` or where TF32 is allowed. Codes say which it was.
 
         Args:
             images: paths, bytes, PIL images or uint8 arrays (H, W, 3), or one of these.

@@ -39,7 +39,7 @@ from viq.run_log import RECIPE
 from viq.store.folder import Store
 from viq.store.rows import StoreInfo
 from viq.train import state
-from viq.train.folder import begin_anew, check_data, check_recipe, empty_model, entry
+from viq.train.folder import alone, begin_anew, check_data, check_recipe, empty_model, entry
 from viq.train.loop import LoopConfig, make_accelerator, train
 from viq.train.monitor import say
 from viq.train.running import Observer, own_lanes, text_tokenizer
@@ -112,6 +112,7 @@ class DrawRun:
     tensorboard: bool = False
     overwrite: bool = False  # begin anew: remove what an earlier run wrote here
 
+    @alone
     def train(self) -> Path:
         """Train, resuming what was begun; gives the folder of the model.
 

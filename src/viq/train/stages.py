@@ -39,7 +39,15 @@ from viq.patches import PatchBatch
 from viq.run_log import RECIPE
 from viq.train import state
 from viq.train.begin import begin, frozen_but, load_reader, start_encoder
-from viq.train.folder import begin_anew, check_data, check_recipe, entries, sizes_of
+from viq.train.folder import (
+    alone,
+    begin_anew,
+    check_data,
+    check_recipe,
+    contents_of,
+    entries,
+    sizes_of,
+)
 from viq.train.init import fit_fsq
 from viq.train.loop import make_accelerator, train
 from viq.train.monitor import code_use, count_codes, picture_grid, say
@@ -60,6 +68,7 @@ from viq.train.running import (
     text_tokenizer,
 )
 from viq.types import ViqError
+from viq.verify import digest_of
 
 Objective = AlignObjective | DecoderObjective | TowerObjective
 
@@ -103,7 +112,7 @@ class TrainingData:
             identity={
                 "data": entries(corpora),
                 "where": dict(where or {}),
-                **({"sizes": sizes_of(paths)} if paths else {}),
+                **({"sizes": sizes_of(paths), "contents": contents_of(paths)} if paths else {}),
             },
         )
 
@@ -123,6 +132,7 @@ class Run:
     paths: Sequence[str | Path] = ()  # of the data, which that must not touch
     _words: Any = None
 
+    @alone
     def train(self) -> VisualTokenizer | None:
         """Train all stages, resuming whatever was begun; gives the last tokenizer.
 
@@ -231,7 +241,7 @@ class Run:
             own = {n: p for n, p in reader.named_parameters() if n in reader.own}
             weights = {name: state.whole_tensor(value) for name, value in own.items()}
             if main:
-                checkpoint.write_weights(folder / READER, weights)
+                checkpoint.write_weights(folder / READER, weights, digest=digest_of(weights))
         elif main and previous and (previous / READER).is_file():  # for a later stage with text
             write_atomically(folder / READER, (previous / READER).read_bytes())
         if tokenizer := state.whole(objective.tokenizer, main):
