@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
@@ -260,7 +261,7 @@ def test_a_list_of_failures_of_somebody_else_is_kept(
     model: str, pictures: Path, tmp_path: Path
 ) -> None:
     notes = tmp_path / "c.failures.jsonl"
-    for content in ("my notes\n", '{"key": "a", "reason": "mine"}\n', "[]"):
+    for content in ("", "my notes\n", '{"key": "a", "reason": "mine"}\n', "[]"):
         notes.write_text(content)
         for more in ((), ("--overwrite",)):
             line = one_line(
@@ -465,3 +466,52 @@ def test_data_open_nothing_elsewhere_unless_allowed(
     report = run_json(*command, "--allow-absolute", "--allow-protocol", "memory", code=3)
     (failure,) = report["failures"]
     assert report["images"] == 1 and "--allow" not in failure["reason"]
+
+
+def test_no_input_is_written_over(model: str, pictures: Path, tmp_path: Path) -> None:
+    """Not even if --overwrite asks for it, by whatever name, in a folder or by a pattern."""
+    (tmp_path / "tables").mkdir()
+    for name in "ab":
+        data = [{"bytes": (pictures / "deep" / "0.png").read_bytes()}]
+        pq.write_table(pa.table({"image": data}), tmp_path / "tables" / f"{name}.parquet")
+    out = tmp_path / "tables" / "b.parquet"
+    before = out.read_bytes()
+    again = tmp_path / "tables" / ".." / "tables" / "b.parquet"
+    for given in (out, again, tmp_path / "tables", tmp_path / "tables" / "{a,b}.parquet"):
+        line = one_line(run("encode", given, "-o", out, "--model", model, "--overwrite", code=2))
+        assert "is one of the inputs" in line
+        assert out.read_bytes() == before
+    for _ in range(2):  # codes beside their tables are no input
+        command = ("encode", tmp_path / "tables", "-o", tmp_path / "tables" / "c.parquet")
+        run(*command, "--model", model, "--overwrite")
+
+
+def test_a_list_of_failures_of_another_file_is_kept(
+    model: str, pictures: Path, tmp_path: Path
+) -> None:
+    """`c.viq` and `c.parquet` would both have theirs in `c.failures.jsonl`."""
+    (pictures / "broken.png").write_bytes(b"no")
+    run("encode", pictures, "-o", tmp_path / "c.parquet", "--model", model, code=3)
+    before = (tmp_path / "c.failures.jsonl").read_bytes()
+    for name, code in (("deep/0.png", 0), ("broken.png", 3)):
+        one = ("encode", pictures / name, "-o", tmp_path / "c.viq", "--model", model)
+        run(*one, "--overwrite", code=code)
+        assert (tmp_path / "c.failures.jsonl").read_bytes() == before
+        assert (tmp_path / "c-viq.failures.jsonl").exists() == (code == 3)
+    (tmp_path / "d.failures.jsonl").write_bytes(b"")  # empty, which no list of viq is
+    one = ("encode", pictures / "deep" / "0.png", "-o", tmp_path / "d.viq", "--model", model)
+    assert "is no list of failures" in one_line(run(*one, code=2))
+    assert not (tmp_path / "d.viq").exists() and (tmp_path / "d.failures.jsonl").exists()
+
+
+def test_decode_says_in_which_dtype_codes_were_made(
+    model: str, pictures: Path, tmp_path: Path
+) -> None:
+    out, picture = tmp_path / "c.viq", pictures / "deep" / "0.png"
+    run("encode", picture, "-o", out, "--model", model, "--dtype", "bfloat16")
+    shown = run("decode", out, "-o", tmp_path / "a", "--model", model).stdout
+    assert "codes of 1 pictures were made in bfloat16" in shown
+    facts = run_json("decode", out, "-o", tmp_path / "b", "--model", model)
+    assert facts["other_dtypes"] == {"bfloat16": 1}
+    run("encode", picture, "-o", out, "--model", model, "--overwrite")
+    assert "made in" not in run("decode", out, "-o", tmp_path / "d", "--model", model).stdout

@@ -1,6 +1,8 @@
 """How far a job is: by megapixels where they are known, in lines where there is no terminal."""
 
 import threading
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,9 @@ from PIL import Image
 
 from viq.cli import progress
 from viq.cli.progress import Advance
+from viq.data.sources.base import ImageBytes, Row, Source
 from viq.data.sources.files import FileSource
+from viq.image.open import ImageError
 from viq.image.patches import PatchBatch
 from viq.jobs import pipeline
 from viq.jobs.encode import encode
@@ -98,3 +102,60 @@ def test_without_a_terminal_there_are_lines(
     with progress.progress("encoding", 3, hidden=True) as advance:
         advance()
     assert not told.is_set()
+
+
+class _Album(Row):
+    """A row that counts how many of its images are alive."""
+
+    alive, most = 0, 0
+
+    def open(self, index: int = 0) -> Image.Image:
+        if self.key == "broken" and index == 5:
+            raise ImageError(f"{self.where}, image 5: is none")
+        image = Image.new("RGB", (16 + 16 * (index % 2), 16), (20 * index, 0, 0))
+        _Album.alive += 1
+        _Album.most = max(_Album.most, _Album.alive)
+        weakref.finalize(image, self._gone)
+        return image
+
+    @staticmethod
+    def _gone() -> None:
+        _Album.alive -= 1
+
+
+class _Albums(Source):
+    has_extras = False
+
+    def __len__(self) -> int:
+        return 3
+
+    def keys(self) -> Iterator[str]:
+        return iter(["first", "broken", "last"])
+
+    def _row(self, index: int) -> Row:
+        key = self.key(index)
+        return _Album(key=key, images=(ImageBytes(b""),) * 12, where=key)
+
+
+@pytest.mark.parametrize(("packed", "most"), [(0, 1), (6, 4)])
+def test_of_a_row_of_many_images_few_are_held(
+    packed: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One on a CPU; in packs those that fill one: 4 of 6 patches, alternately of 1 and 2."""
+    monkeypatch.setattr(pipeline, "_HELD", 1)
+    monkeypatch.setattr(pipeline, "_AHEAD", 1)
+    _Album.most = _Album.alive
+    tokenizer, watch = tiny.tokenizer(), Advance(3)
+    options = EncodeOptions(packed=packed)
+    job = Pipeline(tokenizer, _Albums(), Extras(), options, workers=1, watch=watch)
+    done = [item for number in range(3) for item in job.run([Task(0, number)])]
+    assert [len(item.rows) for item in done] == [12, 0, 12]
+    assert done[1].reason == "broken, image 5: is none"
+    assert _Album.most <= most
+    plain = tokenizer.encode([_Album(key="x", images=(ImageBytes(b""),) * 12, where="x").open(n)
+                              for n in range(12)])  # fmt: skip
+    if not packed:
+        assert [row.codes for row in done[2].rows] == plain
+    assert [row.image_index for row in done[0].rows] == list(range(12))
+    patches = 36 + (6 if packed else 7)  # of the broken one: its first pack, or five images
+    assert watch.megapixels * 1e6 == pytest.approx(patches * 256)

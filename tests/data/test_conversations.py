@@ -120,6 +120,26 @@ def test_a_first_system_turn_is_the_system_text() -> None:
         conversation(row(1, messages=[{"role": "system", "content": "<image>"}, *rest]))
 
 
+def test_the_system_text_may_stand_beside_the_turns() -> None:
+    said = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
+    told = conversation(row(0, system="Be brief", conversations=said)).turns[0]
+    assert told == Turn(role="system", text="Be brief")
+    own = [{"from": "system", "value": "Be kind"}, *said]
+    chat = conversation(row(0, system="Be brief", conversations=own))
+    assert [turn.text for turn in chat.turns] == ["Be kind", "Q", "A"]
+    for value in ("", None, 3):
+        assert len(conversation(row(0, system=value, conversations=said)).turns) == 2
+
+
+def test_fields_that_a_table_left_empty_are_not_there() -> None:
+    """A table gives all turns the fields of each, those of others as None."""
+    said = [
+        {"role": "user", "content": "Q", "from": None, "value": None},
+        {"role": None, "content": None, "from": "gpt", "value": "A"},
+    ]
+    assert [turn.text for turn in conversation(row(0, messages=said)).turns] == ["Q", "A"]
+
+
 def test_tools_are_written_as_qwen_writes_them() -> None:
     call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
     messages = [

@@ -29,6 +29,10 @@ def table(path: Path, rows: int = 40, **columns: list[Any]) -> Path:
     return path
 
 
+def split_of(name: str) -> Any:
+    return "train" if zlib.crc32(name.encode()) % 10 else "held-out"
+
+
 def keys(corpus: RowCorpus) -> list[str]:
     return [corpus.row(i).key for i in range(corpus.length)]
 
@@ -201,6 +205,35 @@ def test_wrong_pairs_beside_a_conversation_do_no_harm(tmp_path: Path) -> None:
     path.write_text("\n".join(map(json.dumps, records)))
     (corpus,) = open_corpora([path], "train")
     assert corpus.example(0, rng()).caption is None
+
+
+def test_pairs_beside_a_conversation_leave_its_order(tmp_path: Path) -> None:
+    said = [("system", "S"), ("human", "<image>a"), ("gpt", "1"), ("human", "b"), ("gpt", "2")]
+    record = {
+        "image": "gone.png",
+        "conversations": [{"from": who, "value": text} for who, text in said],
+        "pairs": [{"prompt": "p", "text": "t"}],
+    }
+    (tmp_path / "d.jsonl").write_text(json.dumps(record) + "\n")
+    corpus = RowCorpus("d", open_source(tmp_path / "d.jsonl"), split_of("d.jsonl:1"))
+    for seed in range(5):
+        chat = corpus.chat(0, random.Random(seed))
+        assert [turn.text for turn in chat.turns] == [text for _, text in said]
+
+
+def test_pairs_about_two_images_keep_both_marks(tmp_path: Path) -> None:
+    pairs = [{"prompt": f"{n}?", "text": f"{n}!"} for n in range(3)]
+    record = {"images": ["a.png", "b.png"], "pairs": pairs}
+    (tmp_path / "d.jsonl").write_text(json.dumps(record) + "\n")
+    corpus = RowCorpus("d", open_source(tmp_path / "d.jsonl"), split_of("d.jsonl:1"))
+    chat = corpus.chat(0, random.Random(0))
+    assert chat.turns[0].text.startswith("<image>\n<image>\n") and len(chat.images) == 2
+
+
+def test_names_that_are_no_text_are_held_out_too(tmp_path: Path) -> None:
+    (tmp_path / "d.txt").write_bytes(b"\xff\xfe.png\n")
+    source = open_source(tmp_path / "d.txt")
+    assert sum(RowCorpus("d", source, split).length for split in ("train", "held-out")) == 1
 
 
 def test_numbered_shards_are_one_corpus_and_other_files_one_each(tmp_path: Path) -> None:

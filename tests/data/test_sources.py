@@ -270,6 +270,27 @@ def test_damaged_tars(make_tar: MakeTar, tmp_path: Path) -> None:
     assert broken[2].extras == {"caption": "good"}
 
 
+def test_a_tar_cut_between_two_members_is_cut_short(make_tar: MakeTar, tmp_path: Path) -> None:
+    """At any multiple of 512 bytes; where the end mark is missing, whole samples may be, too."""
+    members = {f"{n}.{suffix}": picture(n) for n in range(3) for suffix in ("png", "cls")}
+    data = make_tar("good.tar", members).read_bytes()
+    bad = tmp_path / "bad.tar"
+    for name, whole in ((b"2.cls\0", 2), (b"2.png\0", 2), (b"1.cls\0", 1), (b"", 3)):
+        end = data.index(name) if name else data.rindex(b"ustar") - 257 + 1024
+        bad.write_bytes(data[:end])
+        source = open_source(bad)
+        assert [shade(source[n]) for n in range(len(source) - 1)] == list(range(whole))
+        bad_row(source, whole, f"^bad.tar: .* cut short .*no end mark .*{whole} samples are whole")
+
+
+def test_tars_joined_by_cat_are_told(make_tar: MakeTar, tmp_path: Path) -> None:
+    data = make_tar("good.tar", {"a.png": picture(1)}).read_bytes()
+    (tmp_path / "two.tar").write_bytes(data + data)
+    assert open_source(tmp_path / "good.tar").leftovers() == {}
+    told = open_source(tmp_path / "two.tar").leftovers()
+    assert list(told) == ["bytes after the end of a tar file"]
+
+
 def test_tar_suffixes_are_compared_without_case(make_tar: MakeTar) -> None:
     members = {"1.JPG": picture(1), "1.TXT": b"a disc", "1.JSON": b'{"w": 1}', "1.Cls": b"7"}
     (row,) = open_source(make_tar("upper.tar", members))
@@ -760,18 +781,37 @@ def test_bad_lists(tmp_path: Path) -> None:
         refused(path, "data.json: is empty")
 
 
+def test_what_a_list_holds_beside_records_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    after, places = "texts after the end of a list", "places in a list without a record"
+    for text, told in [
+        ('[{"text": "[1, 2"},\n {"text": 2} ]\n\n', {}),
+        ('[{"text": 1}]\n[{"text": 2}]', {after: 1}),  # as of a line each
+        ('[{"text": 1}, "a.png", {"text": 2}, 3, null]', {places: 2}),
+        ('["a.png", {"text": 1}] x', {places: 1, after: 1}),
+        ('[{"text": 1},' + " " * 70_000 + '{"text": 2}]', {places: 1}),  # is not looked at
+    ]:
+        path.write_text(text)
+        assert open_source(path).leftovers() == told, text[:60]
+
+
 def test_images_elsewhere_in_a_record(tmp_path: Path) -> None:
     for number, name in enumerate("abc"):
         (tmp_path / f"{name}.png").write_bytes(picture(number))
     text = {"type": "text", "text": "Which?"}
     part = {"type": "image", "image": "a.png"}
+    encoded = base64.b64encode(picture(1)).decode()
     for record, shades in [
         ({"file_name": "a.png"}, [0]),
         ({"file_name": "a.png", "image_path": "b.png", "img": "c.png"}, [2]),
         ({"img_path": ["a.png", "b.png"]}, [0, 1]),
         ({"image_url": {"url": "b.png"}}, [1]),
         ({"image": {"path": "c.png", "bytes": None}}, [2]),
+        ({"image": {"bytes": encoded, "path": "gone.png"}}, [1]),
+        ({"image": f" DATA:image/png;base64,{encoded.replace('+', '%2B')}"}, [1]),
         ({"image": [], "file_name": "a.png"}, [0]),
+        ({"messages": [{"content": [{"image": None, "text": "a"}, {"image": "b.png"}]}]}, [1]),
+        ({"messages": [{"value": None, "content": [part]}]}, [0]),
         ({"messages": [{"content": [part, text, {**part, "image": "c.png"}]}]}, [0, 2]),
         ({"messages": [{"role": "user", "content": [{"type": "image", "path": "b.png"}]}]}, [1]),
         (
@@ -955,6 +995,10 @@ def test_many_threads_read_the_right_bytes(tmp_path: Path, make_tar: MakeTar) ->
         for found in pool.map(read, range(8)):
             assert len(found) == 3 * count
             assert all(data == pictures[index % count] for index, data in found)
+
+
+def test_the_empty_path_is_not_the_working_directory() -> None:
+    refused("", "the empty path is no input")
 
 
 def test_patterns_for_too_many_names() -> None:

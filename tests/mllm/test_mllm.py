@@ -389,6 +389,9 @@ def test_a_file_that_is_none_of_answers_is_refused_untouched(
             _known(tmp_path / "only.json")
     else:
         assert _known(tmp_path / "only.json") == (set(), 0)
+    (tmp_path / "link.jsonl").symlink_to("only.json")  # lines would be added to what it leads to
+    with pytest.raises(ViqError, match="is a link"):
+        _known(tmp_path / "link.jsonl")
     assert (tmp_path / "only.json").read_bytes() == content
 
 

@@ -497,6 +497,39 @@ def test_nothing_is_left_after_an_interrupt(store: Path, tmp_path: Path) -> None
     assert unpacked(tmp_path / "cache")
 
 
+ENDS = """
+import pathlib, sys, time, viq
+from viq.store import cache
+begun, ending, write = pathlib.Path(sys.argv[3]), pathlib.Path(sys.argv[4]), cache.write
+
+def slow(path, schema, batches):
+    begun.touch()
+    while not ending.exists():
+        time.sleep(0.01)
+    time.sleep(0.5)  # for whoever would kill this process
+    write(path, schema, batches)
+
+cache.write = slow
+data = viq.CodeDataset(sys.argv[1], cache=sys.argv[2], columns=())
+batches = data.batches(samples=1, workers=1)
+next(batches)  # of a shard that was unpacked before; the worker reads ahead of it
+while not begun.exists():
+    time.sleep(0.01)
+ending.touch()
+raise KeyboardInterrupt
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked with what is patched")
+def test_a_worker_ends_what_it_unpacks_when_the_process_ends(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", [1, 5])
+    assert CodeDataset(store, cache=tmp_path / "cache", columns=())[0].key == "key0"
+    places = (store, tmp_path / "cache", tmp_path / "begun", tmp_path / "ending")
+    done = subprocess.run([sys.executable, "-c", ENDS, *map(str, places)], capture_output=True)
+    assert done.returncode != 0 and b"KeyboardInterrupt" in done.stderr
+    assert len(unpacked(tmp_path / "cache")) == 2  # no file under another name
+
+
 def _session(leader: int) -> list[str]:
     """Processes that are left of a session."""
     found = []

@@ -371,6 +371,22 @@ def test_one_file_begun_otherwise_is_refused_or_begun_afresh(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.failures.jsonl", "c.parquet"]
 
 
+def test_overwrite_begins_afresh_and_without_it_is_gone_on_with(
+    tokenizer: VisualTokenizer, pictures: Path, tmp_path: Path
+) -> None:
+    """What was asked once, to replace the file, holds until that job is done."""
+    source, out = FileSource([pictures]), tmp_path / "c.parquet"
+    out.write_text("old")
+    for count in (7, 5):
+        with pytest.raises(KeyboardInterrupt, match=f"^interrupted; {count} of .* without --over"):
+            encode(tokenizer, source, out, overwrite=True, progress=stop_after(count))
+        assert out.read_text() == "old"
+    assert encode(tokenizer, source, out).resumed == 5
+    assert len(Store(out)) == INPUTS - BROKEN
+    with pytest.raises(ViqError, match="exists; give another name, or --overwrite"):
+        encode(tokenizer, source, out)
+
+
 def test_one_file_killed_at_any_rename(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     assert run(pictures, tmp_path / "whole" / "c.parquet") == 0

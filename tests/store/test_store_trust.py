@@ -14,6 +14,7 @@ from test_dataset import INFO, codes_of, unpacked, write_store
 
 from viq.core import files
 from viq.core.types import CodesError, ViqError
+from viq.data.batching.code_batches import CodeSource
 from viq.store.cache_folder import CACHE, MARK
 from viq.store.dataset import CodeDataset
 from viq.store.folder import INDEX, JOB, LEDGER, Index, Store, read_single, shard_name
@@ -262,3 +263,28 @@ def test_a_file_that_is_no_ledger_stays(tmp_path: Path) -> None:
     with pytest.raises(ViqError, match="no list of failures"):
         write_ledger(path, [])
     assert path.read_text() == "my notes\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="gives a folder away")
+def test_a_cache_of_another_user_is_refused(store: Path, tmp_path: Path) -> None:
+    """Who may write there can put a whole file, sums and all, under the digest of any shard."""
+    CodeDataset(store, cache=tmp_path)[0]
+    os.chown(tmp_path / CACHE, 12345, 12345)
+    with pytest.raises(ViqError, match="not made by viq for this user"):
+        CodeDataset(store, cache=tmp_path)[0]
+
+
+def test_a_key_of_a_store_costs_one_sample(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = CodeSource(store, tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        patch.setattr(CodeDataset, "keys", None)  # which goes over all
+        assert [source.key(number) for number in (0, 49, 31)] == ["key0", "key49", "key31"]
+    with monkeypatch.context() as patch:
+        patch.setattr(CodeDataset, "__getitem__", _damaged)
+        assert source.key(49) == "key49"
+
+
+def _damaged(*arguments: object) -> None:
+    raise CodesError("damaged")

@@ -14,6 +14,8 @@ from typer.testing import CliRunner, Result
 
 import viq
 from viq.cli import app
+from viq.core.types import ViqError
+from viq.data.sources.access import Access
 from viq.recipes.registry import find_recipe
 from viq.train.monitor import Journal
 from viq.train.tokenizer.recipe import Recipe
@@ -136,6 +138,39 @@ def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "accelerate", None)
     line = refused("train", "debug", "--out", tmp_path / "run")
     assert line == "viq: training needs accelerate: pip install 'viq[train]'"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "debug"],
+        ["train", "entropy"],
+        ["eval", "understanding", "viq-tiny"],
+        ["eval", "features"],
+    ],
+)
+def test_what_data_may_open_is_an_option_wherever_data_are_opened(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the errors say that tell of it."""
+    seen: list[dict[str, Any]] = []
+
+    def opened(*given: Any, **options: Any) -> Any:
+        seen.append(options)
+        raise ViqError("enough")
+
+    monkeypatch.setattr("viq.data.corpora.corpora.open_source", opened)
+    monkeypatch.setattr("viq.train.entropy.open_source", opened)
+    if command[1] == "entropy":
+        viq.load("viq-tiny").save_pretrained(tmp_path / "model")
+        command = [*command, "--model", str(tmp_path / "model"), "--overwrite"]
+    given = ["--root", tmp_path, "--allow-absolute", "--allow-private-network"]
+    result = CliRunner().invoke(
+        app, [*map(str, [*command, "--data", "d.jsonl", *given]), "--allow-protocol", "s3,gs"]
+    )
+    assert result.exit_code == 2, result.output
+    access = Access(protocols=("s3", "gs"), absolute=True, private_network=True)
+    assert (seen[0]["root"], seen[0]["access"]) == (tmp_path, access)
 
 
 @pytest.mark.parametrize("name", ["report.html", "report.png"])

@@ -22,9 +22,10 @@ from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.recipes.generation import debug as draw_debug
 from viq.recipes.mllm import debug as mllm_debug
 from viq.recipes.tokenizer import train_debug
+from viq.store.lock import locked
 from viq.store.rows import StoreInfo
 from viq.train.loop import TrainingError
-from viq.train.run_folder import begin_anew, check_data, empty_model
+from viq.train.run_folder import begin_anew, check_data, contents_of, empty_model
 from viq.weights.checkpoint import to_dict
 
 
@@ -124,6 +125,18 @@ def test_other_data_are_refused_and_moved_ones_are_not(
     assert any(name.endswith("model.safetensors") for name in changed)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_runs_in_one_folder_are_not_at_work_at_once(
+    kind: str, places: dict[str, Path], tmp_path: Path
+) -> None:
+    words, option, suffix = KINDS[kind]
+    line = [*words, places[f"{kind}.json"], "--out", tmp_path, option, places[f"a{suffix}"]]
+    with locked(tmp_path):
+        refused(call(*line), "another process is at work in this folder")
+        refused(call(*line, "--overwrite"), "another process is at work in this folder")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_where_and_sizes_belong_to_it(tmp_path: Path) -> None:
     data: dict[str, Any] = {"data": [], "where": {}, "sizes": [10]}
     said: list[str] = []
@@ -138,6 +151,25 @@ def test_where_and_sizes_belong_to_it(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text("[" * 10**5)
     with pytest.raises(ViqError, match="nested too deeply"):
         check_data(tmp_path, data, Main(), said.append)
+
+
+def test_another_file_of_the_same_size_is_other_data(tmp_path: Path) -> None:
+    """Also a large one, of which only pieces are read, its ends among them."""
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / "folder" / "d.jsonl"
+    for size in (10, 2**16, 5 * 2**16 + 1, 2**23):
+        found = set()
+        for place in (None, 0, size // 2, size - 1):
+            data = bytearray(b"a" * size)
+            if place is not None:
+                data[place] = ord("b")
+            path.write_bytes(data)
+            found |= {*contents_of([path]), *contents_of([tmp_path / "folder"])}
+        assert len(found) == (4 if size < 2**22 else 3)
+    assert contents_of([tmp_path / "nowhere", "hf:a/b"]) == [None, None]
+    check_data(tmp_path, {"contents": ["0123"]}, Main(), print)
+    with pytest.raises(TrainingError, match="begun with other data"):
+        check_data(tmp_path, {"contents": ["4567"]}, Main(), print)
 
 
 def test_beginning_anew_removes_what_runs_wrote_and_nothing_else(tmp_path: Path) -> None:

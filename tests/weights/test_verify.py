@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ import torch
 
 import viq
 from viq.core.files import BUNDLED
+from viq.core.types import ViqError
 from viq.image.patches import exact_pixels, normalize, patchify
 from viq.jobs.info import describe
+from viq.mllm.loading import load_mllm
 from viq.models.tokenizer.embedder import CodeEmbedder
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.models.vision.tower import TowerConfig, VisionTower
@@ -126,6 +130,38 @@ def test_large_files_are_hashed_once(
     assert viq.load(folder)
 
 
+def test_models_that_transformers_writes_are_verified_too(tmp_path: Path) -> None:
+    shutil.copytree(BUNDLED / "viq-tiny-chat", tmp_path / "chat")
+    model, processor = load_mllm(tmp_path / "chat")
+    model.save_pretrained(tmp_path / "again")
+    processor.save_pretrained(tmp_path / "again")
+    for folder in (tmp_path / "chat", tmp_path / "again"):
+        load_mllm(folder)
+        flip(folder / "model.safetensors", "projector.whitener.center_C")
+        with pytest.raises(ViqError, match=r"its weights have the digest .* digest\.json"):
+            load_mllm(folder)
+        (folder / "digest.json").unlink()  # as of earlier releases
+        load_mllm(folder)
+    (tmp_path / "chat" / "tokenizer.json").write_text("{}")
+    with pytest.raises(ViqError, match="cannot be loaded") as error:
+        load_mllm(tmp_path / "chat")
+    assert "\n" not in str(error.value)
+
+
+def test_what_a_stage_trained_of_a_reader_is_verified(tmp_path: Path) -> None:
+    weights = {"projector.weight": torch.ones(8, 8)}
+    path = tmp_path / "reader.safetensors"
+    checkpoint.write_weights(path, weights, digest=verify.digest_of(weights))
+    verify.verify_own(path)
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"reader\.safetensors: has the digest"):
+        verify.verify_own(path)
+    checkpoint.write_weights(path, weights)  # as of earlier releases
+    verify.verify_own(path)
+
+
 # The dtype
 
 
@@ -142,6 +178,37 @@ def test_autocast_around_a_call_changes_nothing() -> None:
     assert torch.equal(features, model.embed(codes)[0])
     assert torch.equal(semantic, model.pool(codes))
     assert image.tobytes() == model.decode(codes)[0].tobytes()
+
+
+def test_settings_of_the_application_are_put_aside_and_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Products in fewer bits, which a GPU would make, and a default device; also among threads."""
+    model = viq.load("viq-tiny")
+    codes = model.encode(tiny.picture(1))[0]
+    matmul: Any = torch.backends.cuda.matmul
+    seen = list[str]()
+    both = threading.Barrier(2)
+    real = type(model)._ids
+
+    def ids(self: VisualTokenizer, pixels: Any) -> Any:
+        both.wait(60)
+        seen.append(matmul.fp32_precision)
+        return real(self, pixels)
+
+    monkeypatch.setattr(type(model), "_ids", ids)
+    torch.set_float32_matmul_precision("high")
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            made = list(threads.map(model.encode, [tiny.picture(1)] * 2))
+        assert seen == ["ieee"] * 2 and made == [[codes]] * 2
+        assert torch.get_float32_matmul_precision() == "high" and matmul.fp32_precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    monkeypatch.undo()
+    with torch.device("meta"):
+        assert viq.load("viq-tiny").encode(tiny.picture(1))[0] == codes
+        assert torch.empty(1).is_meta
 
 
 def test_a_model_in_half_precision_says_so() -> None:

@@ -26,6 +26,7 @@ from viq.cli.common import (
     Split,
     Strict,
     Tile,
+    access_of,
     guarded,
     load_tokenizer,
     names_of,
@@ -94,9 +95,8 @@ def encode(
     """Images to codes, at native resolution. A folder is resumed if begun."""
     from viq.core.process import place_among
     from viq.core.types import ViqError
-    from viq.data.sources.access import Access
     from viq.jobs import encode as job
-    from viq.jobs.inputs import open_inputs
+    from viq.jobs.inputs import open_inputs, require_not_among
     from viq.jobs.pipeline import EncodeOptions
 
     options = EncodeOptions(
@@ -106,12 +106,10 @@ def encode(
     input_options = {
         "image_column": image_column, "key_column": key_column, "split": split, "root": root,
         "columns": names_of(columns), "drop": names_of(drop),
-        "access": Access(
-            protocols=tuple(names_of(allow_protocol) or ()), absolute=allow_absolute,
-            private_network=allow_private_network,
-        ),
+        "access": access_of(allow_protocol, allow_absolute, allow_private_network),
     }  # fmt: skip
     source = open_inputs(inputs, **input_options)
+    require_not_among(out, inputs)
     common = {"retry_failed": retry_failed, "overwrite": overwrite, "strict": strict}
     with progress("encoding", len(source), hidden=as_json) as advance:
         if engine not in ("local", "ray"):
@@ -184,6 +182,10 @@ def decode(
         )  # fmt: skip
     if report.resumed and not as_json:
         line(f"{report.resumed} pictures were there from an earlier run")
+    for made_in, count in () if as_json else report.other_dtypes.items():
+        line(
+            f"codes of {count} pictures were made in {made_in}: a few differ from those in float32"
+        )
     show_report(report, as_json)
     if report.failures:
         raise typer.Exit(SOME_FAILED)

@@ -15,6 +15,7 @@ from viq.core.terminal import give_up_on, plain_streams
 from viq.core.untrusted import printable
 
 if TYPE_CHECKING:
+    from viq.data.sources.access import Access
     from viq.models.tokenizer.tokenizer import VisualTokenizer
 
 USAGE, SOME_FAILED, INTERRUPTED, STOPPED = 2, 3, 130, 143  # the last two: 128 + signal
@@ -161,6 +162,14 @@ def find_device(device: str, local_rank: int = 0) -> str:
 def names_of(options: list[str] | None) -> list[str] | None:
     """Names given by commas, again and again, or both."""
     return [name for text in options for name in text.split(",") if name] if options else None
+
+
+def access_of(protocols: list[str] | None, absolute: bool, private_network: bool) -> Access:
+    """What the data of a command may open, by its three options."""
+    from viq.data.sources.access import Access
+
+    names = tuple(names_of(protocols) or ())
+    return Access(protocols=names, absolute=absolute, private_network=private_network)
 
 
 def conditions(where: list[str] | None) -> dict[str, str] | None:

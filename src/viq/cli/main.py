@@ -17,6 +17,9 @@ from viq.cli.bench import bench_app
 from viq.cli.codes import decode, encode
 from viq.cli.common import (
     SOME_FAILED,
+    AllowAbsolute,
+    AllowPrivateNetwork,
+    AllowProtocol,
     Anew,
     Device,
     Dtype,
@@ -24,7 +27,9 @@ from viq.cli.common import (
     Json,
     Model,
     Overwrite,
+    Root,
     Tile,
+    access_of,
     conditions,
     guarded,
     load_tokenizer,
@@ -169,6 +174,10 @@ def understanding(
         typer.Option(help="Pictures with questions or labels, beside drawn ones; again for more."),
     ] = None,
     where: Annotated[list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE.")] = None,
+    root: Root = None,
+    allow_protocol: AllowProtocol = None,
+    allow_absolute: AllowAbsolute = False,
+    allow_private_network: AllowPrivateNetwork = False,
     continuous: Annotated[
         list[str] | None, typer.Option(help="Examine this model's features before quantization.")
     ] = None,
@@ -192,7 +201,8 @@ def understanding(
     require_free(out, overwrite=overwrite)
     if threads:
         torch.set_num_threads(threads)
-    rows = open_split(data or [], where=conditions(where))
+    access = access_of(allow_protocol, allow_absolute, allow_private_network)
+    rows = open_split(data or [], where=conditions(where), root=root, access=access)
     config = UnderstandingConfig(seeds=seeds, steps=steps)
     exam = make_exam(rows, config)
     kinds: tuple[tuple[Features, list[str]], ...] = (
@@ -276,6 +286,10 @@ def train(
     where: Annotated[
         list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE, as for a licence.")
     ] = None,
+    root: Root = None,
+    allow_protocol: AllowProtocol = None,
+    allow_absolute: AllowAbsolute = False,
+    allow_private_network: AllowPrivateNetwork = False,
     start: Annotated[str | None, typer.Option(help="SigLIP2 the encoder begins from.")] = None,
     teacher: Annotated[str | None, typer.Option(help="SigLIP2 that is distilled.")] = None,
     language: Annotated[str | None, typer.Option(help="Causal language model.")] = None,
@@ -292,6 +306,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a tokenizer through the stages of a recipe. Run again to resume."""
+    access = access_of(allow_protocol, allow_absolute, allow_private_network)
     if recipe == "entropy":
         import torch
 
@@ -301,7 +316,12 @@ def train(
             torch.set_num_threads(threads)
         told = (lambda record: None) if as_json else show_record
         tokenizer = load_tokenizer(model, "cpu", "float32")
-        show(train_entropy(tokenizer, data or [], overwrite=overwrite, report=told), as_json)
+        show(
+            train_entropy(
+                tokenizer, data or [], root=root, access=access, overwrite=overwrite, report=told
+            ),
+            as_json,
+        )
         return
     from viq.recipes.registry import find_recipe, scaled, with_places
     from viq.weights.checkpoint import to_dict
@@ -322,7 +342,8 @@ def train(
     # Numbers too small for the normal range make a CPU many times slower and mean nothing here.
     torch.set_flush_denormal(True)
     rows = conditions(where)
-    material = TrainingData.of(open_corpora(data or [], "train", where=rows), data or [], rows)
+    corpora = open_corpora(data or [], "train", where=rows, root=root, access=access)
+    material = TrainingData.of(corpora, data or [], rows)
     run = Run(
         chosen, material, out, hidden=as_json, tensorboard=tensorboard, threads=workers,
         overwrite=overwrite, paths=data or [],

@@ -37,9 +37,9 @@ class Advance:
         """There are so many inputs: for jobs that know it only when they have begun."""
         self.total = total
 
-    def opened(self, pixels: int) -> None:
+    def opened(self, pixels: int, inputs: int = 1) -> None:
         with self._guard:
-            self._opened += 1
+            self._opened += inputs
             self._in_opened += pixels / 1e6
 
     def encoded(self, pixels: int) -> None:

@@ -11,7 +11,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from viq.cli.common import Anew, Device, Json, Model, Overwrite, conditions, find_device, guarded
+from viq.cli.common import (
+    AllowAbsolute,
+    AllowPrivateNetwork,
+    AllowProtocol,
+    Anew,
+    Device,
+    Json,
+    Model,
+    Overwrite,
+    Root,
+    access_of,
+    conditions,
+    find_device,
+    guarded,
+)
 from viq.cli.console import show, show_quality
 from viq.cli.progress import progress
 from viq.core.interrupts import stoppable
@@ -242,6 +256,10 @@ def eval_features(
         typer.Option(help="Pictures with questions or labels, beside drawn ones; again for more."),
     ] = None,
     where: Annotated[list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE.")] = None,
+    root: Root = None,
+    allow_protocol: AllowProtocol = None,
+    allow_absolute: AllowAbsolute = False,
+    allow_private_network: AllowPrivateNetwork = False,
     seeds: Annotated[int, typer.Option(help="Language models trained on each kind.")] = 3,
     steps: Annotated[int, typer.Option(help="Training steps of each.")] = 1000,
     pictures: Annotated[int, typer.Option(help="To train on.")] = 3000,
@@ -267,7 +285,9 @@ def eval_features(
         seeds=seeds, steps=steps, language=tiny().language,
         train_pictures=pictures, test_pictures=max(20, pictures * 3 // 10),
     )  # fmt: skip
-    exam = make_exam(open_split(data or [], where=conditions(where)), config)
+    access = access_of(allow_protocol, allow_absolute, allow_private_network)
+    rows = open_split(data or [], where=conditions(where), root=root, access=access)
+    exam = make_exam(rows, config)
 
     def keep(result: dict[str, Any]) -> None:
         if out is not None:

@@ -106,6 +106,7 @@ models.tokenizer_config models.tokenizer.config
 models.tower models.vision.tower
 models.writer mllm.generation
 names core.names
+nn.ambient models.layers.ambient
 nn.attention models.layers.attention
 nn.blocks models.layers.blocks
 nn.rope2d models.layers.rope2d

@@ -32,7 +32,7 @@ from typing import Any
 from viq.core.codes import Codes
 from viq.core.names import PATH_BYTES, folded, hashed, portable
 from viq.core.outputs import Manifest, is_there, require_folder
-from viq.core.types import CodesError, ViqError
+from viq.core.types import FLOAT32, CodesError, ViqError
 from viq.core.untrusted import below
 from viq.image.open import IMAGE_SUFFIXES
 from viq.jobs.summary import Report
@@ -180,6 +180,9 @@ class _Decoding:
         """
         if isinstance(codes, CodesError):
             raise codes
+        if codes.dtype != FLOAT32:
+            others = self._report.other_dtypes
+            others[codes.dtype] = others.get(codes.dtype, 0) + 1
         where = picture.key or picture.name
         path = below(self._manifest.path.parent, picture.name, where)
         facts = {

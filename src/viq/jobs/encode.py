@@ -15,18 +15,18 @@ from dataclasses import asdict
 from itertools import chain, groupby
 from pathlib import Path
 
-from viq.core.files import open_regular, write_atomically
+from viq.core.files import write_atomically
 from viq.core.outputs import is_there, require_folder, require_free
 from viq.core.process import ALONE, Place
 from viq.core.types import ViqError
-from viq.core.untrusted import UntrustedError, parse_json
 from viq.data.sources.base import Source
 from viq.jobs.inputs import left_over, require_all
 from viq.jobs.pipeline import Encoded, EncodeOptions, Pipeline, Task, Watch
 from viq.jobs.summary import Report
-from viq.jobs.unfinished import Unfinished
+from viq.jobs.unfinished import Unfinished, replaces
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store.columns import Extras
+from viq.store.facts import require_ledger
 from viq.store.folder import INDEX, JOB, LEDGER, PARQUET, SINGLE, Index, shard_name
 from viq.store.job import (
     Counts,
@@ -43,6 +43,8 @@ from viq.store.job import (
 from viq.store.rows import StoreInfo
 
 _TYPED_BY = 1000  # first inputs, whose extra columns decide the types of all
+
+_AGAIN = "run the same command again to go on, without --overwrite"
 
 Progress = Callable[[], None]
 
@@ -65,12 +67,14 @@ def encode(
 
     Args:
         out: NAME.viq for one image; NAME.parquet, which appears when it is whole, with failed
-            inputs in NAME.failures.jsonl; or a folder, which becomes a store. Store and file are
+            inputs in NAME.failures.jsonl (of NAME.viq beside a NAME.parquet, in
+            NAME-viq.failures.jsonl); or a folder, which becomes a store. Store and file are
             gone on with if they were begun.
         place: of several processes that write one store together, which this is.
         retry_failed: of a store, try the inputs again that failed.
         overwrite: replace the file, or the store, that is there; a store of codes, that is, and
-            no other folder.
+            no other folder. Begins afresh; without it the job is gone on with, and it still
+            replaces the file.
         strict: whether what `source` leaves over is an error, and a row without an image a failure.
         progress: called for each input that is done, this time or in an earlier run.
         watch: is told of pixels, from the threads that encode.
@@ -211,7 +215,7 @@ def to_store(job: Job, numbers: Sequence[int], work: Callable[[], Counts]) -> Re
 
     def saved() -> str:
         job.look(number for number in range(total) if number not in job.whole)
-        return f"{len(job.whole)} of {total} shards are whole: run the same command again to go on"
+        return f"{len(job.whole)} of {total} shards are whole: {_AGAIN}"
 
     with _stops_named(job.folder, saved):
         counts = work()
@@ -258,7 +262,7 @@ def _to_file(
     def saved() -> str:
         unfinished.flush()
         done = f"{unfinished.done} of {index.inputs} inputs are kept"
-        return f"{done}: run the same command again to go on" if unfinished.done else "nothing done"
+        return f"{done}: {_AGAIN}" if unfinished.done else "nothing done"
 
     finished = False
     try:
@@ -308,35 +312,15 @@ class _NothingToKeepError(Exception):
 
 
 def _ledger(out: Path) -> Path:
-    return out.with_name(f"{out.stem}.failures.jsonl")
+    is_taken = out.suffix == SINGLE and is_there(out.with_suffix(PARQUET))  # it has such a list too
+    return out.with_name(f"{out.stem}{'-viq' * is_taken}.failures.jsonl")
 
 
 def _list_failures(out: Path, failures: Sequence[Failure]) -> list[Path]:
     """Write the ledger beside `out`, or remove the one of an earlier run: no stale list is left."""
     ledger = _ledger(out)
-    _require_ledger(ledger)
-    write_ledger(ledger, failures)  # where nothing is, or a list that viq wrote
+    write_ledger(ledger, failures)  # where nothing is, or a list that viq wrote: it looks
     return [ledger] if failures else []
-
-
-def _require_ledger(path: Path) -> None:
-    """Refuse a file at the place of our list of failures that is none."""
-    if not is_there(path):
-        return
-    refusal = ViqError(
-        f"{path}: is no list of failures that viq wrote, and one is to have this name: move it "
-        "away, or give another -o"
-    )
-    if path.is_symlink():
-        raise refusal
-    with open_regular(path) as file:
-        for line in file:
-            try:
-                values = parse_json(line, str(path))
-            except UntrustedError:
-                raise refusal from None
-            if not isinstance(values, dict) or set(values) != {"input", "key", "reason"}:
-                raise refusal
 
 
 def _write_single(out: Path, item: Encoded) -> list[Path]:
@@ -377,8 +361,8 @@ def check_out(out: Path, count: int, overwrite: bool) -> bool:
     if out.suffix == SINGLE and count != 1:
         raise ViqError(f"-o {out}: holds one image, got {count}: write NAME{PARQUET} instead")
     if not is_store:
-        require_free(out, overwrite=overwrite)
-        _require_ledger(_ledger(out))
+        require_free(out, overwrite=overwrite or replaces(out))
+        require_ledger(_ledger(out))
     else:
         require_folder(out)
     try:

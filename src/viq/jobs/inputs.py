@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from viq.core.types import ViqError
 from viq.data.sources.base import Source
 from viq.data.sources.files import FileSource
-from viq.data.sources.open import concatenate, open_source
+from viq.data.sources.open import concatenate, files_of, open_source
 from viq.jobs.summary import Report
 
 
@@ -24,6 +26,25 @@ def open_inputs(specs: Sequence[str], **options: Any) -> Source:
     if len(sources) > 1 and all(isinstance(source, FileSource) for source in sources):
         return _Files(sources)
     return concatenate(sources)
+
+
+def require_not_among(out: Path, specs: Sequence[str]) -> None:
+    """Refuse to write over a file that is itself, or holds, one of the inputs.
+
+    Raises:
+        ViqError: `out` is one of the files of the inputs, by whatever name.
+    """
+    if out.is_symlink() or not out.is_file():  # a link is replaced, not what it leads to
+        return
+    for spec in specs:
+        if any(_is_same(out, path) for path in files_of(spec)):
+            raise ViqError(f"-o {out}: is one of the inputs, {spec}; give another name")
+
+
+def _is_same(first: Path, second: Path) -> bool:
+    with suppress(OSError, ValueError):
+        return os.path.samefile(first, second)
+    return False
 
 
 class _Files(FileSource):

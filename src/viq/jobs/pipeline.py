@@ -2,7 +2,8 @@
 
 Source -> threads that read, decode and shrink -> model -> rows. On a CPU the threads run the model
 too: several images at once, each on its share of the cores, keep them twice as busy as one small
-image on all cores. At most a few inputs a thread are in memory, however many there are.
+image on all cores. At most a few inputs a thread are in memory, however many there are; and of a
+row of many images as many as go through the model at once.
 
 A bad input becomes a reason instead of rows and never stops the others, whatever it makes the code
 behind it raise.
@@ -28,7 +29,7 @@ from PIL import Image
 
 from viq.core.codes import Codes
 from viq.core.types import PATCH_SIZE, ViqError, grid_of
-from viq.data.sources.base import Source, SourceError
+from viq.data.sources.base import Row, Source, SourceError
 from viq.image.open import limit_pixels
 from viq.image.patches import PatchBatch
 from viq.models.layers.blocks import Block
@@ -38,6 +39,7 @@ from viq.store.rows import CodeRow
 
 _AHEAD = 3  # inputs in work or waiting to be written, for each thread
 _SMALL = 256  # patches; packs of images smaller than this may run dry
+_HELD = 1 << 16  # patches of one row that are decoded ahead of an accelerator: 50 MB of pixels
 _PATCH_PIXELS = PATCH_SIZE**2
 
 T = TypeVar("T")
@@ -102,24 +104,26 @@ class Encoded:
 
 @dataclass(frozen=True)
 class _Loaded:
+    """An input with its first images; the others of `row` are opened when these are encoded."""
+
     task: Task
     key: str
     images: list[Image.Image]
     extras: Mapping[str, Any]
     shrunk: int = 0
     reason: str = ""
+    row: Row | None = None
 
     @property
     def patches(self) -> int:
-        grids = (grid_of((image.height, image.width)) for image in self.images)
-        return sum(rows * cols for rows, cols in grids)
+        return sum(map(_patches, self.images))
 
 
 class Watch(Protocol):
     """Is told how far a pipeline is, from any thread. Pixels are those of whole patches."""
 
-    def opened(self, pixels: int) -> None:
-        """One more input is open."""
+    def opened(self, pixels: int, inputs: int = 1) -> None:
+        """One more input is open; or, with 0 `inputs`, more of one that was."""
 
     def encoded(self, pixels: int) -> None:
         """So many more pixels are codes: those of a tile, or of a pack."""
@@ -156,6 +160,7 @@ class Pipeline:
         self._in_threads = tokenizer.device.type == "cpu" and not options.packed
         usual = torch.get_num_threads() if self._in_threads else min(8, os.cpu_count() or 1)
         self._workers = min(workers or usual, max(1, len(source)))
+        self._piece = 1 if self._in_threads else max(options.packed, _HELD)  # patches, or an image
 
     def run(self, tasks: Iterable[Task]) -> Generator[Encoded]:
         """What becomes of each task, in order. Close it to stop early."""
@@ -172,32 +177,41 @@ class Pipeline:
             with _pool(self._workers, here) as pool:
                 ahead = _AHEAD * self._workers + self._options.packed // _SMALL
                 for pack in self._packs(_in_order(pool, self._load, tasks, ahead)):
+                    pixels = sum(item.patches for item in pack) * _PATCH_PIXELS
                     yield from self._encode(pack)
-                    self._watch.encoded(sum(item.patches for item in pack) * _PATCH_PIXELS)
+                    self._watch.encoded(pixels)
 
     def _alone(self, task: Task) -> Encoded:
         return self._encode([self._load(task)])[0]
 
     def _load(self, task: Task) -> _Loaded:
-        limit, key = self._options.max_pixels, None
-        opened, images = list[Image.Image](), list[Image.Image]()
+        key = None
         try:
             row = self._source[task.input]
             key = row.key
             if self._strict and not row.images:
                 raise SourceError(f"{row.where}: has no image, which --strict refuses")
-            for place in range(len(row.images)):
-                _require_going_on()
-                opened.append(row.open(place))
-                images.append(limit_pixels(opened[-1], limit))
+            images, shrunk = self._open(row, 0)
             extras = self._extras.pack(row.extras)
         except Exception as error:  # what a file of somebody else makes a library raise is anyone's
             key = self._key(task.input) if key is None else key
             return _failed(_Loaded(task, _printable(key), [], {}), error)
-        shrunk = sum(small is not image for small, image in zip(images, opened, strict=True))
-        loaded = _Loaded(task, _printable(key), images, extras, shrunk)
+        loaded = _Loaded(task, _printable(key), images, extras, shrunk, row=row)
         self._watch.opened(loaded.patches * _PATCH_PIXELS)
         return loaded
+
+    def _open(self, row: Row, first: int) -> tuple[list[Image.Image], int]:
+        """Images of a row from `first` on, as many as may be held, and how many were shrunk."""
+        images, shrunk, patches = list[Image.Image](), 0, 0
+        for place in range(first, len(row.images)):
+            _require_going_on()
+            image = row.open(place)
+            images.append(limit_pixels(image, self._options.max_pixels))
+            shrunk += images[-1] is not image
+            patches += _patches(images[-1])
+            if patches >= self._piece:
+                break
+        return images, shrunk
 
     def _key(self, number: int) -> str:
         try:
@@ -235,19 +249,37 @@ class Pipeline:
             return self._encoded([_failed(pack[0], error)])
 
     def _encoded(self, pack: list[_Loaded]) -> list[Encoded]:
-        images = [image for item in pack for image in item.images]
+        counts = [len(item.images) for item in pack]
+        codes = iter(self._codes([image for item in pack for image in item.images]))
+        if len(pack) == 1:  # nobody needs them again; if one of several fails, each is tried alone
+            pack[0].images.clear()
+        encoded = []
+        for item, count in zip(pack, counts, strict=True):
+            mine, shrunk = list(islice(codes, count)), item.shrunk
+            while item.row is not None and len(mine) < len(item.row.images):
+                more, smaller = self._encode_more(item.row, len(mine))
+                mine, shrunk = mine + more, shrunk + smaller
+            encoded.append(Encoded(item.task, item.key, _rows(item, mine), shrunk, item.reason))
+        return encoded
+
+    def _encode_more(self, row: Row, first: int) -> tuple[list[Codes], int]:
+        """Codes of the next images of a row, and how many of these were shrunk."""
+        images, shrunk = self._open(row, first)
+        pixels = sum(map(_patches, images)) * _PATCH_PIXELS
+        self._watch.opened(pixels, 0)
+        codes = self._codes(images)
+        if not self._in_threads:
+            self._watch.encoded(pixels)
+        return codes, shrunk
+
+    def _codes(self, images: list[Image.Image]) -> list[Codes]:
         packed = self._options.packed > 0
-        codes = iter(self._tokenizer.encode(images, tile=self._options.tile, packed=packed))
-        return [
-            Encoded(
-                item.task,
-                item.key,
-                _rows(item, list(islice(codes, len(item.images)))),
-                item.shrunk,
-                item.reason,
-            )
-            for item in pack
-        ]
+        return self._tokenizer.encode(images, tile=self._options.tile, packed=packed)
+
+
+def _patches(image: Image.Image) -> int:
+    rows, cols = grid_of((image.height, image.width))
+    return rows * cols
 
 
 def _rows(item: _Loaded, codes: list[Codes]) -> list[CodeRow]:

@@ -20,6 +20,7 @@ class Report(Counts):
         resumed: inputs of a file that an interrupted run had finished.
         no_image: rows without an image, which keep their place.
         left_over: how many of what else in the inputs has no part in the codes.
+        other_dtypes: how many codes to decode were made in which dtype, but for float32.
         store: of a store, how far it is; else empty.
     """
 
@@ -30,6 +31,7 @@ class Report(Counts):
     resumed: int = 0
     no_image: int = 0
     left_over: dict[str, int] = field(default_factory=dict)
+    other_dtypes: dict[str, int] = field(default_factory=dict)
     store: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -51,5 +53,6 @@ class Report(Counts):
             **({"kept": self.kept} if self.kept else {}),
             **({"left_over": self.left_over} if self.left_over else {}),
             **({"resumed": self.resumed} if self.resumed else {}),
+            **({"other_dtypes": self.other_dtypes} if self.other_dtypes else {}),
             **({"store": self.store} if self.store else {}),
         }

@@ -28,6 +28,7 @@ from viq.store.rows import ROWS_PER_GROUP, CodeRow
 _EVERY = 5.0  # seconds of work that a kill may cost, and that hide the time a part takes to write
 _PARTS = 10_000  # at most about so many: each is a file
 _FILE = "file"  # the option that tells such a folder from a store
+_REPLACES = "overwrite"  # the option of a job that may replace the file that is there
 
 
 class Unfinished:
@@ -36,7 +37,7 @@ class Unfinished:
     Args:
         out: the file that is being made.
         index, extras: what it is made with.
-        overwrite: whether inputs that were finished with other options may be thrown away.
+        overwrite: whether to begin afresh: inputs that were finished are thrown away.
 
     Raises:
         ViqError: the file was begun with another model, other options or other inputs, somebody
@@ -47,14 +48,16 @@ class Unfinished:
         self.folder = folder_of(out)
         self._size = 1 + index.inputs // _PARTS
         options = {**index.options, SHARD_SIZE: self._size, _FILE: out.name}
+        if overwrite or replaces(out):
+            options[_REPLACES] = True
         # Parts are plain: what is read again soon need not be small.
         wanted = replace(index, options=options, info=replace(index.info, entropy=""))
         self._held: list[Encoded] = []
         self._since = time.monotonic()
         self._lock = ExitStack()
         _make(self.folder)
-        if overwrite and (self.folder / JOB).exists() and read_job(self.folder) != wanted:
-            _remove(self.folder)
+        if overwrite and (self.folder / JOB).exists():
+            _remove(self.folder)  # made, or looked at, by `_make`
             _make(self.folder)
         try:
             self._job: Job = self._lock.enter_context(open_job(self.folder, wanted, extras))
@@ -129,13 +132,32 @@ def folder_of(out: Path) -> Path:
     return out.with_name(f".{shortened(out.name, out.name)}.job")
 
 
+def replaces(out: Path) -> bool:
+    """Whether a job was begun that is to replace the file `out`, and waits to be gone on with."""
+    folder = folder_of(out)
+    if not _is_mine(folder):
+        return False
+    try:
+        return read_job(folder).options.get(_REPLACES) is True
+    except ViqError:
+        return False
+
+
+def _is_mine(folder: Path) -> bool:
+    """Whether it is a folder, no link to one, and this user's."""
+    try:
+        status = os.lstat(folder)
+    except OSError:
+        return False
+    is_mine = not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
+    return stat.S_ISDIR(status.st_mode) and is_mine
+
+
 def _make(folder: Path) -> None:
     """Make the folder, or see that it is one that only this user can have made."""
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    status = os.lstat(folder)
-    is_mine = not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
-    if not stat.S_ISDIR(status.st_mode) or not is_mine:
+    if not _is_mine(folder):
         raise ViqError(
             f"{folder}: viq keeps finished inputs in a folder of this name; move away what is there"
         )

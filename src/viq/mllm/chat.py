@@ -97,7 +97,8 @@ def answer_store(
         file.truncate(whole_bytes)  # cuts off a line of answers, seen by `_known`, that a kill tore
         for samples in _batches(data, wanted, batch):
             inputs = processor(
-                text=[prompt] * len(samples),
+                # As messages: a text that spells out turns would be read as such.
+                text=[[{"role": "user", "content": prompt}]] * len(samples),
                 codes=[sample.codes for sample in samples],
                 keys=[sample.key for sample in samples],
             ).to(model.device)
@@ -144,6 +145,8 @@ def _known(out: Path) -> tuple[set[str], int]:
     if not is_there(out):
         return keys, whole_bytes
     refusal = ViqError(f"{out}: is no file of answers; give another --out")
+    if out.is_symlink():  # lines would be added to what it leads to
+        raise ViqError(f"{out}: is a link; give the file that it leads to as --out")
     with open_regular(out) as file:
         for line in file:
             if not line.endswith(b"\n"):

@@ -34,7 +34,7 @@ from viq.models.language.reader import load_language
 from viq.models.layers.blocks import Mlp
 from viq.models.tokenizer.fsq import FSQ
 from viq.weights import checkpoint
-from viq.weights.verify import DIGEST, digest_of, stamps_of, verify_all
+from viq.weights.verify import DIGEST, digest_of, stamp_folder, stamps_of, verify_all
 
 LANGUAGE = "language"  # folder of the language model and its words, inside that of a writer
 _WAVES = 4  # a side is told apart down to an eighth by waves, beyond by the plain number
@@ -285,6 +285,7 @@ class CodeWriter(nn.Module):
         folder = Path(folder)
         with quiet():
             self.language.save_pretrained(folder / LANGUAGE)
+        stamp_folder(folder / LANGUAGE)
         make_readable(*(folder / LANGUAGE).iterdir())
         added = {k: v for k, v in self.state_dict().items() if not k.startswith("language.")}
         checkpoint.write_weights(folder / checkpoint.WEIGHTS_FILE, added)

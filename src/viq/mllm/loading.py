@@ -14,6 +14,7 @@ from viq.core.files import bundled
 from viq.core.levels import codebook_size
 from viq.core.quiet import quiet
 from viq.core.types import ViqError
+from viq.core.untrusted import printable
 from viq.data.text.chat_format import END, ChatConfig
 from viq.metrics.run_log import RECIPE, read_recipe, stage_names
 from viq.mllm.modeling import ViQConfig, ViQForConditionalGeneration
@@ -85,8 +86,8 @@ def load_mllm(
         with quiet():
             model = ViQForConditionalGeneration.from_pretrained(str(name), dtype=dtype)
         processor = ViQProcessor.from_pretrained(str(name))
-    except (OSError, ValueError) as error:
-        first = (str(error).strip().splitlines() or ["unknown error"])[0]
+    except Exception as error:  # what damage makes the libraries raise is anyone's guess
+        first = printable((str(error).strip().splitlines() or [type(error).__name__])[0], 400)
         raise ViqError(f"{name}: cannot be loaded ({first}); give a run folder") from None
     return model.to(device).eval(), processor  # type: ignore[arg-type, return-value]
 

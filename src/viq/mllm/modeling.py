@@ -16,6 +16,7 @@ model; T = patches of all images of the batch, one image after another, S = 4 sl
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from viq.models.tokenizer.embedder import CodeEmbedder, EmbedderConfig
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.weights import checkpoint
 from viq.weights.pretrained import causal_of, load_pretrained
+from viq.weights.verify import stamp_folder
 
 
 class ViQConfig(PreTrainedConfig):
@@ -118,6 +120,13 @@ class ViQForConditionalGeneration(ReadsFeatures, PreTrainedModel, GenerationMixi
 
         model = load_pretrained(load, cls, name, cls.config_class, **kwargs)
         return (model, kept) if informed else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, and the digest of the weights beside them."""
+        done = super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            stamp_folder(Path(save_directory))
+        return done
 
     @classmethod
     def from_parts(

@@ -26,13 +26,11 @@ from viq.core.untrusted import fingerprint as checked_fingerprint
 from viq.core.untrusted import whole_number
 from viq.data.sources.access import ImageText, is_encoded
 from viq.data.sources.json_fields import is_image_part, part_source
-from viq.data.text.chat_format import END, ChatConfig, encode_chat, encode_prompt
+from viq.data.text.chat_format import END, IMAGE_PAD, ChatConfig, encode_chat, encode_prompt
 from viq.data.text.conversations import Conversation, Turn, marked, turns_of
 from viq.data.text.templates import Prompt, formatted, parsed
 from viq.image.open import limit_pixels, open_image
 from viq.image.patches import normalize, patchify
-
-IMAGE_PAD = "<|image_pad|>"  # Qwen2.5 has it; other tokenizers get it
 
 
 class ViQProcessor(ProcessorMixin):

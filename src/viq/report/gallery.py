@@ -26,7 +26,7 @@ from PIL import Image
 from viq.core.codes import Codes
 from viq.core.levels import codebook_size
 from viq.core.names import portable
-from viq.core.outputs import Manifest, require_free
+from viq.core.outputs import Manifest, require_folder, require_free
 from viq.core.types import ViqError
 from viq.image.codecs import fit_codec
 from viq.image.open import ImageError, Source, open_image
@@ -140,6 +140,7 @@ def make_gallery(
             "choose another model"
         )
     levels = tokenizer.levels  # raises for a continuous bottleneck
+    require_folder(out)
     named = _named(sources)
     _protect(named, out)
     manifest = Manifest(out / _MANIFEST, "demo")

@@ -2,8 +2,9 @@
 
 A cache may be given anywhere, and whatever lies there belongs to somebody else. So the files lie in
 a folder `viq-cache` inside the given one, which is made here with a mark in it. A folder of that
-name without the mark is refused, and even in ours nothing is removed but what has exactly the name
-of an unpacked shard, of one in the making, or of a fetch.
+name without the mark is refused, and so is that of another user, who could put other codes into it.
+Even in ours nothing is removed but what has exactly the name of an unpacked shard, of one in the
+making, or of a fetch.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class CacheFolder:
             if not os.path.lexists(self._path):
                 self._make()
             with open_regular(self._path / MARK) as file:
-                ours = file.read(len(_MARK) + 1) == _MARK
+                ours = file.read(len(_MARK) + 1) == _MARK and _is_mine(self._path)
         except FileNotFoundError:
             ours = False
         except (OSError, ViqError) as error:
@@ -101,8 +102,8 @@ class CacheFolder:
             ) from None
         if not ours:
             raise ViqError(
-                f"{self._path}: was not made by viq, which removes files from its cache; give "
-                "another folder as cache"
+                f"{self._path}: was not made by viq for this user, and viq removes files from its "
+                "cache; give another folder as cache"
             )
 
     def _make(self) -> None:
@@ -112,3 +113,7 @@ class CacheFolder:
         except OSError:
             if not os.path.lexists(self._path):  # else another process has just made it
                 raise
+
+
+def _is_mine(folder: Path) -> bool:
+    return not hasattr(os, "geteuid") or os.stat(folder).st_uid == os.geteuid()

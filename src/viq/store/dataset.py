@@ -11,10 +11,12 @@ for batch in data.batches(tokens=8192, workers=4):
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -177,11 +179,12 @@ class CodeDataset(IterableDataset):
         mine: Any = _Batches(self, tokens, samples, collate, even)
         if workers:
             mine = DataLoader(mine, batch_size=None, num_workers=workers)
-        for position, batch in mine:
-            if isinstance(batch, ViqError):
-                raise batch
-            self._epochs.position[0] = position
-            yield batch
+        with _stopped_in_order(iter(mine)) as batches_of_all:
+            for position, batch in batches_of_all:
+                if isinstance(batch, ViqError):
+                    raise batch
+                self._epochs.position[0] = position
+                yield batch
         self._epochs.end()
 
     def state_dict(self) -> dict[str, Any]:
@@ -266,6 +269,25 @@ class CodeDataset(IterableDataset):
             if self[int(order[place])].key == key:
                 return int(order[place])
         raise KeyError(key)
+
+
+@contextmanager
+def _stopped_in_order(batches: Iterator[Any]) -> Iterator[Iterator[Any]]:
+    """Let workers end what they are writing when the block ends, or the process.
+
+    At the end of a process multiprocessing kills workers that are still there, as after an
+    interrupt, when a traceback holds their loader; what one unpacks then stays half-written.
+    """
+    stop = getattr(batches, "_shutdown_workers", None)  # waits seconds at most
+    if stop is None:
+        yield batches
+        return
+    atexit.register(stop)
+    try:
+        yield batches
+    finally:
+        atexit.unregister(stop)
+        stop()
 
 
 class _Batches(IterableDataset):

@@ -14,7 +14,7 @@ from viq.core.files import open_regular, write_atomically
 from viq.core.types import ViqError
 from viq.core.untrusted import parse_json, whole_number
 
-_LEDGER_LINE = 1 << 24  # bytes of its first line that are looked at
+_LEDGER_LINE = 1 << 24  # bytes of a line
 
 
 @dataclass(frozen=True)
@@ -102,15 +102,23 @@ def require_ledger(path: Path) -> None:
     """Refuse to replace a file that is no list of failures.
 
     Raises:
-        ViqError: there is one; names it.
+        ViqError: there is one, or a link; names it.
     """
     if not os.path.lexists(path):
         return
     try:
         with open_regular(path) as file:
-            first = file.readline(_LEDGER_LINE)
-        listed = parse_json(first, str(path)) if first else None
+            lines = iter(lambda: file.readline(_LEDGER_LINE), b"")
+            listed = [_is_failure(line, str(path)) for line in lines]
     except (OSError, ViqError):
-        listed = None
-    if not isinstance(listed, dict) or listed.keys() != {"input", "key", "reason"}:
-        raise ViqError(f"{path}: exists and is no list of failures of viq; move it away")
+        listed = []
+    if not listed or not all(listed) or path.is_symlink():
+        raise ViqError(
+            f"{path}: exists and is no list of failures that viq wrote: move it away, or give "
+            "another -o"
+        )
+
+
+def _is_failure(line: bytes, where: str) -> bool:
+    value = parse_json(line, where)
+    return isinstance(value, dict) and value.keys() == {"input", "key", "reason"}

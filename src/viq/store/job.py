@@ -29,6 +29,7 @@ from viq.store.lock import locked
 from viq.store.rows import CodeRow, CodesReader, CodesWriter, StoreInfo
 
 SHARD_SIZE = "shard_size"  # the option that says how many inputs make a shard
+MERGED = "merged"  # the option of a store that was made of others
 _SHARD_NAME = re.compile(r"part-(\d{5,9})\.parquet")
 # All files of a store, and nothing else: what may be removed from its folder.
 _OUR_NAMES = re.compile(
@@ -354,10 +355,10 @@ def _refuse_changes(folder: Path, found: Index, wanted: Index) -> None:
 
     for name, old, new in differences():
         if old != new:
-            raise ViqError(
-                f"-o {folder}: begun with {name} {old}, now {new}: give the same again, another "
-                "folder, or --overwrite to begin afresh"
-            )
+            ways = "give the same again, or another folder"
+            if not wanted.options.get(MERGED):  # `viq store merge` replaces nothing
+                ways = "give the same again, another folder, or --overwrite to begin afresh"
+            raise ViqError(f"-o {folder}: begun with {name} {old}, now {new}: {ways}")
 
 
 def _remove_leftovers(folder: Path, rank: int, world: int) -> None:

@@ -326,14 +326,16 @@ class CodesReader:
         extras = self.extras if columns is None else self.extras.only(columns, str(self.path))
         with _named(self.path):
             for batch in self.batches(extras):
-                numbers = {name: batch[name].to_numpy() for name in NUMBERS}
-                ends, values = batch["codes"].offsets.to_numpy(), batch["codes"].values.to_numpy()
-                rest = extras.rows(batch)
-                for i, key in enumerate(batch["key"].to_pylist()):
-                    size = int(numbers["height"][i]), int(numbers["width"][i])
-                    ids = values[ends[i] : ends[i + 1]]
-                    codes = self._codes(key, ids, size, int(numbers["tile"][i]))
-                    yield CodeRow(key, codes, int(numbers["image_index"][i]), rest[i])
+                names = ("image_index", "height", "width", "tile")
+                numbers = zip(*(batch[name].to_numpy().tolist() for name in names), strict=True)
+                ends, values = batch["codes"].offsets.to_pylist(), batch["codes"].values.to_numpy()
+                places = zip(ends[:-1], ends[1:], strict=True)
+                keys, rest = batch["key"].to_pylist(), extras.rows(batch)
+                for key, (index, height, width, tile), (start, stop), values_of in zip(
+                    keys, numbers, places, rest, strict=True
+                ):
+                    codes = self._codes(key, values[start:stop], (height, width), tile)
+                    yield CodeRow(key, codes, index, values_of)
 
     def batches(self, extras: Extras) -> Iterator[pa.RecordBatch]:
         """All rows as Arrow batches of `plain_schema`: no column is missing, none compressed.

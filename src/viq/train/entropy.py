@@ -25,6 +25,7 @@ from viq.codec.layout import CAP, EXACT, VALUE_UNIT, WEIGHT_UNIT, Layout
 from viq.core.codes import Codes
 from viq.core.files import BUNDLED
 from viq.core.types import CodesError, ViqError
+from viq.data.sources.access import Access
 from viq.data.sources.open import concatenate, open_source
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store.folder import JOB, PARQUET, Store
@@ -102,6 +103,8 @@ def train_entropy(
     data: Sequence[str],
     *,
     config: EntropyConfig | None = None,
+    root: Path | None = None,
+    access: Access | None = None,
     overwrite: bool = False,
     report: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> dict[str, Any]:
@@ -109,6 +112,7 @@ def train_entropy(
 
     Args:
         data: stores or Parquet files of its codes; or pictures, as `open_source` takes them.
+        root, access: of pictures, as of `open_source`.
         overwrite: replace the one that the folder has: what it compressed can still be read, as
             each store keeps the model it was made with.
         report: called with records of progress.
@@ -126,7 +130,7 @@ def train_entropy(
         hint = "comes with the package: copy its folder, and give that as --model" if own else \
             "exists; give --overwrite to replace it"  # fmt: skip
         raise ViqError(f"{tokenizer.entropy_file}: {hint}")
-    codes, skipped = _codes_of(tokenizer, data, report)
+    codes, skipped = _codes_of(tokenizer, data, {"root": root, "access": access}, report)
     kept = [item for i, item in enumerate(codes) if i % _HELD_OUT]
     held_out = codes[::_HELD_OUT]
     model = fit_entropy(kept, tokenizer.levels, tokenizer.fingerprint, config, report)
@@ -187,7 +191,10 @@ def fit_entropy(
 
 
 def _codes_of(
-    tokenizer: VisualTokenizer, data: Sequence[str], report: Callable[[dict[str, Any]], None]
+    tokenizer: VisualTokenizer,
+    data: Sequence[str],
+    options: dict[str, Any],
+    report: Callable[[dict[str, Any]], None],
 ) -> tuple[list[Codes], int]:
     """Codes of stores and pictures, and how many pictures could not be read."""
     codes, pictures = [], []
@@ -195,7 +202,7 @@ def _codes_of(
         if _is_codes(Path(place)):
             codes += [item for _, item in Store(place)]
         else:
-            pictures.append(open_source(place))
+            pictures.append(open_source(place, **options))
     for item in codes[:1]:
         tokenizer.require(item.fingerprint)
     source, skipped = concatenate(pictures) if pictures else (), 0

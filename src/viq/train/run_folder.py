@@ -9,20 +9,22 @@ to them, too. Data are told by what they hold, so they may have been moved since
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from viq.core.files import write_atomically
+from viq.core.files import open_regular, write_atomically
 from viq.core.types import ViqError
 from viq.core.untrusted import printable
 from viq.data.corpora.corpora import RowCorpus
 from viq.image.open import IMAGE_SUFFIXES
 from viq.metrics.run_log import RECIPE, read_recipe, stage_names
+from viq.store.lock import locked
 from viq.train.loop import TrainingError
 from viq.weights import checkpoint
 from viq.weights.checkpoint import read_object
@@ -31,6 +33,10 @@ DATA, MODEL, WORDS, CODES = "data.json", "model", "words", "codes"
 RESERVED = (RECIPE, DATA, MODEL, WORDS, CODES, "cache", "codes.parquet")  # no stage is called so
 
 _FORMAT = 1
+_Run = TypeVar("_Run", bound=Any)
+_Result = TypeVar("_Result")
+
+_PIECE, _PIECES = 2**16, 64  # bytes of a file that are looked at: all of 4 MiB, or pieces
 _DATA_SUFFIXES = frozenset({*IMAGE_SUFFIXES, ".parquet", ".tar", ".json", ".jsonl", ".ndjson",
                             ".txt"})  # fmt: skip
 
@@ -55,6 +61,23 @@ def check_recipe(path: Path, recipe: Any, accelerator: Any) -> None:
                 "give another --out, the same recipe, or --overwrite to begin anew"
             )
     write_atomically(path, _lines(now))
+
+
+def alone(train: Callable[[_Run], _Result]) -> Callable[[_Run], _Result]:
+    """A method of a run that is refused while another run is at work in the same folder.
+
+    Of the processes of one run, the main one holds the lock for all.
+    """
+
+    @functools.wraps(train)
+    def run(self: _Run) -> _Result:
+        if not self.accelerator.is_main_process:
+            return train(self)
+        self.out.mkdir(parents=True, exist_ok=True)
+        with locked(self.out):
+            return train(self)
+
+    return run
 
 
 def check_data(
@@ -107,6 +130,30 @@ def sizes_of(paths: Iterable[str | Path]) -> list[int | None]:
     return [_bytes_of(path) for path in paths]
 
 
+def contents_of(paths: Iterable[str | Path]) -> list[str | None]:
+    """Digests of files of data, of large ones by pieces; None for URLs and the like.
+
+    Pictures that lie beside what names them are not read.
+    """
+    return [_pieces_of(path) for path in paths]
+
+
+def _pieces_of(path: str | Path) -> str | None:
+    files = [os.fspath(path)] if os.path.isfile(path) else _files_of(path)
+    files = [file for file in files if os.path.splitext(file)[1].lower() not in IMAGE_SUFFIXES]
+    if not files:
+        return None
+    state = hashlib.sha256()
+    for file in files:
+        size = os.path.getsize(file)
+        count = -(-size // _PIECE) if size <= _PIECES * _PIECE else _PIECES
+        with open_regular(file) as data:
+            for number in range(count):
+                data.seek((size - _PIECE) * number // max(1, count - 1) if count > 1 else 0)
+                state.update(data.read(_PIECE))
+    return state.hexdigest()[:16]
+
+
 def _digest_of(names: Iterable[str]) -> str:
     state = hashlib.sha256()
     for name in names:
@@ -118,10 +165,13 @@ def _bytes_of(path: str | Path) -> int | None:
     """Of a file, or of the files of data in a folder; None for what is no place here."""
     if os.path.isfile(path):
         return os.path.getsize(path)
-    if not os.path.isdir(path):
-        return None
-    return sum(
-        os.path.getsize(os.path.join(folder, name))
+    return sum(map(os.path.getsize, _files_of(path))) if os.path.isdir(path) else None
+
+
+def _files_of(path: str | Path) -> list[str]:
+    """The files of data in a folder, in an order that stays."""
+    return sorted(
+        os.path.join(folder, name)
         for folder, _, names in os.walk(path)
         for name in names
         if os.path.splitext(name)[1].lower() in _DATA_SUFFIXES
@@ -179,7 +229,8 @@ _TOKENIZER_FILES = (
     r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
     r"|vocab\.json|merges\.txt|chat_template\.jinja"
 )
-_MODEL_FILES = (r"config\.json|generation_config\.json|model\.safetensors|entropy\.safetensors"
+_MODEL_FILES = (r"config\.json|generation_config\.json|digest\.json"
+                r"|model\.safetensors|entropy\.safetensors"
                 r"|model-\d{5}-of-\d{5}\.safetensors|model\.safetensors\.index\.json"
                 r"|processor_config\.json|vae/config\.json"
                 rf"|vae/diffusion_pytorch_model\.safetensors|{_TOKENIZER_FILES}")  # fmt: skip
@@ -223,6 +274,7 @@ def begin_anew(
             raise ViqError(f"{place}: lies in {out}, which --overwrite empties; move it out first")
     stages = [*stage_names(read_recipe(out)), *extra_stages]
     own, others = _split(out, lambda name: _is_own(name, stages))
+    others = [name for name in others if name != ".lock"]  # of this very process
     if blocking := [name for name in others if _WHOLE.fullmatch(name)]:
         raise ViqError(
             f"{out}: --overwrite cannot replace {printable(blocking[0], 100)}, which no run wrote: "

@@ -144,11 +144,11 @@ def _aligned(tensor: Tensor) -> Tensor:
     return tensor.clone()
 
 
-def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write a whole safetensors file, or nothing."""
+def write_weights(path: Path, weights: Mapping[str, Tensor], **metadata: str) -> None:
+    """Write a whole safetensors file, or nothing; `metadata` goes into its header."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with written_aside(path) as aside:
-        save_file(whole, aside, metadata={"format": "pt"})
+        save_file(whole, aside, metadata={"format": "pt", **metadata})
 
 
 class WithoutInit(TorchFunctionMode):

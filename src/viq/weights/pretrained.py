@@ -21,6 +21,7 @@ from viq.core.types import ViqError
 from viq.core.untrusted import INDEX_BYTES, printable
 from viq.weights import checkpoint
 from viq.weights.checkpoint import CheckpointError, building, read_config, shapes_in
+from viq.weights.verify import verify_folder
 
 LAYERS = 1024  # of anything, at most
 _FEW = 2**20  # parameters that may be missing without being noticed here: they are listed later
@@ -48,6 +49,7 @@ def load_pretrained(
     try:
         if Path(name).is_dir():
             _require_fits(Path(name), build, configs)
+            verify_folder(Path(name))
         with quiet():
             options |= {"use_safetensors": True, "output_loading_info": True}
             model, report = load(str(name), **options)

@@ -28,6 +28,7 @@ from viq.weights.checkpoint import CheckpointError, hashed, opened_weights, read
 
 PARTS = ("encoder", "quantizer")  # of a config and of the names of weights: what decides codes
 DIGEST = "digest"  # of the other weights, in config.json
+DIGEST_FILE = "digest.json"  # of a folder that transformers wrote
 
 _REMEMBERED = "verified.json"
 _LARGE = 128 * 2**20  # bytes from which on a file is remembered; hashing them takes 0.2 s
@@ -85,6 +86,47 @@ def verify_all(path: Path, digest: str) -> None:
     """
     if digest:
         _require(path, ("", digest), ("", _digests(path, "", False)[0]))
+
+
+def verify_own(path: Path) -> None:
+    """See that all weights in a file have the digest in its own header; older files have none.
+
+    Raises:
+        CheckpointError: they have not, or the file is damaged.
+    """
+    with opened_weights(path) as file:
+        stated = (file.metadata() or {}).get(DIGEST, "")
+    if stated and stated != (found := _digests(path, "", False)[0]):
+        raise CheckpointError(f"{path}: has the digest {found}, not {stated[:16]}: it is damaged")
+
+
+def stamp_folder(folder: Path) -> None:
+    """Write the digest of a folder's weights beside them: for those that transformers wrote, whose
+    config.json goes with any other weights as well."""
+    text = json.dumps({DIGEST: _folder_digest(folder)}) + "\n"
+    write_atomically(folder / DIGEST_FILE, text.encode())
+
+
+def verify_folder(folder: Path) -> None:
+    """See that a folder's weights are those of `stamp_folder`, if there is a stamp.
+
+    Raises:
+        CheckpointError: they are not, or a file is damaged.
+    """
+    path = folder / DIGEST_FILE
+    if not path.exists():
+        return
+    stated, found = read_object(path).get(DIGEST), _folder_digest(folder)
+    if stated != found:
+        raise CheckpointError(
+            f"{folder}: its weights have the digest {found}, not the one in {DIGEST_FILE}: damaged "
+            f"or half copied; copy the folder again (if you changed them, remove {DIGEST_FILE})"
+        )
+
+
+def _folder_digest(folder: Path) -> str:
+    found = [_digests(path, "", False)[0] for path in sorted(folder.glob("*.safetensors"))]
+    return hashlib.sha256(" ".join(found).encode()).hexdigest()[:16]
 
 
 def digest_of(weights: Mapping[str, Tensor]) -> str:

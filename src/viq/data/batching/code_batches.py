@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from viq.core.codes import Codes
-from viq.core.types import Grid, ViqError, language_tokens
+from viq.core.types import CodesError, Grid, ViqError, language_tokens
 from viq.data.batching.mixture import Mixture, Position, Stream
 from viq.data.corpora.corpora import RowCorpus, Split
 from viq.data.sources.base import Row, Source
@@ -62,6 +63,11 @@ class CodeSource(Source):
 
     def keys(self) -> Iterator[str]:
         return self.data.keys()
+
+    def key(self, index: int) -> str:
+        with suppress(CodesError), self._lock:  # of a damaged shard, which may still have its keys
+            return self.data[index].key
+        return super().key(index)
 
     def _row(self, index: int) -> Row:
         with self._lock:

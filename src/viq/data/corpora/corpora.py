@@ -32,6 +32,7 @@ from viq.data.text.conversations import (
     ConversationError,
     Turn,
     conversation,
+    of_pairs,
 )
 from viq.image.open import open_image
 
@@ -100,7 +101,10 @@ class RowCorpus:
         where: dict[str, str] | None = None,
     ) -> None:
         self.name, self.source = name, source
-        held = [zlib.crc32(name.encode()) % _HELD_OUT == 0 for name in source.names()]
+        held = [
+            zlib.crc32(name.encode(errors="surrogatepass")) % _HELD_OUT == 0
+            for name in source.names()
+        ]
         self._rows = [i for i, h in enumerate(held) if h == (split == "held-out")]
         self.skipped: list[tuple[str, str]] = []
         if where:
@@ -158,7 +162,7 @@ class RowCorpus:
         if not _has_text(row):
             return _label_chat(row, rng)
         chat = conversation(row, choice=rng.randrange(1000))
-        return _shuffled(chat, rng) if row.extras.get("pairs") else chat
+        return _shuffled(chat, rng) if of_pairs(row) else chat
 
     def example(self, index: int, rng: random.Random) -> Example:
         """Raises SourceError, ConversationError or ImageError for a bad row."""
@@ -238,13 +242,15 @@ def open_corpora(
     split: Split,
     *,
     where: dict[str, str] | None = None,
+    root: Path | None = None,
     access: Access | None = None,
 ) -> list[RowCorpus]:
     """One corpus a file; a folder of Parquet files gives one a file; numbered shards are joined.
 
     Args:
         where: only rows whose columns have these values, e.g. {"licence_tier": "permissive"}.
-        access: what paths and URLs in the data may open, as of `open_source`.
+        root, access: where paths in the data begin, and what they and URLs may open, as of
+            `open_source`.
 
     Raises:
         ViqError: a path is no data, or no row of all passes.
@@ -257,7 +263,7 @@ def open_corpora(
             stem = Path(os.path.abspath(file)).stem  # `.` has a name, too
             name = re.sub(r"[-_.]?\d+(-of-\d+)?$", "", stem) or stem
             # One of several in a folder is a row that fails, and no more, if it is damaged.
-            source = open_source(file, access=access, alone=len(inner) < 2)
+            source = open_source(file, root=root, access=access, alone=len(inner) < 2)
             named.setdefault(name, []).append(source)
     corpora = [
         RowCorpus(name, concatenate(sources), split, where=where) for name, sources in named.items()
@@ -273,22 +279,24 @@ def open_split(
     paths: Iterable[str | Path],
     *,
     where: dict[str, str] | None = None,
+    root: Path | None = None,
     access: Access | None = None,
 ) -> list[tuple[RowCorpus, RowCorpus]]:
     """(train, held-out) corpora of the same files; those without a held-out row are left out."""
     paths = list(paths)
     train, held = (
-        open_corpora(paths, split, where=where, access=access) for split in ("train", "held-out")
+        open_corpora(paths, split, where=where, root=root, access=access)
+        for split in ("train", "held-out")
     )
     held_out = {corpus.name: corpus for corpus in held}
     return [(corpus, held_out[corpus.name]) for corpus in train if corpus.name in held_out]
 
 
-def _turns(pairs: Iterable[tuple[str, str]]) -> tuple[Turn, ...]:
-    """User and assistant turns; the first question carries the image mark."""
+def _turns(pairs: Iterable[tuple[str, str]], images: int = 1) -> tuple[Turn, ...]:
+    """User and assistant turns; the first question carries the image marks."""
     turns: list[Turn] = []
     for prompt, answer in pairs:
-        mark = "" if turns else IMAGE_MARK + "\n"
+        mark = "" if turns else f"{IMAGE_MARK}\n" * images
         turns += [Turn(role="user", text=mark + prompt), Turn(role="assistant", text=answer)]
     return tuple(turns)
 
@@ -300,7 +308,7 @@ def _shuffled(chat: Conversation, rng: random.Random) -> Conversation:
         for question, answer in zip(chat.turns[::2], chat.turns[1::2], strict=True)
     ]
     rng.shuffle(pairs)
-    return replace(chat, turns=_turns(pairs))
+    return replace(chat, turns=_turns(pairs, len(chat.images)))
 
 
 def _label_chat(row: Row, rng: random.Random) -> Conversation:

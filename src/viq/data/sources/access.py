@@ -26,7 +26,7 @@ import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes
 
 from viq.core.untrusted import UntrustedError, below, printable
 from viq.data.sources.base import (
@@ -196,7 +196,7 @@ class ImageText:
             if not comma:
                 return _from_base64(self.text)
             if head.rstrip().lower().endswith(";base64"):
-                return _from_base64(body)
+                return _from_base64(unquote(body) if "%" in body else body)
             return unquote_to_bytes(body)
         except (binascii.Error, ValueError) as error:
             raise ImageError(
@@ -212,7 +212,7 @@ def _from_base64(text: str) -> bytes:
 
 def is_encoded(text: str) -> bool:
     """Whether a text is an image rather than the name of one."""
-    if text[:5].lower() == "data:":
+    if text[:64].lstrip()[:5].lower() == "data:":
         return True
     if not _HEAD.match(text):
         return False

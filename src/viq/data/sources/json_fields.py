@@ -31,20 +31,28 @@ CONVERSATIONS = ("conversations", "messages")
 _SURE = ("img", "image_path", "img_path", "image_file", "image_url", "img_url")
 _PERHAPS = ("file_name", "filename", "path", "url")  # may name other things as well
 _PART_TYPES = ("image", "image_url", "input_image")
-# Under which an object says where its image is, the first that is there.
-_PLACES = ("img_path", "image_path", "image", "image_url", "path", "file_name", "url", "bytes")
+# Under which an object says where its image is, the first that is there. As in tables, bytes go
+# before the path of the file that they once were.
+_PLACES = ("bytes", "img_path", "image_path", "image", "image_url", "path", "file_name", "url")
 
 
 def is_image_part(part: dict[str, Any]) -> bool:
     """Whether a part of a message is an image rather than text."""
     kind = part.get("type")
-    return kind in _PART_TYPES if isinstance(kind, str) else "image" in part
+    # Without a type: tables give each part of a message all fields, those of others as None.
+    return kind in _PART_TYPES if isinstance(kind, str) else part.get("image") is not None
 
 
 def part_source(part: dict[str, Any]) -> Any:
     """What an image part says its image is; None if it is a mark alone."""
     found = next((part[name] for name in _PLACES if part.get(name) is not None), None)
     return found.get("url") if isinstance(found, dict) and "url" in found else found
+
+
+def content_of(message: dict[str, Any]) -> Any:
+    """What a message says: its `value`, else its `content`."""
+    said = message.get("value")
+    return message.get("content") if said is None else said
 
 
 def take_images(
@@ -94,7 +102,7 @@ def _entries(record: dict[str, Any], chosen: Sequence[str] | None) -> list[Any]:
 def _in_parts(record: dict[str, Any]) -> Iterator[Any]:
     """What the image parts of messages name; the parts become bare marks."""
     for message in _messages(record):
-        content = message.get("content", message.get("value"))
+        content = content_of(message)
         for part in content if isinstance(content, list) else ():
             if isinstance(part, dict) and is_image_part(part):
                 source = part_source(part)
@@ -107,7 +115,7 @@ def _in_parts(record: dict[str, Any]) -> Iterator[Any]:
 
 def _has_mark(record: dict[str, Any]) -> bool:
     for message in _messages(record):
-        content = message.get("content", message.get("value"))
+        content = content_of(message)
         if isinstance(content, str) and IMAGE_MARK in content:
             return True
         parts = content if isinstance(content, list) else ()

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import mmap
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -42,6 +43,7 @@ from viq.data.sources.json_fields import take_images
 # end, or through a thousand escapes: the engine keeps a state for each until the match is over.
 _TOKEN = re.compile(rb'([][{}])|"[^"\\]*(?:\\.[^"\\]*){0,1000}("?)', re.DOTALL)
 _STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*){0,1000}("?)', re.DOTALL)
+_GAP = 2**16  # bytes between two records that are looked at; blanks are never so many
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -74,7 +76,12 @@ class JsonSource(Source):
         self._wanted = wanted or Wanted()
         with open_regular(path) as stream:
             is_list = stream.read(4096).removeprefix(_BOM).lstrip().startswith(b"[")
-        self._spans = Spans.of(path, _records(path)) if is_list else lines(path, bool, RECORD_BYTES)
+        self._others = Counter[str]()
+        self._spans = (
+            Spans.of(path, _records(path, self._others))
+            if is_list
+            else lines(path, bool, RECORD_BYTES)
+        )
         self._mark = "#" if is_list else ":"
 
     def __len__(self) -> int:
@@ -85,6 +92,9 @@ class JsonSource(Source):
 
     def key(self, index: int) -> str:
         return f"{self._path.name}{self._mark}{self._spans.numbers[index]}"
+
+    def leftovers(self) -> dict[str, int]:
+        return dict(self._others)
 
     def _row(self, index: int) -> Row:
         where = self.where(index)
@@ -98,9 +108,13 @@ class JsonSource(Source):
         return Row(key=self.key(index), images=images, extras=self._wanted.of(found), where=where)
 
 
-def _records(path: Path) -> Iterator[tuple[int, int, int]]:
-    """(start, size, place) of the objects and lists in the outermost list of a JSON file."""
-    depth, start, number = 0, 0, 0
+def _records(path: Path, others: Counter[str]) -> Iterator[tuple[int, int, int]]:
+    """(start, size, place) of the objects and lists in the outermost list of a JSON file.
+
+    Args:
+        others: gets what else there is: numbers and texts in the list, and what follows it.
+    """
+    depth, start, end, number = 0, 0, 0, 0
     with (
         open_regular(path) as stream,
         mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text,
@@ -109,18 +123,29 @@ def _records(path: Path) -> Iterator[tuple[int, int, int]]:
             kind = text[at]
             if kind in b"[{":
                 depth += 1
-                if depth == 2:
+                if depth == 1:
+                    end = at + 1
+                elif depth == 2:
                     start = at
+                    _count(others, "places in a list without a record", text, end, start)
             else:
                 depth -= 1
                 if depth == 1:
                     yield start, at + 1 - start, number
-                    number += 1
+                    number, end = number + 1, at + 1
                 elif depth == 0:
+                    _count(others, "places in a list without a record", text, end, at)
+                    _count(others, "texts after the end of a list", text, at + 1, len(text))
                     return
     raise SourceError(
         f"{place(path)}: the list of records does not end; it is damaged or cut short"
     )
+
+
+def _count(others: Counter[str], what: str, text: mmap.mmap, start: int, end: int) -> None:
+    """Count a stretch of the file in which there is more than commas and blanks."""
+    if end - start > _GAP or text[start:end].strip(b" \t\r\n,"):
+        others[what] += 1
 
 
 def _brackets(text: mmap.mmap) -> Iterator[int]:

@@ -130,6 +130,20 @@ def open_source(
     return source
 
 
+def files_of(spec: str | os.PathLike[str]) -> list[Path]:
+    """The files here that a text stands for that `open_source` takes; of pictures their folder.
+
+    Those that their rows name are not among them.
+    """
+    text = os.fspath(spec)
+    if is_url(text) or text.startswith("hf:"):
+        return []
+    path = Path(text)
+    if path.is_dir():
+        return [] if is_saved_dataset(path) else _in_folder(path)[1]
+    return [path] if path.exists() else _matching(text)
+
+
 def concatenate(sources: Sequence[Source]) -> Source:
     """One source after the other. Keys stay as they are, so they should differ between sources."""
     return sources[0] if len(sources) == 1 else _Concatenation(sources)
@@ -178,6 +192,8 @@ def _open(spec: Any, options: dict[str, Any], access: Access | None, alone: bool
     if not isinstance(spec, (str, os.PathLike)):
         raise SourceError(f"a {type(spec).__name__} is no input; pass a path or a datasets.Dataset")
     text = os.fspath(spec)
+    if not text:  # as of a variable of the shell that is not set; Path takes it for `.`
+        raise SourceError("the empty path is no input; pass a file, a folder or . itself")
     if text.startswith("hf:") and not is_url(text):
         dataset = load_hub(text.removeprefix("hf:"), options.pop("split"))
         return DatasetSource(dataset, text, access=access, cached=True, **_columns(options))

@@ -37,6 +37,7 @@ from viq.data.sources.base import (
 from viq.image.open import IMAGE_SUFFIXES
 
 _BLOCK = 512  # bytes; a tar file ends with blocks of zeros
+_PADDING = 2**20  # bytes of zeros after the end mark that are looked at; `tar` writes 10 KiB
 _HEADER_BYTES = 16 * 2**20  # of what a header brings along: long names, attributes
 _MEMBERS = 10_000  # files of one sample
 _IMAGES = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
@@ -211,7 +212,8 @@ class _Shard:
                         seen[previous] = len(self.starts)
                         self.starts.append(member.offset)
                 counts[1] += 1
-            _check_end(self.path, end)
+            if _check_end(self.path, end):
+                self.leftovers["bytes after the end of a tar file"] += _size(self.path) - end
         except Exception as error:  # of a damaged header, of many types
             # The last sample is taken for whole if it has as many files as the one before. One
             # that goes on from an earlier place fails when it is read.
@@ -291,14 +293,22 @@ def _headers(path: Path, start: int = 0) -> Iterator[tuple[tarfile.TarInfo, int]
                 yield member, tar.offset
 
 
-def _check_end(path: Path, end: int) -> None:
-    """Raise where `tarfile` stops without a word: members end at `end`, and zeros must follow."""
+def _check_end(path: Path, end: int) -> bool:
+    """Raise where `tarfile` stops without a word: members end at `end`, and zeros must follow.
+
+    Returns:
+        Whether more follows, as where tar files were joined by `cat`.
+    """
     if _size(path) < end:
         raise EOFError(f"ends before byte {end}")
     with open_regular(path) as stream:
         stream.seek(end)
-        if any(stream.read(_BLOCK)):
+        mark = stream.read(_BLOCK)
+        if any(mark):
             raise tarfile.ReadError(f"no header at byte {end}")
+        if not mark:  # cut between two members, or never finished
+            raise EOFError(f"no end mark at byte {end}")
+        return any(stream.read(_PADDING))
 
 
 def _size(path: Path) -> int:

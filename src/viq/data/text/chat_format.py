@@ -17,6 +17,7 @@ L = tokens of a sequence.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,11 @@ from viq.core.types import IGNORE, IMAGE_TOKEN
 from viq.data.text.conversations import IMAGE_MARK, ConversationError, Turn, split_system
 
 START, END = "<|im_start|>", "<|im_end|>"
+IMAGE_PAD = "<|image_pad|>"  # Qwen2.5 has it; other tokenizers get it
+
+_MARKS = (START, END, IMAGE_PAD)
+# Between the two signs that each of them begins with.
+_MARK = re.compile("|".join(f"(?<=<)(?={re.escape(mark[1:])})" for mark in _MARKS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,9 +171,23 @@ def _tail(tokenizer: Any) -> list[int]:
 
 
 def _plain(text: str, tokenizer: Any) -> list[int]:
+    """Ids of text as letters, whatever it spells out."""
     if not text:
         return []
-    return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+    pieces = [text]
+    spelled = [mark for mark in _MARKS if mark in text]
+    if spelled and not _are_special(spelled, tokenizer):
+        # The option below splits only what the tokenizer holds for special.
+        pieces = _MARK.split(text)
+    ids: list[int] = []
+    for piece in pieces:
+        ids += tokenizer.encode(piece, add_special_tokens=False, split_special_tokens=True)
+    return ids
+
+
+def _are_special(marks: Sequence[str], tokenizer: Any) -> bool:
+    added = tokenizer.added_tokens_decoder.values()
+    return {*marks} <= {token.content for token in added if token.special}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,11 @@ Whatever a data set calls them, they become turns of user and assistant with one
 image. Marks and images are counted against each other, as a silent mismatch would train a model on
 the wrong picture.
 
-A first turn of `system` (or `developer`) is what the sample is told in place of the usual system
-text. Tools are written as the chat template of Qwen2.5 writes them: what the assistant calls, as
-<tool_call> in its answer, and what comes back, from `tool`, `function` or `observation`, as
-<tool_response> in a turn of the user, which is read and not scored.
+A first turn of `system` (or `developer`), else the text in a field `system` beside the turns, is
+what the sample is told in place of the usual system text. Tools are written as the chat template of
+Qwen2.5 writes them: what the assistant calls, as <tool_call> in its answer, and what comes back,
+from `tool`, `function` or `observation`, as <tool_response> in a turn of the user, which is read
+and not scored.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, Literal
 
 from viq.core.untrusted import printable
 from viq.data.sources.base import ImageRef, Row, SourceError
-from viq.data.sources.json_fields import IMAGE_MARK, is_image_part
+from viq.data.sources.json_fields import CONVERSATIONS, IMAGE_MARK, content_of, is_image_part
 
 __all__ = [
     "IMAGE_MARK",
@@ -29,6 +30,7 @@ __all__ = [
     "Turn",
     "conversation",
     "marked",
+    "of_pairs",
     "split_system",
     "turns_of",
 ]
@@ -170,12 +172,22 @@ def split_system(turns: Sequence[Turn]) -> tuple[str | None, Sequence[Turn]]:
     return None, turns
 
 
+def of_pairs(row: Row) -> bool:
+    """Whether `conversation` makes it of pairs, which do not depend on each other."""
+    extras = row.extras
+    return bool(extras.get("pairs")) and all(extras.get(name) is None for name in CONVERSATIONS)
+
+
 def _turns(row: Row, prompt: str, choice: int) -> list[Turn]:
     """The turns as the data has them, not checked against each other."""
     extras = row.extras
-    for name in ("conversations", "messages"):
+    for name in CONVERSATIONS:
         if extras.get(name) is not None:
-            return turns_of(_list(row, name), f"{row.where}: {name}")
+            turns = turns_of(_list(row, name), f"{row.where}: {name}")
+            told = extras.get("system")
+            if isinstance(told, str) and told and turns[0].role != "system":
+                return [Turn(role="system", text=told), *turns]
+            return turns
     if extras.get("pairs") is not None:
         answers: dict[str, list[str]] = {}
         for pair in _list(row, "pairs"):
@@ -220,13 +232,14 @@ def _exchange(question: str, answer: str) -> list[Turn]:
 
 
 def _speaker(item: dict[str, Any]) -> Any:
-    return item.get("from", item.get("role"))
+    said_by = item.get("from")
+    return item.get("role") if said_by is None else said_by
 
 
 def _turn(item: Any, where: str) -> Turn:
     if not isinstance(item, dict):
         raise ConversationError(f"{where} must hold objects, not {type(item).__name__}")
-    speaker, content = _speaker(item), item.get("value", item.get("content"))
+    speaker, content = _speaker(item), content_of(item)
     if not isinstance(speaker, str) or speaker not in (*_ROLES, *_RESULTS, *_CALLS):
         raise ConversationError(
             f"{where} has a turn of {printable(repr(speaker), 40)}; use human and gpt, or user and"

@@ -17,7 +17,7 @@ from viq.core.files import written_aside
 from viq.core.types import CodesError, ViqError
 from viq.store.columns import Extras
 from viq.store.folder import SINGLE, Index, Store
-from viq.store.job import SHARD_SIZE, count_shards, digest, open_job
+from viq.store.job import MERGED, SHARD_SIZE, count_shards, digest, open_job
 from viq.store.rows import CodeRow
 
 _TYPED_BY = 1000  # first samples of each store, which decide the types of extra columns
@@ -64,7 +64,7 @@ def merge(
     )
     wanted = Index(
         info=info,
-        options={SHARD_SIZE: shard_size, "merged": True},
+        options={SHARD_SIZE: shard_size, MERGED: True},
         columns={f.name: str(f.type) for f in extras.fields},
         inputs=inputs,
         keys=sequence,

@@ -36,6 +36,7 @@ from viq.image.patches import (
     tile_grid,
     unpatchify,
 )
+from viq.models.layers.ambient import by_default
 from viq.models.layers.blocks import AttentionPool
 from viq.models.tokenizer.config import TokenizerConfig, decisive, refuse_language_model
 from viq.models.tokenizer.decoder import PixelDecoder
@@ -61,11 +62,11 @@ class TokenizerOutput:
 
 
 def _as_it_is(method: Callable[..., _Result]) -> Callable[..., _Result]:
-    """Switch autocast off: in half precision a few codes in a hundred would be others."""
+    """Put aside what the caller has set: in half precision a few codes in a hundred are others."""
 
     @functools.wraps(method)
     def run(self: VisualTokenizer, *args: Any, **kwargs: Any) -> _Result:
-        with torch.autocast(self.device.type, enabled=False):
+        with by_default(self.device):
             return method(self, *args, **kwargs)
 
     return run
@@ -158,7 +159,7 @@ class VisualTokenizer(nn.Module):
         """Codes of images of any sizes, each at its native resolution.
 
         Like `embed`, `pool` and `decode` it computes in the dtype of the model, float32 unless
-        changed, even inside of `torch.autocast`. Codes say which it was.
+        changed, even inside of `torch.autocast` or where TF32 is allowed. Codes say which it was.
 
         Args:
             images: paths, bytes, PIL images or uint8 arrays (H, W, 3), or one of these.

@@ -44,7 +44,7 @@ from viq.train.generation.recipe import DrawRecipe
 from viq.train.loop import train
 from viq.train.monitor import say
 from viq.train.observer import Observer, own_lanes, text_tokenizer
-from viq.train.run_folder import begin_anew, check_data, check_recipe, empty_model, entry
+from viq.train.run_folder import alone, begin_anew, check_data, check_recipe, empty_model, entry
 from viq.weights import checkpoint
 
 CODES, WORDS, STAGE, MODEL = "codes.parquet", "words", "draw", "model"
@@ -81,6 +81,7 @@ class DrawRun:
     tensorboard: bool = False
     overwrite: bool = False  # begin anew: remove what an earlier run wrote here
 
+    @alone
     def train(self) -> Path:
         """Train, resuming what was begun; gives the folder of the model.
 

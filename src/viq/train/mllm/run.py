@@ -64,9 +64,11 @@ from viq.train.observer import (
     text_tokenizer,
 )
 from viq.train.run_folder import (
+    alone,
     begin_anew,
     check_data,
     check_recipe,
+    contents_of,
     empty_model,
     entries,
     entry,
@@ -133,6 +135,7 @@ class MllmRun:
     overwrite: bool = False  # begin anew: remove what an earlier run wrote here
     _said: set[str] = field(default_factory=set)
 
+    @alone
     def train(self) -> Path:
         """Train all stages, resuming whatever was begun; gives the folder of the last model.
 
@@ -325,6 +328,7 @@ class MllmRun:
             "codes": [entry(corpus.name, corpus.length, store_digest(corpus)) for corpus in stores],
             "text": entries(texts),
             "sizes": sizes_of(self.texts),
+            "contents": contents_of(self.texts),
             "drawn": self._draws(),
             "where": dict(self.where or {}),
         }

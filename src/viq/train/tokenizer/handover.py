@@ -14,6 +14,7 @@ from viq.models.tokenizer.tokenizer import TokenizerConfig, VisualTokenizer
 from viq.train.tokenizer.init import initialize
 from viq.train.tokenizer.recipe import PREFIXES, StageConfig
 from viq.weights import checkpoint
+from viq.weights.verify import verify_own
 
 _SIGLIP = ("encoder.", "pool_norm.", "pool_head.")  # what SigLIP2 has of a tokenizer
 
@@ -67,6 +68,7 @@ def load_reader(reader: LanguageReader, path: Path) -> None:
         raise checkpoint.CheckpointError(
             f"{path}: made with another language model or adapter (for example {min(wrong)})"
         )
+    verify_own(path)
     weights = checkpoint.read_weights(path)
     with torch.no_grad():
         for name, parameter in wanted.items():

@@ -42,7 +42,15 @@ from viq.train.distributed import make_accelerator
 from viq.train.loop import train
 from viq.train.monitor import code_use, count_codes, say
 from viq.train.observer import Observer, first_texts, own_lanes, shared, text_tokenizer
-from viq.train.run_folder import begin_anew, check_data, check_recipe, entries, sizes_of
+from viq.train.run_folder import (
+    alone,
+    begin_anew,
+    check_data,
+    check_recipe,
+    contents_of,
+    entries,
+    sizes_of,
+)
 from viq.train.tokenizer.discriminator import Discriminator
 from viq.train.tokenizer.handover import begin, frozen_but, load_reader, start_encoder
 from viq.train.tokenizer.init import fit_fsq
@@ -56,6 +64,7 @@ from viq.train.tokenizer.objectives import (
 )
 from viq.train.tokenizer.recipe import PREFIXES, Recipe, StageConfig
 from viq.weights import checkpoint
+from viq.weights.verify import digest_of
 
 Objective = AlignObjective | DecoderObjective | TowerObjective
 
@@ -99,7 +108,7 @@ class TrainingData:
             identity={
                 "data": entries(corpora),
                 "where": dict(where or {}),
-                **({"sizes": sizes_of(paths)} if paths else {}),
+                **({"sizes": sizes_of(paths), "contents": contents_of(paths)} if paths else {}),
             },
         )
 
@@ -119,6 +128,7 @@ class Run:
     paths: Sequence[str | Path] = ()  # of the data, which that must not touch
     _words: Any = None
 
+    @alone
     def train(self) -> VisualTokenizer | None:
         """Train all stages, resuming whatever was begun; gives the last tokenizer.
 
@@ -227,7 +237,7 @@ class Run:
             own = {n: p for n, p in reader.named_parameters() if n in reader.own}
             weights = {name: state.whole_tensor(value) for name, value in own.items()}
             if main:
-                checkpoint.write_weights(folder / READER, weights)
+                checkpoint.write_weights(folder / READER, weights, digest=digest_of(weights))
         elif main and previous and (previous / READER).is_file():  # for a later stage with text
             write_atomically(folder / READER, (previous / READER).read_bytes())
         if tokenizer := state.whole(objective.tokenizer, main):

@@ -1,0 +1,51 @@
+"""What an application has set for all of PyTorch, put aside where the same codes must come out.
+
+Autocast, a default device, and float32 products in fewer bits (TF32, bfloat16) each belong to the
+caller, who may have set them for a training loop around us. Codes that depended on them would carry
+the same fingerprint and be others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from threading import Lock
+from typing import Any
+
+import torch
+
+_EXACT = ("ieee", "none")  # none: unset, and that is exact
+_lock = Lock()
+_inside = 0  # threads in `_exact_products`; the settings are one for all threads
+_before: list[tuple[Any, str]] = []
+
+
+@contextmanager
+def by_default(device: torch.device) -> Iterator[None]:
+    """Compute on `device` as if nothing had been set; settings come back after it."""
+    # Tensors that name no device belong on the CPU, from where they are moved.
+    plain = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+    with torch.autocast(device.type, enabled=False), plain, _exact_products():
+        yield
+
+
+@contextmanager
+def _exact_products() -> Iterator[None]:
+    """Products of float32 matrices in float32. Of threads, the last to leave puts settings back."""
+    global _inside
+    with _lock:
+        if not _inside:
+            backends: Any = torch.backends  # whose stubs know only some
+            for setting in (backends.cuda.matmul, backends.mkldnn.matmul):
+                if (value := setting.fp32_precision) not in _EXACT:
+                    _before.append((setting, value))
+                    setting.fp32_precision = "ieee"
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            while not _inside and _before:
+                setting, value = _before.pop()
+                setting.fp32_precision = value
