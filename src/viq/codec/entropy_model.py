@@ -46,6 +46,7 @@ from viq.codec.layout import (
     _centred,
 )
 from viq.core.codes import Codes
+from viq.core.errors import require
 from viq.core.files import BUNDLED, require_regular, write_atomically
 from viq.core.types import CODES_PER_PATCH, CodesError, Grid, Size, ViqError, bounded_grid, grid_of
 from viq.core.untrusted import below, fingerprint, levels_of, parse_json
@@ -408,10 +409,6 @@ def _batches(grids: Sequence[Grid]) -> Iterator[slice]:
 
 def _constriction() -> tuple[Any, Any]:
     """The coder, and the family of its models."""
-    try:
+    with require("constriction", "codec", "compression of codes"):
         stream: Any = import_module("constriction").stream
-    except ImportError:
-        raise ViqError(
-            "compressed codes need the constriction library: pip install 'viq[codec]'"
-        ) from None
     return stream.queue, stream.model.Categorical(perfect=False)

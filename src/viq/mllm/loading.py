@@ -10,6 +10,7 @@ from transformers import (
     GenerationConfig,
 )
 
+from viq.core.errors import first_line
 from viq.core.files import bundled
 from viq.core.levels import codebook_size
 from viq.core.quiet import quiet
@@ -86,8 +87,9 @@ def load_mllm(
             model = ViQForConditionalGeneration.from_pretrained(str(name), dtype=dtype)
         processor = ViQProcessor.from_pretrained(str(name))
     except (OSError, ValueError) as error:
-        first = (str(error).strip().splitlines() or ["unknown error"])[0]
-        raise ViqError(f"{name}: cannot be loaded ({first}); give a run folder") from None
+        raise ViqError(
+            f"{name}: cannot be loaded ({first_line(error)}); give a run folder"
+        ) from None
     return model.to(device).eval(), processor  # type: ignore[arg-type, return-value]
 
 
