@@ -350,6 +350,7 @@ def labels(paths: Sequence[Path]) -> list[str]:
 
 
 def because(error: BaseException) -> str:
-    """The words of an error on one line, not too long."""
+    """All words of an error on one line (`first_line` drops the rest: hubs and Arrow explain
+    themselves over several), not too long."""
     words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return printable(" ".join(words.split()), 160) or type(error).__name__
