@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from viq.codec.entropy_model import ENTROPY_FILE, EntropyModel, find_model
+from viq.codec.entropy_model import ENTROPY_FILE, EntropyModel, beside
+from viq.codec.find import find_model
 from viq.codec.layout import CAP, LEVEL_UNIT, VALUE_UNIT, WEIGHT_UNIT, Layout
 from viq.core.codes import Codes
 from viq.core.types import CodesError, ViqError, grid_of
@@ -230,6 +231,17 @@ def test_a_damaged_stamp_is_no_part_of_a_path(tmp_path: Path, stamp: str) -> Non
     with pytest.raises(ViqError, match="damaged") as caught:
         find_model(stamp, tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_models_that_come_and_go_are_noticed(tmp_path: Path) -> None:
+    with pytest.raises(ViqError, match="which is missing"):
+        find_model(MODEL.stamp, tmp_path)
+    MODEL.save_beside(tmp_path)
+    assert find_model(MODEL.stamp, tmp_path).stamp == MODEL.stamp
+    (tmp_path / beside(MODEL.stamp)).rename(tmp_path / "elsewhere")
+    with pytest.raises(ViqError, match="which is missing"):
+        find_model(MODEL.stamp, tmp_path)
+    assert find_model(MODEL.stamp, tmp_path, [tmp_path / "elsewhere"]).stamp == MODEL.stamp
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_urls(tmp_path: Path) -> None:
 def test_urls_without_fsspec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fsspec", None)
     (tmp_path / "list.txt").write_text("https://a.png\n")
-    refused(tmp_path / "list.txt", r"needs fsspec; run: pip install 'viq\[data\]'")
+    refused(tmp_path / "list.txt", r"needs fsspec: pip install 'viq\[data\]'")
     (tmp_path / "list.txt").write_text("a.png\n")
     assert len(open_source(tmp_path / "list.txt")) == 1
 
@@ -693,7 +693,7 @@ def test_hub(datasets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_datasets_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    refused("hf:a/b", r"hf:a/b needs datasets; run: pip install 'viq\[data\]'")
+    refused("hf:a/b", r"hf:a/b needs datasets: pip install 'viq\[data\]'")
 
 
 # JSON

@@ -15,7 +15,6 @@ from tiny import tokenizer
 from typer.testing import CliRunner
 
 from viq.cli import app
-from viq.codec.entropy_model import find_model
 from viq.core.codes import Codes
 from viq.core.types import CodesError, ViqError
 from viq.jobs.store.lint import lint
@@ -187,7 +186,6 @@ def test_merge_compresses_and_back(store: Path, tmp_path: Path) -> None:
     assert shard.suffix == PARQUET
     for beside in small.path.glob("_entropy-*"):
         beside.unlink()
-    find_model.cache_clear()
     with pytest.raises(ViqError, match="which is missing; copy"):
         list(Store(tmp_path / "small"))
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from viq.core.errors import require
 from viq.core.types import CODES_PER_PATCH, PATCH_SIZE, Grid, ViqError, language_tokens
 from viq.image.patches import PatchBatch, lengths_of
 from viq.models.tokenizer.encoder import EncoderConfig
@@ -199,10 +200,8 @@ def make_language(shape: LanguageShape, device: torch.device, dtype: torch.dtype
     Raises:
         ViqError: transformers is not installed.
     """
-    try:
+    with require("transformers", "bench", "this benchmark"):
         from transformers import AutoModelForCausalLM, Qwen2Config
-    except ImportError:
-        raise ViqError("this benchmark needs transformers: pip install 'viq[bench]'") from None
     config = Qwen2Config(
         vocab_size=shape.vocabulary,
         hidden_size=shape.width,

@@ -24,11 +24,9 @@ import hashlib
 import json
 import math
 import os
-import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -46,11 +44,11 @@ from viq.codec.layout import (
     _centred,
 )
 from viq.core.codes import Codes
-from viq.core.files import BUNDLED, require_regular, write_atomically
+from viq.core.errors import require
+from viq.core.files import require_regular, write_atomically
 from viq.core.types import CODES_PER_PATCH, CodesError, Grid, Size, ViqError, bounded_grid, grid_of
-from viq.core.untrusted import below, fingerprint, levels_of, parse_json
+from viq.core.untrusted import fingerprint, levels_of, parse_json
 
-_STAMP = re.compile(r"[0-9a-f]{16}")
 ENTROPY_FILE = "entropy.safetensors"  # in the folder of its tokenizer
 ENTROPY_BYTES = 1 << 26  # of that file, at most; ours take a hundredth
 FORMAT = 1
@@ -66,6 +64,11 @@ _LENGTH = struct.Struct("<Q")  # of the header that begins a safetensors file
 # bytes that claims a huge image is refused before memory is taken for it.
 _PATCHES_PER_BYTE = 256
 _BATCH = 1 << 14  # patches that are coded together: bounds memory
+
+
+def beside(stamp: str) -> str:
+    """Name of the file of an entropy model in a folder of codes that it compressed."""
+    return f"_entropy-{stamp}.safetensors"
 
 
 class EntropyModel:
@@ -333,32 +336,6 @@ class EntropyModel:
         return _CRC.pack(zlib.crc32(ids, zlib.crc32(words, zlib.crc32(about))))
 
 
-def beside(stamp: str) -> str:
-    """Name of the file of an entropy model in a folder of codes that it compressed."""
-    return f"_entropy-{stamp}.safetensors"
-
-
-@lru_cache(maxsize=8)
-def find_model(stamp: str, folder: Path) -> EntropyModel:
-    """The entropy model of compressed codes in `folder`: it lies there, or with a bundled model.
-
-    Raises:
-        ViqError: there is none, or it is damaged.
-    """
-    if not _STAMP.fullmatch(stamp):  # it comes from a file, and is about to be part of a path
-        raise ViqError(f"{folder}: no entropy model has the stamp {stamp!r}; the codes are damaged")
-    paths = [below(folder, beside(stamp), str(folder)), *sorted(BUNDLED.glob(f"*/{ENTROPY_FILE}"))]
-    for path in paths:
-        if path.is_file():
-            model = EntropyModel.load(path)
-            if model.stamp == stamp:
-                return model
-    raise ViqError(
-        f"{folder}: has codes compressed with the entropy model {stamp}, which is missing; copy "
-        f"{ENTROPY_FILE} of their tokenizer to {folder / beside(stamp)}"
-    )
-
-
 def _check(tensors: Mapping[str, np.ndarray], sizes: np.ndarray, depth: int) -> None:
     """Names and shapes fit, and no sum can leave the integers that float32 holds."""
     if not len(sizes) or not all(t.dtype.kind in "iu" for t in tensors.values()):
@@ -408,10 +385,6 @@ def _batches(grids: Sequence[Grid]) -> Iterator[slice]:
 
 def _constriction() -> tuple[Any, Any]:
     """The coder, and the family of its models."""
-    try:
+    with require("constriction", "codec", "compression of codes"):
         stream: Any = import_module("constriction").stream
-    except ImportError:
-        raise ViqError(
-            "compressed codes need the constriction library: pip install 'viq[codec]'"
-        ) from None
     return stream.queue, stream.model.Categorical(perfect=False)

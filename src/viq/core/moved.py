@@ -26,7 +26,7 @@ cli_mllm cli.train
 cli_parts cli.common
 cli_store cli.codes
 cli_tools cli.store
-compress codec.entropy_model
+compress codec
 console cli.console
 data.access data.sources.access
 data.batches data.batching.tokenizer_batches

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from viq.core.errors import require
 from viq.core.types import ViqError
 from viq.data.sources.base import Source
 from viq.jobs.encode import begin_afresh, check_out, encode_shards, plan, to_store
@@ -33,7 +34,7 @@ from viq.store.columns import Extras
 from viq.store.folder import Index
 from viq.store.job import Counts, Job, count_shards, open_job
 
-_NO_RAY = "--engine ray needs Ray; run: pip install 'viq[ray]'"
+_NEEDING = "--engine ray"
 _BLOCKS = 64  # for each actor: few enough for Ray to plan, enough to share the work evenly
 
 
@@ -117,8 +118,9 @@ def encode(
     if strict:
         require_all(source)
     index, extras = plan(tokenizer, source, options, strict)
-    if not find_spec("ray"):  # before anything is removed
-        raise ViqError(_NO_RAY)
+    with require("ray", "ray", _NEEDING):  # before anything is removed
+        if not find_spec("ray"):  # importing it would take a while
+            raise ImportError
     if overwrite:
         begin_afresh(out)
     numbers = range(count_shards(index))
@@ -177,10 +179,8 @@ def _ray() -> Iterator[_Slots]:
     # Else Ray writes a token into the home folder, and warns of what does not concern us.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    try:
+    with require("ray", "ray", _NEEDING):
         import ray
-    except ImportError:
-        raise ViqError(_NO_RAY) from None
     ours = not ray.is_initialized()
     if ours:
         on_term = signal.getsignal(signal.SIGTERM)

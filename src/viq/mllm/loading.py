@@ -10,11 +10,11 @@ from transformers import (
     GenerationConfig,
 )
 
+from viq.core.errors import first_line
 from viq.core.files import bundled
 from viq.core.levels import codebook_size
 from viq.core.quiet import quiet
 from viq.core.types import ViqError
-from viq.core.untrusted import printable
 from viq.data.text.chat_format import END, ChatConfig
 from viq.metrics.run_log import RECIPE, read_recipe, stage_names
 from viq.mllm.modeling import ViQConfig, ViQForConditionalGeneration
@@ -87,8 +87,9 @@ def load_mllm(
             model = ViQForConditionalGeneration.from_pretrained(str(name), dtype=dtype)
         processor = ViQProcessor.from_pretrained(str(name))
     except Exception as error:  # what damage makes the libraries raise is anyone's guess
-        first = printable((str(error).strip().splitlines() or [type(error).__name__])[0], 400)
-        raise ViqError(f"{name}: cannot be loaded ({first}); give a run folder") from None
+        raise ViqError(
+            f"{name}: cannot be loaded ({first_line(error, 400)}); give a run folder"
+        ) from None
     return model.to(device).eval(), processor  # type: ignore[arg-type, return-value]
 
 

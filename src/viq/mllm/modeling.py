@@ -28,6 +28,7 @@ from viq.core.types import IMAGE_TOKEN, CodesError, Grid, ViqError
 from viq.image.patches import PatchBatch, exact_pixels, lengths_of
 from viq.models.language.projector import MergeProjector, ProjectorConfig, Whitener
 from viq.models.language.reader import ReadsFeatures
+from viq.models.layers.unregistered import Unregistered
 from viq.models.tokenizer.embedder import CodeEmbedder, EmbedderConfig
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.weights import checkpoint
@@ -99,7 +100,7 @@ class ViQForConditionalGeneration(ReadsFeatures, PreTrainedModel, GenerationMixi
             )
         )
         self.language = causal_of(config.text_config)
-        self._tokenizer: list[VisualTokenizer] = []  # in a list: no part of the state
+        self._tokenizer = Unregistered[VisualTokenizer]()
         self.post_init()
 
     @classmethod
@@ -277,12 +278,11 @@ class ViQForConditionalGeneration(ReadsFeatures, PreTrainedModel, GenerationMixi
         The first call loads the tokenizer named in the config, in fp32. Pixels may have been cast
         to the dtype of the model, as `inputs.to(device, torch.bfloat16)` does.
         """
-        if not self._tokenizer:
-            self.set_visual_tokenizer(
-                VisualTokenizer.from_pretrained(self.config.embedder.tokenizer)
-            )
-        tokenizer = self._tokenizer[0].to(pixel_values_TD.device)
-        return tokenizer.ids_alone(
+        tokenizer = self._tokenizer.module
+        if tokenizer is None:
+            tokenizer = VisualTokenizer.from_pretrained(self.config.embedder.tokenizer)
+            self.set_visual_tokenizer(tokenizer)
+        return tokenizer.to(pixel_values_TD.device).ids_alone(
             PatchBatch(patches_TD=exact_pixels(pixel_values_TD), grids_hw=tuple(grids_hw))
         )
 
@@ -293,7 +293,7 @@ class ViQForConditionalGeneration(ReadsFeatures, PreTrainedModel, GenerationMixi
             CodesError: its codes are not those that this model reads.
         """
         self.require(tokenizer.fingerprint)
-        self._tokenizer[:] = [tokenizer]
+        self._tokenizer.module = tokenizer
 
     def require(self, fingerprint: str) -> None:
         """Refuse codes of another tokenizer; codes of unknown origin ("") pass."""

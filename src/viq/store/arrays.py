@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from viq.codec.entropy_model import EntropyModel
+from viq.codec.entropy_model import ENTROPY_FILE, EntropyModel
+from viq.codec.find import find_model
 from viq.core.codes import Codes
+from viq.core.files import BUNDLED
 from viq.core.types import CodesError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+def coder_of(stamp: str, folder: Path) -> EntropyModel | None:
+    """The entropy model of codes in a folder: it lies beside them, or comes with the package.
+
+    Args:
+        stamp: "" for codes that are not compressed, which have none.
+
+    Raises:
+        ViqError: there is none, or it is damaged.
+    """
+    return find_model(stamp, folder, BUNDLED.glob(f"*/{ENTROPY_FILE}")) if stamp else None
 
 
 def codes_array(codes: Sequence[Codes | None], coder: EntropyModel | None) -> pa.Array:

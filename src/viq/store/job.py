@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from itertools import groupby, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,6 +27,7 @@ from viq.store.facts import Facts, Failure, write_ledger
 from viq.store.folder import INDEX, JOB, LEDGER, Index, Shard, read_begun, read_index, shard_name
 from viq.store.lock import locked
 from viq.store.rows import CodeRow, CodesReader, CodesWriter, StoreInfo
+from viq.store.schema import samples_of
 
 SHARD_SIZE = "shard_size"  # the option that says how many inputs make a shard
 MERGED = "merged"  # the option of a store that was made of others
@@ -136,7 +137,7 @@ class Job:
         failed = {failure.input for failure in facts.failures}
         inputs = (i for i in range(*facts.inputs) if i not in failed)
         with CodesReader(self.folder / shard_name(number)) as reader:
-            samples = _samples(reader.rows())
+            samples = samples_of(reader.rows())
             for place, rows in zip_longest(inputs, samples):
                 if place is None or rows is None:
                     raise CodesError(f"{reader.path}: does not hold the inputs {facts.inputs[0]} "
@@ -327,18 +328,6 @@ def digest(keys: Iterable[str]) -> tuple[int, str]:
         state.update(len(data).to_bytes(8, "little") + data)
         count += 1
     return count, state.hexdigest()[:16]
-
-
-def _samples(rows: Iterator[CodeRow]) -> Iterator[list[CodeRow]]:
-    """Rows by sample; `image_index` 0 begins one."""
-    number = 0
-
-    def sample_of(row: CodeRow) -> int:
-        nonlocal number
-        number += row.image_index == 0
-        return number
-
-    return (list(group) for _, group in groupby(rows, key=sample_of))
 
 
 def _refuse_changes(folder: Path, found: Index, wanted: Index) -> None:

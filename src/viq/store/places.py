@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from viq.codec.entropy_model import ENTROPY_BYTES, beside
+from viq.core.errors import require
 from viq.core.files import sha256_of
-from viq.core.types import CodesError, ViqError
+from viq.core.types import CodesError
 from viq.core.untrusted import INDEX_BYTES
 from viq.store.cache_folder import CacheFolder
 from viq.store.folder import INDEX, PARQUET, Index, Shard, Store
@@ -65,10 +66,8 @@ class _Remote:
     """Behind a URL. Files are fetched into a temporary folder inside the cache."""
 
     def __init__(self, url: str, folder: CacheFolder) -> None:
-        try:
+        with require("fsspec", "data", url):
             from fsspec.core import url_to_fs
-        except ImportError:
-            raise ViqError(f"{url}: needs fsspec; pip install 'viq[data]'") from None
         self._url, self._folder = url, folder
         with self._reported(""):
             self._fs, root = url_to_fs(url)

@@ -23,89 +23,29 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from viq.codec.entropy_model import find_model
 from viq.core.codes import Codes
 from viq.core.files import require_regular, written_aside
 from viq.core.types import CODES_PER_PATCH, DTYPES, FLOAT32, CodesError, ViqError, grid_of
 from viq.core.untrusted import UntrustedError, fingerprint, levels_of, parse_json
-from viq.store.arrays import checksum, codes_array, decompressed
+from viq.store.arrays import checksum, coder_of, codes_array, decompressed
 from viq.store.bounds import Bounds, checked
 from viq.store.columns import Extras
 from viq.store.footer import columns_of
+from viq.store.schema import COLUMNS, NUMBERS, CodeRow, StoreInfo, schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS_PER_GROUP = 256  # images; a group is what a reader must load to see one row
-NUMBERS = ("image_index", "height", "width", "rows", "cols", "tile")
-COLUMNS = ("key", *NUMBERS, "codes")
 _SUMS = "viq.sums"  # note: `checksum` of every ROWS_PER_GROUP rows
 _OPTIONAL = {"image_index", "rows", "cols", "tile"}  # files of other writers may lack them
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoreInfo:
-    """Who made the codes of a file.
-
-    Attributes:
-        entropy: stamp of the entropy model that compressed them; "" if none did.
-        dtype: in which the tokenizer computed, as in `Codes`.
-    """
-
-    model: str
-    fingerprint: str
-    levels: tuple[int, ...]
-    entropy: str = ""
-    dtype: str = FLOAT32
-
-    def metadata(self) -> dict[str, str]:
-        """As Parquet file metadata."""
-        values = {
-            "viq.model": self.model,
-            "viq.fingerprint": self.fingerprint,
-            "viq.levels": json.dumps(list(self.levels)),
-        }
-        values |= {"viq.dtype": self.dtype} if self.dtype != FLOAT32 else {}
-        return values | ({"viq.entropy": self.entropy} if self.entropy else {})
-
-
-@dataclass(frozen=True)
-class CodeRow:
-    """One row: the codes of one image, or of none, and what rides along.
-
-    Attributes:
-        codes: None for a sample without images.
-        image_index: place of the image among the images of its sample.
-        extras: columns that came with the sample.
-    """
-
-    key: str
-    codes: Codes | None
-    image_index: int = 0
-    extras: Mapping[str, Any] = field(default_factory=dict)
-
-
-def schema(info: StoreInfo, extras: Extras | None = None) -> pa.Schema:
-    """The one Parquet schema of the project, with the columns that ride along."""
-    import pyarrow as pa
-
-    codes = pa.binary() if info.entropy else pa.list_(pa.uint16())
-    return pa.schema(
-        [
-            pa.field("key", pa.string(), nullable=False),
-            *(pa.field(name, pa.int32(), nullable=False) for name in NUMBERS),
-            pa.field("codes", codes, nullable=False),
-            *(extras.fields if extras else ()),
-        ],
-        metadata=info.metadata(),
-    )
 
 
 class CodesWriter:
@@ -124,7 +64,7 @@ class CodesWriter:
     ) -> None:
         self.path, self.info, self.extras = Path(path), info, extras
         self._schema = schema(info, extras)
-        self._coder = find_model(info.entropy, self.path.parent) if info.entropy else None
+        self._coder = coder_of(info.entropy, self.path.parent)
         self._aside = written_aside(self.path)
         self._rows: list[CodeRow] = []
         self._sums: list[int] = []  # of row groups
@@ -351,7 +291,7 @@ class CodesReader:
         import pyarrow as pa
 
         with _named(self.path):
-            coder = find_model(self.info.entropy, self.path.parent) if self.info.entropy else None
+            coder = coder_of(self.info.entropy, self.path.parent)
             wanted = self.plain_schema(extras)
             for batch in self._batches([*self.columns, *(f.name for f in extras.fields)]):
                 columns = {name: batch[name] for name in batch.schema.names}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from viq.core.codes import Codes
 from viq.core.types import CodesError, ViqError
-from viq.store.arrays import checksum, decompressed
+from viq.store.arrays import checksum, coder_of, decompressed
 from viq.store.rows import NUMBERS, ROWS_PER_GROUP, CodeRow, CodesReader
 
 if TYPE_CHECKING:
@@ -86,16 +86,12 @@ def _fits(table: pa.Table, start: int, sums: Any) -> bool:
 
 
 def _row(reader: CodesReader, table: pa.Table) -> CodeRow:
-    from viq.codec.entropy_model import find_model
-
     (batch,) = table.combine_chunks().to_batches()
     if any(column.null_count for column in batch.columns):
         raise CodesError("values are missing")
     numbers = {name: int(batch[name][0].as_py()) for name in NUMBERS if name in batch.schema.names}
-    if reader.info.entropy:
-        codes = decompressed(batch, find_model(reader.info.entropy, reader.path.parent))
-    else:
-        codes = batch["codes"]
+    coder = coder_of(reader.info.entropy, reader.path.parent)
+    codes = decompressed(batch, coder) if coder else batch["codes"]
     ids = codes.flatten().to_numpy()  # unlike `values`, of this row alone
     key, size = batch["key"][0].as_py(), (numbers["height"], numbers["width"])
     made: Codes | None = reader._codes(key, ids, size, numbers.get("tile", 0))

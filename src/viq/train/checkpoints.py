@@ -32,6 +32,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from viq.core.errors import first_line
 from viq.core.files import ASIDE, folder_aside, make_readable, sha256_of
 from viq.core.types import ViqError
 from viq.core.untrusted import INDEX_BYTES
@@ -263,7 +264,7 @@ def resume(
         return Resumed(step=values["step"], positions=positions, average=values["average"])
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ViqError(
-            f"{path}: cannot be resumed ({_first_line(error)}); it is of another run: give another "
+            f"{path}: cannot be resumed ({first_line(error)}); it is of another run: give another "
             "--out"
         ) from None
 
@@ -356,7 +357,7 @@ def _content(path: Path) -> dict[str, Any]:
             raise ViqError("of a newer release")
         return content
     except (OSError, KeyError, TypeError, RecursionError, ViqError) as error:
-        reason = _first_line(error).removeprefix(f"{path / STATE}: ")
+        reason = first_line(error, None).removeprefix(f"{path / STATE}: ")
         raise ViqError(f"{path} is damaged ({STATE}: {reason})") from None
 
 
@@ -369,13 +370,7 @@ def _read_old(path: Path) -> dict[str, Any]:
             raise ViqError("not whole")
         return values
     except Exception as error:  # a damaged pickle raises nearly anything
-        raise ViqError(f"{path} is damaged ({OLD}: {_first_line(error)})") from None
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ViqError(f"{path} is damaged ({OLD}: {first_line(error)})") from None
 
 
 def _number(path: Path) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from viq.core.errors import require
 from viq.core.types import ViqError
 from viq.models.layers.blocks import Block
 
@@ -22,11 +23,9 @@ def make_accelerator(precision: Literal["auto", "float32", "bfloat16"] = "auto")
     Raises:
         ViqError: accelerate is missing, or launched with the first version of FSDP.
     """
-    try:
+    with require("accelerate", "train", "training"):
         from accelerate import Accelerator, DistributedDataParallelKwargs
         from accelerate.utils import DistributedType
-    except ImportError:
-        raise ViqError("training needs accelerate: pip install 'viq[train]'") from None
     cuda = torch.cuda.is_available()
     half = precision == "bfloat16" or (
         precision == "auto" and cuda and torch.cuda.is_bf16_supported()

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from viq.core.errors import first_line
 from viq.core.files import bundled
 from viq.weights import checkpoint
 from viq.weights.checkpoint import CheckpointError
@@ -134,8 +135,7 @@ def _explain(error: Exception, repo_id: str, revision: str | None) -> str:
         )
     if _is(error, "HFValidationError"):
         return "not a valid hub id, which looks like owner/name"
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"not accessible on the hub ({type(error).__name__}: {first}); try again"
+    return f"not accessible on the hub ({type(error).__name__}: {first_line(error)}); try again"
 
 
 def _is(error: Exception, *names: str) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from viq.core.errors import first_line
 from viq.core.files import require_regular
 from viq.core.quiet import quiet
 from viq.core.types import ViqError
@@ -89,12 +90,6 @@ def checked_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{where}: quantized weights are not supported; give plain ones")
     _look_at(config, where)
     return config
-
-
-def first_line(error: Exception) -> str:
-    """An error of a library as part of a line."""
-    lines = str(error).strip().splitlines()
-    return printable(lines[0] if lines else type(error).__name__, 200)
 
 
 def _look_at(value: Any, where: str, name: str = "") -> None:

@@ -28,6 +28,7 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes
 
+from viq.core.errors import require
 from viq.core.untrusted import UntrustedError, below, printable
 from viq.data.sources.base import (
     IMAGE_BYTES,
@@ -35,7 +36,6 @@ from viq.data.sources.base import (
     ImageRef,
     SourceError,
     because,
-    missing,
     place,
 )
 from viq.data.sources.fetch import FetchLimits, fetch
@@ -241,12 +241,10 @@ def scheme_of(url: str) -> str:
 
 def require_scheme(scheme: str, where: str) -> None:
     """Raise `SourceError` now, rather than at every row, if no URL of `scheme` can be fetched."""
-    try:
+    with require("fsspec", "data", where, SourceError):
         fsspec = importlib.import_module("fsspec")
         if scheme in _WEB:
             importlib.import_module("aiohttp")
-    except ImportError as error:
-        raise missing("fsspec", where) from error
     try:
         fsspec.get_filesystem_class(scheme)
     except ImportError as error:

@@ -350,11 +350,7 @@ def labels(paths: Sequence[Path]) -> list[str]:
 
 
 def because(error: BaseException) -> str:
-    """The words of an error on one line, not too long."""
+    """All words of an error on one line (`first_line` drops the rest: hubs and Arrow explain
+    themselves over several), not too long."""
     words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return printable(" ".join(words.split()), 160) or type(error).__name__
-
-
-def missing(name: str, what: str) -> SourceError:
-    """The error for an optional library that is not installed."""
-    return SourceError(f"{what} needs {name}; run: pip install 'viq[data]'")

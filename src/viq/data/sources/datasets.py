@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from viq.core.errors import require
 from viq.data.sources.access import Access, Names
-from viq.data.sources.base import Row, Source, SourceError, Wanted, because, missing, place
+from viq.data.sources.base import Row, Source, SourceError, Wanted, because, place
 from viq.data.sources.cells import cell_of, cells_of, readable
 from viq.data.sources.tables import Columns
 
@@ -157,8 +158,6 @@ def one_split(loaded: Any, split: str | None, where: str) -> Any:
 
 
 def _datasets(where: str) -> Any:
-    try:
+    with require("datasets", "data", where, SourceError):
         import datasets
-    except ImportError as error:
-        raise missing("datasets", where) from error
     return datasets

@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from viq.core.errors import first_line, require
 from viq.core.files import require_regular
 from viq.core.types import ViqError
-from viq.core.untrusted import INDEX_BYTES, printable
+from viq.core.untrusted import INDEX_BYTES
 from viq.data.text.chat_format import END, START
 
 PAD = "<|mm_pad|>"
@@ -19,11 +20,9 @@ PAD = "<|mm_pad|>"
 
 def train_tokenizer(texts: Iterable[str], size: int) -> Any:
     """A fast Hugging Face tokenizer of at most `size` tokens; the same for the same texts."""
-    try:
+    with require("transformers", "train", "a text tokenizer"):
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
         from transformers import PreTrainedTokenizerFast
-    except ImportError:
-        raise _missing() from None
     tokenizer = Tokenizer(models.BPE())
     # Digits stand alone, as in Qwen2.5: numbers are read figure by figure.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -46,10 +45,8 @@ def load_tokenizer(folder: str | Path) -> Any:
     Raises:
         ViqError: there is none, or it does not know the ChatML marks.
     """
-    try:
+    with require("transformers", "train", "a text tokenizer"):
         from transformers import AutoTokenizer
-    except ImportError:
-        raise _missing() from None
     try:
         _refuse_huge(Path(folder))
         # The name is the user's, and no code of the folder is run.
@@ -58,7 +55,7 @@ def load_tokenizer(folder: str | Path) -> Any:
         )
     except Exception as error:  # what damage makes the libraries raise is anyone's guess
         raise ViqError(
-            f"{folder}: no text tokenizer can be loaded from there ({_first(error)}); give a "
+            f"{folder}: no text tokenizer can be loaded from there ({first_line(error)}); give a "
             "folder or hub id of a Qwen2.5-style language model"
         ) from None
     missing = [mark for mark in (START, END) if mark not in tokenizer.get_vocab()]
@@ -76,12 +73,3 @@ def _refuse_huge(folder: Path) -> None:
         require_regular(path)
         if path.stat().st_size > INDEX_BYTES:
             raise ViqError(f"{path.name} has more than {INDEX_BYTES:,} bytes")
-
-
-def _missing() -> ViqError:
-    return ViqError("text tokenizers need transformers: pip install 'viq[train]'")
-
-
-def _first(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return printable(lines[0] if lines else type(error).__name__, 200)

@@ -8,7 +8,7 @@ import os
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, groupby, islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from viq.store.columns import Extras
 from viq.store.folder import SINGLE, Index, Store
 from viq.store.job import MERGED, SHARD_SIZE, count_shards, digest, open_job
 from viq.store.rows import CodeRow
+from viq.store.schema import samples_of
 
 _TYPED_BY = 1000  # first samples of each store, which decide the types of extra columns
 
@@ -60,7 +61,11 @@ def merge(
     keys, kept = _keys(stores, skip_duplicates)
     inputs, sequence = digest(keys)
     extras = Extras.inferred(
-        [sample[0].extras for store in stores for sample in islice(_samples(store), _TYPED_BY)]
+        [
+            sample[0].extras
+            for store in stores
+            for sample in islice(samples_of(store.rows()), _TYPED_BY)
+        ]
     )
     wanted = Index(
         info=info,
@@ -69,7 +74,7 @@ def merge(
         inputs=inputs,
         keys=sequence,
     )
-    everything = chain.from_iterable(_samples(store) for store in stores)
+    everything = chain.from_iterable(samples_of(store.rows()) for store in stores)
     samples = (sample for sample, keep in zip(everything, kept, strict=True) if keep)
     with open_job(out, wanted, extras) as job:
         if entropy:
@@ -106,7 +111,7 @@ def export_webdataset(
     store = Store(path)
     if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         raise ViqError(f"-o {out}: is not empty, or no folder; give a new folder")
-    samples, number, tars = _samples(store), 0, list[str]()
+    samples, number, tars = samples_of(store.rows()), 0, list[str]()
     while group := list(islice(samples, shard_size)):
         tars.append(str(out / f"{len(tars):06d}.tar"))
         with written_aside(Path(tars[-1])) as aside, tarfile.open(aside, "w") as tar:
@@ -133,18 +138,6 @@ def _members(sample: Sequence[CodeRow], number: int) -> Iterator[tuple[str, byte
 def _json(about: dict[str, Any]) -> bytes:
     text = json.dumps(about, default=str, ensure_ascii=False)
     return text.encode(errors="backslashreplace")  # half a character is \udXXX in JSON as well
-
-
-def _samples(store: Store) -> Iterator[list[CodeRow]]:
-    """The rows of each sample of a store."""
-    number = 0
-
-    def sample_of(row: CodeRow) -> int:
-        nonlocal number
-        number += row.image_index == 0
-        return number
-
-    return (list(rows) for _, rows in groupby(store.rows(), key=sample_of))
 
 
 def _keys(stores: Sequence[Store], skip_duplicates: bool) -> tuple[list[str], list[bool]]:

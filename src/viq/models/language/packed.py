@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from viq.core.errors import first_line
 from viq.core.types import ViqError
 from viq.models.layers.attention import packed_attention
 
@@ -91,9 +92,9 @@ def check_packed(language: Any, longest: int) -> list[str]:
     try:
         apart = _differs(base)
     except Exception as error:  # models of others fail in ways of their own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ViqError(
-            f"{name}: its attention cannot be packed ({reason:.200}); give another language model"
+            f"{name}: its attention cannot be packed ({first_line(error)}); give another "
+            "language model"
         ) from None
     if not apart < _ROUNDING:
         raise ViqError(

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from viq.core import untrusted
+from viq.core.errors import require
 from viq.core.types import IGNORE, IMAGE_TOKEN, Grid, ViqError
 from viq.models.language.packed import base_of, packed_hidden
 from viq.models.language.projector import MergeProjector, ProjectorConfig
@@ -62,10 +63,8 @@ class LanguageConfig:
 
 def build_language(config: LanguageConfig, vocabulary: int) -> Any:
     """A Qwen2 with random weights, `vocabulary` tokens and tied embeddings."""
-    try:
+    with require("transformers", "train", "a language model"):
         from transformers import Qwen2Config, Qwen2ForCausalLM
-    except ImportError:
-        raise _missing("transformers") from None
     return Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=vocabulary,
@@ -85,10 +84,8 @@ def load_language(name: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     Raises:
         ViqError: nothing usable under that name (`weights/pretrained.py`).
     """
-    try:
+    with require("transformers", "train", "a language model"):
         from transformers import AutoModelForCausalLM
-    except ImportError:
-        raise _missing("transformers") from None
     options = {"dtype": dtype, "trust_remote_code": False}
     try:
         return load_pretrained(AutoModelForCausalLM.from_pretrained, causal_of, name, **options)
@@ -106,10 +103,8 @@ def require_peft() -> Any:
     Raises:
         ViqError: it is not installed.
     """
-    try:
+    with require("peft", "train", "a language model with adapters"):
         import peft
-    except ImportError:
-        raise _missing("peft") from None
     return peft
 
 
@@ -263,7 +258,3 @@ class LanguageReader(ReadsFeatures, nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> AnswerScore:
         """`score`, where wrappers of modules (gradients over processes) can see it."""
         return self.score(*args, **kwargs)
-
-
-def _missing(library: str) -> ViqError:
-    return ViqError(f"a language model needs {library}: pip install 'viq[train]'")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from viq.core import files
+from viq.core.errors import first_line, require
 from viq.weights import checkpoint
 from viq.weights.checkpoint import CheckpointError
 
@@ -36,19 +37,16 @@ def load_vae(
     Raises:
         CheckpointError: diffusers is missing or broken, or the folder incomplete or damaged.
     """
+    what = f"{folder}: decoding with the Qwen-Image VAE"
     try:
-        from diffusers import (  # pyright: ignore[reportMissingImports]
-            AutoencoderKLQwenImage,  # pyright: ignore[reportPrivateImportUsage]
-        )
-    except ImportError:
-        raise CheckpointError(
-            f"{folder}: decoding with the Qwen-Image VAE needs diffusers: pip install 'viq[vae]'"
-        ) from None
+        with require("diffusers", "vae", what, CheckpointError):
+            from diffusers import (  # pyright: ignore[reportMissingImports]
+                AutoencoderKLQwenImage,  # pyright: ignore[reportPrivateImportUsage]
+            )
     except RuntimeError as error:  # diffusers wraps what its own imports raise
-        first = str(error).partition("\n")[0]
         raise CheckpointError(
-            f"{folder}: diffusers is installed but broken ({first}); a torchvision made for "
-            "another torch does this: uninstall it"
+            f"{folder}: diffusers is installed but broken ({first_line(error)}); a torchvision "
+            "made for another torch does this: uninstall it"
         ) from error
     config, path = checkpoint.read_config(folder), folder / VAE_WEIGHTS_FILE
     # The file tells the shape, so a config that tells another is not even built.

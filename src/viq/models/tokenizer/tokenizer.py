@@ -9,10 +9,8 @@ T = patches of all images, S = 4 slots, C = width, d = FSQ dims, n = images.
 from __future__ import annotations
 
 import functools
-import json
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,34 +20,24 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from viq.codec.entropy_model import ENTROPY_FILE, EntropyModel
+from viq.codec.entropy_model import EntropyModel
 from viq.core.codes import Codes
-from viq.core.files import write_atomically, written_aside
-from viq.core.types import CODES_PER_PATCH, CodesError, Grid, ViqError, grid_of
+from viq.core.types import CodesError, Grid, ViqError
 from viq.image.open import Source, limit_pixels, open_image
-from viq.image.patches import (
-    PatchBatch,
-    denormalize,
-    lengths_of,
-    normalize,
-    pack,
-    tile_grid,
-    unpatchify,
-)
+from viq.image.patches import PatchBatch, lengths_of
 from viq.models.layers.ambient import by_default
 from viq.models.layers.blocks import AttentionPool
-from viq.models.tokenizer.config import TokenizerConfig, decisive, refuse_language_model
+from viq.models.layers.unregistered import Unregistered
+from viq.models.tokenizer import inference, saving
+from viq.models.tokenizer.config import TokenizerConfig
 from viq.models.tokenizer.decoder import PixelDecoder
 from viq.models.tokenizer.encoder import Encoder
 from viq.models.tokenizer.latent_head import LatentHead
 from viq.models.tokenizer.quantizer import FSQBottleneck, QuantizerHead
-from viq.models.tokenizer.qwen_vae import VAE_WEIGHTS_FILE, decode_latents, load_vae
-from viq.weights import checkpoint
+from viq.models.tokenizer.qwen_vae import load_vae
 from viq.weights.hub import locate
-from viq.weights.verify import DIGEST, decides, rest_digest, stamps_of, verify
 
 _Result = TypeVar("_Result")
-_BAND = 4096  # patches decoded at a time: bounds memory, the result is the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +81,7 @@ class VisualTokenizer(nn.Module):
         self._fingerprint: str | None = None
         self.entropy_file: Path | None = None  # where it is, or is to be
         self._vae_folder: Path | None = None  # of a converted model: its Qwen-Image VAE
-        self._vae: list[Any] = []  # loaded on first use; in a list to stay out of the state dict
+        self._vae = Unregistered[Any]()  # loaded on first use
 
     # Packed and differentiable
 
@@ -113,19 +101,7 @@ class VisualTokenizer(nn.Module):
     def ids_alone(self, batch: PatchBatch) -> Tensor:
         """Codebook indices (T, S), int64, as `encode` gives them: image by image, tile by tile, in
         the dtype of the model whatever autocast is around."""
-        tile, parts = self.config.tile // self.config.encoder.patch_size, []
-        for part, grid in zip(
-            batch.patches_TD.split(lengths_of(batch.grids_hw)), batch.grids_hw, strict=True
-        ):
-            patches = part.unflatten(0, grid)
-            ids = torch.empty(*grid, CODES_PER_PATCH, dtype=torch.long, device=part.device)
-            for where in tile_grid(grid, tile if max(grid) > tile else 0):
-                piece = patches[where]
-                shape = (piece.shape[0], piece.shape[1])
-                alone = PatchBatch(patches_TD=piece.flatten(0, 1), grids_hw=(shape,))
-                ids[where] = self.ids(alone).unflatten(0, shape)
-            parts.append(ids.flatten(0, 1))
-        return torch.cat(parts)
+        return inference.packed_ids(self, batch)
 
     def features(self, ids_TS: Tensor) -> Tensor:
         """Features (T, C) of codebook indices (T, S)."""
@@ -174,30 +150,26 @@ class VisualTokenizer(nn.Module):
             ImageError: an image cannot be read; names it.
         """
         tile = self.config.tile if tile is None else tile
-        patch = self.config.encoder.patch_size
-        if tile < 0 or tile % patch:
-            raise ViqError(f"tile must be 0 or a multiple of {patch} px, got {tile}")
-        sources, codes = _listed(images), []
+        inference.check_tile(tile, self.config.encoder.patch_size)
+        sources, codes = inference.listed(images), []
         for group in [sources] if packed else [[source] for source in sources]:
-            opened = [self._open(source, max_pixels) for source in group]
-            tiles = [list(self._tiles(image, tile)) for image in opened]
-            pixels = [piece for parts in tiles for _, piece in parts]
-            ids = iter(self._ids(pixels) if packed else (self._ids([p])[0] for p in pixels))
-            for image, parts in zip(opened, tiles, strict=True):
-                codes.append(self._join(image, tile, [(where, next(ids)) for where, _ in parts]))
+            opened = [np.asarray(limit_pixels(open_image(one), max_pixels)) for one in group]
+            codes += inference.encode_images(self, opened, tile=tile, packed=packed)
         return codes
 
     @torch.inference_mode()
     @_as_it_is
     def embed(self, codes: Codes | Iterable[Codes]) -> list[Tensor]:
         """Features (rows*cols, C) of each image, in the dtype and on the device of the model."""
-        return [self.features(self._checked(item)) for item in _listed(codes)]
+        return [
+            self.features(inference.checked_ids(self, item)) for item in inference.listed(codes)
+        ]
 
     @torch.inference_mode()
     @_as_it_is
     def pool(self, codes: Codes | Iterable[Codes]) -> Tensor:
         """Semantic tokens (n, C)."""
-        listed = _listed(codes)
+        listed = inference.listed(codes)
         pooled = [self.pooled(self.embed(item)[0], [item.grid]) for item in listed]
         return torch.cat(pooled) if pooled else self.pool_head.latent.new_empty(0, self.width)
 
@@ -205,7 +177,7 @@ class VisualTokenizer(nn.Module):
     @_as_it_is
     def decode(self, codes: Codes | Iterable[Codes]) -> list[Image.Image]:
         """RGB images at their original sizes."""
-        return [self._decode(item) for item in _listed(codes)]
+        return [self._decode(item) for item in inference.listed(codes)]
 
     # Loading and saving, in the Hugging Face manner
 
@@ -238,23 +210,7 @@ class VisualTokenizer(nn.Module):
             cache_dir=cache_dir,
             local_files_only=local_files_only,
         )
-        values, where = checkpoint.read_config(folder), str(folder / checkpoint.CONFIG_FILE)
-        path = folder / checkpoint.WEIGHTS_FILE
-        stamps = stamps_of(values, where)
-        for name in ("format", "fingerprint", DIGEST):
-            values.pop(name, None)
-        refuse_language_model(values, folder)
-        config = checkpoint.from_dict(TokenizerConfig, values, where)
-        with checkpoint.building(where):
-            model = cls(config)
-        checkpoint.load_model(model, path, device=device, dtype=dtype or torch.float32)
-        exact = model.device.type == "cpu" and dtype in (None, torch.float32)
-        verify(path, decisive(config), stamps, model.state_dict() if exact else None)
-        model._fingerprint = stamps[0] or None
-        model.entropy_file = folder / ENTROPY_FILE
-        if model.latent_head is not None and (folder / "vae" / checkpoint.CONFIG_FILE).is_file():
-            model._vae_folder = folder / "vae"
-        return model.requires_grad_(False).eval()
+        return saving.load(cls, folder, device, dtype)
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None
@@ -265,24 +221,7 @@ class VisualTokenizer(nn.Module):
             dtype: of the stored weights; as they are by default. Weights rounded to half
                 precision are another tokenizer, with another fingerprint than this object's.
         """
-        folder = Path(folder)
-        vae, copy = self._vae_folder, folder / "vae"
-        if vae is not None and vae.resolve() != copy.resolve():
-            for name in (VAE_WEIGHTS_FILE, checkpoint.CONFIG_FILE):
-                with written_aside(copy / name) as aside:
-                    shutil.copyfile(vae / name, aside)
-        weights = {k: v.to(dtype or v.dtype) for k, v in self.state_dict().items()}
-        stamp = self._stamp(weights)
-        if dtype is None:
-            self._fingerprint = stamp  # it may have been trained since it was loaded
-        checkpoint.write_weights(folder / checkpoint.WEIGHTS_FILE, weights)
-        if self.entropy_file and self.entropy_file.is_file():
-            entropy = EntropyModel.load(self.entropy_file)
-            if entropy.fingerprint == stamp:  # it would be wrong for other weights
-                entropy.save(folder)
-        values = {"format": 1, **checkpoint.to_dict(self.config), "fingerprint": stamp,
-                  DIGEST: rest_digest(weights)}  # fmt: skip
-        write_atomically(folder / checkpoint.CONFIG_FILE, _pretty(values))
+        saving.save(self, Path(folder), dtype)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, **kwargs: Any) -> str:
         """Upload to the Hugging Face hub; gives the address of the commit."""
@@ -300,16 +239,7 @@ class VisualTokenizer(nn.Module):
         Raises:
             ViqError: there is none, or it was fitted to another tokenizer.
         """
-        if self.entropy_file is None:
-            raise ViqError(f"{self.config.name}: was not loaded from a folder, so has no entropy "
-                           "model; save it and run viq train entropy")  # fmt: skip
-        model = EntropyModel.load(self.entropy_file)
-        if model.fingerprint != self.fingerprint:
-            raise ViqError(
-                f"{self.entropy_file}: fitted to the tokenizer {model.fingerprint}, but this is "
-                f"{self.fingerprint}: run viq train entropy again"
-            )
-        return model
+        return saving.entropy_model(self)
 
     @property
     def fingerprint(self) -> str:
@@ -320,11 +250,7 @@ class VisualTokenizer(nn.Module):
 
     def compute_fingerprint(self) -> str:
         """The fingerprint of the weights as they are now, in the dtype they now have."""
-        return self._stamp(self.state_dict())
-
-    def _stamp(self, weights: Mapping[str, Tensor]) -> str:
-        covered = {name: weight for name, weight in weights.items() if decides(name)}
-        return checkpoint.fingerprint(decisive(self.config), covered)
+        return saving.fingerprint_of(self.config, self.state_dict())
 
     @property
     def width(self) -> int:
@@ -337,6 +263,11 @@ class VisualTokenizer(nn.Module):
         return self._fsq.fsq.levels
 
     @property
+    def codebook_size(self) -> int:
+        """Codes that the codebook has."""
+        return self._fsq.fsq.codebook_size
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return self.encoder.position.device
@@ -346,7 +277,13 @@ class VisualTokenizer(nn.Module):
         """Name of the dtype of the encoder, in which codes are made: "float32" unless changed."""
         return str(self.encoder.position.dtype).removeprefix("torch.")
 
-    # Steps of the above
+    def require(self, fingerprint: str) -> None:
+        """Refuse codes of another tokenizer; codes of unknown origin ("") pass."""
+        if fingerprint and fingerprint != self.fingerprint:
+            raise CodesError(
+                f"these codes were made by the tokenizer {fingerprint}, but {self.config.name} is "
+                f"{self.fingerprint}: load the tokenizer that made them"
+            )
 
     @property
     def _fsq(self) -> FSQBottleneck:
@@ -358,98 +295,10 @@ class VisualTokenizer(nn.Module):
             )
         return bottleneck
 
-    def _open(self, source: Source, max_pixels: int | None) -> np.ndarray:
-        return np.asarray(limit_pixels(open_image(source), max_pixels))
-
-    def _tiles(self, image: np.ndarray, tile: int) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
-        patch = self.config.encoder.patch_size
-        size = image.shape[:2]
-        tile = tile if max(size) > tile else 0
-        for rows, cols in tile_grid(grid_of(size, patch), tile // patch):
-            piece = image[
-                rows.start * patch : rows.stop * patch, cols.start * patch : cols.stop * patch
-            ]
-            yield (rows, cols), normalize(piece)
-
-    def _ids(self, pixels: Sequence[Tensor]) -> list[np.ndarray]:
-        """Indices (rows, cols, S), uint16, of images run in one sequence."""
-        if not pixels:
-            return []
-        batch = pack([p.to(self.device) for p in pixels], self.config.encoder.patch_size)
-        parts = self.ids(batch).cpu().split(lengths_of(batch.grids_hw))
-        return [
-            part.numpy().astype(np.uint16).reshape(*grid, -1)
-            for part, grid in zip(parts, batch.grids_hw, strict=True)
-        ]
-
-    def _join(
-        self,
-        image: np.ndarray,
-        tile: int,
-        parts: Sequence[tuple[tuple[slice, slice], np.ndarray]],
-    ) -> Codes:
-        size = (image.shape[0], image.shape[1])
-        grid = grid_of(size, self.config.encoder.patch_size)
-        ids = np.empty((*grid, parts[0][1].shape[-1]), np.uint16)
-        for where, part in parts:
-            ids[where] = part
-        return Codes(ids, size, tile if len(parts) > 1 else 0, self.fingerprint, self.dtype_name)
-
-    def _checked(self, codes: Codes) -> Tensor:
-        """Indices (T, S) on the device of the model."""
-        self.require(codes.fingerprint)
-        ids = torch.from_numpy(codes.ids.astype(np.int64))
-        size = self._fsq.fsq.codebook_size
-        if ids.numel() and int(ids.max()) >= size:
-            raise CodesError(
-                f"code {int(ids.max())} is outside the codebook of {size}: the codes are damaged "
-                "or were made by a model with other levels"
-            )
-        return ids.flatten(0, 1).to(self.device)
-
-    def require(self, fingerprint: str) -> None:
-        """Refuse codes of another tokenizer; codes of unknown origin ("") pass."""
-        if fingerprint and fingerprint != self.fingerprint:
-            raise CodesError(
-                f"these codes were made by the tokenizer {fingerprint}, but {self.config.name} is "
-                f"{self.fingerprint}: load the tokenizer that made them"
-            )
-
     def _decode(self, codes: Codes) -> Image.Image:
-        """Decode in bands of rows, each with as much context as the decoder can see."""
-        if self.decoder is None and self._vae_folder is not None:
-            return self._decode_with_vae(codes)
-        ids = self._checked(codes).unflatten(0, codes.grid)
-        rows, cols = codes.grid
-        patch = self.config.encoder.patch_size
-        halo = self.decoder.reach if self.decoder else 0
-        step = max(1, _BAND // cols)
-        bands = []
-        for top in range(0, rows, step):
-            first, last = max(0, top - halo), min(rows, top + step + halo)
-            window = ids[first:last]
-            patches = self.reconstruct(self.features(window.flatten(0, 1)), [(last - first, cols)])
-            wanted = patches.unflatten(0, (last - first, cols))[top - first :][:step]
-            height = min(step * patch, codes.size[0] - top * patch)
-            pixels = unpatchify(wanted.flatten(0, 1), (height, codes.size[1]), patch)
-            bands.append(denormalize(pixels).cpu().numpy())
-        return Image.fromarray(np.concatenate(bands))
-
-    def _decode_with_vae(self, codes: Codes) -> Image.Image:
-        """Decode in one piece: latent head and VAE attend across the whole image."""
-        assert self.latent_head is not None and self._vae_folder is not None
-        if not self._vae:
-            self._vae.append(load_vae(self._vae_folder, self.device, self.encoder.position.dtype))
-        latents = self.latent_head(self.features(self._checked(codes)), [codes.grid])
-        pixels = decode_latents(self._vae[0].to(self.device), latents)[0]
-        height, width = codes.size
-        return Image.fromarray(denormalize(pixels[:, :height, :width]).cpu().numpy())
-
-
-def _listed(items: Any) -> list[Any]:
-    single = isinstance(items, str | bytes | os.PathLike | Image.Image | np.ndarray | Codes)
-    return [items] if single else list(items)
-
-
-def _pretty(values: dict[str, Any]) -> bytes:
-    return (json.dumps(values, indent=2) + "\n").encode()
+        if self.decoder is not None or self._vae_folder is None:
+            return inference.decode_bands(self, codes)
+        if self._vae.module is None:
+            dtype = self.encoder.position.dtype
+            self._vae.module = load_vae(self._vae_folder, self.device, dtype)
+        return inference.decode_with_vae(self, self._vae.module.to(self.device), codes)

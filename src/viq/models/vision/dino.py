@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from viq.core.errors import require
 from viq.core.types import Grid, ViqError
 from viq.weights.checkpoint import CheckpointError
 from viq.weights.pretrained import load_pretrained
@@ -53,12 +54,8 @@ class DinoTower(nn.Module):
         Raises:
             CheckpointError: transformers is missing, or the folder incomplete or damaged.
         """
-        try:
+        with require("transformers", "train", f"{folder}: DINO", CheckpointError):
             from transformers import AutoModel
-        except ImportError:
-            raise CheckpointError(
-                f"{folder}: DINO is read with transformers: pip install transformers"
-            ) from None
         try:
             model = load_pretrained(
                 AutoModel.from_pretrained,

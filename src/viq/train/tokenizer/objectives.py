@@ -20,6 +20,7 @@ from viq.core.types import Grid
 from viq.data.batching.tokenizer_batches import MicroBatch, images_of
 from viq.image.patches import lengths_of, unpatchify
 from viq.models.language.reader import LanguageReader
+from viq.models.layers.unregistered import Unregistered
 from viq.models.tokenizer.fsq import FSQ
 from viq.models.tokenizer.latent_head import LatentHead
 from viq.models.tokenizer.quantizer import FSQBottleneck
@@ -57,7 +58,7 @@ class AlignObjective(nn.Module):
         super().__init__()
         self.tokenizer, self.reader, self.teacher = tokenizer, reader, teacher
         self.bottleneck, self.reconstruct = bottleneck, reconstruct
-        self._frozen = [vae]  # in a list: no part of the state, never trained
+        self._vae = Unregistered(vae)  # never trained
 
     def forward(self, micro: MicroBatch) -> dict[str, Tensor]:
         """Sums by name, fp32."""
@@ -84,10 +85,10 @@ class AlignObjective(nn.Module):
         if self.reconstruct:
             painted = self.tokenizer.reconstruct(features_TC, grids)
             sums |= pixel_terms(painted, micro)
-        if self._frozen[0] is not None:
+        if self._vae.module is not None:
             assert self.tokenizer.latent_head is not None
             sums["latents"] = latent_mse(
-                self.tokenizer.latent_head, self._frozen[0], features_TC, micro
+                self.tokenizer.latent_head, self._vae.module, features_TC, micro
             )
         return sums
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from viq.core.errors import first_line
 from viq.core.types import PATCH_SIZE, Grid, ViqError
 from viq.image.patches import PatchBatch, lengths_of, unpatchify
 from viq.models.layers.blocks import Mlp
@@ -93,10 +94,10 @@ class Lpips(nn.Module):
         try:
             self.net: Any = lpips.LPIPS(net="vgg", verbose=False)
         except Exception as error:  # of the network or of a damaged file, of many kinds
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ViqError(
-                f"the weights of LPIPS could not be loaded ({first}): put vgg16-397923af.pth of "
-                f"torchvision into {torch.hub.get_dir()}/checkpoints, or connect to the network"
+                f"the weights of LPIPS could not be loaded ({first_line(error)}): put "
+                f"vgg16-397923af.pth of torchvision into {torch.hub.get_dir()}/checkpoints, "
+                "or connect to the network"
             ) from error
         self.net.requires_grad_(False).eval()
 

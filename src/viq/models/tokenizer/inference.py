@@ -1,0 +1,168 @@
+"""A tokenizer on images of any size: tiles in, bands of rows out.
+
+T = patches of all images, S = 4 slots, D = values per patch, L = latent channels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from viq.core.codes import Codes
+from viq.core.types import CODES_PER_PATCH, CodesError, Grid, Size, ViqError, grid_of
+from viq.image.patches import (
+    PatchBatch,
+    denormalize,
+    lengths_of,
+    normalize,
+    patchify,
+    tile_grid,
+    unpatchify,
+)
+from viq.models.tokenizer.qwen_vae import decode_latents
+
+if TYPE_CHECKING:
+    from viq.models.tokenizer.tokenizer import VisualTokenizer
+
+Tile = tuple[slice, slice]  # rows and columns of a grid
+
+_BAND = 4096  # patches decoded at a time: bounds memory, the result is the same
+
+
+def tile_ids(
+    model: VisualTokenizer,
+    grids: Sequence[Grid],
+    cut: Callable[[int, Tile], Tensor],
+    *,
+    tile: int,
+    packed: bool = False,
+) -> list[Tensor]:
+    """Codebook indices (rows, cols, S), int64, of images that are run tile by tile.
+
+    Args:
+        grids: of the images.
+        cut: patches (rows*cols, D) of a tile of an image, by its number, on the model's device.
+        tile: px; images with a longer side are cut into tiles; 0: none is.
+        packed: run the tiles of all images in one sequence.
+    """
+    side = tile // model.config.encoder.patch_size
+    ids = [
+        torch.empty(*grid, CODES_PER_PATCH, dtype=torch.long, device=model.device) for grid in grids
+    ]
+    tiles = [
+        (image, where)
+        for image, grid in enumerate(grids)
+        for where in tile_grid(grid, side if max(grid) > side else 0)
+    ]
+    for group in [tiles] if packed and tiles else [[one] for one in tiles]:
+        shapes = [_shape(where) for _, where in group]
+        patches_TD = torch.cat([cut(image, where) for image, where in group])
+        found_TS = model.ids(PatchBatch(patches_TD=patches_TD, grids_hw=tuple(shapes)))
+        parts = found_TS.split(lengths_of(shapes))
+        for (image, where), shape, part in zip(group, shapes, parts, strict=True):
+            ids[image][where] = part.unflatten(0, shape)
+    return ids
+
+
+def _shape(where: Tile) -> Grid:
+    rows, cols = where
+    return rows.stop - rows.start, cols.stop - cols.start
+
+
+def encode_images(
+    model: VisualTokenizer, images: Sequence[np.ndarray], *, tile: int, packed: bool
+) -> list[Codes]:
+    """Codes of uint8 images (H, W, 3), as `VisualTokenizer.encode` gives them."""
+    patch = model.config.encoder.patch_size
+
+    def cut(number: int, where: Tile) -> Tensor:
+        rows, cols = (slice(part.start * patch, part.stop * patch) for part in where)
+        return patchify(normalize(images[number][rows, cols]).to(model.device), patch)
+
+    sizes: list[Size] = [(image.shape[0], image.shape[1]) for image in images]
+    grids = [grid_of(size, patch) for size in sizes]
+    found = tile_ids(model, grids, cut, tile=tile, packed=packed)
+    return [
+        Codes(
+            ids.cpu().numpy().astype(np.uint16),
+            size,
+            tile if max(size) > tile else 0,
+            model.fingerprint,
+            model.dtype_name,
+        )
+        for ids, size in zip(found, sizes, strict=True)
+    ]
+
+
+def packed_ids(model: VisualTokenizer, batch: PatchBatch) -> Tensor:
+    """Codebook indices (T, S) of packed images, each run alone and in the model's own tiles."""
+    lengths = lengths_of(batch.grids_hw)
+    images = [
+        part.unflatten(0, grid)
+        for part, grid in zip(batch.patches_TD.split(lengths), batch.grids_hw, strict=True)
+    ]
+
+    def cut(number: int, where: Tile) -> Tensor:
+        return images[number][where].flatten(0, 1)
+
+    found = tile_ids(model, batch.grids_hw, cut, tile=model.config.tile)
+    return torch.cat([ids.flatten(0, 1) for ids in found])
+
+
+def checked_ids(model: VisualTokenizer, codes: Codes) -> Tensor:
+    """Codebook indices (T, S) of codes that are the model's own, on its device."""
+    model.require(codes.fingerprint)
+    ids = torch.from_numpy(codes.ids.astype(np.int64))
+    size = model.codebook_size
+    if ids.numel() and int(ids.max()) >= size:
+        raise CodesError(
+            f"code {int(ids.max())} is outside the codebook of {size}: the codes are damaged "
+            "or were made by a model with other levels"
+        )
+    return ids.flatten(0, 1).to(model.device)
+
+
+def decode_bands(model: VisualTokenizer, codes: Codes) -> Image.Image:
+    """The image, decoded in bands of rows, each with as much context as the decoder can see."""
+    ids = checked_ids(model, codes).unflatten(0, codes.grid)
+    rows, cols = codes.grid
+    patch = model.config.encoder.patch_size
+    halo = model.decoder.reach if model.decoder else 0
+    step = max(1, _BAND // cols)
+    bands = []
+    for top in range(0, rows, step):
+        first, last = max(0, top - halo), min(rows, top + step + halo)
+        window = ids[first:last]
+        patches = model.reconstruct(model.features(window.flatten(0, 1)), [(last - first, cols)])
+        wanted = patches.unflatten(0, (last - first, cols))[top - first :][:step]
+        height = min(step * patch, codes.size[0] - top * patch)
+        pixels = unpatchify(wanted.flatten(0, 1), (height, codes.size[1]), patch)
+        bands.append(denormalize(pixels).cpu().numpy())
+    return Image.fromarray(np.concatenate(bands))
+
+
+def decode_with_vae(model: VisualTokenizer, vae: Any, codes: Codes) -> Image.Image:
+    """The image in one piece: latent head and Qwen-Image VAE attend across all of it."""
+    assert model.latent_head is not None
+    latents_Lhw = model.latent_head(model.features(checked_ids(model, codes)), [codes.grid])
+    pixels = decode_latents(vae, latents_Lhw)[0]
+    height, width = codes.size
+    return Image.fromarray(denormalize(pixels[:, :height, :width]).cpu().numpy())
+
+
+def check_tile(tile: int, patch: int) -> None:
+    """Refuse tiles that cut through patches. Raises `ViqError`."""
+    if tile < 0 or tile % patch:
+        raise ViqError(f"tile must be 0 or a multiple of {patch} px, got {tile}")
+
+
+def listed(items: Any) -> list[Any]:
+    """One image or one image's codes as a list of it; several as they come."""
+    single = isinstance(items, str | bytes | os.PathLike | Image.Image | np.ndarray | Codes)
+    return [items] if single else list(items)

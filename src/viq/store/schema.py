@@ -1,0 +1,89 @@
+"""What a file of codes says of itself, and the columns and rows it has; see `store.rows`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from viq.core.codes import Codes
+from viq.core.types import FLOAT32
+from viq.store.columns import Extras
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+NUMBERS = ("image_index", "height", "width", "rows", "cols", "tile")
+COLUMNS = ("key", *NUMBERS, "codes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreInfo:
+    """Who made the codes of a file.
+
+    Attributes:
+        entropy: stamp of the entropy model that compressed them; "" if none did.
+        dtype: in which the tokenizer computed, as in `Codes`.
+    """
+
+    model: str
+    fingerprint: str
+    levels: tuple[int, ...]
+    entropy: str = ""
+    dtype: str = FLOAT32
+
+    def metadata(self) -> dict[str, str]:
+        """As Parquet file metadata."""
+        values = {
+            "viq.model": self.model,
+            "viq.fingerprint": self.fingerprint,
+            "viq.levels": json.dumps(list(self.levels)),
+        }
+        values |= {"viq.dtype": self.dtype} if self.dtype != FLOAT32 else {}
+        return values | ({"viq.entropy": self.entropy} if self.entropy else {})
+
+
+@dataclass(frozen=True)
+class CodeRow:
+    """One row: the codes of one image, or of none, and what rides along.
+
+    Attributes:
+        codes: None for a sample without images.
+        image_index: place of the image among the images of its sample.
+        extras: columns that came with the sample.
+    """
+
+    key: str
+    codes: Codes | None
+    image_index: int = 0
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+
+def schema(info: StoreInfo, extras: Extras | None = None) -> pa.Schema:
+    """The one Parquet schema of the project, with the columns that ride along."""
+    import pyarrow as pa
+
+    codes = pa.binary() if info.entropy else pa.list_(pa.uint16())
+    return pa.schema(
+        [
+            pa.field("key", pa.string(), nullable=False),
+            *(pa.field(name, pa.int32(), nullable=False) for name in NUMBERS),
+            pa.field("codes", codes, nullable=False),
+            *(extras.fields if extras else ()),
+        ],
+        metadata=info.metadata(),
+    )
+
+
+def samples_of(rows: Iterable[CodeRow]) -> Iterator[list[CodeRow]]:
+    """Rows by sample; `image_index` 0 begins one."""
+    number = 0
+
+    def sample_of(row: CodeRow) -> int:
+        nonlocal number
+        number += row.image_index == 0
+        return number
+
+    return (list(group) for _, group in groupby(rows, key=sample_of))
