@@ -1,24 +1,16 @@
-"""The commands on multimodal language models: train, chat, caption, eval."""
+"""The commands that train: `viq train tokenizer`, `entropy`, `mllm` and `draw`."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from viq.cli.common import Anew, Device, Json, Model, Overwrite, conditions, find_device, guarded
-from viq.cli.console import show, show_quality
-from viq.cli.progress import progress
-from viq.core.interrupts import stoppable
-
-RunModel = Annotated[str, typer.Option("--model", help="Run folder, model folder, or hub id.")]
-Tokens = Annotated[int, typer.Option(help="Length of an answer at most.")]
-Temperature = Annotated[float, typer.Option(help="Of sampling; 0 takes the likeliest word.")]
+from viq.cli.common import Anew, Json, conditions, guarded, load_tokenizer
+from viq.cli.console import show, show_record
 
 
 class TrainGroup(TyperGroup):
@@ -35,6 +27,107 @@ train_app = typer.Typer(
     help="Train a tokenizer (viq train NAME), or a language model on codes.",
     no_args_is_help=True,
 )
+
+
+@train_app.command("tokenizer")
+@guarded
+def train_tokenizer(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="tiny, so400m, g, debug, a recipe file.json, or entropy for encode --compress."
+        ),
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Pictures with captions, questions or labels: JSON, JSONL, Parquet, WebDataset, "
+            "a folder, hf:OWNER/NAME. Again for more. Drawn pictures are always there."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Run folder; resumed if begun.")] = Path(
+        "runs/tiny"
+    ),
+    model: Annotated[
+        str, typer.Option(help="Of entropy: the tokenizer, a folder that can be written.")
+    ] = "viq-tiny",
+    where: Annotated[
+        list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE, as for a licence.")
+    ] = None,
+    start: Annotated[str | None, typer.Option(help="SigLIP2 the encoder begins from.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="SigLIP2 that is distilled.")] = None,
+    language: Annotated[str | None, typer.Option(help="Causal language model.")] = None,
+    vae: Annotated[str | None, typer.Option(help="Folder of the Qwen-Image VAE.")] = None,
+    alignment: Annotated[str | None, typer.Option(help="DINOv2 for the decoder stage.")] = None,
+    scale: Annotated[float, typer.Option(help="Times the steps of every stage.")] = 1.0,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    workers: Annotated[int, typer.Option(help="Threads that make samples.")] = 1,
+    tensorboard: Annotated[bool, typer.Option(help="Also log for TensorBoard.")] = False,
+    overwrite: Anew = False,
+    show_recipe: Annotated[
+        bool, typer.Option("--print", help="Print the recipe as JSON and stop.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a tokenizer through the stages of a recipe. Run again to resume."""
+    if recipe == "entropy":
+        import torch
+
+        from viq.train.entropy import train_entropy
+
+        if threads:
+            torch.set_num_threads(threads)
+        told = (lambda record: None) if as_json else show_record
+        tokenizer = load_tokenizer(model, "cpu", "float32")
+        show(train_entropy(tokenizer, data or [], overwrite=overwrite, report=told), as_json)
+        return
+    from viq.recipes.registry import find_recipe, scaled, with_places
+    from viq.weights.checkpoint import to_dict
+
+    places = {"start": start, "teacher": teacher, "vae": vae, "alignment": alignment}
+    chosen = with_places(find_recipe(recipe), {**places, "language": language})
+    chosen = scaled(chosen, scale) if scale != 1 else chosen
+    if show_recipe:
+        print(json.dumps(to_dict(chosen), indent=2))
+        return
+    import torch
+
+    from viq.data.corpora.corpora import open_corpora
+    from viq.train.tokenizer.run import Run, TrainingData
+
+    if threads:
+        torch.set_num_threads(threads)
+    # Numbers too small for the normal range make a CPU many times slower and mean nothing here.
+    torch.set_flush_denormal(True)
+    rows = conditions(where)
+    material = TrainingData.of(open_corpora(data or [], "train", where=rows), data or [], rows)
+    run = Run(
+        chosen, material, out, hidden=as_json, tensorboard=tensorboard, threads=workers,
+        overwrite=overwrite, paths=data or [],
+    )  # fmt: skip
+    _refuse_other_model(out, overwrite)
+    trained = run.train()
+    if trained is None or not run.accelerator.is_main_process:
+        return
+    trained.save_pretrained(out / "model", dtype=torch.float16)
+    show(
+        {
+            "model": str(out / "model"),
+            "rows": {corpus.name: corpus.length for corpus in material.rows},
+            "photos": len(material.photos),
+            "report": f"viq report {out}",
+        },
+        as_json,
+    )
+
+
+def _refuse_other_model(run: Path, overwrite: bool) -> None:
+    """The result goes to RUN/model; what is there before a run has begun is not of a run."""
+    from viq.core.types import ViqError
+
+    taken = run / "model"
+    if not overwrite and not (run / "recipe.json").exists() and taken.exists():
+        raise ViqError(f"{taken}: exists, but no run was begun in {run}; give another --out")
 
 
 @train_app.command("mllm")
@@ -115,191 +208,66 @@ def train_mllm(
         show({"model": str(model), "samples": samples, **run.listed(), "next": hint}, as_json)
 
 
+@train_app.command("draw")
 @guarded
-def chat(
-    images_and_question: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="[IMAGE]... [QUESTION]",
-            help="Images or .viq files, then the question, with <image> where an image goes; "
-            "without any, images come first. Without a question, asks for them line by line.",
-        ),
-    ],
-    model: RunModel = "viq-tiny-chat",
-    max_tokens: Tokens = 256,
-    temperature: Temperature = 0.0,
-    device: Device = "auto",
-    as_json: Json = False,
-) -> None:
-    """Ask about images, once or in a conversation. Answers appear word by word."""
-    from viq.mllm.chat import ask, sampling
-
-    *places, question = images_and_question
-    asked: Iterable[str] = [question]
-    if Path(question).is_file():
-        places, asked = images_and_question, _typed()
-    loaded, processor = _load(model, device)
-    before: list[dict[str, str]] = []
-    for question in asked:
-        answer = ask(
-            loaded, processor, places, question, before=before, stream=not as_json,
-            max_new_tokens=max_tokens, **sampling(temperature),
-        )  # fmt: skip
-        if as_json:
-            print(json.dumps({"question": question, "images": places, "answer": answer}))
-        said = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        before += said if answer else []  # no turn may be empty
-
-
-@guarded
-@stoppable()
-def caption(
-    store: Annotated[str, typer.Argument(help="Store or Parquet file of codes.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="NAME.jsonl; gone on with if begun.")],
-    model: RunModel = "viq-tiny-chat",
-    prompt: Annotated[str, typer.Option(help="What is asked of each.")] = "Describe the image.",
-    batch: Annotated[int, typer.Option(help="Samples at a time.")] = 8,
-    limit: Annotated[int | None, typer.Option(help="Samples at most. Default: all.")] = None,
-    max_tokens: Tokens = 256,
-    temperature: Temperature = 0.0,
-    device: Device = "auto",
-    as_json: Json = False,
-) -> None:
-    """Describe every sample of a store, or answer one question about each, from codes alone."""
-    from viq.mllm.chat import answer_store, sampling
-
-    loaded, processor = _load(model, device)
-    with progress("asking", limit or 0, hidden=as_json) as advance:
-        report = answer_store(
-            loaded, processor, store, out, prompt=prompt, batch=batch, limit=limit,
-            progress=advance, max_new_tokens=max_tokens, **sampling(temperature),
-        )  # fmt: skip
-    show({**report, "answers": str(out)}, as_json)
-
-
-@guarded
-def eval_mllm(
-    model: Annotated[str, typer.Argument(help="Run folder, model folder, or hub id.")],
+def train_draw(
+    recipe: Annotated[str, typer.Argument(help="tiny, qwen, debug, or a recipe file.json.")],
     codes: Annotated[
         list[str] | None,
-        typer.Option(help="Store with conversations; again for more. Default: drawn in the run."),
+        typer.Option(
+            help="Store or Parquet file of codes with a caption column; again for more. Default: "
+            "pictures of shapes that it draws and encodes."
+        ),
     ] = None,
-    where: Annotated[list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE.")] = None,
-    by: Annotated[
-        str, typer.Option(help="Column that names kinds of questions: a text, or one an answer.")
-    ] = "kinds",
-    limit: Annotated[int, typer.Option(help="Questions of each store at most.")] = 500,
-    batch: Annotated[int, typer.Option(help="Questions at a time.")] = 32,
-    max_tokens: Tokens = 64,
-    device: Device = "auto",
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write JSON here.")] = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """Ask a model questions that it was not trained on, and count right answers."""
-    from viq.core.files import write_atomically
-    from viq.core.outputs import require_free
-    from viq.core.types import ViqError
-    from viq.data.batching.code_batches import open_stores
-    from viq.eval.vlm.held_out import evaluate, lines
-    from viq.train.mllm.run import CACHE, CODES
-
-    require_free(out, overwrite=overwrite)
-    drawn, cache = Path(model, CODES), Path(model, CACHE)
-    stores = codes or ([str(drawn)] if drawn.is_dir() else [])
-    if not stores:
-        raise ViqError(f"{model}: has no pictures of its own; give a store of codes (--codes)")
-    loaded, processor = _load(model, device)
-    train, held_out = (
-        open_stores(
-            stores,
-            split,
-            fingerprint=processor.fingerprint,
-            where=conditions(where),
-            cache=cache if cache.is_dir() else None,
-        )
-        for split in ("train", "held-out")
-    )
-    total = sum(corpus.length for corpus in held_out)
-    with progress("asking", min(total, limit * len(stores)), hidden=as_json) as advance:
-        result = {"model": model} | evaluate(
-            loaded, processor, held_out, train, by=by, limit=limit, batch=batch,
-            max_new_tokens=max_tokens, progress=advance,
-        )  # fmt: skip
-    if out is not None:
-        write_atomically(out, (json.dumps(result, indent=1) + "\n").encode())
-    if as_json:
-        print(json.dumps(result))
-    else:
-        print(*lines(result), sep="\n")
-
-
-@guarded
-def eval_features(
-    model: Model = "viq-tiny",
-    data: Annotated[
-        list[str] | None,
-        typer.Option(help="Pictures with questions or labels, beside drawn ones; again for more."),
+    out: Annotated[Path, typer.Option("-o", "--out", help="Run folder; resumed if begun.")] = Path(
+        "runs/draw"
+    ),
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Whose codes are written: bundled name, folder, or hub id.")
     ] = None,
-    where: Annotated[list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE.")] = None,
-    seeds: Annotated[int, typer.Option(help="Language models trained on each kind.")] = 3,
-    steps: Annotated[int, typer.Option(help="Training steps of each.")] = 1000,
-    pictures: Annotated[int, typer.Option(help="To train on.")] = 3000,
+    language: Annotated[
+        str | None, typer.Option(help="Causal language model: folder or hub id.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write JSON here.")] = None,
-    overwrite: Overwrite = False,
+    tensorboard: Annotated[bool, typer.Option(help="Also log for TensorBoard.")] = False,
+    overwrite: Anew = False,
+    show_recipe: Annotated[
+        bool, typer.Option("--print", help="Print the recipe as JSON and stop.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train the same language model on codes, on continuous features, and blind; compare them."""
+    """Train a language model to write codes. Run again to resume."""
+    from dataclasses import replace
+
+    from viq.recipes.generation import RECIPES
+    from viq.recipes.registry import find, with_places
+    from viq.train.generation.recipe import DrawRecipe
+    from viq.train.generation.run import DrawRun
+    from viq.weights.checkpoint import to_dict
+
+    chosen = find(recipe, RECIPES, DrawRecipe)
+    chosen = with_places(chosen, {"tokenizer": tokenizer, "language": language})
+    if steps is not None:
+        chosen = replace(chosen, loop=replace(chosen.loop, steps=steps))
+    if show_recipe:
+        print(json.dumps(to_dict(chosen), indent=2))
+        return
     import torch
 
-    from viq.core.files import write_atomically
-    from viq.core.outputs import require_free
-    from viq.data.corpora.corpora import open_split
-    from viq.eval.probes.exam import UnderstandingConfig, make_exam
-    from viq.eval.probes.features import KINDS, compare_features
-    from viq.recipes.mllm import tiny
-
-    require_free(out, overwrite=overwrite)
     if threads:
         torch.set_num_threads(threads)
-    config = UnderstandingConfig(
-        seeds=seeds, steps=steps, language=tiny().language,
-        train_pictures=pictures, test_pictures=max(20, pictures * 3 // 10),
-    )  # fmt: skip
-    exam = make_exam(open_split(data or [], where=conditions(where)), config)
-
-    def keep(result: dict[str, Any]) -> None:
-        if out is not None:
-            write_atomically(out, (json.dumps(result, indent=1) + "\n").encode())
-
-    with progress("training", seeds * len(KINDS), hidden=as_json) as advance:
-        result = compare_features(exam, model, config, progress=advance, done=keep)
-    if as_json:
-        print(json.dumps(result))
-    else:
-        show_quality(result)
-
-
-def _typed() -> Iterator[str]:
-    """Lines from a terminal, until an empty one or the end, or from a pipe."""
-    prompt = "> " if sys.stdin.isatty() else ""
-    while True:
-        try:
-            line = input(prompt).strip()
-        except EOFError:
-            return
-        if line:
-            yield line
-        elif prompt:
-            return
-
-
-def _load(model: str, device: str) -> tuple[Any, Any]:
-    import torch
-
-    from viq.mllm.loading import load_mllm
-
-    device = find_device(device)
-    half = device.startswith("cuda") and torch.cuda.is_bf16_supported()
-    return load_mllm(model, device=device, dtype=torch.bfloat16 if half else torch.float32)
+    # Numbers too small for the normal range make a CPU many times slower and mean nothing here.
+    torch.set_flush_denormal(True)
+    run = DrawRun(
+        recipe=chosen,
+        out=out,
+        stores=codes or [],
+        hidden=as_json,
+        tensorboard=tensorboard,
+        overwrite=overwrite,
+    )
+    model = run.train()
+    if run.accelerator.is_main_process:
+        hint = f'viq draw "a red circle left of a blue square" -o out.png --model {out}'
+        show({"model": str(model), "next": hint}, as_json)
