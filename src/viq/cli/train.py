@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperGroup
@@ -12,11 +13,26 @@ from typer.core import TyperGroup
 from viq.cli.common import Anew, Json, conditions, guarded, load_tokenizer
 from viq.cli.console import show, show_record
 
+R = TypeVar("R")  # a recipe
+
+Out = Annotated[Path, typer.Option("-o", "--out", help="Run folder; resumed if begun.")]
+Where = Annotated[
+    list[str] | None, typer.Option(help="Only samples with COLUMN=VALUE, as for a licence.")
+]
+Language = Annotated[str | None, typer.Option(help="Causal language model: folder or hub id.")]
+Scale = Annotated[float, typer.Option(help="Times the steps of every stage.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads.")]
+Workers = Annotated[int, typer.Option(help="Threads that make samples.")]
+TensorBoard = Annotated[bool, typer.Option(help="Also log for TensorBoard.")]
+PrintRecipe = Annotated[bool, typer.Option("--print", help="Print the recipe as JSON and stop.")]
+
 
 class TrainGroup(TyperGroup):
-    """`viq train NAME ...` means `viq train tokenizer NAME ...`."""
+    """`viq train NAME ...` means `viq train tokenizer NAME ...`, where NAME is no command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args[:2] == ["tokenizer", "entropy"]:  # as it was spelled when it was a recipe
+            args = args[1:]
         if args and args[0] not in (*self.commands, *self.get_help_option_names(ctx)):
             args = ["tokenizer", *args]
         return super().parse_args(ctx, args)
@@ -32,12 +48,7 @@ train_app = typer.Typer(
 @train_app.command("tokenizer")
 @guarded
 def train_tokenizer(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            help="tiny, so400m, g, debug, a recipe file.json, or entropy for encode --compress."
-        ),
-    ],
+    recipe: Annotated[str, typer.Argument(help="tiny, so400m, g, debug, or a recipe file.json.")],
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -45,60 +56,36 @@ def train_tokenizer(
             "a folder, hf:OWNER/NAME. Again for more. Drawn pictures are always there."
         ),
     ] = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Run folder; resumed if begun.")] = Path(
-        "runs/tiny"
-    ),
-    model: Annotated[
-        str, typer.Option(help="Of entropy: the tokenizer, a folder that can be written.")
-    ] = "viq-tiny",
-    where: Annotated[
-        list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE, as for a licence.")
-    ] = None,
+    out: Out = Path("runs/tiny"),
+    where: Where = None,
     start: Annotated[str | None, typer.Option(help="SigLIP2 the encoder begins from.")] = None,
     teacher: Annotated[str | None, typer.Option(help="SigLIP2 that is distilled.")] = None,
-    language: Annotated[str | None, typer.Option(help="Causal language model.")] = None,
+    language: Language = None,
     vae: Annotated[str | None, typer.Option(help="Folder of the Qwen-Image VAE.")] = None,
     alignment: Annotated[str | None, typer.Option(help="DINOv2 for the decoder stage.")] = None,
-    scale: Annotated[float, typer.Option(help="Times the steps of every stage.")] = 1.0,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
-    workers: Annotated[int, typer.Option(help="Threads that make samples.")] = 1,
-    tensorboard: Annotated[bool, typer.Option(help="Also log for TensorBoard.")] = False,
+    scale: Scale = 1.0,
+    threads: Threads = None,
+    workers: Workers = 1,
+    tensorboard: TensorBoard = False,
     overwrite: Anew = False,
-    show_recipe: Annotated[
-        bool, typer.Option("--print", help="Print the recipe as JSON and stop.")
-    ] = False,
+    show_recipe: PrintRecipe = False,
     as_json: Json = False,
 ) -> None:
     """Train a tokenizer through the stages of a recipe. Run again to resume."""
+    from viq.core.types import ViqError
+    from viq.recipes.registry import RECIPES
+    from viq.train.tokenizer.recipe import Recipe
+
     if recipe == "entropy":
-        import torch
-
-        from viq.train.entropy import train_entropy
-
-        if threads:
-            torch.set_num_threads(threads)
-        told = (lambda record: None) if as_json else show_record
-        tokenizer = load_tokenizer(model, "cpu", "float32")
-        show(train_entropy(tokenizer, data or [], overwrite=overwrite, report=told), as_json)
-        return
-    from viq.recipes.registry import find_recipe, scaled, with_places
-    from viq.weights.checkpoint import to_dict
-
+        raise ViqError("entropy is a command, not a recipe: viq train entropy --model MODEL")
     places = {"start": start, "teacher": teacher, "vae": vae, "alignment": alignment}
-    chosen = with_places(find_recipe(recipe), {**places, "language": language})
-    chosen = scaled(chosen, scale) if scale != 1 else chosen
-    if show_recipe:
-        print(json.dumps(to_dict(chosen), indent=2))
-        return
+    chosen = _find(recipe, RECIPES, Recipe, {**places, "language": language}, scale)
+    _begin(chosen, threads, show_recipe)
     import torch
 
     from viq.data.corpora.corpora import open_corpora
     from viq.train.tokenizer.run import Run, TrainingData
 
-    if threads:
-        torch.set_num_threads(threads)
-    # Numbers too small for the normal range make a CPU many times slower and mean nothing here.
-    torch.set_flush_denormal(True)
     rows = conditions(where)
     material = TrainingData.of(open_corpora(data or [], "train", where=rows), data or [], rows)
     run = Run(
@@ -121,13 +108,31 @@ def train_tokenizer(
     )
 
 
-def _refuse_other_model(run: Path, overwrite: bool) -> None:
-    """The result goes to RUN/model; what is there before a run has begun is not of a run."""
-    from viq.core.types import ViqError
+@train_app.command("entropy")
+@guarded
+def train_entropy(
+    model: Annotated[
+        str, typer.Option(help="The tokenizer: a model folder that can be written.")
+    ] = "viq-tiny",
+    data: Annotated[
+        list[str] | None, typer.Option(help="Photos, or stores of codes; again for more.")
+    ] = None,
+    threads: Threads = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the entropy model that is there.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Fit what `viq encode --compress` needs to the codes of photos. Minutes on one core."""
+    import torch
 
-    taken = run / "model"
-    if not overwrite and not (run / "recipe.json").exists() and taken.exists():
-        raise ViqError(f"{taken}: exists, but no run was begun in {run}; give another --out")
+    from viq.train.entropy import train_entropy as run
+
+    if threads:
+        torch.set_num_threads(threads)
+    report = (lambda record: None) if as_json else show_record
+    tokenizer = load_tokenizer(model, "cpu", "float32")
+    show(run(tokenizer, data or [], overwrite=overwrite, report=report), as_json)
 
 
 @train_app.command("mllm")
@@ -152,50 +157,32 @@ def train_mllm(
     text: Annotated[
         list[str] | None, typer.Option(help="File of conversations without images; again for more.")
     ] = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Run folder; resumed if begun.")] = Path(
-        "runs/mllm"
-    ),
+    out: Out = Path("runs/mllm"),
     tokenizer: Annotated[
         str | None, typer.Option(help="That made the codes: bundled name, folder, or hub id.")
     ] = None,
-    language: Annotated[
-        str | None, typer.Option(help="Causal language model: folder or hub id.")
-    ] = None,
-    where: Annotated[
-        list[str] | None, typer.Option(help="Only samples with COLUMN=VALUE, as for a licence.")
-    ] = None,
+    language: Language = None,
+    where: Where = None,
     cache: Annotated[
         Path | None, typer.Option(help="Folder for unpacked shards. Default: in the run folder.")
     ] = None,
-    scale: Annotated[float, typer.Option(help="Times the steps of every stage.")] = 1.0,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
-    workers: Annotated[int, typer.Option(help="Threads that make samples.")] = 1,
-    tensorboard: Annotated[bool, typer.Option(help="Also log for TensorBoard.")] = False,
+    scale: Scale = 1.0,
+    threads: Threads = None,
+    workers: Workers = 1,
+    tensorboard: TensorBoard = False,
     overwrite: Anew = False,
-    show_recipe: Annotated[
-        bool, typer.Option("--print", help="Print the recipe as JSON and stop.")
-    ] = False,
+    show_recipe: PrintRecipe = False,
     as_json: Json = False,
 ) -> None:
     """Train a language model on stored codes. Run again to resume."""
     from viq.recipes.mllm import RECIPES
-    from viq.recipes.registry import find, scaled, with_places
     from viq.train.mllm.recipe import MllmRecipe
+
+    places = {"tokenizer": tokenizer, "language": language}
+    chosen = _find(recipe, RECIPES, MllmRecipe, places, scale)
+    _begin(chosen, threads, show_recipe)
     from viq.train.mllm.run import MllmRun
-    from viq.weights.checkpoint import to_dict
 
-    chosen = find(recipe, RECIPES, MllmRecipe)
-    chosen = with_places(chosen, {"tokenizer": tokenizer, "language": language})
-    chosen = scaled(chosen, scale) if scale != 1 else chosen
-    if show_recipe:
-        print(json.dumps(to_dict(chosen), indent=2))
-        return
-    import torch
-
-    if threads:
-        torch.set_num_threads(threads)
-    # Numbers too small for the normal range make a CPU many times slower and mean nothing here.
-    torch.set_flush_denormal(True)
     run = MllmRun(
         recipe=chosen, out=out, stores=codes or [], drawn=drawn, texts=text or [],
         where=conditions(where), cache=cache, hidden=as_json, tensorboard=tensorboard,
@@ -219,46 +206,35 @@ def train_draw(
             "pictures of shapes that it draws and encodes."
         ),
     ] = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Run folder; resumed if begun.")] = Path(
-        "runs/draw"
-    ),
+    out: Out = Path("runs/draw"),
     tokenizer: Annotated[
         str | None, typer.Option(help="Whose codes are written: bundled name, folder, or hub id.")
     ] = None,
-    language: Annotated[
-        str | None, typer.Option(help="Causal language model: folder or hub id.")
-    ] = None,
+    language: Language = None,
     steps: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
-    tensorboard: Annotated[bool, typer.Option(help="Also log for TensorBoard.")] = False,
+    scale: Scale = 1.0,
+    threads: Threads = None,
+    tensorboard: TensorBoard = False,
     overwrite: Anew = False,
-    show_recipe: Annotated[
-        bool, typer.Option("--print", help="Print the recipe as JSON and stop.")
-    ] = False,
+    show_recipe: PrintRecipe = False,
     as_json: Json = False,
 ) -> None:
     """Train a language model to write codes. Run again to resume."""
     from dataclasses import replace
 
+    from viq.core.types import ViqError
     from viq.recipes.generation import RECIPES
-    from viq.recipes.registry import find, with_places
     from viq.train.generation.recipe import DrawRecipe
-    from viq.train.generation.run import DrawRun
-    from viq.weights.checkpoint import to_dict
 
-    chosen = find(recipe, RECIPES, DrawRecipe)
-    chosen = with_places(chosen, {"tokenizer": tokenizer, "language": language})
+    if steps is not None and scale != 1:
+        raise ViqError("--steps and --scale: give one of them")
+    places = {"tokenizer": tokenizer, "language": language}
+    chosen = _find(recipe, RECIPES, DrawRecipe, places, scale)
     if steps is not None:
         chosen = replace(chosen, loop=replace(chosen.loop, steps=steps))
-    if show_recipe:
-        print(json.dumps(to_dict(chosen), indent=2))
-        return
-    import torch
+    _begin(chosen, threads, show_recipe)
+    from viq.train.generation.run import DrawRun
 
-    if threads:
-        torch.set_num_threads(threads)
-    # Numbers too small for the normal range make a CPU many times slower and mean nothing here.
-    torch.set_flush_denormal(True)
     run = DrawRun(
         recipe=chosen,
         out=out,
@@ -271,3 +247,41 @@ def train_draw(
     if run.accelerator.is_main_process:
         hint = f'viq draw "a red circle left of a blue square" -o out.png --model {out}'
         show({"model": str(model), "next": hint}, as_json)
+
+
+def _find(
+    name: str,
+    recipes: Mapping[str, Callable[[], R]],
+    kind: type[R],
+    places: Mapping[str, str | None],
+    scale: float,
+) -> R:
+    """The recipe that the options ask for, with its places and length."""
+    from viq.recipes.registry import find, scaled, with_places
+
+    chosen = with_places(find(name, recipes, kind), places)
+    return scaled(chosen, scale) if scale != 1 else chosen
+
+
+def _begin(recipe: Any, threads: int | None, show_recipe: bool) -> None:
+    """Print the recipe and end the command where that is asked for; else make the CPU ready."""
+    from viq.weights.checkpoint import to_dict
+
+    if show_recipe:
+        print(json.dumps(to_dict(recipe), indent=2))
+        raise typer.Exit()
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    # Numbers too small for the normal range make a CPU many times slower and mean nothing here.
+    torch.set_flush_denormal(True)
+
+
+def _refuse_other_model(run: Path, overwrite: bool) -> None:
+    """The result goes to RUN/model; what is there before a run has begun is not of a run."""
+    from viq.core.types import ViqError
+
+    taken = run / "model"
+    if not overwrite and not (run / "recipe.json").exists() and taken.exists():
+        raise ViqError(f"{taken}: exists, but no run was begun in {run}; give another --out")
