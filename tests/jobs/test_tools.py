@@ -263,7 +263,8 @@ def test_preview(encoded: tuple[Path, Path], tmp_path: Path) -> None:
         assert sheet.size == (5 * 236 + 12, 254 + 12)
     preview(tokenizer(), store, tmp_path / "page.html", count=3, seed=1)
     page = (tmp_path / "page.html").read_text()
-    assert page.count("<figure>") == 3 and "&lt;" in page and "http" not in page
+    assert page.count("<figure>") == 3 and "&lt;" in page
+    assert "http:" not in page and "https:" not in page and "default-src 'none'" in page
     with pytest.raises(ViqError, match="NAME.png or NAME.html"):
         preview(tokenizer(), store, tmp_path / "sheet.gif")
     with pytest.raises(CodesError, match="load the tokenizer that made them"):

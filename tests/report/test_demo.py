@@ -18,9 +18,8 @@ from viq.core.levels import PRESETS
 from viq.image.open import open_image
 from viq.models.tokenizer.decoder import DecoderConfig
 from viq.models.tokenizer.tokenizer import VisualTokenizer
-from viq.report import gallery
+from viq.report import gallery, text
 from viq.report import gallery_parts as parts
-from viq.report import gallery_sheet as sheet
 from viq.report.gallery import make_gallery, sample_photos
 
 VOID = {"meta", "img"}
@@ -188,10 +187,10 @@ def test_fitting_never_invents_pixels():
 
 
 def test_sheet_text_has_only_known_glyphs_and_fits():
-    assert sheet._plain("Häggström 2 × 2 · 日") == "Haggstrom 2 x 2 · ?"
-    lines = sheet._wrapped("two words " + "w" * 80, 20, 200)
+    assert text.plain("Häggström 2 × 2 · 日") == "Haggstrom 2 x 2 · ?"
+    lines = text.wrapped("two words " + "w" * 80, 20, 200)
     assert "".join(lines).replace(" ", "") == "twowords" + "w" * 80
-    assert all(sheet._font(20).getlength(line) <= 200 for line in lines)
+    assert all(text.font(20).getlength(line) <= 200 for line in lines)
 
 
 def test_sample_photos_have_their_own_sizes():

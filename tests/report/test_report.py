@@ -92,7 +92,7 @@ def test_page(run: Path, tmp_path: Path) -> None:
     assert "Step 30: code use collapses: dimension 0 has 100.0% of its codes on level 4" in page
     assert "12 samples were skipped; the first:" in page
     assert "photo-9: too &lt;small&gt;" in page and "photo-10" not in page
-    assert "&quot;seed&quot;: 7" in page
+    assert "&#34;seed&#34;: 7" in page
     assert "Pictures at step 20" in page
     (picture,) = re.findall(r"data:image/webp;base64,([^\"]+)", page)
     assert Image.open(io.BytesIO(base64.b64decode(picture))).size == (48, 56)

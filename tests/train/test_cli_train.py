@@ -112,6 +112,39 @@ def test_printed_recipes_are_recipe_files(tmp_path: Path) -> None:
     assert run("train", path, "--print").stdout == path.read_text()
 
 
+@pytest.mark.parametrize("kind", ["tokenizer", "mllm", "draw"])
+def test_every_kind_of_training_can_be_scaled(kind: str) -> None:
+    def steps(*options: object) -> list[int]:
+        recipe = json.loads(run("train", kind, "debug", "--print", *options).stdout)
+        return [stage["loop"]["steps"] for stage in recipe.get("stages", [recipe])]
+
+    assert steps("--scale", 3) == [3 * count for count in steps()]
+    assert "--scale nan: give a number above 0" in refused(
+        "train", kind, "debug", "--scale", "nan", "--print"
+    )
+
+
+def test_steps_of_drawing_are_given_once() -> None:
+    recipe = json.loads(run("train", "draw", "debug", "--steps", 7, "--print").stdout)
+    assert recipe["loop"]["steps"] == 7
+    assert "give one of them" in refused("train", "draw", "debug", "--steps", 7, "--scale", 2)
+
+
+@pytest.mark.parametrize("option", [("--print",), ("--where", "a=b"), ("--scale", "3")])
+def test_entropy_takes_no_option_of_tokenizers(option: tuple[str, ...], tmp_path: Path) -> None:
+    result = run("train", "entropy", "--model", tmp_path / "none", *option, code=2)
+    assert f"No such option: {option[0]}" in result.stderr
+
+
+def test_entropy_is_still_found_where_it_was(tmp_path: Path) -> None:
+    words = ("--model", tmp_path / "none", "--data", tmp_path, "--threads", 1, "--overwrite")
+    now = refused("train", "entropy", *words)
+    assert str(tmp_path / "none") in now
+    assert refused("train", "tokenizer", "entropy", *words) == now
+    line = refused("train", "tokenizer", "--data", tmp_path, "entropy")
+    assert line == "viq: entropy is a command, not a recipe: viq train entropy --model MODEL"
+
+
 def test_another_recipe_for_the_same_folder(debug_run: Path) -> None:
     line = refused("train", "debug", *data_of(debug_run), "--out", debug_run, "--scale", 2)
     assert "begun with another recipe" in line

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from viq.cli.common import Json, Model, guarded, load_tokenizer
+from viq.cli.common import Json, Model, guarded, load_tokenizer, save_json
 
 bench_app = typer.Typer(help="Measure speed and memory, as ratios.", no_args_is_help=True)
 
@@ -94,7 +94,7 @@ def bench_mllm(
     from viq.bench import mllm as bench
     from viq.bench.mllm_report import chart as draw
     from viq.bench.mllm_report import merged
-    from viq.core.files import write_atomically, written_aside
+    from viq.core.files import written_aside
     from viq.core.outputs import is_there, require_free
     from viq.core.types import ViqError
     from viq.report.charts import to_image
@@ -122,7 +122,7 @@ def bench_mllm(
     )
     if out is not None:
         result = merged(old, result, str(out)) if old is not None else result
-        write_atomically(out, (json.dumps(result, indent=1) + "\n").encode())
+        save_json(out, result)
     if chart is not None:
         with written_aside(chart) as aside:
             to_image(draw(result), 2).save(aside, "PNG")

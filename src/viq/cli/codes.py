@@ -1,4 +1,4 @@
-"""The commands on codes: encode, decode, and those on stores."""
+"""The commands encode and decode."""
 
 from __future__ import annotations
 
@@ -31,14 +31,12 @@ from viq.cli.common import (
     load_tokenizer,
     names_of,
 )
-from viq.cli.console import line, show, show_report
+from viq.cli.console import line, show_report
 from viq.cli.progress import progress
 from viq.core.interrupts import stoppable
 
 if TYPE_CHECKING:
     from viq.jobs.summary import Report
-
-store_app = typer.Typer(help="Work on stores of codes.", no_args_is_help=True)
 
 
 @guarded
@@ -189,24 +187,3 @@ def decode(
     show_report(report, as_json)
     if report.failures:
         raise typer.Exit(SOME_FAILED)
-
-
-@store_app.command()
-@guarded
-def index(
-    folder: Annotated[Path, typer.Argument(help="A folder that viq encode writes.")],
-    as_json: Json = False,
-) -> None:
-    """Write ledger and index anew, as after several ranks or damage to the index."""
-    from viq.core.types import ViqError
-    from viq.store.job import write_index
-    from viq.store.lock import locked
-
-    with locked(folder):
-        found, missing = write_index(folder)
-    if found is None:
-        raise ViqError(
-            f"{folder}: {len(missing)} shards are missing, the first is {missing[0]}; run the same "
-            "viq encode again"
-        )
-    show({"shards": len(found.shards), **found.totals}, as_json)

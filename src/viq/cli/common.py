@@ -58,6 +58,7 @@ Strict = Annotated[
     bool, typer.Option("--strict", help="Nothing of the inputs may be left over without an error.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Tokens = Annotated[int, typer.Option(help="Length of an answer at most.")]
 Overwrite = Annotated[
     bool,
     typer.Option("--overwrite", help="Replace what is there, even if this job did not make it."),
@@ -143,6 +144,17 @@ def load_tokenizer(model: str, device: str, dtype: str, local_rank: int = 0) -> 
     return load(model, device=find_device(device, local_rank), dtype=dtypes[dtype])
 
 
+def load_mllm(model: str, device: str) -> tuple[Any, Any]:
+    """A multimodal language model and its processor, in bfloat16 where the device has it."""
+    import torch
+
+    from viq.mllm.loading import load_mllm as load
+
+    device = find_device(device)
+    half = device.startswith("cuda") and torch.cuda.is_bf16_supported()
+    return load(model, device=device, dtype=torch.bfloat16 if half else torch.float32)
+
+
 def find_device(device: str, local_rank: int = 0) -> str:
     """The device that an option asks for, which is there."""
     import torch
@@ -180,3 +192,11 @@ def conditions(where: list[str] | None) -> dict[str, str] | None:
         if "=" not in condition:
             raise ViqError(f"--where {condition}: give COLUMN=VALUE")
     return dict(condition.split("=", 1) for condition in where or []) or None
+
+
+def save_json(path: Path | None, result: dict[str, Any]) -> None:
+    """Write a result where `--out` says, if it does; the command has checked that it may."""
+    from viq.core.files import write_atomically
+
+    if path is not None:
+        write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from collections.abc import Iterable, Iterator, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +14,10 @@ from viq.core.untrusted import printable
 
 if TYPE_CHECKING:
     from viq.jobs.summary import Report
+
+_NAME = 16  # columns of a terminal that a name has at least
+_ANY_WIDTH = 1_000_000  # where there is no terminal, no row is folded
+_PROBE_FACTS = ("classes", "pictures")  # of a probe, beside its answers
 
 
 def show_report(report: Report, as_json: bool) -> None:
@@ -74,24 +81,55 @@ def show(values: dict[str, Any], as_json: bool, indent: str = "") -> None:
             line(f"{indent}{key:<{width}}  {value}")
 
 
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on stdout: names at the left, folded to fit a terminal; figures flush right, whole.
+
+    In a pipe or a file each row is one line, whatever its width.
+    """
+    from rich import box
+    from rich.cells import cell_len
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [[printable(cell) for cell in row] for row in (headings, *rows)]
+    terminal = sys.stdout.isatty()
+    narrowest = 3 * (len(headings) - 1)  # between the columns
+    drawn = Table(box=box.SIMPLE if terminal else None, pad_edge=False, show_edge=False)
+    for place, column in enumerate(zip(*cells, strict=True)):
+        least = min(max(map(cell_len, column)), _ANY_WIDTH if place else _NAME)
+        narrowest += least
+        drawn.add_column(
+            Text(column[0]), justify="right" if place else "left", no_wrap=bool(place),
+            overflow="fold", min_width=least,
+        )  # fmt: skip
+    for row in cells[1:]:
+        drawn.add_row(*map(Text, row))  # a Text has no markup
+    text = StringIO()
+    # Figures are never cut: what is still too wide is broken by the terminal.
+    width = max(shutil.get_terminal_size().columns, narrowest) if terminal else _ANY_WIDTH
+    Console(file=text, width=width, color_system=None, legacy_windows=False).print(drawn)
+    for written in text.getvalue().rstrip("\n").split("\n"):
+        print(written.rstrip())
+
+
 def show_reconstruction(result: dict[str, Any]) -> None:
     def number(value: float | None, digits: int = 2) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
 
+    def cells(image: dict[str, Any]) -> Iterator[str]:
+        yield Path(image["key"]).name
+        yield f"{image['height']}x{image['width']}"
+        yield number(image["bpp"])
+        for found in (image, *(image["codecs"][name] for name in codecs)):
+            yield number(found["psnr"] if found else None)
+            yield number(found["ssim"] if found else None, 3)
+
     codecs = result["settings"]["codecs"]
-    print(f"{'image':<32}{'size':>11}{'bpp':>7}{'PSNR':>8}{'SSIM':>7}",
-          *(f"{name + ' PSNR':>11}{'SSIM':>7}" for name in codecs), sep="")  # fmt: skip
-    for image in result["images"]:
-        cells = [image["codecs"][name] for name in codecs]
-        print(
-            f"{printable(Path(image['key']).name)[-31:]:<32}{image['height']:>6}x{image['width']:<4}"
-            f"{number(image['bpp']):>7}{number(image['psnr']):>8}{number(image['ssim'], 3):>7}",
-            *(
-                f"{number(cell and cell['psnr']):>11}{number(cell and cell['ssim'], 3):>7}"
-                for cell in cells
-            ),
-            sep="",
-        )
+    beside = [heading for name in codecs for heading in (f"{name} PSNR", "SSIM")]
+    table(
+        ["image", "size", "bpp", "PSNR", "SSIM", *beside], map(list, map(cells, result["images"]))
+    )
     totals = result["totals"]
     print(f"mean of {totals['images']}: {number(totals['psnr'])} dB, SSIM "
           f"{number(totals['ssim'], 3)}, {number(totals['bpp'], 3)} bits per pixel")  # fmt: skip
@@ -116,37 +154,45 @@ def show_record(record: dict[str, Any]) -> None:
 
 def show_quality(result: dict[str, Any]) -> None:
     """Codes beside continuous features: answers in percent, steps a second, memory."""
+    kinds = result["kinds"]
     print("mean over seeds ± half-width of the 95% interval")
-    print(f"{'':<14}{'right answers, %':>20}{'steps/s':>18}{'peak memory, MiB':>20}")
-    for kind, found in result["kinds"].items():
-        cells = found["answers"]["all"], found["steps_per_second"], found["peak_mib"]
-        numbers = [f"{cell['mean']:.2f} ± {cell['half_width']:.2f}" for cell in cells]
-        print(f"{kind:<14}{numbers[0]:>20}{numbers[1]:>18}{numbers[2]:>20}")
-    groups = sorted(result["kinds"]["codes"]["answers"].keys() - {"all"})
+    measured = {
+        kind: (found["answers"]["all"], found["steps_per_second"], found["peak_mib"])
+        for kind, found in kinds.items()
+    }
+    table(
+        ["", "right answers, %", "steps/s", "peak memory, MiB"],
+        (
+            [kind, *(f"{cell['mean']:.2f} ± {cell['half_width']:.2f}" for cell in cells)]
+            for kind, cells in measured.items()
+        ),
+    )
+    groups = sorted(name for name in kinds["codes"]["answers"].keys() - {"all"} if "/" not in name)
     print("\nright answers by source of the pictures, %")
-    for kind, found in result["kinds"].items():
-        cells = [f"{g} {found['answers'][g]['mean']:.1f}" for g in groups if "/" not in g]
-        print(f"{kind:<14}{', '.join(cells)}")
+    table(
+        ["", *groups],
+        (
+            [kind, *(f"{found['answers'][group]['mean']:.1f}" for group in groups)]
+            for kind, found in kinds.items()
+        ),
+    )
 
 
 def show_understanding(result: dict[str, Any]) -> None:
     """Accuracy of answers by source of the pictures, then of linear probes, in percent."""
-    questions = result["questions"]
+    questions, candidates = result["questions"], result["candidates"]
     groups = ["all", *sorted(name for name in questions if name != "all")]
     print("Right answers, %, mean over seeds and half-width of the 95% interval")
-    print(f"{'':<44}", *(f"{name[:17]:>18}" for name in groups), sep="")
-    print(f"{'questions':<44}", *(f"{questions[name]:>18,}" for name in groups), sep="")
-    for name, found in result["candidates"].items():
-        cells = [found["answers"][group] for group in groups]
-        print(f"{name[-43:]:<44}",
-              *(f"{cell['mean']:>10.1f} ± {cell['half_width']:<5.1f}" for cell in cells),
-              sep="")  # fmt: skip
-    probes = sorted({name for found in result["candidates"].values() for name in found["probes"]})
+    rows = [["questions", *(f"{questions[name]:,}" for name in groups)]]
+    for name, found in candidates.items():
+        cells = (found["answers"][group] for group in groups)
+        rows.append([name, *(f"{cell['mean']:.1f} ± {cell['half_width']:.1f}" for cell in cells)])
+    table(["", *groups], rows)
+    probes = sorted({name for found in candidates.values() for name in found["probes"]})
     print("\nLinear probes of the mean feature, %")
-    for probe in probes:
-        cells = {n: f["probes"][probe] for n, f in result["candidates"].items()}
-        first = next(iter(cells.values()))
-        print(f"{probe} ({first['classes']} answers, {first['pictures']} pictures, "
-              f"most frequent {first['chance']:.1f})")  # fmt: skip
-        for name, cell in cells.items():
-            print(f"  {name[-43:]:<44}{cell['accuracy']:>6.1f}")
+    first = next(iter(candidates.values()))["probes"]
+    rows = [[fact, *(f"{first[probe][fact]:,}" for probe in probes)] for fact in _PROBE_FACTS]
+    rows.append(["most frequent", *(f"{first[probe]['chance']:.1f}" for probe in probes)])
+    for name, found in candidates.items():
+        rows.append([name, *(f"{found['probes'][probe]['accuracy']:.1f}" for probe in probes)])
+    table(["", *probes], rows)

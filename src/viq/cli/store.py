@@ -1,4 +1,4 @@
-"""The commands that look into stores of codes: `viq store lint` and its siblings."""
+"""The commands on stores of codes: `viq store`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,37 @@ from typing import Annotated, Any
 
 import typer
 
-from viq.cli.codes import store_app
 from viq.cli.common import SOME_FAILED, Json, Model, Overwrite, guarded, load_tokenizer
 from viq.cli.console import line, show
 from viq.cli.progress import progress
 from viq.core.interrupts import stoppable
 
+store_app = typer.Typer(help="Work on stores of codes.", no_args_is_help=True)
+
 Store = Annotated[Path, typer.Argument(help="A store, or a Parquet file of codes.")]
 ShardSize = Annotated[int, typer.Option(min=1, help="Samples in a shard.")]
 _SHOWN = 20  # problems or pairs without --json
+
+
+@store_app.command()
+@guarded
+def index(
+    folder: Annotated[Path, typer.Argument(help="A folder that viq encode writes.")],
+    as_json: Json = False,
+) -> None:
+    """Write ledger and index anew, as after several ranks or damage to the index."""
+    from viq.core.types import ViqError
+    from viq.store.job import write_index
+    from viq.store.lock import locked
+
+    with locked(folder):
+        found, missing = write_index(folder)
+    if found is None:
+        raise ViqError(
+            f"{folder}: {len(missing)} shards are missing, the first is {missing[0]}; run the same "
+            "viq encode again"
+        )
+    show({"shards": len(found.shards), **found.totals}, as_json)
 
 
 @store_app.command()

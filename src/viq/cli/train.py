@@ -1,12 +1,11 @@
-"""The commands on multimodal language models: train, chat, caption, eval."""
+"""The commands that train: `viq train tokenizer`, `entropy`, `mllm` and `draw`."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperGroup
@@ -16,29 +15,35 @@ from viq.cli.common import (
     AllowPrivateNetwork,
     AllowProtocol,
     Anew,
-    Device,
     Json,
-    Model,
-    Overwrite,
     Root,
     access_of,
     conditions,
-    find_device,
     guarded,
+    load_tokenizer,
 )
-from viq.cli.console import show, show_quality
-from viq.cli.progress import progress
-from viq.core.interrupts import stoppable
+from viq.cli.console import show, show_record
 
-RunModel = Annotated[str, typer.Option("--model", help="Run folder, model folder, or hub id.")]
-Tokens = Annotated[int, typer.Option(help="Length of an answer at most.")]
-Temperature = Annotated[float, typer.Option(help="Of sampling; 0 takes the likeliest word.")]
+R = TypeVar("R")  # a recipe
+
+Out = Annotated[Path, typer.Option("-o", "--out", help="Run folder; resumed if begun.")]
+Where = Annotated[
+    list[str] | None, typer.Option(help="Only samples with COLUMN=VALUE, as for a licence.")
+]
+Language = Annotated[str | None, typer.Option(help="Causal language model: folder or hub id.")]
+Scale = Annotated[float, typer.Option(help="Times the steps of every stage.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads.")]
+Workers = Annotated[int, typer.Option(help="Threads that make samples.")]
+TensorBoard = Annotated[bool, typer.Option(help="Also log for TensorBoard.")]
+PrintRecipe = Annotated[bool, typer.Option("--print", help="Print the recipe as JSON and stop.")]
 
 
 class TrainGroup(TyperGroup):
-    """`viq train NAME ...` means `viq train tokenizer NAME ...`."""
+    """`viq train NAME ...` means `viq train tokenizer NAME ...`, where NAME is no command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args[:2] == ["tokenizer", "entropy"]:  # as it was spelled when it was a recipe
+            args = args[1:]
         if args and args[0] not in (*self.commands, *self.get_help_option_names(ctx)):
             args = ["tokenizer", *args]
         return super().parse_args(ctx, args)
@@ -49,6 +54,110 @@ train_app = typer.Typer(
     help="Train a tokenizer (viq train NAME), or a language model on codes.",
     no_args_is_help=True,
 )
+
+
+@train_app.command("tokenizer")
+@guarded
+def train_tokenizer(
+    recipe: Annotated[str, typer.Argument(help="tiny, so400m, g, debug, or a recipe file.json.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Pictures with captions, questions or labels: JSON, JSONL, Parquet, WebDataset, "
+            "a folder, hf:OWNER/NAME. Again for more. Drawn pictures are always there."
+        ),
+    ] = None,
+    out: Out = Path("runs/tiny"),
+    where: Where = None,
+    root: Root = None,
+    allow_protocol: AllowProtocol = None,
+    allow_absolute: AllowAbsolute = False,
+    allow_private_network: AllowPrivateNetwork = False,
+    start: Annotated[str | None, typer.Option(help="SigLIP2 the encoder begins from.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="SigLIP2 that is distilled.")] = None,
+    language: Language = None,
+    vae: Annotated[str | None, typer.Option(help="Folder of the Qwen-Image VAE.")] = None,
+    alignment: Annotated[str | None, typer.Option(help="DINOv2 for the decoder stage.")] = None,
+    scale: Scale = 1.0,
+    threads: Threads = None,
+    workers: Workers = 1,
+    tensorboard: TensorBoard = False,
+    overwrite: Anew = False,
+    show_recipe: PrintRecipe = False,
+    as_json: Json = False,
+) -> None:
+    """Train a tokenizer through the stages of a recipe. Run again to resume."""
+    from viq.core.types import ViqError
+    from viq.recipes.registry import RECIPES
+    from viq.train.tokenizer.recipe import Recipe
+
+    if recipe == "entropy":
+        raise ViqError("entropy is a command, not a recipe: viq train entropy --model MODEL")
+    places = {"start": start, "teacher": teacher, "vae": vae, "alignment": alignment}
+    chosen = _find(recipe, RECIPES, Recipe, {**places, "language": language}, scale)
+    _begin(chosen, threads, show_recipe)
+    import torch
+
+    from viq.data.corpora.corpora import open_corpora
+    from viq.train.tokenizer.run import Run, TrainingData
+
+    rows = conditions(where)
+    access = access_of(allow_protocol, allow_absolute, allow_private_network)
+    corpora = open_corpora(data or [], "train", where=rows, root=root, access=access)
+    material = TrainingData.of(corpora, data or [], rows)
+    run = Run(
+        chosen, material, out, hidden=as_json, tensorboard=tensorboard, threads=workers,
+        overwrite=overwrite, paths=data or [],
+    )  # fmt: skip
+    _refuse_other_model(out, overwrite)
+    trained = run.train()
+    if trained is None or not run.accelerator.is_main_process:
+        return
+    trained.save_pretrained(out / "model", dtype=torch.float16)
+    show(
+        {
+            "model": str(out / "model"),
+            "rows": {corpus.name: corpus.length for corpus in material.rows},
+            "photos": len(material.photos),
+            "report": f"viq report {out}",
+        },
+        as_json,
+    )
+
+
+@train_app.command("entropy")
+@guarded
+def train_entropy(
+    model: Annotated[
+        str, typer.Option(help="The tokenizer: a model folder that can be written.")
+    ] = "viq-tiny",
+    data: Annotated[
+        list[str] | None, typer.Option(help="Photos, or stores of codes; again for more.")
+    ] = None,
+    root: Root = None,
+    allow_protocol: AllowProtocol = None,
+    allow_absolute: AllowAbsolute = False,
+    allow_private_network: AllowPrivateNetwork = False,
+    threads: Threads = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the entropy model that is there.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Fit what `viq encode --compress` needs to the codes of photos. Minutes on one core."""
+    import torch
+
+    from viq.train.entropy import train_entropy as run
+
+    if threads:
+        torch.set_num_threads(threads)
+    report = (lambda record: None) if as_json else show_record
+    tokenizer = load_tokenizer(model, "cpu", "float32")
+    access = access_of(allow_protocol, allow_absolute, allow_private_network)
+    fitted = run(
+        tokenizer, data or [], root=root, access=access, overwrite=overwrite, report=report
+    )
+    show(fitted, as_json)
 
 
 @train_app.command("mllm")
@@ -73,50 +182,32 @@ def train_mllm(
     text: Annotated[
         list[str] | None, typer.Option(help="File of conversations without images; again for more.")
     ] = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Run folder; resumed if begun.")] = Path(
-        "runs/mllm"
-    ),
+    out: Out = Path("runs/mllm"),
     tokenizer: Annotated[
         str | None, typer.Option(help="That made the codes: bundled name, folder, or hub id.")
     ] = None,
-    language: Annotated[
-        str | None, typer.Option(help="Causal language model: folder or hub id.")
-    ] = None,
-    where: Annotated[
-        list[str] | None, typer.Option(help="Only samples with COLUMN=VALUE, as for a licence.")
-    ] = None,
+    language: Language = None,
+    where: Where = None,
     cache: Annotated[
         Path | None, typer.Option(help="Folder for unpacked shards. Default: in the run folder.")
     ] = None,
-    scale: Annotated[float, typer.Option(help="Times the steps of every stage.")] = 1.0,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
-    workers: Annotated[int, typer.Option(help="Threads that make samples.")] = 1,
-    tensorboard: Annotated[bool, typer.Option(help="Also log for TensorBoard.")] = False,
+    scale: Scale = 1.0,
+    threads: Threads = None,
+    workers: Workers = 1,
+    tensorboard: TensorBoard = False,
     overwrite: Anew = False,
-    show_recipe: Annotated[
-        bool, typer.Option("--print", help="Print the recipe as JSON and stop.")
-    ] = False,
+    show_recipe: PrintRecipe = False,
     as_json: Json = False,
 ) -> None:
     """Train a language model on stored codes. Run again to resume."""
     from viq.recipes.mllm import RECIPES
-    from viq.recipes.registry import find, scaled, with_places
     from viq.train.mllm.recipe import MllmRecipe
+
+    places = {"tokenizer": tokenizer, "language": language}
+    chosen = _find(recipe, RECIPES, MllmRecipe, places, scale)
+    _begin(chosen, threads, show_recipe)
     from viq.train.mllm.run import MllmRun
-    from viq.weights.checkpoint import to_dict
 
-    chosen = find(recipe, RECIPES, MllmRecipe)
-    chosen = with_places(chosen, {"tokenizer": tokenizer, "language": language})
-    chosen = scaled(chosen, scale) if scale != 1 else chosen
-    if show_recipe:
-        print(json.dumps(to_dict(chosen), indent=2))
-        return
-    import torch
-
-    if threads:
-        torch.set_num_threads(threads)
-    # Numbers too small for the normal range make a CPU many times slower and mean nothing here.
-    torch.set_flush_denormal(True)
     run = MllmRun(
         recipe=chosen, out=out, stores=codes or [], drawn=drawn, texts=text or [],
         where=conditions(where), cache=cache, hidden=as_json, tensorboard=tensorboard,
@@ -129,197 +220,93 @@ def train_mllm(
         show({"model": str(model), "samples": samples, **run.listed(), "next": hint}, as_json)
 
 
+@train_app.command("draw")
 @guarded
-def chat(
-    images_and_question: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="[IMAGE]... [QUESTION]",
-            help="Images or .viq files, then the question, with <image> where an image goes; "
-            "without any, images come first. Without a question, asks for them line by line.",
-        ),
-    ],
-    model: RunModel = "viq-tiny-chat",
-    max_tokens: Tokens = 256,
-    temperature: Temperature = 0.0,
-    device: Device = "auto",
-    as_json: Json = False,
-) -> None:
-    """Ask about images, once or in a conversation. Answers appear word by word."""
-    from viq.mllm.chat import ask, sampling
-
-    *places, question = images_and_question
-    asked: Iterable[str] = [question]
-    if Path(question).is_file():
-        places, asked = images_and_question, _typed()
-    loaded, processor = _load(model, device)
-    before: list[dict[str, str]] = []
-    for question in asked:
-        answer = ask(
-            loaded, processor, places, question, before=before, stream=not as_json,
-            max_new_tokens=max_tokens, **sampling(temperature),
-        )  # fmt: skip
-        if as_json:
-            print(json.dumps({"question": question, "images": places, "answer": answer}))
-        said = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        before += said if answer else []  # no turn may be empty
-
-
-@guarded
-@stoppable()
-def caption(
-    store: Annotated[str, typer.Argument(help="Store or Parquet file of codes.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="NAME.jsonl; gone on with if begun.")],
-    model: RunModel = "viq-tiny-chat",
-    prompt: Annotated[str, typer.Option(help="What is asked of each.")] = "Describe the image.",
-    batch: Annotated[int, typer.Option(help="Samples at a time.")] = 8,
-    limit: Annotated[int | None, typer.Option(help="Samples at most. Default: all.")] = None,
-    max_tokens: Tokens = 256,
-    temperature: Temperature = 0.0,
-    device: Device = "auto",
-    as_json: Json = False,
-) -> None:
-    """Describe every sample of a store, or answer one question about each, from codes alone."""
-    from viq.mllm.chat import answer_store, sampling
-
-    loaded, processor = _load(model, device)
-    with progress("asking", limit or 0, hidden=as_json) as advance:
-        report = answer_store(
-            loaded, processor, store, out, prompt=prompt, batch=batch, limit=limit,
-            progress=advance, max_new_tokens=max_tokens, **sampling(temperature),
-        )  # fmt: skip
-    show({**report, "answers": str(out)}, as_json)
-
-
-@guarded
-def eval_mllm(
-    model: Annotated[str, typer.Argument(help="Run folder, model folder, or hub id.")],
+def train_draw(
+    recipe: Annotated[str, typer.Argument(help="tiny, qwen, debug, or a recipe file.json.")],
     codes: Annotated[
         list[str] | None,
-        typer.Option(help="Store with conversations; again for more. Default: drawn in the run."),
+        typer.Option(
+            help="Store or Parquet file of codes with a caption column; again for more. Default: "
+            "pictures of shapes that it draws and encodes."
+        ),
     ] = None,
-    where: Annotated[list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE.")] = None,
-    by: Annotated[
-        str, typer.Option(help="Column that names kinds of questions: a text, or one an answer.")
-    ] = "kinds",
-    limit: Annotated[int, typer.Option(help="Questions of each store at most.")] = 500,
-    batch: Annotated[int, typer.Option(help="Questions at a time.")] = 32,
-    max_tokens: Tokens = 64,
-    device: Device = "auto",
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write JSON here.")] = None,
-    overwrite: Overwrite = False,
+    out: Out = Path("runs/draw"),
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Whose codes are written: bundled name, folder, or hub id.")
+    ] = None,
+    language: Language = None,
+    steps: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    scale: Scale = 1.0,
+    threads: Threads = None,
+    tensorboard: TensorBoard = False,
+    overwrite: Anew = False,
+    show_recipe: PrintRecipe = False,
     as_json: Json = False,
 ) -> None:
-    """Ask a model questions that it was not trained on, and count right answers."""
-    from viq.core.files import write_atomically
-    from viq.core.outputs import require_free
+    """Train a language model to write codes. Run again to resume."""
+    from dataclasses import replace
+
     from viq.core.types import ViqError
-    from viq.data.batching.code_batches import open_stores
-    from viq.eval.vlm.held_out import evaluate, lines
-    from viq.train.mllm.run import CACHE, CODES
+    from viq.recipes.generation import RECIPES
+    from viq.train.generation.recipe import DrawRecipe
 
-    require_free(out, overwrite=overwrite)
-    drawn, cache = Path(model, CODES), Path(model, CACHE)
-    stores = codes or ([str(drawn)] if drawn.is_dir() else [])
-    if not stores:
-        raise ViqError(f"{model}: has no pictures of its own; give a store of codes (--codes)")
-    loaded, processor = _load(model, device)
-    train, held_out = (
-        open_stores(
-            stores,
-            split,
-            fingerprint=processor.fingerprint,
-            where=conditions(where),
-            cache=cache if cache.is_dir() else None,
-        )
-        for split in ("train", "held-out")
+    if steps is not None and scale != 1:
+        raise ViqError("--steps and --scale: give one of them")
+    places = {"tokenizer": tokenizer, "language": language}
+    chosen = _find(recipe, RECIPES, DrawRecipe, places, scale)
+    if steps is not None:
+        chosen = replace(chosen, loop=replace(chosen.loop, steps=steps))
+    _begin(chosen, threads, show_recipe)
+    from viq.train.generation.run import DrawRun
+
+    run = DrawRun(
+        recipe=chosen,
+        out=out,
+        stores=codes or [],
+        hidden=as_json,
+        tensorboard=tensorboard,
+        overwrite=overwrite,
     )
-    total = sum(corpus.length for corpus in held_out)
-    with progress("asking", min(total, limit * len(stores)), hidden=as_json) as advance:
-        result = {"model": model} | evaluate(
-            loaded, processor, held_out, train, by=by, limit=limit, batch=batch,
-            max_new_tokens=max_tokens, progress=advance,
-        )  # fmt: skip
-    if out is not None:
-        write_atomically(out, (json.dumps(result, indent=1) + "\n").encode())
-    if as_json:
-        print(json.dumps(result))
-    else:
-        print(*lines(result), sep="\n")
+    model = run.train()
+    if run.accelerator.is_main_process:
+        hint = f'viq draw "a red circle left of a blue square" -o out.png --model {out}'
+        show({"model": str(model), "next": hint}, as_json)
 
 
-@guarded
-def eval_features(
-    model: Model = "viq-tiny",
-    data: Annotated[
-        list[str] | None,
-        typer.Option(help="Pictures with questions or labels, beside drawn ones; again for more."),
-    ] = None,
-    where: Annotated[list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE.")] = None,
-    root: Root = None,
-    allow_protocol: AllowProtocol = None,
-    allow_absolute: AllowAbsolute = False,
-    allow_private_network: AllowPrivateNetwork = False,
-    seeds: Annotated[int, typer.Option(help="Language models trained on each kind.")] = 3,
-    steps: Annotated[int, typer.Option(help="Training steps of each.")] = 1000,
-    pictures: Annotated[int, typer.Option(help="To train on.")] = 3000,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write JSON here.")] = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """Train the same language model on codes, on continuous features, and blind; compare them."""
+def _find(
+    name: str,
+    recipes: Mapping[str, Callable[[], R]],
+    kind: type[R],
+    places: Mapping[str, str | None],
+    scale: float,
+) -> R:
+    """The recipe that the options ask for, with its places and length."""
+    from viq.recipes.registry import find, scaled, with_places
+
+    chosen = with_places(find(name, recipes, kind), places)
+    return scaled(chosen, scale) if scale != 1 else chosen
+
+
+def _begin(recipe: Any, threads: int | None, show_recipe: bool) -> None:
+    """Print the recipe and end the command where that is asked for; else make the CPU ready."""
+    from viq.weights.checkpoint import to_dict
+
+    if show_recipe:
+        print(json.dumps(to_dict(recipe), indent=2))
+        raise typer.Exit()
     import torch
 
-    from viq.core.files import write_atomically
-    from viq.core.outputs import require_free
-    from viq.data.corpora.corpora import open_split
-    from viq.eval.probes.exam import UnderstandingConfig, make_exam
-    from viq.eval.probes.features import KINDS, compare_features
-    from viq.recipes.mllm import tiny
-
-    require_free(out, overwrite=overwrite)
     if threads:
         torch.set_num_threads(threads)
-    config = UnderstandingConfig(
-        seeds=seeds, steps=steps, language=tiny().language,
-        train_pictures=pictures, test_pictures=max(20, pictures * 3 // 10),
-    )  # fmt: skip
-    access = access_of(allow_protocol, allow_absolute, allow_private_network)
-    rows = open_split(data or [], where=conditions(where), root=root, access=access)
-    exam = make_exam(rows, config)
-
-    def keep(result: dict[str, Any]) -> None:
-        if out is not None:
-            write_atomically(out, (json.dumps(result, indent=1) + "\n").encode())
-
-    with progress("training", seeds * len(KINDS), hidden=as_json) as advance:
-        result = compare_features(exam, model, config, progress=advance, done=keep)
-    if as_json:
-        print(json.dumps(result))
-    else:
-        show_quality(result)
+    # Numbers too small for the normal range make a CPU many times slower and mean nothing here.
+    torch.set_flush_denormal(True)
 
 
-def _typed() -> Iterator[str]:
-    """Lines from a terminal, until an empty one or the end, or from a pipe."""
-    prompt = "> " if sys.stdin.isatty() else ""
-    while True:
-        try:
-            line = input(prompt).strip()
-        except EOFError:
-            return
-        if line:
-            yield line
-        elif prompt:
-            return
+def _refuse_other_model(run: Path, overwrite: bool) -> None:
+    """The result goes to RUN/model; what is there before a run has begun is not of a run."""
+    from viq.core.types import ViqError
 
-
-def _load(model: str, device: str) -> tuple[Any, Any]:
-    import torch
-
-    from viq.mllm.loading import load_mllm
-
-    device = find_device(device)
-    half = device.startswith("cuda") and torch.cuda.is_bf16_supported()
-    return load_mllm(model, device=device, dtype=torch.bfloat16 if half else torch.float32)
+    taken = run / "model"
+    if not overwrite and not (run / "recipe.json").exists() and taken.exists():
+        raise ViqError(f"{taken}: exists, but no run was begun in {run}; give another --out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -57,13 +58,22 @@ def find(name: str, recipes: Mapping[str, Callable[[], R]], kind: type[R]) -> R:
 
 
 def scaled(recipe: R, factor: float) -> R:
-    """The same recipe, of any kind, with so many times the steps in every stage."""
+    """The same recipe, of any kind, with so many times the steps in every stage.
 
-    def longer(stage: Any) -> Any:
-        steps = max(1, round(stage.loop.steps * factor))
-        return replace(stage, loop=replace(stage.loop, steps=steps))
+    Raises:
+        ViqError: not a factor.
+    """
+    if not 0 < factor < math.inf:
+        raise ViqError(f"--scale {factor:g}: give a number above 0")
 
-    return replace(recipe, stages=tuple(longer(stage) for stage in recipe.stages))  # type: ignore
+    def longer(part: Any) -> Any:  # what has a loop: a stage, or a recipe of one stage
+        steps = max(1, round(part.loop.steps * factor))
+        return replace(part, loop=replace(part.loop, steps=steps))
+
+    stages = getattr(recipe, "stages", None)
+    if stages is None:
+        return longer(recipe)
+    return replace(recipe, stages=tuple(map(longer, stages)))  # type: ignore[type-var]
 
 
 def with_places(recipe: R, places: Mapping[str, Any]) -> R:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from html import escape
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from viq.report.text import font, plain, width_of
 
 INKS = {
     "ink": "#1a1a1a", "soft": "#5f5f5f", "line": "#e3e3df", "curve": "#17698a",
@@ -328,18 +329,6 @@ def _dashes(points: Sequence[tuple[float, float]]) -> list[list[tuple[float, flo
     return pieces
 
 
-@cache
-def font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Aileron, which comes inside Pillow: the picture looks the same on every machine."""
-    return ImageFont.load_default(size)
-
-
-def plain(text: str) -> str:
-    """Only what that font has glyphs for."""
-    kept = text.replace("…", "..").replace("×", "x").replace("–", "-")
-    return "".join(c if c.isascii() or c == "·" else "?" for c in kept)
-
-
 def text_width(text: str, size: float) -> float:
     """In px; fonts of pages are up to a tenth wider than the one that is measured."""
-    return 1.1 * font(size).getlength(plain(text))
+    return 1.1 * width_of(text, size)

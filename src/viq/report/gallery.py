@@ -149,7 +149,7 @@ def make_gallery(
     failed: list[dict[str, str]] = []
     files: list[str] = []
     blocks: list[Image.Image] = []
-    sections: list[str] = []
+    sections: list[dict[str, Any]] = []
     for done, (name, source) in enumerate(named, 1):
         try:
             original = open_image(source)
@@ -162,7 +162,7 @@ def make_gallery(
             files += [f"{name}.viq", f"{name}.png"]
             # Full-size pictures go no further: a gallery may hold many.
             blocks.append(block(rows[-1], pictures))
-            sections.append(section(rows[-1], pictures, len(rows)))
+            sections.append(section(rows[-1], pictures))
         if progress is not None:
             progress(done)
     if not rows:

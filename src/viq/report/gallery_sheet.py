@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Sequence
-from functools import cache
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from viq.report.gallery_parts import captions, facts, intro, shown, unfit
+from viq.report.text import font, plain, wrapped
 
 _SHEET_BOX = (480, 320)  # px; a whole picture is scaled to fit
 _MARGIN, _GAP = 48, 24
@@ -60,7 +59,7 @@ def _blank(text: str, size: tuple[int, int]) -> Image.Image:
     """What stands in the place of a JPEG that cannot be."""
     image = Image.new("RGB", size, _BLANK)
     centre = (size[0] / 2, size[1] / 2)
-    ImageDraw.Draw(image).text(centre, _plain(text), _SOFT, _font(17), anchor="mm")
+    ImageDraw.Draw(image).text(centre, plain(text), _SOFT, font(17), anchor="mm")
     return image
 
 
@@ -69,45 +68,15 @@ def _text(items: Iterable[tuple[str, int, str]], width: int) -> Image.Image:
     lines = [
         (line, size, colour)
         for text, size, colour in items
-        for line in _wrapped(_plain(text), size, width)
+        for line in wrapped(plain(text), size, width)
     ]
     leading = [round(1.4 * size) for _, size, _ in lines]
     image = Image.new("RGB", (width, sum(leading)), "white")
     draw, y = ImageDraw.Draw(image), 0
     for (line, size, colour), step in zip(lines, leading, strict=True):
-        draw.text((0, y + size), line, colour, _font(size), anchor="ls")
+        draw.text((0, y + size), line, colour, font(size), anchor="ls")
         y += step
     return image
-
-
-def _wrapped(text: str, size: int, width: int) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if _font(size).getlength(longer) <= width:
-            lines[-1] = longer
-            continue
-        if lines[-1]:
-            lines.append("")
-        for letter in word:  # a word longer than the line is cut where it has to be
-            if lines[-1] and _font(size).getlength(lines[-1] + letter) > width:
-                lines.append("")
-            lines[-1] += letter
-    return lines
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Aileron, which comes inside Pillow: the sheet looks the same on every machine."""
-    return ImageFont.load_default(size)
-
-
-def _plain(text: str) -> str:
-    """Only what Aileron has glyphs for: accents are dropped, other scripts become "?"."""
-    letters = unicodedata.normalize("NFKD", text.replace("×", "x"))
-    return "".join(
-        c if c.isascii() or c == "·" else "?" for c in letters if not unicodedata.combining(c)
-    )
 
 
 def _stack(parts: Sequence[Image.Image], gap: int) -> Image.Image:

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from viq.core.codes import Codes
 from viq.core.files import write_atomically, written_aside
 from viq.core.types import ViqError
 from viq.core.untrusted import printable
 from viq.models.tokenizer.tokenizer import VisualTokenizer
+from viq.report.page import Picture, render
+from viq.report.text import font
 from viq.store.folder import Store
 from viq.store.rows import CodeRow
 
 _BOX, _CAPTION, _GAP, _ACROSS = 224, 18, 12, 6  # px of a cell of the PNG, and cells in a row
-_PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
-<style>body{{font:14px system-ui;margin:2rem}}main{{display:flex;flex-wrap:wrap;gap:1rem}}
-figure{{margin:0;width:224px}}img{{max-width:100%}}figcaption{{overflow-wrap:anywhere;color:#555}}
-</style><h1>{title}</h1><p>{about}</p><main>{cells}</main>
-"""
-_CELL = '<figure><img src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
 
 
 def preview(
@@ -82,31 +75,26 @@ def _sheet(cells: list[tuple[CodeRow, Image.Image]]) -> Image.Image:
     down = -(-len(cells) // across)
     size = (across * step + _GAP, down * (step + _CAPTION) + _GAP)
     sheet = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    draw = ImageDraw.Draw(sheet)
     for place, (row, image) in enumerate(cells):
         left = _GAP + place % across * step
         top = _GAP + place // across * (step + _CAPTION)
         small = image.copy()
         small.thumbnail((_BOX, _BOX))
         sheet.paste(small, (left + (_BOX - small.width) // 2, top + (_BOX - small.height) // 2))
-        draw.text((left, top + _BOX + 2), _short(row.key), fill="#555555", font=font)
+        draw.text((left, top + _BOX + 2), _short(row.key), fill="#555555", font=font(12))
     return sheet
 
 
 def _page(title: str, about: str, cells: list[tuple[CodeRow, Image.Image]]) -> str:
-    figures = []
+    shown = []
     for row, image in cells:
         assert isinstance(row.codes, Codes)
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG")
         height, width = row.codes.size
         lines = [row.key, f"{width} x {height} px"]
         lines += [f"{name}: {value}" for name, value in row.extras.items() if value is not None]
-        text = "<br>".join(html.escape(line) for line in lines)
-        figures.append(_CELL.format(data=base64.b64encode(buffer.getvalue()).decode(), text=text))
-    return _PAGE.format(
-        title=html.escape(title), about=html.escape(about), cells="\n".join(figures)
-    )
+        shown.append({"picture": Picture.of(image), "lines": lines})
+    return render("preview.html", title=title, about=about, cells=shown)
 
 
 def _short(key: str, limit: int = 34) -> str:

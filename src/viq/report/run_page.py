@@ -8,14 +8,13 @@ script. The PNG shows the same, without the recipe.
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Sequence
-from html import escape
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from PIL import Image
 
 from viq.core.files import write_atomically
@@ -26,7 +25,9 @@ from viq.image.open import ImageError, open_image
 from viq.metrics.run_log import clock
 from viq.report.charts import INKS, WIDTH, Drawing, Words, short, text_width, to_image, to_svg
 from viq.report.gallery_parts import encoded
+from viq.report.page import Picture, render
 from viq.report.runs import Run, Stage, in_order, read_run, words
+from viq.report.text import wrapped
 
 _REASONS = 10  # of skipped samples, the first ones
 _NONE = "–"
@@ -139,121 +140,34 @@ def _newest_grid(stage: Stage) -> tuple[int, Image.Image] | None:
 
 # HTML
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1a1a1a; --soft: #5f5f5f; --line: #e3e3df;
-  --curve: #17698a; --points: #9cc3d3; --warn: #b3261e; --paper: #fdfdfb; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8e6e1; --soft: #a8a59f; --line: #32312f;
-  --curve: #6fc0de; --points: #37687b; --warn: #ff8a7a; --paper: #161615; } }
-html { background: var(--paper); color: var(--ink); }
-body { margin: 0 auto; max-width: 84rem; padding: clamp(1.25rem, 4vw, 4rem);
-  font: 1.0625rem/1.5 "Iowan Old Style", "Palatino Linotype", Palatino, "Book Antiqua", Georgia,
-  serif; font-variant-numeric: lining-nums tabular-nums; overflow-wrap: anywhere; }
-h1 { font-size: 2.1rem; font-weight: normal; line-height: 1.2; margin: 0 0 1rem; }
-h2 { font-size: 1.5rem; font-weight: normal; line-height: 1.3; margin: 0; }
-h3 { font-size: 1.1rem; font-weight: normal; margin: 2rem 0 .25rem; }
-p, ul { margin: 0 0 .5rem; }
-section, footer { border-top: 1px solid var(--line); margin-top: 2.5rem; padding-top: 1.5rem; }
-.soft { color: var(--soft); font-size: .9375rem; }
-.warn { color: var(--warn); border-left: 3px solid; padding-left: .75rem; margin: .75rem 0; }
-.wide { overflow-x: auto; overflow-wrap: normal; }
-table { border-collapse: collapse; font-size: .9375rem; }
-th, td { padding: .2rem 0 .2rem 2.5rem; text-align: right; font-weight: normal;
-  white-space: nowrap; }
-th:first-child { padding-left: 0; text-align: left; color: var(--soft); }
-thead th { border-bottom: 1px solid var(--line); font-size: 1.0625rem; }
-.charts { display: grid; gap: 1.75rem 2rem; margin-top: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
-.bars { display: flex; flex-wrap: wrap; gap: 1.25rem 2.25rem; margin-top: 1.75rem; }
-svg { display: block; font-family: system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
-.charts svg { width: 100%; height: auto; }
-svg path { fill: none; stroke-linecap: round; stroke-linejoin: round; }
-img { display: block; max-width: 100%; height: auto; }
-pre { font: .8125rem/1.45 ui-monospace, "SF Mono", Menlo, Consolas, monospace;
-  white-space: pre-wrap; }
-summary { cursor: pointer; }
-""" + "".join(
-    f".stroke-{ink} {{ stroke: var(--{ink}); }} .fill-{ink} {{ fill: var(--{ink}); }}\n"
-    for ink in INKS
-)
-
 
 def _page(run: Run) -> str:
-    title = escape(f"Training run {run.name}")
-    recipe = "" if run.recipe is None else (
-        "<footer>\n<details><summary>Recipe</summary>\n"
-        f"<pre>{escape(json.dumps(run.recipe, indent=2))}</pre>\n</details>\n</footer>\n"
+    return render(
+        "run.html", title=f"Training run {run.name}", table=_table(run),
+        stages=[_section(stage) for stage in run.stages], about_curves=_CURVES,
+        recipe=None if run.recipe is None else json.dumps(run.recipe, indent=2),
     )  # fmt: skip
-    # The policy forbids requests, should an edited page hold any.
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<header>
-<h1>{title}</h1>
-{_html_table(_table(run)) if run.stages else "<p>No stage has begun.</p>"}
-</header>
-<main>
-{"".join(map(_section, run.stages))}</main>
-{recipe}</body>
-</html>
-"""
 
 
-def _html_table(rows: list[list[str]]) -> str:
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in rows[0])
-    body = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        + "</tr>\n"
-        for name, *cells in rows[1:]
-    )
-    return (
-        f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{body}</tbody>\n</table></div>"
-    )
+def _section(stage: Stage) -> dict[str, Any]:
+    """A stage as the template takes it."""
+    step, grid = _newest_grid(stage) or (0, None)
+    return {
+        "name": stage.name,
+        "warnings": stage.warnings,
+        "begun": bool(stage.log),
+        "curves": _svg(stage.curves()),
+        "code_facts": _code_facts(stage) if stage.codes else None,
+        "code_curves": _svg(stage.code_curves()),
+        "level_bars": _svg(stage.level_bars()),
+        "grid_step": f"{step:,}",
+        "grid": Picture.of(grid) if grid is not None else None,
+        "skipped": _skipped(stage),
+    }
 
 
-def _section(stage: Stage) -> str:
-    parts = [f"<h2>{escape(stage.name)}</h2>"]
-    parts += [f'<p class="warn">{escape(warning)}</p>' for warning in stage.warnings]
-    if stage.log:
-        parts += [f'<p class="soft">{_CURVES}</p>', _html_drawings("charts", stage.curves())]
-    else:
-        parts.append('<p class="soft">Nothing is in the log yet.</p>')
-    if stage.codes:
-        parts += [
-            "<h3>Use of the codebook</h3>",
-            f'<p class="soft">{escape(_code_facts(stage))}</p>',
-            _html_drawings("charts", stage.code_curves()),
-            _html_drawings("bars", stage.level_bars()),
-        ]
-    if newest := _newest_grid(stage):
-        step, grid = newest
-        data = base64.b64encode(encoded(grid, "WEBP", lossless=True)).decode()
-        parts += [
-            f"<h3>Pictures at step {step:,}</h3>",
-            '<p class="soft">Originals above what their codes give back.</p>',
-            f'<img src="data:image/webp;base64,{data}" width="{grid.width}" height="{grid.height}"'
-            f' alt="Originals above reconstructions at step {step:,}">',
-        ]
-    if skipped := _skipped(stage):
-        items = "".join(f"<li>{escape(line)}</li>" for line in skipped[1:])
-        parts += ["<h3>Skipped samples</h3>",
-                  f'<p class="soft">{skipped[0]}</p>\n<ul class="soft">{items}</ul>']  # fmt: skip
-    body = "\n".join(parts)
-    return f"<section>\n{body}\n</section>\n"
-
-
-def _html_drawings(kind: str, drawings: list[Drawing]) -> str:
-    inside = "\n".join(map(to_svg, drawings))
-    return f'<div class="{kind}">\n{inside}\n</div>'
+def _svg(drawings: list[Drawing]) -> list[Markup]:
+    return [Markup(to_svg(drawing)) for drawing in drawings]  # which has escaped its words
 
 
 # PNG
@@ -261,6 +175,7 @@ def _html_drawings(kind: str, drawings: list[Drawing]) -> str:
 _SCALE = 1.5  # px of the picture for one of a chart: text is read without zooming
 _MARGIN, _GAP = 40, 32
 _FULL = 3 * WIDTH + 2 * _GAP
+_SLACK = 1.1  # letters are a little wider at some sizes than at the one that is measured
 
 
 def _sheet(run: Run) -> Image.Image:
@@ -310,20 +225,9 @@ def _in_rows(drawings: list[Drawing]) -> list[Image.Image]:
 
 def _lines(texts: Sequence[str], ink: str = "soft", size: float = 13) -> Image.Image:
     """Text in lines that are broken between words."""
-    lines = [line for text in texts for line in _wrapped(text, size)]
+    lines = [line for text in texts for line in wrapped(text, size, _FULL / _SLACK)]
     items = [Words(0, size * (1.4 * i + 1), line, ink, size) for i, line in enumerate(lines)]
     return to_image(Drawing(_FULL, 1.4 * size * len(lines), "", list(items)), _SCALE)
-
-
-def _wrapped(text: str, size: float) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and text_width(longer, size) > _FULL:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
 
 
 def _rule() -> Image.Image:

@@ -1,0 +1,326 @@
+"""The commands that measure quality and stability: `viq eval`."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from viq.cli.common import (
+    SOME_FAILED,
+    AllowAbsolute,
+    AllowPrivateNetwork,
+    AllowProtocol,
+    Device,
+    Dtype,
+    Images,
+    Json,
+    Model,
+    Overwrite,
+    Root,
+    Tile,
+    Tokens,
+    access_of,
+    conditions,
+    find_device,
+    guarded,
+    load_mllm,
+    load_tokenizer,
+    save_json,
+)
+from viq.cli.console import (
+    show,
+    show_failures,
+    show_quality,
+    show_reconstruction,
+    show_understanding,
+)
+from viq.cli.draw import Decoder, DrawModel, Guidance, Seed, Temperature, TopP
+from viq.cli.progress import progress
+
+eval_app = typer.Typer(help="Measure quality and stability.", no_args_is_help=True)
+
+
+@eval_app.command()
+@guarded
+def reconstruction(
+    images: Images,
+    model: Model = "viq-tiny",
+    crop: Annotated[
+        int | None, typer.Option(help="Shorter side to this many px, then the central square.")
+    ] = None,
+    tile: Tile = None,
+    codecs: Annotated[str, typer.Option(help="Codecs to compare with, by commas.")] = "jpeg,webp",
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    as_json: Json = False,
+) -> None:
+    """PSNR, SSIM, bits per pixel and code use, beside JPEG and WebP at the same bytes."""
+    from viq.eval.tokenizer.reconstruction import evaluate
+    from viq.image.open import list_images
+
+    paths = list_images(images)
+    tokenizer = load_tokenizer(model, device, dtype)
+    names = [name for name in codecs.split(",") if name]
+    with progress("evaluating", len(paths), hidden=as_json) as advance:
+        result = evaluate(
+            tokenizer, paths, crop=crop, tile=tile, codecs=names, progress=lambda n: advance()
+        )
+    if as_json:
+        print(json.dumps(result))
+    else:
+        show_reconstruction(result)
+    if result["failed"]:
+        show_failures(result["failed"])
+        raise typer.Exit(SOME_FAILED)
+
+
+@eval_app.command()
+@guarded
+def stability(
+    images: Images,
+    model: Model = "viq-tiny",
+    random_sizes: Annotated[int, typer.Option(help="Add this many crops of random sizes.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Do codes depend on batch, order, threads, dtype or device? Counts the codes that flip."""
+    from viq.eval.tokenizer.stability import measure
+    from viq.image.open import list_images
+
+    paths = list_images(images)
+    tokenizer = load_tokenizer(model, "cpu", "float32")
+    with progress("comparing", 0, hidden=as_json):
+        result = measure(tokenizer, paths, random_sizes=random_sizes)
+    show(result, as_json)
+
+
+@eval_app.command()
+@guarded
+def tiles(
+    images: Images,
+    side: Annotated[int, typer.Option("--tile", help="Side of the tiles, px.")] = 1024,
+    model: Model = "viq-tiny",
+    as_json: Json = False,
+) -> None:
+    """PSNR encoded whole against encoded in tiles, and the error along the seams of tiles."""
+    from viq.eval.tokenizer.tiling import compare_tiles
+    from viq.image.open import list_images
+
+    paths = list_images(images)
+    tokenizer = load_tokenizer(model, "auto", "float32")
+    with progress("comparing", 0, hidden=as_json):
+        result = compare_tiles(tokenizer, paths, side)
+    show(result, as_json)
+
+
+@eval_app.command()
+@guarded
+def understanding(
+    models: Annotated[list[str], typer.Argument(help="Models whose codes are examined.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Pictures with questions or labels, beside drawn ones; again for more."),
+    ] = None,
+    where: Annotated[list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE.")] = None,
+    root: Root = None,
+    allow_protocol: AllowProtocol = None,
+    allow_absolute: AllowAbsolute = False,
+    allow_private_network: AllowPrivateNetwork = False,
+    continuous: Annotated[
+        list[str] | None, typer.Option(help="Examine this model's features before quantization.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Language models trained a model.")] = 3,
+    steps: Annotated[int, typer.Option(help="Training steps of each.")] = 1000,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write JSON here.")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Train a small language model on frozen codes and ask it about held-out pictures."""
+    import torch
+
+    from viq.core.outputs import require_free
+    from viq.data.corpora.corpora import open_split
+    from viq.eval.probes.exam import UnderstandingConfig, make_exam
+    from viq.eval.probes.understanding import Features, compare
+    from viq.models.tokenizer.tokenizer import VisualTokenizer
+
+    require_free(out, overwrite=overwrite)
+    if threads:
+        torch.set_num_threads(threads)
+    access = access_of(allow_protocol, allow_absolute, allow_private_network)
+    rows = open_split(data or [], where=conditions(where), root=root, access=access)
+    config = UnderstandingConfig(seeds=seeds, steps=steps)
+    exam = make_exam(rows, config)
+    kinds: tuple[tuple[Features, list[str]], ...] = (
+        ("codes", models),
+        ("continuous", continuous or []),
+    )
+    candidates: list[tuple[str, VisualTokenizer, Features]] = [
+        (f"{name} ({kind})", load_tokenizer(name, "cpu", "float32"), kind)
+        for kind, names in kinds
+        for name in names
+    ]
+
+    with progress("examining", len(candidates) * seeds * steps, hidden=as_json) as advance:
+        result = compare(
+            exam, candidates, config, progress=lambda step: advance(), done=partial(save_json, out)
+        )
+    if as_json:
+        print(json.dumps(result))
+    else:
+        show_understanding(result)
+
+
+@eval_app.command("features")
+@guarded
+def eval_features(
+    model: Model = "viq-tiny",
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Pictures with questions or labels, beside drawn ones; again for more."),
+    ] = None,
+    where: Annotated[list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE.")] = None,
+    root: Root = None,
+    allow_protocol: AllowProtocol = None,
+    allow_absolute: AllowAbsolute = False,
+    allow_private_network: AllowPrivateNetwork = False,
+    seeds: Annotated[int, typer.Option(help="Language models trained on each kind.")] = 3,
+    steps: Annotated[int, typer.Option(help="Training steps of each.")] = 1000,
+    pictures: Annotated[int, typer.Option(help="To train on.")] = 3000,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write JSON here.")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Train the same language model on codes, on continuous features, and blind; compare them."""
+    import torch
+
+    from viq.core.outputs import require_free
+    from viq.data.corpora.corpora import open_split
+    from viq.eval.probes.exam import UnderstandingConfig, make_exam
+    from viq.eval.probes.features import KINDS, compare_features
+    from viq.recipes.mllm import tiny
+
+    require_free(out, overwrite=overwrite)
+    if threads:
+        torch.set_num_threads(threads)
+    config = UnderstandingConfig(
+        seeds=seeds, steps=steps, language=tiny().language,
+        train_pictures=pictures, test_pictures=max(20, pictures * 3 // 10),
+    )  # fmt: skip
+    access = access_of(allow_protocol, allow_absolute, allow_private_network)
+    rows = open_split(data or [], where=conditions(where), root=root, access=access)
+    exam = make_exam(rows, config)
+
+    with progress("training", seeds * len(KINDS), hidden=as_json) as advance:
+        result = compare_features(
+            exam, model, config, progress=advance, done=partial(save_json, out)
+        )
+    if as_json:
+        print(json.dumps(result))
+    else:
+        show_quality(result)
+
+
+@eval_app.command("mllm")
+@guarded
+def eval_mllm(
+    model: Annotated[str, typer.Argument(help="Run folder, model folder, or hub id.")],
+    codes: Annotated[
+        list[str] | None,
+        typer.Option(help="Store with conversations; again for more. Default: drawn in the run."),
+    ] = None,
+    where: Annotated[list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE.")] = None,
+    by: Annotated[
+        str, typer.Option(help="Column that names kinds of questions: a text, or one an answer.")
+    ] = "kinds",
+    limit: Annotated[int, typer.Option(help="Questions of each store at most.")] = 500,
+    batch: Annotated[int, typer.Option(help="Questions at a time.")] = 32,
+    max_tokens: Tokens = 64,
+    device: Device = "auto",
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write JSON here.")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Ask a model questions that it was not trained on, and count right answers."""
+    from viq.core.outputs import require_free
+    from viq.core.types import ViqError
+    from viq.data.batching.code_batches import open_stores
+    from viq.eval.vlm.held_out import evaluate, lines
+    from viq.train.mllm.run import CACHE, CODES
+
+    require_free(out, overwrite=overwrite)
+    drawn, cache = Path(model, CODES), Path(model, CACHE)
+    stores = codes or ([str(drawn)] if drawn.is_dir() else [])
+    if not stores:
+        raise ViqError(f"{model}: has no pictures of its own; give a store of codes (--codes)")
+    loaded, processor = load_mllm(model, device)
+    train, held_out = (
+        open_stores(
+            stores,
+            split,
+            fingerprint=processor.fingerprint,
+            where=conditions(where),
+            cache=cache if cache.is_dir() else None,
+        )
+        for split in ("train", "held-out")
+    )
+    total = sum(corpus.length for corpus in held_out)
+    with progress("asking", min(total, limit * len(stores)), hidden=as_json) as advance:
+        result = {"model": model} | evaluate(
+            loaded, processor, held_out, train, by=by, limit=limit, batch=batch,
+            max_new_tokens=max_tokens, progress=advance,
+        )  # fmt: skip
+    save_json(out, result)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        print(*lines(result), sep="\n")
+
+
+@eval_app.command("draw")
+@guarded
+def eval_draw(
+    model: DrawModel = "runs/draw",
+    pictures: Annotated[int, typer.Option(help="Captions of held-out pictures.")] = 200,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 0.95,
+    guidance: Guidance = 2.0,
+    seed: Seed = 0,
+    tokenizer: Decoder = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write JSON here.")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Also a sheet of drawn pictures: NAME.png.")
+    ] = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """How often drawn pictures keep their captions, beside the model's loss."""
+    from viq.core.files import written_aside
+    from viq.core.outputs import require_free
+    from viq.core.types import ViqError
+    from viq.eval.generation.captions import evaluate, lines, make_sheet
+    from viq.mllm.generation import Sampling
+    from viq.mllm.text_to_image import Artist
+
+    require_free(out, overwrite=overwrite)
+    require_free(sheet, overwrite=overwrite, option="--sheet")
+    if pictures < 1:
+        raise ViqError(f"--pictures {pictures}: give at least 1")
+    sampling = Sampling(temperature=temperature, top_p=top_p, guidance=guidance)
+    artist = Artist.load(model, tokenizer=tokenizer, device=find_device(device))
+    drawn: list = []
+    with progress("drawing", pictures, hidden=as_json) as advance:
+        result = evaluate(
+            artist, sampling, pictures=pictures, seed=seed, progress=advance, keep=drawn.append
+        )
+    save_json(out, result)
+    if sheet is not None:
+        with written_aside(sheet) as aside:
+            make_sheet(drawn).save(aside, "PNG")
+    print(json.dumps(result) if as_json else "\n".join(lines(result)))
