@@ -1,5 +1,6 @@
 """The loop with a model of a few weights: every promise it makes, checked by hand."""
 
+import itertools
 import math
 import os
 import signal
@@ -17,8 +18,16 @@ from viq.core.types import ViqError
 from viq.data.batching.mixture import Position
 from viq.train import checkpoints as state
 from viq.train.checkpoints import read_state
-from viq.train.distributed import make_accelerator
-from viq.train.loop import Hooks, LoopConfig, TrainingError, TrainingStopped, _clip, train
+from viq.train.distributed import make_accelerator, process_settings
+from viq.train.loop import (
+    Hooks,
+    LoopConfig,
+    TrainingError,
+    TrainingStopped,
+    _clip,
+    micro_batch_seed,
+    train,
+)
 from viq.train.optim import OptimConfig
 
 RATES = OptimConfig(learning_rate=0.05, schedule="constant", warmup_share=0.0)
@@ -292,6 +301,29 @@ def test_dropout_depends_on_step_and_lane_alone(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(both[1::2], second, strict=True))
     assert not torch.equal(second[0], second[1])
     assert any(not torch.equal(a[0], b[0]) for a, b in zip(both[::2], both[1::2], strict=True))
+
+
+def test_seeds_of_micro_batches_are_those_of_every_release() -> None:
+    assert micro_batch_seed(0, 0, 0) == 3051931488724851722
+    seeds = {micro_batch_seed(*key) for key in itertools.product(range(9), repeat=3)}
+    assert len(seeds) == 9**3 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_training_leaves_its_process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    half = torch.full((1,), torch.finfo(torch.float32).tiny)
+    for before in (None, "true"):
+        monkeypatch.delenv(name, raising=False)
+        if before:
+            monkeypatch.setenv(name, before)
+        make_accelerator()
+        assert os.environ.get(name) == before
+        with process_settings():
+            assert os.environ[name] == "false" and half / 2 == 0
+            with process_settings():
+                pass
+            assert half / 2 == 0
+        assert os.environ.get(name) == before and half / 2 != 0
 
 
 def test_rhythm_of_log_look_and_checkpoints(tmp_path: Path) -> None:

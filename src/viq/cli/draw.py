@@ -70,8 +70,6 @@ def train_draw(
 
     if threads:
         torch.set_num_threads(threads)
-    # Numbers too small for the normal range make a CPU many times slower and mean nothing here.
-    torch.set_flush_denormal(True)
     run = DrawRun(
         recipe=chosen,
         out=out,

@@ -319,8 +319,6 @@ def train(
 
     if threads:
         torch.set_num_threads(threads)
-    # Numbers too small for the normal range make a CPU many times slower and mean nothing here.
-    torch.set_flush_denormal(True)
     rows = conditions(where)
     material = TrainingData.of(open_corpora(data or [], "train", where=rows), data or [], rows)
     run = Run(

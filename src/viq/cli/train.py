@@ -101,8 +101,6 @@ def train_mllm(
 
     if threads:
         torch.set_num_threads(threads)
-    # Numbers too small for the normal range make a CPU many times slower and mean nothing here.
-    torch.set_flush_denormal(True)
     run = MllmRun(
         recipe=chosen, out=out, stores=codes or [], drawn=drawn, texts=text or [],
         where=conditions(where), cache=cache, hidden=as_json, tensorboard=tensorboard,

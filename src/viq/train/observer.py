@@ -105,18 +105,26 @@ class Observer:
         self.main = accelerator.is_main_process
         self.stream: Stream | None = None
         self._unread, self._hidden, self._tensorboard = skipped, hidden, tensorboard
+        self._journal: Journal | None = None
+        self._bar: Bar | None = None
 
-    def __enter__(self) -> Any:
+    @property
+    def journal(self) -> Journal:
+        """On the main process, between beginning and end."""
+        assert self._journal is not None
+        return self._journal
+
+    def __enter__(self) -> Observer:
         if self.main:
-            self.journal = Journal(self.folder, tensorboard=self._tensorboard)
+            self._journal = Journal(self.folder, tensorboard=self._tensorboard)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self.main:
+    def __exit__(self, *error: object) -> None:
+        if self._journal:
             self._list_skipped(self._skipped())
-            self.journal.close()
-            if hasattr(self, "bar"):
-                self.bar.__exit__(*_)
+            self._journal.close()
+        if self._bar:
+            self._bar.__exit__(*error)
 
     def hooks(self) -> Hooks:
         """For the loop."""
@@ -137,7 +145,7 @@ class Observer:
     def _resumed(self, step: int) -> None:
         self.journal.cut(step)
         self._list_skipped(self._unread)
-        self.bar = Bar(
+        self._bar = Bar(
             self.name,
             self.loop.steps,
             start=step,
@@ -147,7 +155,8 @@ class Observer:
 
     def _log(self, record: dict[str, Any]) -> None:
         self.journal.log(record)
-        self.bar.update(record["step"], record)
+        if self._bar:
+            self._bar.update(record["step"], record)
 
     def _saving(self) -> None:
         """List bad samples of all processes: after a checkpoint they are not drawn again."""

@@ -38,7 +38,7 @@ from viq.models.tokenizer.loading import load
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store.folder import Store
 from viq.store.rows import StoreInfo
-from viq.train.distributed import make_accelerator
+from viq.train.distributed import make_accelerator, process_settings
 from viq.train.generation.recipe import DrawRecipe
 from viq.train.monitor import say
 from viq.train.observer import Observer, text_tokenizer
@@ -80,6 +80,7 @@ class DrawRun:
     tensorboard: bool = False
     overwrite: bool = False  # begin anew: remove what an earlier run wrote here
 
+    @process_settings()
     def train(self) -> Path:
         """Train, resuming what was begun; gives the folder of the model.
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ from viq.models.language.reader import (
 from viq.models.tokenizer.embedder import CodeEmbedder
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store.folder import INDEX
-from viq.train.distributed import make_accelerator
+from viq.train.distributed import make_accelerator, process_settings
 from viq.train.mllm.recipe import MllmRecipe, MllmStage
 from viq.train.monitor import say
 from viq.train.observer import Observer, first_texts, shared, text_tokenizer
@@ -102,6 +103,8 @@ class MllmRun:
         texts: files of conversations without images.
         where: only samples of these stores whose columns have these values.
         cache: folder for unpacked shards of the stores.
+        corpora: of codes and of text alone; opened by `train`.
+        words: text tokenizer of the first stage; made by `train`, None if that stage has ended.
     """
 
     recipe: MllmRecipe
@@ -116,8 +119,16 @@ class MllmRun:
     tensorboard: bool = False
     threads: int = 1
     overwrite: bool = False  # begin anew: remove what an earlier run wrote here
+    corpora: tuple[list[CodeCorpus], list[CodeCorpus]] = field(default=([], []), init=False)
+    words: Any = field(default=None, init=False)
     _said: set[str] = field(default_factory=set)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the tokenizer whose codes are read."""
+        return CodeEmbedder.from_tokenizer(self.recipe.tokenizer).config.fingerprint
+
+    @process_settings()
     def train(self) -> Path:
         """Train all stages, resuming whatever was begun; gives the folder of the last model.
 
@@ -130,7 +141,6 @@ class MllmRun:
         main = self.accelerator.is_main_process
         if any(stage.adapter for stage in self.recipe.stages):
             require_peft()  # hours before the stage that needs it
-        self.fingerprint = CodeEmbedder.from_tokenizer(self.recipe.tokenizer).config.fingerprint
         given, texts = self._given()
         open_run(
             self.out,

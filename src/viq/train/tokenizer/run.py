@@ -37,7 +37,7 @@ from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.models.vision.tower import VisionTower
 from viq.report.sheets import picture_grid
 from viq.train import checkpoints as state
-from viq.train.distributed import make_accelerator
+from viq.train.distributed import make_accelerator, process_settings
 from viq.train.monitor import code_use, count_codes, say
 from viq.train.observer import Observer, first_texts, shared, text_tokenizer
 from viq.train.run_folder import entries, sizes_of
@@ -118,6 +118,7 @@ class Run:
     paths: Sequence[str | Path] = ()  # of the data, which that must not touch
     _words: Any = None
 
+    @process_settings()
     def train(self) -> VisualTokenizer | None:
         """Train all stages, resuming whatever was begun; gives the last tokenizer.
 
