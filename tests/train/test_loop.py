@@ -30,7 +30,7 @@ from viq.train.loop import (
 )
 from viq.train.optim import OptimConfig
 
-RATES = OptimConfig(learning_rate=0.05, schedule="constant", warmup_share=0.0)
+RATES = OptimConfig(learning_rate=0.05, schedule="constant", warmup_ratio=0.0)
 CONFIG = LoopConfig(steps=6, losses={"text": 1.0}, optim=RATES, save_every=2, log_every=1)
 
 
@@ -166,7 +166,7 @@ def test_accumulation_is_one_big_batch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("average", [0.0, 0.9])
 def test_stopped_anywhere_it_goes_on_to_the_last_bit(tmp_path: Path, average: float) -> None:
-    config = replace(CONFIG, average=average)
+    config = replace(CONFIG, ema_decay=average)
     whole, log = run(tmp_path / "whole", config=config)
     for stop in range(1, 12):  # after each micro-batch
         folder, seen = tmp_path / str(stop), []
@@ -187,7 +187,7 @@ def test_stopped_anywhere_it_goes_on_to_the_last_bit(tmp_path: Path, average: fl
 
 
 def test_a_stage_that_has_ended_gives_its_result_again(tmp_path: Path) -> None:
-    config = replace(CONFIG, average=0.9)
+    config = replace(CONFIG, ema_decay=0.9)
     first, _ = run(tmp_path, config=config)
     again, log = run(tmp_path, config=config)
     assert log == [] and torch.equal(weights(first), weights(again))
@@ -225,7 +225,7 @@ def test_sigterm_saves_and_leaves(tmp_path: Path) -> None:
 
 def test_asked_to_stop_in_the_last_step_it_ends_well(tmp_path: Path) -> None:
     whole, _ = run(tmp_path / "whole")
-    ended, _ = run(tmp_path / "cut", look=lambda step: os.kill(os.getpid(), signal.SIGTERM))
+    ended, _ = run(tmp_path / "cut", evaluate=lambda step: os.kill(os.getpid(), signal.SIGTERM))
     assert torch.equal(weights(ended), weights(whole))
 
 
@@ -272,9 +272,9 @@ def test_moving_average_by_hand(tmp_path: Path) -> None:
     run(
         tmp_path,
         model,
-        replace(CONFIG, average=0.3, look_every=2),
+        replace(CONFIG, ema_decay=0.3, eval_every=2),
         after=watch,
-        look=lambda step: shown.append(weights(model)),
+        evaluate=lambda step: shown.append(weights(model)),
     )
     raw = [*path[2::2]]  # before each step but the first, that is, after each but the last
     values = read_state(tmp_path / "step-6")
@@ -328,12 +328,12 @@ def test_training_leaves_its_process_as_it_was(monkeypatch: pytest.MonkeyPatch) 
 
 def test_rhythm_of_log_look_and_checkpoints(tmp_path: Path) -> None:
     events: list[str] = []
-    every = replace(CONFIG, steps=7, log_every=3, look_every=4, save_every=5)
+    every = replace(CONFIG, steps=7, log_every=3, eval_every=4, save_every=5)
     _, dense = run(tmp_path / "dense", config=replace(every, log_every=1))
     _, log = run(
         tmp_path / "run",
         config=every,
-        look=lambda step: events.append(f"look {step}"),
+        evaluate=lambda step: events.append(f"look {step}"),
         saving=lambda: events.append("save"),
         resumed=lambda step: events.append(f"from {step}"),
     )

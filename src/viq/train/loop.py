@@ -50,24 +50,24 @@ class LoopConfig:
     steps: int
     losses: Mapping[str, float]  # name of a term: its weight
     optim: OptimConfig = field(default_factory=OptimConfig)
-    average: float = 0.0  # decay of a moving average of the weights, the result of a stage; 0: none
+    ema_decay: float = 0.0  # of a moving average of the weights, the result of a stage; 0: none
     log_every: int = 10
-    look_every: int = 200
+    eval_every: int = 200
     save_every: int = 200
 
     def __post_init__(self) -> None:
         if unknown := sorted(self.losses.keys() - COUNTED.keys()):
             raise ViqError(f"no losses {unknown}: choose from {', '.join(COUNTED)}")
-        if min(self.steps, self.log_every, self.look_every, self.save_every) < 1:
-            raise ViqError("steps, log_every, look_every and save_every must be at least 1")
+        if min(self.steps, self.log_every, self.eval_every, self.save_every) < 1:
+            raise ViqError("steps, log_every, eval_every and save_every must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """What the loop calls: `look` and `saving` on every process, the others on the main one."""
+    """What the loop calls: `evaluate` and `saving` on every process, the others on the main one."""
 
     log: Callable[[dict[str, Any]], None] = lambda record: None  # every `log_every` steps
-    look: Callable[[int], None] = lambda step: None  # every `look_every` steps
+    evaluate: Callable[[int], None] = lambda step: None  # every `eval_every` steps
     after: Callable[[], None] = lambda: None  # after each micro-batch
     resumed: Callable[[int], None] = lambda step: None  # once, before the first step
     saving: Callable[[], None] = lambda: None  # before each checkpoint
@@ -106,7 +106,7 @@ def train(
     resumed = state.resume(
         folder, objective, _inner(optimizer), say=say, agree=partial(_agreed, accelerator)
     )
-    average = _Average(bare, config.average, resumed.average) if config.average else None
+    average = _Average(bare, config.ema_decay, resumed.average) if config.ema_decay else None
     stream = stream_at(resumed)
     if main:
         hooks.resumed(resumed.step)
@@ -151,9 +151,9 @@ def train(
             stop = _reduced({"stop": torch.tensor(float(asked()))}, accelerator)["stop"] > 0
             if main and (done % config.log_every == 0 or end or stop):
                 hooks.log(meter.line(done))
-            if done % config.look_every == 0 or end:
+            if done % config.eval_every == 0 or end:
                 with average.swapped(bare) if average else nullcontext(), torch.no_grad():
-                    hooks.look(done)
+                    hooks.evaluate(done)
             if done % config.save_every == 0 or end or stop:
                 hooks.saving()
                 state.save(

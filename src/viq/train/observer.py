@@ -33,19 +33,19 @@ def check_stage_names(recipe: str, names: Sequence[str]) -> None:
             raise ViqError(f"recipe {recipe}: no stage can be called {name}, as other files are")
 
 
-def own_lanes(stage: str, lanes: int, accelerator: Any) -> range:
-    """The lanes of this process.
+def own_lanes(stage: str, gradient_accumulation: int, accelerator: Any) -> range:
+    """The lanes of this process (data/batching/mixture.py): a micro-batch a step each.
 
     Raises:
         ViqError: processes would have different numbers of them.
     """
     world = accelerator.num_processes
-    if lanes % world:
+    if gradient_accumulation % world:
         raise ViqError(
-            f"{stage}: {lanes} micro-batches a step cannot be shared by {world} processes: set "
-            f"data.lanes to a multiple of {world}"
+            f"{stage}: {gradient_accumulation} micro-batches a step cannot be shared by {world} "
+            f"processes: set gradient_accumulation to a multiple of {world}"
         )
-    return range(accelerator.process_index, lanes, world)
+    return range(accelerator.process_index, gradient_accumulation, world)
 
 
 def shared(parts: Sequence[Part], share: float) -> list[Part]:
@@ -130,7 +130,7 @@ class Observer:
         """For the loop."""
         return Hooks(
             log=self._log,
-            look=self.look,
+            evaluate=self.evaluate,
             after=self.after,
             resumed=self._resumed,
             saving=self._saving,
@@ -139,8 +139,8 @@ class Observer:
     def after(self) -> None:
         """Called after each micro-batch."""
 
-    def look(self, step: int) -> None:
-        """Called every `look_every` steps, on every process."""
+    def evaluate(self, step: int) -> None:
+        """Called every `eval_every` steps, on every process."""
 
     def _resumed(self, step: int) -> None:
         self.journal.cut(step)

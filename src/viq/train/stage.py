@@ -27,7 +27,7 @@ class Stage:
     Attributes:
         folder: for its log and checkpoints.
         seed: of initial weights, data and dropout.
-        lanes: micro-batches a step, shared by all processes.
+        gradient_accumulation: micro-batches a step, shared by all processes.
         new: prefixes of parameters that get the rate for new modules.
     """
 
@@ -35,7 +35,7 @@ class Stage:
     folder: Path
     loop: LoopConfig
     seed: int
-    lanes: int
+    gradient_accumulation: int
     new: tuple[str, ...] = ()
 
 
@@ -84,7 +84,7 @@ def run_stage(
     Raises:
         TrainingError, TrainingStopped: see `viq.train.loop.train`.
     """
-    lanes = own_lanes(stage.name, stage.lanes, accelerator)
+    lanes = own_lanes(stage.name, stage.gradient_accumulation, accelerator)
 
     def stream_at(resumed: state.Resumed) -> Stream:
         observer.stream = make_stream(lanes, resumed.positions)

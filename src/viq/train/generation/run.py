@@ -123,7 +123,7 @@ class DrawRun:
             folder=self.out / STAGE,
             loop=recipe.loop,
             seed=recipe.seed,
-            lanes=recipe.lanes,
+            gradient_accumulation=recipe.gradient_accumulation,
         )
         observer = Observer(
             STAGE, recipe.loop, stage.folder, self.accelerator,
@@ -139,7 +139,7 @@ class DrawRun:
                 free=recipe.free,
                 seed=recipe.seed,
                 lanes=lanes,
-                all_lanes=recipe.lanes,
+                all_lanes=recipe.gradient_accumulation,
             )
 
         objective = self._objective(words, config)

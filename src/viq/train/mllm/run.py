@@ -187,7 +187,7 @@ class MllmRun:
             folder=self.out / stage.name,
             loop=stage.loop,
             seed=stage_seed(self.recipe.seed, number),
-            lanes=stage.data.lanes,
+            gradient_accumulation=stage.data.gradient_accumulation,
             new=tuple(f"model.{part}." for part in stage.new),
         )
         objective, processor = self.objective(stage, previous, plan.seed)
@@ -340,7 +340,7 @@ class MllmRun:
         )
         share = stage.data.text_share if texts else 0.0
         parts = [*shared(codes, 1 - share), *shared(texts, share)]
-        return Mixture(parts, seed=seed, lanes=stage.data.lanes)
+        return Mixture(parts, seed=seed, lanes=stage.data.gradient_accumulation)
 
 
 def store_digest(corpus: CodeCorpus) -> str:

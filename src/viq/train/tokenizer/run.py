@@ -186,7 +186,7 @@ class Run:
             folder=self.out / stage.name,
             loop=stage.loop,
             seed=stage_seed(self.recipe.seed, number),
-            lanes=stage.data.lanes,
+            gradient_accumulation=stage.data.gradient_accumulation,
             new=tuple(PREFIXES[part] for part in stage.new),
         )
         objective = self.objective(stage, previous, plan.seed)
@@ -296,7 +296,7 @@ class Run:
         crops = stage.data.crops
         if crops is not None:
             return [make_batch(self.data.photos, crops, seed, step).batch for step in range(8)]
-        data = replace(stage.data, lanes=1)
+        data = replace(stage.data, gradient_accumulation=1)
         mixture = self._mixture(replace(stage, data=data), seed, conversations=True)
         stream = BatchStream(data, mixture, seed=seed, lanes=[0], threads=self.threads)
         return [micros[0].batch for micros, _ in stream.steps(0, 4)]
@@ -352,7 +352,7 @@ class Run:
         parts = [*shared(drawn, share), *shared(rows, 1 - share if drawn else 1.0)]
         if not parts:
             raise ViqError(f"{stage.name}: no data: give some with --data")
-        return Mixture(parts, seed=seed, lanes=stage.data.lanes)
+        return Mixture(parts, seed=seed, lanes=stage.data.gradient_accumulation)
 
     def _text_tokenizer(self) -> Any:
         """The language model's own, or one trained on the answers and questions of the data."""
@@ -391,7 +391,7 @@ class _Observer(Observer):
             counts = count_codes(ids, fsq)
             self._counts = counts if self._counts is None else self._counts + counts
 
-    def look(self, step: int) -> None:
+    def evaluate(self, step: int) -> None:
         fsq = fsq_of(self.objective)
         if self._counts is not None and fsq is not None:
             self.journal.codes(step, code_use(self._counts, fsq))
