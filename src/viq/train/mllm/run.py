@@ -79,7 +79,6 @@ class CodesObjective(nn.Module):
             micro.grids_hw,
             text.ids_L,
             text.targets_L,
-            text.positions_L,
             text.lengths,
         )
         loss = score.loss_A.sum()

@@ -26,6 +26,7 @@ from viq.data.batching.tokenizer_batches import BatchStream
 from viq.data.corpora.corpora import DrawnCorpus, RowCorpus
 from viq.data.corpora.photos import Photos
 from viq.image.patches import PatchBatch
+from viq.models.language.packed import check_packed, use_packed_attention
 from viq.models.language.reader import (
     LanguageReader,
     add_adapters,
@@ -309,6 +310,10 @@ class Run:
             language = load_language(config.name)
         else:
             language = build_language(config, len(self._text_tokenizer()))
+        use_packed_attention(language)
+        for line in check_packed(language, stage.data.chat.max_length):
+            if self.accelerator.is_main_process:
+                say(f"{stage.name}: {line}")
         if config.adapter:
             language = add_adapters(language, config.adapter)
         if config.gradient_checkpointing:
