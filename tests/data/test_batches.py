@@ -63,7 +63,7 @@ def stream(
     positions: Mapping[int, Position] | None = None, threads: int = 1,
 ) -> BatchStream:  # fmt: skip
     parts = [Part(corpus=corpus, weight=1) for corpus in corpora]
-    mixture = Mixture(parts, seed=5, lanes=config.lanes) if corpora else None
+    mixture = Mixture(parts, seed=5, lanes=config.gradient_accumulation) if corpora else None
     return BatchStream(
         config,
         mixture,
@@ -247,7 +247,9 @@ def test_a_pair_that_is_cut_off_takes_its_images_along() -> None:
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_a_stream_goes_on_from_any_step(threads: int) -> None:
-    config = replace(TALK, lanes=2, tokens=500, patches=30, crops=CROPS, drawn_sides=(32, 40))
+    config = replace(
+        TALK, gradient_accumulation=2, tokens=500, patches=30, crops=CROPS, drawn_sides=(32, 40)
+    )
     corpora = DrawnCorpus("scene", "train", sides=(32, 40)), Album([0], [1, 2])
     both = list(stream(config, *corpora, lanes=(0, 1)).steps(0, 4))
     for step in range(1, 4):

@@ -14,6 +14,7 @@ from viq.core.types import IGNORE, Grid, ViqError, language_tokens
 from viq.data.text.chat_format import ChatConfig, EncodedChat, encode_chat, pack_chats
 from viq.data.text.conversations import Turn
 from viq.data.text.text_tokenizer import load_tokenizer
+from viq.models.language.packed import packed_hidden
 from viq.models.language.reader import (
     AdapterConfig,
     LanguageReader,
@@ -53,7 +54,7 @@ def features(grids: list[Grid]) -> Tensor:
 
 def logits(model: LanguageReader, chats: list[EncodedChat], seen: Tensor, grids: Any) -> Tensor:
     pack = pack_chats(chats)
-    hidden = model.hidden(model.inputs(pack.ids_L, seen, grids), pack.positions_L)
+    hidden = packed_hidden(model.language, model.inputs(pack.ids_L, seen, grids), pack.lengths)
     return model.language.get_output_embeddings()(hidden)
 
 
@@ -66,9 +67,10 @@ def test_packed_conversations_do_not_see_each_other() -> None:
         alone.append(logits(model, [one], seen[start : start + count], grids))
         start += count
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
-    # Were the positions to run on, the second would see the first: the check can fail.
+    # As one conversation, the second would see the first: the check can fail.
     pack = pack_chats(CHATS)
-    leaking = model.hidden(model.inputs(pack.ids_L, seen, GRIDS), torch.arange(len(pack.ids_L)))
+    inputs = model.inputs(pack.ids_L, seen, GRIDS)
+    leaking = packed_hidden(model.language, inputs, [len(pack.ids_L)])
     leaked = model.language.get_output_embeddings()(leaking)
     assert (leaked - together)[len(CHATS[0].ids) :].abs().max().item() > 1e-3
 
@@ -76,7 +78,7 @@ def test_packed_conversations_do_not_see_each_other() -> None:
 def test_losses_of_a_pack_are_those_of_its_conversations() -> None:
     model, seen = reader(), features(GRIDS)
     pack = pack_chats(CHATS)
-    score = model(seen, GRIDS, pack.ids_L, pack.targets_L, pack.positions_L)
+    score = model(seen, GRIDS, pack.ids_L, pack.targets_L, pack.lengths)
     assert len(score.loss_A) == pack.answers == len("A cup}Well}The second.}")
     by_hand = torch.log_softmax(logits(model, CHATS, seen, GRIDS), -1)
     places = (pack.targets_L != IGNORE).nonzero().flatten().tolist()
@@ -85,7 +87,7 @@ def test_losses_of_a_pack_are_those_of_its_conversations() -> None:
     hits = [int(by_hand[p].argmax()) == int(pack.targets_L[p]) for p in places]
     assert score.correct_A.tolist() == hits
     only = pack_chats(CHATS[:1])
-    first = model(seen[:6], GRIDS[:1], only.ids_L, only.targets_L, only.positions_L)
+    first = model(seen[:6], GRIDS[:1], only.ids_L, only.targets_L, only.lengths)
     torch.testing.assert_close(first.loss_A, score.loss_A[:6], atol=1e-5, rtol=1e-5)
 
 
@@ -135,7 +137,7 @@ def test_adapters_train_alone_beside_the_projector(dora: bool) -> None:
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
     pack = pack_chats(CHATS)
     for _ in range(2):  # after the first step B is no longer zero, and A learns too
-        score = model(features(GRIDS), GRIDS, pack.ids_L, pack.targets_L, pack.positions_L)
+        score = model(features(GRIDS), GRIDS, pack.ids_L, pack.targets_L, pack.lengths)
         score.loss_A.mean().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -147,10 +149,10 @@ def test_new_adapters_change_nothing() -> None:
     base = tiny.language()
     seen, pack = features(GRIDS), pack_chats(CHATS)
     plain = reader(base)
-    before = plain(seen, GRIDS, pack.ids_L, pack.targets_L, pack.positions_L).loss_A
+    before = plain(seen, GRIDS, pack.ids_L, pack.targets_L, pack.lengths).loss_A
     plain.language = add_adapters(base, AdapterConfig())
     plain.eval()  # dropout of adapters
-    after = plain(seen, GRIDS, pack.ids_L, pack.targets_L, pack.positions_L).loss_A
+    after = plain(seen, GRIDS, pack.ids_L, pack.targets_L, pack.lengths).loss_A
     torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
 
 
@@ -168,7 +170,7 @@ def test_gradient_checkpointing_gives_equal_gradients() -> None:
                     parameter.fill_(0.01)
         seen, pack = features(GRIDS).requires_grad_(), pack_chats(CHATS)
         torch.manual_seed(3)  # of the dropout
-        score = model(seen, GRIDS, pack.ids_L, pack.targets_L, pack.positions_L)
+        score = model(seen, GRIDS, pack.ids_L, pack.targets_L, pack.lengths)
         score.loss_A.mean().backward()
         gradients.append([seen.grad, *(p.grad for p in model.parameters() if p.requires_grad)])
     assert all(g is not None for pair in gradients for g in pair)
@@ -190,7 +192,7 @@ def test_a_folder_is_loaded_by_its_path(tmp_path: Path) -> None:
     )
     seen, pack = features(GRIDS), pack_chats(CHATS)
     one, other = (
-        reader(m)(seen, GRIDS, pack.ids_L, pack.targets_L, pack.positions_L).loss_A
+        reader(m)(seen, GRIDS, pack.ids_L, pack.targets_L, pack.lengths).loss_A
         for m in (base, loaded)
     )
     assert torch.equal(one, other)

@@ -1,5 +1,6 @@
 """The loop with a model of a few weights: every promise it makes, checked by hand."""
 
+import itertools
 import math
 import os
 import signal
@@ -17,11 +18,19 @@ from viq.core.types import ViqError
 from viq.data.batching.mixture import Position
 from viq.train import checkpoints as state
 from viq.train.checkpoints import read_state
-from viq.train.distributed import make_accelerator
-from viq.train.loop import Hooks, LoopConfig, TrainingError, TrainingStopped, _clip, train
+from viq.train.distributed import make_accelerator, process_settings
+from viq.train.loop import (
+    Hooks,
+    LoopConfig,
+    TrainingError,
+    TrainingStopped,
+    _clip,
+    micro_batch_seed,
+    train,
+)
 from viq.train.optim import OptimConfig
 
-RATES = OptimConfig(learning_rate=0.05, schedule="constant", warmup_share=0.0)
+RATES = OptimConfig(learning_rate=0.05, schedule="constant", warmup_ratio=0.0)
 CONFIG = LoopConfig(steps=6, losses={"text": 1.0}, optim=RATES, save_every=2, log_every=1)
 
 
@@ -157,7 +166,7 @@ def test_accumulation_is_one_big_batch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("average", [0.0, 0.9])
 def test_stopped_anywhere_it_goes_on_to_the_last_bit(tmp_path: Path, average: float) -> None:
-    config = replace(CONFIG, average=average)
+    config = replace(CONFIG, ema_decay=average)
     whole, log = run(tmp_path / "whole", config=config)
     for stop in range(1, 12):  # after each micro-batch
         folder, seen = tmp_path / str(stop), []
@@ -178,7 +187,7 @@ def test_stopped_anywhere_it_goes_on_to_the_last_bit(tmp_path: Path, average: fl
 
 
 def test_a_stage_that_has_ended_gives_its_result_again(tmp_path: Path) -> None:
-    config = replace(CONFIG, average=0.9)
+    config = replace(CONFIG, ema_decay=0.9)
     first, _ = run(tmp_path, config=config)
     again, log = run(tmp_path, config=config)
     assert log == [] and torch.equal(weights(first), weights(again))
@@ -216,7 +225,7 @@ def test_sigterm_saves_and_leaves(tmp_path: Path) -> None:
 
 def test_asked_to_stop_in_the_last_step_it_ends_well(tmp_path: Path) -> None:
     whole, _ = run(tmp_path / "whole")
-    ended, _ = run(tmp_path / "cut", look=lambda step: os.kill(os.getpid(), signal.SIGTERM))
+    ended, _ = run(tmp_path / "cut", evaluate=lambda step: os.kill(os.getpid(), signal.SIGTERM))
     assert torch.equal(weights(ended), weights(whole))
 
 
@@ -263,9 +272,9 @@ def test_moving_average_by_hand(tmp_path: Path) -> None:
     run(
         tmp_path,
         model,
-        replace(CONFIG, average=0.3, look_every=2),
+        replace(CONFIG, ema_decay=0.3, eval_every=2),
         after=watch,
-        look=lambda step: shown.append(weights(model)),
+        evaluate=lambda step: shown.append(weights(model)),
     )
     raw = [*path[2::2]]  # before each step but the first, that is, after each but the last
     values = read_state(tmp_path / "step-6")
@@ -294,14 +303,37 @@ def test_dropout_depends_on_step_and_lane_alone(tmp_path: Path) -> None:
     assert any(not torch.equal(a[0], b[0]) for a, b in zip(both[::2], both[1::2], strict=True))
 
 
+def test_seeds_of_micro_batches_are_those_of_every_release() -> None:
+    assert micro_batch_seed(0, 0, 0) == 3051931488724851722
+    seeds = {micro_batch_seed(*key) for key in itertools.product(range(9), repeat=3)}
+    assert len(seeds) == 9**3 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_training_leaves_its_process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    half = torch.full((1,), torch.finfo(torch.float32).tiny)
+    for before in (None, "true"):
+        monkeypatch.delenv(name, raising=False)
+        if before:
+            monkeypatch.setenv(name, before)
+        make_accelerator()
+        assert os.environ.get(name) == before
+        with process_settings():
+            assert os.environ[name] == "false" and half / 2 == 0
+            with process_settings():
+                pass
+            assert half / 2 == 0
+        assert os.environ.get(name) == before and half / 2 != 0
+
+
 def test_rhythm_of_log_look_and_checkpoints(tmp_path: Path) -> None:
     events: list[str] = []
-    every = replace(CONFIG, steps=7, log_every=3, look_every=4, save_every=5)
+    every = replace(CONFIG, steps=7, log_every=3, eval_every=4, save_every=5)
     _, dense = run(tmp_path / "dense", config=replace(every, log_every=1))
     _, log = run(
         tmp_path / "run",
         config=every,
-        look=lambda step: events.append(f"look {step}"),
+        evaluate=lambda step: events.append(f"look {step}"),
         saving=lambda: events.append("save"),
         resumed=lambda step: events.append(f"from {step}"),
     )

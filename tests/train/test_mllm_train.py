@@ -163,12 +163,16 @@ def stream(places: dict[str, Path], config: CodeDataConfig, **files: Any) -> Cod
     corpora = open_stores(files.get("stores", [places["codes"]]), "train", cache=places["cache"])
     corpora += open_texts(files.get("texts", []), "train")
     words = train_tokenizer(tiny_mllm.TEXTS * 3, 300)
-    mixture = Mixture([Part(corpus=c, weight=1.0) for c in corpora], seed=0, lanes=config.lanes)
-    return CodeStream(config, mixture, lanes=range(config.lanes), tokenizer=words)
+    mixture = Mixture(
+        [Part(corpus=c, weight=1.0) for c in corpora], seed=0, lanes=config.gradient_accumulation
+    )
+    return CodeStream(config, mixture, lanes=range(config.gradient_accumulation), tokenizer=words)
 
 
 def test_sequences_are_packed_to_their_length(places: dict[str, Path]) -> None:
-    config = CodeDataConfig(lanes=2, tokens=512, chat=ChatConfig(system="", max_length=400))
+    config = CodeDataConfig(
+        gradient_accumulation=2, tokens=512, chat=ChatConfig(system="", max_length=400)
+    )
     made = stream(places, config, texts=[places["text"]])
     batches = [micro for micros, _ in made.steps(0, 6) for micro in micros]
     for micro in batches:

@@ -123,7 +123,7 @@ def test_answers_are_about_the_first_images_alone() -> None:
     seen, text = 2 * 2 + 2 * 3, batch.text
     assert text is not None and objective.reader is not None
     score = objective.reader(
-        features[:seen], batch.batch.grids_hw[:2], text.ids_L, text.targets_L, text.positions_L
+        features[:seen], batch.batch.grids_hw[:2], text.ids_L, text.targets_L, text.lengths
     )
     torch.testing.assert_close(sums["text"], score.loss_A.sum())
     assert int(sums["correct"]) == int(score.correct_A.sum())

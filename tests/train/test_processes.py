@@ -201,7 +201,7 @@ def test_two_processes_train_as_one(way: str, tmp_path: Path) -> None:
     talk = [(2, ("<image>q", "a")) if i % 3 else (1, ("<image>What?", "It.")) for i in range(30)]
     tiny.write_chats(tmp_path / "talk.jsonl", talk)
     contest = {"rmse": 1.0, "adversarial": 0.1, "discriminator": 1.0}
-    decoder = stage("3-decoder", contest, 2, average=0.5)
+    decoder = stage("3-decoder", contest, 2, ema_decay=0.5)
     fsq = replace(FSQ, loop=replace(FSQ.loop, steps=4))
     adapted = replace(tiny.LANGUAGE, vocabulary=320, adapter=AdapterConfig(rank=2))
     recipe = replace(train_debug(), language=adapted, stages=(fsq, decoder))

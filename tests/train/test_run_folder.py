@@ -21,11 +21,15 @@ from viq.jobs.encode import encode
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.recipes.generation import debug as draw_debug
 from viq.recipes.mllm import debug as mllm_debug
+from viq.recipes.registry import find
 from viq.recipes.tokenizer import train_debug
 from viq.store.lock import locked
 from viq.store.rows import StoreInfo
+from viq.train.generation.recipe import DrawRecipe
 from viq.train.loop import TrainingError
-from viq.train.run_folder import begin_anew, check_data, contents_of, empty_model
+from viq.train.mllm.recipe import MllmRecipe
+from viq.train.run_folder import begin_anew, check_data, check_recipe, contents_of, empty_model
+from viq.train.tokenizer.recipe import Recipe
 from viq.weights.checkpoint import to_dict
 
 
@@ -86,6 +90,70 @@ KINDS: dict[str, tuple[list[str], str, str]] = {
     "mllm": (["train", "mllm"], "--codes", "-store"),
     "draw": (["train", "draw"], "--codes", ".parquet"),
 }
+
+
+NAMES_OF_0_1 = {
+    "warmup_ratio": "warmup_share",
+    "decay_ratio": "decay_share",
+    "min_lr_ratio": "final_share",
+    "new_module_lr": "new_learning_rate",
+    "discriminator_lr": "adversary_learning_rate",
+    "ema_decay": "average",
+    "eval_every": "look_every",
+    "gradient_accumulation": "lanes",
+}
+
+
+def of_0_1(value: Any) -> Any:
+    """A recipe in JSON as release 0.1 wrote it."""
+    if isinstance(value, list):
+        return [of_0_1(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {NAMES_OF_0_1.get(name, name): of_0_1(inner) for name, inner in value.items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "recipe"),
+    [(Recipe, train_debug()), (MllmRecipe, mllm_debug()), (DrawRecipe, draw_debug())],
+)
+def test_recipes_of_0_1_are_read(kind: Any, recipe: Any, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    old, new = of_0_1(to_dict(recipe)), to_dict(recipe)
+    path.write_text(json.dumps(old))
+    with pytest.warns(DeprecationWarning, match=r"recipe.json: names of release 0.1: .*"):
+        assert find(str(path), {}, kind) == recipe
+    with pytest.warns(DeprecationWarning, match="look_every is eval_every"):
+        check_recipe(path, recipe, Main())
+    assert json.loads(path.read_text()) == new  # and from now on has today's names
+    loop = (old["stages"][0] if "stages" in old else old)["loop"]
+    loop["eval_every"] = loop["look_every"]
+    path.write_text(json.dumps(old))
+    with (
+        pytest.warns(DeprecationWarning),
+        pytest.raises(ViqError, match=r"unknown config fields \['look_every'\]"),
+    ):
+        find(str(path), {}, kind)
+
+
+def test_a_run_that_0_1_began_goes_on(places: dict[str, Path], tmp_path: Path) -> None:
+    run, path = tmp_path / "run", tmp_path / "run" / "recipe.json"
+    command = ["train", "draw", places["draw.json"], "--codes", places["a.parquet"], "--out", run]
+    assert call(*command).exit_code == 0
+    model = (run / "model" / "model.safetensors").read_bytes()
+    log = (run / "draw" / "log.jsonl").read_bytes()
+    shutil.rmtree(run / "model")  # as if killed before it was written
+    path.write_text(json.dumps(of_0_1(json.loads(path.read_text()))))
+    with pytest.warns(DeprecationWarning, match="lanes is gradient_accumulation"):
+        done = call(*command)
+    assert done.exit_code == 0, done.output
+    assert (run / "model" / "model.safetensors").read_bytes() == model
+    assert (run / "draw" / "log.jsonl").read_bytes() == log  # no step was done again
+    loop = of_0_1(json.loads(path.read_text()))
+    loop["loop"]["average"] = 0.25
+    path.write_text(json.dumps(loop))
+    with pytest.warns(DeprecationWarning):
+        refused(call(*command), "another recipe", "loop.ema_decay was 0.25")
 
 
 @pytest.mark.parametrize("kind", KINDS)

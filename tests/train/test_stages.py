@@ -39,8 +39,12 @@ def stage(name: str, losses: dict[str, float] | None = None, **changes: Any) -> 
     """A stage of `debug`, without distillation, so that it needs no teacher."""
     found = NAMED[name]
     losses = losses or {k: v for k, v in found.loop.losses.items() if k != "distill"}
-    loop = {k: changes.pop(k) for k in ("steps", "average", "save_every") if k in changes}
-    data = {k: changes.pop(k) for k in ("lanes", "crops", "drawn", "merge") if k in changes}
+    loop = {k: changes.pop(k) for k in ("steps", "ema_decay", "save_every") if k in changes}
+    data = {
+        k: changes.pop(k)
+        for k in ("gradient_accumulation", "crops", "drawn", "merge")
+        if k in changes
+    }
     return replace(
         found,
         loop=replace(found.loop, losses=losses, **loop),

@@ -289,7 +289,7 @@ def _find(
 
 
 def _begin(recipe: Any, threads: int | None, show_recipe: bool) -> None:
-    """Print the recipe and end the command where that is asked for; else make the CPU ready."""
+    """Print the recipe and end the command where that is asked for; else set the threads."""
     from viq.weights.checkpoint import to_dict
 
     if show_recipe:
@@ -299,8 +299,6 @@ def _begin(recipe: Any, threads: int | None, show_recipe: bool) -> None:
 
     if threads:
         torch.set_num_threads(threads)
-    # Numbers too small for the normal range make a CPU many times slower and mean nothing here.
-    torch.set_flush_denormal(True)
 
 
 def _refuse_other_model(run: Path, overwrite: bool) -> None:

@@ -30,7 +30,7 @@ def ablation(
     steps go to reconstruction; without the proximal stage, its steps go to FSQ. Give all of them
     the same teacher (`--teacher`).
     """
-    optim = OptimConfig(learning_rate=1e-3, weight_decay=0.02, betas=(0.9, 0.99), final_share=1.0)
+    optim = OptimConfig(learning_rate=1e-3, weight_decay=0.02, betas=(0.9, 0.99), min_lr_ratio=1.0)
     chat = ChatConfig(system="", max_length=768)
     talk = DataConfig(max_side=128, patches=1536, chat=chat, drawn=_DRAWN)
     # About as many patches a step for every variant: conversations bring some 320 of them.
@@ -62,7 +62,7 @@ def ablation(
         loop=LoopConfig(
             steps=second if text else first + second,
             losses=losses,
-            optim=replace(optim, learning_rate=5e-4, new_learning_rate=1e-3, final_share=0.4),
+            optim=replace(optim, learning_rate=5e-4, new_module_lr=1e-3, min_lr_ratio=0.4),
             save_every=100,
         ),
     )
@@ -73,8 +73,8 @@ def ablation(
         loop=LoopConfig(
             steps=third if proximal else second + third,
             losses=losses,
-            optim=replace(optim, learning_rate=4e-4, final_share=0.0),
-            average=0.99,
+            optim=replace(optim, learning_rate=4e-4, min_lr_ratio=0.0),
+            ema_decay=0.99,
             save_every=100,
         ),
     )

@@ -15,7 +15,7 @@ def tiny() -> DrawRecipe:
     """2.3M parameters from scratch, pictures of 96x96 px with one or two shapes: about fifteen
     minutes on one core, no download."""
     rates = OptimConfig(
-        learning_rate=1.5e-3, weight_decay=0.02, betas=(0.9, 0.98), final_share=0.02
+        learning_rate=1.5e-3, weight_decay=0.02, betas=(0.9, 0.98), min_lr_ratio=0.02
     )
     return DrawRecipe(
         name="tiny",
@@ -24,9 +24,9 @@ def tiny() -> DrawRecipe:
             steps=1500,
             losses={"next": 1.0},
             optim=rates,
-            average=0.99,
+            ema_decay=0.99,
             log_every=20,
-            look_every=500,
+            eval_every=500,
             save_every=100,
         ),
     )
@@ -35,7 +35,7 @@ def tiny() -> DrawRecipe:
 def debug() -> DrawRecipe:
     """The whole path in seconds, for tests and first steps."""
     recipe = tiny()
-    loop = replace(recipe.loop, steps=6, average=0.5, log_every=1, look_every=3, save_every=3)
+    loop = replace(recipe.loop, steps=6, ema_decay=0.5, log_every=1, eval_every=3, save_every=3)
     return replace(
         recipe,
         name="debug",
@@ -55,14 +55,14 @@ def qwen() -> DrawRecipe:
         language=LanguageConfig(name="Qwen/Qwen2.5-0.5B"),
         head_width=512,
         samples=16,
-        lanes=8,
+        gradient_accumulation=8,
         loop=LoopConfig(
             steps=20_000,
             losses={"next": 1.0},
             optim=OptimConfig(learning_rate=1e-4, betas=(0.9, 0.98)),
-            average=0.999,
+            ema_decay=0.999,
             save_every=500,
-            look_every=500,
+            eval_every=500,
         ),
     )
 

@@ -28,7 +28,7 @@ def tiny() -> MllmRecipe:
     language model has little to say yet.
     """
     chat = ChatConfig(system="", max_length=768)
-    rates = OptimConfig(learning_rate=2e-3, weight_decay=0.02, betas=(0.9, 0.98), final_share=0.02)
+    rates = OptimConfig(learning_rate=2e-3, weight_decay=0.02, betas=(0.9, 0.98), min_lr_ratio=0.02)
     data = CodeDataConfig(tokens=1024, chat=chat)
     return MllmRecipe(
         name="tiny",
@@ -73,8 +73,8 @@ def debug() -> MllmRecipe:
     """Every kind of stage in seconds: projector, adapters, everything."""
     recipe = tiny()
     chat = ChatConfig(system="", max_length=192)
-    data = CodeDataConfig(lanes=2, tokens=256, chat=chat)
-    loop = replace(recipe.stages[0].loop, steps=4, log_every=1, look_every=2, save_every=2)
+    data = CodeDataConfig(gradient_accumulation=2, tokens=256, chat=chat)
+    loop = replace(recipe.stages[0].loop, steps=4, log_every=1, eval_every=2, save_every=2)
     stages = (
         MllmStage(name="1-projector", parts=("projector",), data=data, loop=loop),
         MllmStage(
@@ -99,11 +99,11 @@ def qwen() -> MllmRecipe:
     `viq train mllm qwen --codes STORE --tokenizer MODEL --language Qwen/Qwen2.5-1.5B`. Rates are
     those of LLaVA-OneVision's; `qwen-lora` takes adapters where memory is short.
     """
-    data = CodeDataConfig(lanes=32, tokens=4096)
+    data = CodeDataConfig(gradient_accumulation=32, tokens=4096)
     loop = LoopConfig(
         steps=2000,
         losses={"text": 1.0},
-        optim=OptimConfig(learning_rate=1e-3, warmup_share=0.03, final_share=0.0, weight_decay=0),
+        optim=OptimConfig(learning_rate=1e-3, warmup_ratio=0.03, min_lr_ratio=0.0, weight_decay=0),
         save_every=200,
     )
     return MllmRecipe(
@@ -149,7 +149,9 @@ def qwen_16k() -> MllmRecipe:
 
     def longer(stage: MllmStage) -> MllmStage:
         chat = replace(stage.data.chat, max_length=16_384)
-        return replace(stage, data=replace(stage.data, lanes=8, tokens=16_384, chat=chat))
+        return replace(
+            stage, data=replace(stage.data, gradient_accumulation=8, tokens=16_384, chat=chat)
+        )
 
     return replace(recipe, name="qwen-16k", stages=tuple(map(longer, recipe.stages)))
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from viq.core.types import ViqError
 from viq.recipes.ablations import ablation
 from viq.recipes.tokenizer import train_debug, train_g, train_so400m, train_tiny
+from viq.train.old_names import with_new_names
 from viq.train.tokenizer.recipe import Recipe
 from viq.weights.checkpoint import from_dict, read_object
 
@@ -54,7 +55,7 @@ def find(name: str, recipes: Mapping[str, Callable[[], R]], kind: type[R]) -> R:
         values = read_object(path)
     except FileNotFoundError:
         raise ViqError(f"{path}: no such file") from None
-    return from_dict(kind, values, str(path))
+    return from_dict(kind, with_new_names(values, str(path)), str(path))
 
 
 def scaled(recipe: R, factor: float) -> R:

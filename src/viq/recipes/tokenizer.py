@@ -41,9 +41,9 @@ def train_tiny() -> Recipe:
     (docs/training.md). The loss on pixels stands for the paper's on VAE latents.
     """
     scratch = OptimConfig(
-        learning_rate=1e-3, weight_decay=0.02, betas=(0.9, 0.99), warmup_share=0.05
+        learning_rate=1e-3, weight_decay=0.02, betas=(0.9, 0.99), warmup_ratio=0.05
     )
-    begun = replace(scratch, learning_rate=2e-4, new_learning_rate=1e-3)
+    begun = replace(scratch, learning_rate=2e-4, new_module_lr=1e-3)
     chat = ChatConfig(system="", max_length=768)
     talk = DataConfig(
         max_side=128, tokens=1024, patches=1536, chat=chat, drawn=_DRAWN, drawn_share=0.5
@@ -82,9 +82,9 @@ def train_tiny() -> Recipe:
                     optim=replace(
                         scratch,
                         schedule="linear",
-                        warmup_share=0.25,
-                        decay_share=0.7,
-                        final_share=0.0,
+                        warmup_ratio=0.25,
+                        decay_ratio=0.7,
+                        min_lr_ratio=0.0,
                     ),
                 ),
             ),
@@ -99,8 +99,8 @@ def train_tiny() -> Recipe:
                         scratch,
                         learning_rate=2e-4,
                         schedule="linear",
-                        decay_share=0.647,
-                        final_share=0.0,
+                        decay_ratio=0.647,
+                        min_lr_ratio=0.0,
                     ),
                 ),
             ),
@@ -113,7 +113,7 @@ def train_tiny() -> Recipe:
                 loop=LoopConfig(
                     steps=700,
                     losses=align,
-                    optim=replace(begun, learning_rate=1e-4, final_share=1.0),
+                    optim=replace(begun, learning_rate=1e-4, min_lr_ratio=1.0),
                 ),
             ),
             StageConfig(
@@ -125,7 +125,7 @@ def train_tiny() -> Recipe:
                 loop=LoopConfig(
                     steps=300,
                     losses=align,
-                    optim=replace(begun, learning_rate=1e-4, final_share=0.5, warmup_share=0.0),
+                    optim=replace(begun, learning_rate=1e-4, min_lr_ratio=0.5, warmup_ratio=0.0),
                 ),
             ),
             StageConfig(
@@ -133,7 +133,7 @@ def train_tiny() -> Recipe:
                 bottleneck="proximal",
                 new=("bottleneck", "reader"),
                 data=both,
-                loop=LoopConfig(steps=250, losses=whole, optim=replace(begun, final_share=0.4)),
+                loop=LoopConfig(steps=250, losses=whole, optim=replace(begun, min_lr_ratio=0.4)),
             ),
             StageConfig(
                 name="2-2-fsq",
@@ -143,8 +143,8 @@ def train_tiny() -> Recipe:
                 loop=LoopConfig(
                     steps=700,
                     losses=whole,
-                    optim=replace(begun, new_learning_rate=5e-4, final_share=0.0),
-                    average=0.99,
+                    optim=replace(begun, new_module_lr=5e-4, min_lr_ratio=0.0),
+                    ema_decay=0.99,
                 ),
             ),
             StageConfig(
@@ -163,8 +163,8 @@ def train_tiny() -> Recipe:
                         "adversarial": 0.001,
                         "discriminator": 1.0,
                     },
-                    optim=replace(scratch, learning_rate=4e-4, final_share=0.0),
-                    average=0.98,
+                    optim=replace(scratch, learning_rate=4e-4, min_lr_ratio=0.0),
+                    ema_decay=0.98,
                 ),
             ),
         ),
@@ -186,14 +186,14 @@ def train_debug() -> Recipe:
     def short(stage: StageConfig) -> StageConfig:
         data = replace(
             stage.data,
-            lanes=2,
+            gradient_accumulation=2,
             tokens=256,
             patches=128,
             drawn={"scene": 1.0},
             drawn_sides=(48, 64),
             crops=stage.data.crops and crops,
         )
-        loop = replace(stage.loop, steps=6, log_every=1, look_every=3, save_every=3)
+        loop = replace(stage.loop, steps=6, log_every=1, eval_every=3, save_every=3)
         judge = stage.discriminator and DiscriminatorConfig(width=8, depth=1)
         return replace(stage, data=data, loop=loop, discriminator=judge)
 
@@ -217,11 +217,11 @@ def train_g() -> Recipe:
     """
     model = replace(g(), latents=LatentConfig())
     rates = OptimConfig(learning_rate=5e-5)
-    data = DataConfig(lanes=64, max_side=768, tokens=4096, patches=16384, drawn=_DRAWN,
-                      drawn_share=0.1, drawn_sides=(128, 768))  # fmt: skip
+    data = DataConfig(gradient_accumulation=64, max_side=768, tokens=4096, patches=16384,
+                      drawn=_DRAWN, drawn_share=0.1, drawn_sides=(128, 768))  # fmt: skip
     align = {"text": 1.0, "distill": 10.0}  # of the released code; the paper's are unpublished
     whole = {**align, "latents": 1.0}
-    loop = LoopConfig(steps=11_444, losses=align, optim=rates, save_every=500, look_every=500)
+    loop = LoopConfig(steps=11_444, losses=align, optim=rates, save_every=500, eval_every=500)
     parts = ("encoder", "pool", "reader")
     everything = ("encoder", "quantizer", "pool", "latent_head", "reader")
     return Recipe(
@@ -259,7 +259,7 @@ def train_g() -> Recipe:
                     loop,
                     steps=3_815,
                     losses=whole,
-                    optim=replace(rates, new_learning_rate=1e-4),
+                    optim=replace(rates, new_module_lr=1e-4),
                 ),
                 gradient_checkpointing=True,
             ),
@@ -291,10 +291,10 @@ def train_g() -> Recipe:
                         "adversarial": 0.1,
                         "discriminator": 1.0,
                     },
-                    optim=OptimConfig(learning_rate=6e-4, schedule="constant", warmup_share=0.1),
-                    average=0.999,
+                    optim=OptimConfig(learning_rate=6e-4, schedule="constant", warmup_ratio=0.1),
+                    ema_decay=0.999,
                     save_every=500,
-                    look_every=500,
+                    eval_every=500,
                 ),
             ),
         ),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -30,20 +31,51 @@ def make_accelerator(precision: Literal["auto", "float32", "bfloat16"] = "auto")
     half = precision == "bfloat16" or (
         precision == "auto" and cuda and torch.cuda.is_bf16_supported()
     )
-    # Every process loads the whole model; transformers would leave those of all but one empty.
-    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-    accelerator = Accelerator(
-        cpu=not cuda and not torch.backends.mps.is_available(),
-        mixed_precision="bf16" if half else "no",
-        # A micro-batch without images, or without text, leaves parts of the model out.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
+    with _whole_models():
+        accelerator = Accelerator(
+            cpu=not cuda and not torch.backends.mps.is_available(),
+            mixed_precision="bf16" if half else "no",
+            # A micro-batch without images, or without text, leaves parts of the model out.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
     if accelerator.distributed_type == DistributedType.FSDP:
         if not accelerator.is_fsdp2:
             raise ViqError("FSDP of version 1 is not supported: launch with --fsdp_version 2")
         plugin: Any = accelerator.state.fsdp_plugin
         plugin.mixed_precision_policy = None
     return accelerator
+
+
+@contextmanager
+def process_settings() -> Iterator[None]:
+    """What training wants of its process, as it was before afterwards.
+
+    Numbers too small for the normal range are zero: they make a CPU many times slower and mean
+    nothing here. (Threads of PyTorch that begin meanwhile keep that.) And every process loads the
+    whole model.
+    """
+    flushed = bool(torch.tensor(torch.finfo(torch.float32).tiny) / 2 == 0)
+    torch.set_flush_denormal(True)
+    try:
+        with _whole_models():
+            yield
+    finally:
+        torch.set_flush_denormal(flushed)
+
+
+@contextmanager
+def _whole_models() -> Iterator[None]:
+    """Every process loads the whole model; transformers would leave those of all but one empty."""
+    name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)  # accelerate may have removed it
+        else:
+            os.environ[name] = before
 
 
 def _spread_by_layer(accelerator: Any, module: nn.Module) -> None:
@@ -66,6 +98,18 @@ def _reduced(values: Mapping[str, Tensor], accelerator: Any) -> dict[str, float]
         return {name: float(values[name]) for name in names}
     stacked = torch.stack([values[name].double() for name in names]).to(accelerator.device)
     return dict(zip(names, accelerator.reduce(stacked, "sum").tolist(), strict=True))
+
+
+def _on_host(
+    totals: Mapping[str, Tensor], norms: Sequence[Tensor], accelerator: Any
+) -> tuple[dict[str, float], list[float]]:
+    """Sums over all processes, and norms that each process has whole, in one transfer."""
+    names = sorted(totals)
+    stacked = torch.stack([totals[name] for name in names])
+    if accelerator.num_processes > 1:
+        stacked = accelerator.reduce(stacked.double(), "sum")
+    values = torch.cat([stacked, *(norm.to(stacked).reshape(1) for norm in norms)]).tolist()
+    return dict(zip(names, values, strict=False)), values[len(names) :]
 
 
 def _gathered(reached: Mapping[int, Any], accelerator: Any) -> dict[int, Any]:

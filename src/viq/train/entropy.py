@@ -45,7 +45,7 @@ class EntropyConfig:
     patches: int = 384  # a step
     learning_rate: float = 4e-3
     warmup_steps: int = 100
-    decay_share: float = 0.6  # of the steps, at the end, in which the rate falls to zero
+    decay_ratio: float = 0.6  # of the steps, at the end, in which the rate falls to zero
     seed: int = 0
 
 
@@ -228,7 +228,7 @@ def _is_codes(path: Path) -> bool:
 
 def _schedule(step: int, config: EntropyConfig) -> float:
     """Linear warm-up, flat, linear decay; a factor of the learning rate."""
-    left = (config.steps - step) / (config.steps * config.decay_share)
+    left = (config.steps - step) / (config.steps * config.decay_ratio)
     return min(1.0, (step + 1) / config.warmup_steps, left)
 
 

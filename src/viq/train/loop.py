@@ -1,8 +1,8 @@
 """The one training loop, for every stage, on one process or many.
 
-It reads from top to bottom: set the rate, add up the losses of the step's micro-batches, refuse a
-loss that is not a number, step, and once in a while log, look and save. Launch it as it is, or with
-`accelerate launch` or `torchrun` for several processes (docs/training.md).
+It reads from top to bottom: set the rate, add up the losses of the step's micro-batches, clip,
+refuse a loss that is not a number, step, and once in a while log, evaluate and save. Launch it as
+it is, or with `accelerate launch` or `torchrun` for several processes (docs/training.md).
 
 A step of training is the same whatever computes it: its micro-batches depend on the step alone
 (`data/batching/mixture.py`), and losses are divided by the counts of the whole step.
@@ -10,6 +10,7 @@ A step of training is the same whatever computes it: its micro-batches depend on
 
 from __future__ import annotations
 
+import hashlib
 import math
 import signal
 import time
@@ -22,11 +23,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from viq.core.types import Stopped, ViqError
 from viq.data.batching.mixture import Stream
 from viq.train import checkpoints as state
-from viq.train.distributed import _gathered, _inner, _reduced, _spread_by_layer
+from viq.train.distributed import _gathered, _inner, _on_host, _reduced, _spread_by_layer
 from viq.train.ema import _Average
 from viq.train.loss_terms import COUNTED, weighted
 from viq.train.monitor import say
@@ -48,24 +50,24 @@ class LoopConfig:
     steps: int
     losses: Mapping[str, float]  # name of a term: its weight
     optim: OptimConfig = field(default_factory=OptimConfig)
-    average: float = 0.0  # decay of a moving average of the weights, the result of a stage; 0: none
+    ema_decay: float = 0.0  # of a moving average of the weights, the result of a stage; 0: none
     log_every: int = 10
-    look_every: int = 200
+    eval_every: int = 200
     save_every: int = 200
 
     def __post_init__(self) -> None:
         if unknown := sorted(self.losses.keys() - COUNTED.keys()):
             raise ViqError(f"no losses {unknown}: choose from {', '.join(COUNTED)}")
-        if min(self.steps, self.log_every, self.look_every, self.save_every) < 1:
-            raise ViqError("steps, log_every, look_every and save_every must be at least 1")
+        if min(self.steps, self.log_every, self.eval_every, self.save_every) < 1:
+            raise ViqError("steps, log_every, eval_every and save_every must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """What the loop calls: `look` and `saving` on every process, the others on the main one."""
+    """What the loop calls: `evaluate` and `saving` on every process, the others on the main one."""
 
     log: Callable[[dict[str, Any]], None] = lambda record: None  # every `log_every` steps
-    look: Callable[[int], None] = lambda step: None  # every `look_every` steps
+    evaluate: Callable[[int], None] = lambda step: None  # every `eval_every` steps
     after: Callable[[], None] = lambda: None  # after each micro-batch
     resumed: Callable[[int], None] = lambda step: None  # once, before the first step
     saving: Callable[[], None] = lambda: None  # before each checkpoint
@@ -104,7 +106,7 @@ def train(
     resumed = state.resume(
         folder, objective, _inner(optimizer), say=say, agree=partial(_agreed, accelerator)
     )
-    average = _Average(bare, config.average, resumed.average) if config.average else None
+    average = _Average(bare, config.ema_decay, resumed.average) if config.ema_decay else None
     stream = stream_at(resumed)
     if main:
         hooks.resumed(resumed.step)
@@ -119,8 +121,7 @@ def train(
             counts = _reduced(_counts(micros), accelerator)
             totals: dict[str, Tensor] = {}
             for lane, micro in zip(stream.lanes, micros, strict=True):
-                # Random numbers (dropout of adapters) are a function of seed, step and lane.
-                torch.manual_seed(hash((seed, step, lane)) % 2**63)
+                torch.manual_seed(micro_batch_seed(seed, step, lane))
                 last = micro is micros[-1]
                 with nullcontext() if last else accelerator.no_sync(objective):
                     with accelerator.autocast():
@@ -128,14 +129,16 @@ def train(
                     loss = weighted(sums, counts, config.losses)
                     # Gradients are averaged over processes; the counts are already of all.
                     accelerator.backward(loss * world)
-                for key, value in sums.items():
-                    totals[key] = totals.get(key, torch.zeros(())) + value.detach().float().cpu()
+                for key, value in sums.items():  # on their device: the CPU need not wait for it
+                    value = value.detach().to(accelerator.device, torch.float32)
+                    totals[key] = totals[key] + value if key in totals else value
                 if main:
                     hooks.after()
-            record = _means(_reduced(totals, accelerator), counts, config.losses)
+            norms = _clip(accelerator, objective, bare, config.optim.clip_norm)
+            sums_of_step, norms = _on_host(totals, norms, accelerator)
+            record = _means(sums_of_step, counts, config.losses)
             if not math.isfinite(record["loss"]):
                 raise _not_finite("loss", record["loss"], name, step, folder)
-            norms = _clip(accelerator, objective, bare, config.optim.clip_norm)
             if not all(map(math.isfinite, norms)):
                 raise _not_finite("norm of the gradient", norms[0], name, step, folder)
             optimizer.step()
@@ -148,9 +151,9 @@ def train(
             stop = _reduced({"stop": torch.tensor(float(asked()))}, accelerator)["stop"] > 0
             if main and (done % config.log_every == 0 or end or stop):
                 hooks.log(meter.line(done))
-            if done % config.look_every == 0 or end:
+            if done % config.eval_every == 0 or end:
                 with average.swapped(bare) if average else nullcontext(), torch.no_grad():
-                    hooks.look(done)
+                    hooks.evaluate(done)
             if done % config.save_every == 0 or end or stop:
                 hooks.saving()
                 state.save(
@@ -171,6 +174,13 @@ def train(
     objective.eval()
     if average:
         average.apply(bare)
+
+
+def micro_batch_seed(seed: int, step: int, lane: int) -> int:
+    """Of the random numbers of one micro-batch, such as the dropout of adapters: the first 63 bits
+    of SHA-256 of "seed/step/lane", so that they are the same wherever the step is computed."""
+    digest = hashlib.sha256(f"{seed}/{step}/{lane}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def _counts(micros: list[Any]) -> dict[str, Tensor]:
@@ -195,16 +205,18 @@ def _not_finite(what: str, value: float, name: str, step: int, folder: Path) -> 
     )
 
 
-def _clip(accelerator: Any, objective: nn.Module, bare: nn.Module, norm: float) -> list[float]:
-    """Clip gradients; gives their norms before. An adversary is clipped apart, so that neither
+def _clip(accelerator: Any, objective: nn.Module, bare: nn.Module, norm: float) -> list[Tensor]:
+    """Clip gradients; gives their norms before. A discriminator is clipped apart, so that neither
     side mutes the other, and its norm comes last."""
-    judge = getattr(bare, "discriminator", None)
+    discriminator = getattr(bare, "discriminator", None)
     groups = [list(objective.parameters())]
-    if judge is not None and norm:
-        theirs = {id(p) for p in judge.parameters()}
-        groups = [[p for p in groups[0] if id(p) not in theirs], list(judge.parameters())]
+    if discriminator is not None and norm:
+        theirs = {id(p) for p in discriminator.parameters()}
+        ours = [p for p in groups[0] if id(p) not in theirs]
+        groups = [ours, list(discriminator.parameters())]
     norms = [accelerator.clip_grad_norm_(group, norm or math.inf) for group in groups]
-    return [float(state.whole_tensor(total)) if total is not None else 0.0 for total in norms]
+    full = (t.full_tensor() if isinstance(t, DTensor) else t for t in norms)
+    return [torch.zeros(()) if total is None else total.detach() for total in full]
 
 
 def _agreed(accelerator: Any, choose: Callable[[], Any]) -> Any:

@@ -33,19 +33,19 @@ def check_stage_names(recipe: str, names: Sequence[str]) -> None:
             raise ViqError(f"recipe {recipe}: no stage can be called {name}, as other files are")
 
 
-def own_lanes(stage: str, lanes: int, accelerator: Any) -> range:
-    """The lanes of this process.
+def own_lanes(stage: str, gradient_accumulation: int, accelerator: Any) -> range:
+    """The lanes of this process (data/batching/mixture.py): a micro-batch a step each.
 
     Raises:
         ViqError: processes would have different numbers of them.
     """
     world = accelerator.num_processes
-    if lanes % world:
+    if gradient_accumulation % world:
         raise ViqError(
-            f"{stage}: {lanes} micro-batches a step cannot be shared by {world} processes: set "
-            f"data.lanes to a multiple of {world}"
+            f"{stage}: {gradient_accumulation} micro-batches a step cannot be shared by {world} "
+            f"processes: set gradient_accumulation to a multiple of {world}"
         )
-    return range(accelerator.process_index, lanes, world)
+    return range(accelerator.process_index, gradient_accumulation, world)
 
 
 def shared(parts: Sequence[Part], share: float) -> list[Part]:
@@ -105,24 +105,32 @@ class Observer:
         self.main = accelerator.is_main_process
         self.stream: Stream | None = None
         self._unread, self._hidden, self._tensorboard = skipped, hidden, tensorboard
+        self._journal: Journal | None = None
+        self._bar: Bar | None = None
 
-    def __enter__(self) -> Any:
+    @property
+    def journal(self) -> Journal:
+        """On the main process, between beginning and end."""
+        assert self._journal is not None
+        return self._journal
+
+    def __enter__(self) -> Observer:
         if self.main:
-            self.journal = Journal(self.folder, tensorboard=self._tensorboard)
+            self._journal = Journal(self.folder, tensorboard=self._tensorboard)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self.main:
+    def __exit__(self, *error: object) -> None:
+        if self._journal:
             self._list_skipped(self._skipped())
-            self.journal.close()
-            if hasattr(self, "bar"):
-                self.bar.__exit__(*_)
+            self._journal.close()
+        if self._bar:
+            self._bar.__exit__(*error)
 
     def hooks(self) -> Hooks:
         """For the loop."""
         return Hooks(
             log=self._log,
-            look=self.look,
+            evaluate=self.evaluate,
             after=self.after,
             resumed=self._resumed,
             saving=self._saving,
@@ -131,13 +139,13 @@ class Observer:
     def after(self) -> None:
         """Called after each micro-batch."""
 
-    def look(self, step: int) -> None:
-        """Called every `look_every` steps, on every process."""
+    def evaluate(self, step: int) -> None:
+        """Called every `eval_every` steps, on every process."""
 
     def _resumed(self, step: int) -> None:
         self.journal.cut(step)
         self._list_skipped(self._unread)
-        self.bar = Bar(
+        self._bar = Bar(
             self.name,
             self.loop.steps,
             start=step,
@@ -147,7 +155,8 @@ class Observer:
 
     def _log(self, record: dict[str, Any]) -> None:
         self.journal.log(record)
-        self.bar.update(record["step"], record)
+        if self._bar:
+            self._bar.update(record["step"], record)
 
     def _saving(self) -> None:
         """List bad samples of all processes: after a checkpoint they are not drawn again."""

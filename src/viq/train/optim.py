@@ -18,12 +18,12 @@ class OptimConfig:
     """AdamW and its schedule. The defaults are the released recipe's."""
 
     learning_rate: float = 1e-4
-    new_learning_rate: float | None = None  # of parts that no earlier stage trained; None: the same
-    adversary_learning_rate: float | None = None  # None: the same
+    new_module_lr: float | None = None  # of parts that no earlier stage trained; None: the same
+    discriminator_lr: float | None = None  # None: the same
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_share: float = 0.05  # of the steps, linear from zero
-    decay_share: float = 1.0  # of the steps, at the end, in which the rate falls
-    final_share: float = 0.1  # of the rate, at the last step
+    warmup_ratio: float = 0.05  # of the steps, linear from zero
+    decay_ratio: float = 1.0  # of the steps, at the end, in which the rate falls
+    min_lr_ratio: float = 0.1  # of the full rate, at the last step
     weight_decay: float = 1e-4  # matrices only
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float = 1.0  # 0: never
@@ -35,14 +35,14 @@ class OptimConfig:
 
 def factor(config: OptimConfig, step: int, steps: int) -> float:
     """Share of the full learning rate at `step` (0-based) of `steps`."""
-    warmup = config.warmup_share * steps
+    warmup = config.warmup_ratio * steps
     warm = min(1.0, (step + 1) / warmup) if warmup else 1.0
     if config.schedule == "constant":
         return warm
-    start = max(warmup, steps * (1 - config.decay_share))
+    start = max(warmup, steps * (1 - config.decay_ratio))
     done = min(1.0, max(0.0, (step + 1 - start) / max(1.0, steps - start)))
     fall = 0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1 - done
-    return warm * (config.final_share + (1 - config.final_share) * fall)
+    return warm * (config.min_lr_ratio + (1 - config.min_lr_ratio) * fall)
 
 
 def make_optimizer(
@@ -60,9 +60,9 @@ def make_optimizer(
             continue
         rate = config.learning_rate
         if name.startswith("discriminator."):
-            rate = config.adversary_learning_rate or rate
+            rate = config.discriminator_lr or rate
         elif prefixes and name.startswith(prefixes):
-            rate = config.new_learning_rate or rate
+            rate = config.new_module_lr or rate
         decay = config.weight_decay if parameter.ndim >= 2 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     if not groups:

@@ -26,6 +26,7 @@ from viq.image.open import IMAGE_SUFFIXES
 from viq.metrics.run_log import RECIPE, read_recipe, stage_names
 from viq.store.lock import locked
 from viq.train.loop import TrainingError
+from viq.train.old_names import with_new_names
 from viq.weights import checkpoint
 from viq.weights.checkpoint import read_object
 
@@ -54,7 +55,7 @@ def check_recipe(path: Path, recipe: Any, accelerator: Any) -> None:
         return
     now = json.loads(json.dumps(checkpoint.to_dict(recipe)))
     if path.is_file():
-        differing = _differences(read_object(path), now)
+        differing = _differences(with_new_names(read_object(path), str(path)), now)
         if differing:
             raise TrainingError(
                 f"{path}: this run was begun with another recipe ({'; '.join(differing[:4])}): "

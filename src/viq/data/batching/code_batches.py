@@ -162,7 +162,7 @@ def _checked(corpus: CodeCorpus) -> CodeCorpus:
 class CodeDataConfig:
     """The data of one stage of training on codes."""
 
-    lanes: int = 1  # micro-batches a step, shared by all processes
+    gradient_accumulation: int = 1  # micro-batches a step, shared by all processes
     tokens: int = 4096  # length of a packed sequence, which is a micro-batch
     text_share: float = 0.1  # of the samples that are text alone, where such files are given
     chat: ChatConfig = field(default_factory=ChatConfig)
@@ -236,7 +236,7 @@ class CodeStream(Stream[_Prepared, CodeBatch]):
         super().__init__(
             mixture,
             lanes=lanes,
-            all_lanes=config.lanes,
+            all_lanes=config.gradient_accumulation,
             budgets=(config.tokens,),
             positions=positions,
             threads=threads,

@@ -1,9 +1,10 @@
 """Corpora mixed by weight into packed micro-batches, resumable at any of them.
 
-A step of training is made of `lanes` micro-batches. Each lane is a stream of its own, in which
-draw number n is a function of (seed, lane, n) and of how often each corpus was drawn before; lanes
-share every corpus without overlap. So the data of a step do not depend on how many processes share
-the lanes, and the position of a lane, a few integers, is all that a checkpoint must hold.
+A step of training accumulates the gradients of some micro-batches (`gradient_accumulation` of the
+configs), one from each lane. A lane is a stream of its own, in which draw number n is a function of
+(seed, lane, n) and of how often each corpus was drawn before; lanes share every corpus without
+overlap. So the data of a step do not depend on how many processes share the lanes, and the position
+of a lane, a few integers, is all that a checkpoint must hold.
 
 A sample that cannot be used (a broken picture, a wrong conversation) is passed over and listed.
 

@@ -38,7 +38,7 @@ _SIDE = 64  # px, at least, where a record gives both sides
 class DataConfig:
     """The data of one stage."""
 
-    lanes: int = 1  # micro-batches a step, shared by all processes
+    gradient_accumulation: int = 1  # micro-batches a step, shared by all processes
     # Images of conversations are shrunk to at most this side squared, also those that ask for more.
     max_side: int = 384
     multiple: int = 1  # px; their sides are cut down to multiples of this (official code: 16)
@@ -120,7 +120,7 @@ class BatchStream(Stream[_Prepared, MicroBatch]):
         super().__init__(
             mixture,
             lanes=lanes,
-            all_lanes=config.lanes,
+            all_lanes=config.gradient_accumulation,
             budgets=(config.tokens, config.patches),
             positions=positions,
             threads=threads,

@@ -148,7 +148,7 @@ def _score(
         [grids[q.picture] for q in questions],
         packed.ids_L,
         packed.targets_L,
-        packed.positions_L,
+        packed.lengths,
     )
     owners_L = torch.cat([torch.full((len(q.chat.ids),), i) for i, q in enumerate(questions)])
     return score.loss_A, score.correct_A, owners_L[packed.targets_L != IGNORE]

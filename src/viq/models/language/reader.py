@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from viq.core import untrusted
 from viq.core.errors import require
 from viq.core.types import IGNORE, IMAGE_TOKEN, Grid, ViqError
-from viq.models.language.packed import base_of, packed_hidden
+from viq.models.language.packed import packed_hidden, use_packed_attention
 from viq.models.language.projector import MergeProjector, ProjectorConfig
 from viq.weights.checkpoint import CheckpointError
 from viq.weights.pretrained import causal_of, load_pretrained
@@ -196,39 +196,23 @@ class ReadsFeatures:
             )
         return words_LD.masked_scatter(places_L[:, None], visual)
 
-    def hidden(self, inputs_LD: Tensor, positions_L: Tensor) -> Tensor:
-        """Last hidden states (L, D) of packed conversations.
-
-        Positions restart with each conversation. Hugging Face models keep conversations apart by
-        that alone, but only without an attention mask and without a cache.
-        """
-        output = base_of(self.language).get_decoder()(
-            inputs_embeds=inputs_LD[None],
-            position_ids=positions_L[None],
-            attention_mask=None,
-            use_cache=False,
-        )
-        return output.last_hidden_state[0]
-
     def score(
         self,
         features_TC: Tensor | None,
         grids_hw: Sequence[Grid],
         ids_L: Tensor,
         targets_L: Tensor,
-        positions_L: Tensor,
-        lengths: Sequence[int] = (),
+        lengths: Sequence[int],
     ) -> AnswerScore:
-        """Score the answers. Logits are made for scored places only: a vocabulary is wide.
+        """Score the answers of packed conversations, for a language model with packed attention.
+
+        Logits are made for scored places only: a vocabulary is wide.
 
         Args:
-            lengths: tokens of each conversation, for a model with packed attention.
+            lengths: tokens of each conversation.
         """
         inputs_LD = self.inputs(ids_L, features_TC, grids_hw)
-        if lengths:
-            hidden_LD = packed_hidden(self.language, inputs_LD, lengths)
-        else:
-            hidden_LD = self.hidden(inputs_LD, positions_L)
+        hidden_LD = packed_hidden(self.language, inputs_LD, lengths)
         scored_L = targets_L != IGNORE
         logits = self.language.get_output_embeddings()(hidden_LD[scored_L]).float()
         targets_A = targets_L[scored_L]
@@ -241,6 +225,8 @@ class ReadsFeatures:
 class LanguageReader(ReadsFeatures, nn.Module):
     """Projector and language model: features and text in, a score of the answers out.
 
+    The language model is given packed attention.
+
     Attributes:
         own: names of the parameters that training may change: all, or projector and adapters.
     """
@@ -251,6 +237,7 @@ class LanguageReader(ReadsFeatures, nn.Module):
         self.projector = MergeProjector(
             ProjectorConfig(features=features, width=width, merge=merge)
         )
+        use_packed_attention(language)
         self.language = language
         # What training may change; the rest comes from where the language model came from.
         self.own = frozenset(n for n, p in self.named_parameters() if p.requires_grad)

@@ -19,7 +19,7 @@ class DrawRecipe:
         pictures: drawn for training where no file of codes is given.
         size: of those, (height, width) px.
         samples: in a micro-batch.
-        lanes: micro-batches a step.
+        gradient_accumulation: micro-batches a step, shared by all processes.
         read: share of samples that describe a picture instead of drawing it.
         free: share of drawings whose caption is left out, which guidance needs.
     """
@@ -32,11 +32,13 @@ class DrawRecipe:
     pictures: int = 6000
     size: Size = (96, 96)
     samples: int = 32
-    lanes: int = 1
+    gradient_accumulation: int = 1
     read: float = 0.1
     free: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.pictures, self.samples, self.lanes) < 1:
-            raise ViqError(f"recipe {self.name}: pictures, samples and lanes must be at least 1")
+        if min(self.pictures, self.samples, self.gradient_accumulation) < 1:
+            raise ViqError(
+                f"recipe {self.name}: pictures, samples and gradient_accumulation must be 1 or more"
+            )

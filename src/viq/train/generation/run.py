@@ -10,7 +10,7 @@ RUN/model/             the model, as `viq draw --model RUN` reads it
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ from viq.data.batching.generation_batches import (
     read_pairs,
     write_pairs,
 )
+from viq.data.batching.mixture import Position
 from viq.data.synthetic.captions import CaptionedShapes
-from viq.metrics.run_log import RECIPE
 from viq.mllm.generation import LANGUAGE, CodeWriter, WriterConfig
 from viq.models.language.packed import check_packed
 from viq.models.language.reader import build_language, load_language
@@ -38,13 +38,12 @@ from viq.models.tokenizer.loading import load
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store.folder import Store
 from viq.store.rows import StoreInfo
-from viq.train import checkpoints as state
-from viq.train.distributed import make_accelerator
+from viq.train.distributed import make_accelerator, process_settings
 from viq.train.generation.recipe import DrawRecipe
-from viq.train.loop import train
 from viq.train.monitor import say
-from viq.train.observer import Observer, own_lanes, text_tokenizer
-from viq.train.run_folder import alone, begin_anew, check_data, check_recipe, empty_model, entry
+from viq.train.observer import Observer, text_tokenizer
+from viq.train.run_folder import alone, empty_model, entry
+from viq.train.stage import Stage, open_run, rebuilt, run_stage
 from viq.weights import checkpoint
 
 CODES, WORDS, STAGE, MODEL = "codes.parquet", "words", "draw", "model"
@@ -81,6 +80,7 @@ class DrawRun:
     tensorboard: bool = False
     overwrite: bool = False  # begin anew: remove what an earlier run wrote here
 
+    @process_settings()
     @alone
     def train(self) -> Path:
         """Train, resuming what was begun; gives the folder of the model.
@@ -91,12 +91,15 @@ class DrawRun:
         """
         recipe, main = self.recipe, self.accelerator.is_main_process
         identity = {"codes": [_identity(store) for store in self.stores]}
-        if self.overwrite and main:
-            places = [recipe.tokenizer, recipe.language.name]
-            begin_anew(self.out, say, reads=[*self.stores, *places], extra_stages=[STAGE])
-        check_recipe(self.out / RECIPE, recipe, self.accelerator)
-        check_data(self.out, identity, self.accelerator, say)
-        self.accelerator.wait_for_everyone()
+        open_run(
+            self.out,
+            recipe,
+            identity,
+            self.accelerator,
+            overwrite=self.overwrite,
+            reads=[*self.stores, recipe.tokenizer, recipe.language.name],
+            extra_stages=[STAGE],
+        )
         if (self.out / MODEL / checkpoint.CONFIG_FILE).is_file():
             return self.out / MODEL
         if main:
@@ -116,39 +119,34 @@ class DrawRun:
             most_patches=max(pair.codes.grid[0] * pair.codes.grid[1] for pair in pairs),
             head_width=recipe.head_width,
         )
+        stage = Stage(
+            name=STAGE,
+            folder=self.out / STAGE,
+            loop=recipe.loop,
+            seed=recipe.seed,
+            gradient_accumulation=recipe.gradient_accumulation,
+        )
         observer = Observer(
-            STAGE, recipe.loop, self.out / STAGE, self.accelerator,
+            STAGE, recipe.loop, stage.folder, self.accelerator,
             hidden=self.hidden, tensorboard=self.tensorboard,
         )  # fmt: skip
 
-        def stream_at(resumed: state.Resumed) -> WrittenStream:
-            observer.stream = WrittenStream(
+        def stream(lanes: range, positions: Mapping[int, Position]) -> WrittenStream:
+            return WrittenStream(  # its position follows from the step
                 pairs,
                 words,
                 samples=recipe.samples,
                 read=recipe.read,
                 free=recipe.free,
                 seed=recipe.seed,
-                lanes=own_lanes(STAGE, recipe.lanes, self.accelerator),
-                all_lanes=recipe.lanes,
+                lanes=lanes,
+                all_lanes=recipe.gradient_accumulation,
             )
-            return observer.stream
 
-        with observer:
-            train(
-                self._objective(words, config),
-                stream_at,
-                recipe.loop,
-                self.out / STAGE,
-                name=STAGE,
-                seed=recipe.seed,
-                accelerator=self.accelerator,
-                hooks=observer.hooks(),
-            )
+        objective = self._objective(words, config)
+        run_stage(stage, objective, stream, observer, self.accelerator)
         if main:
-            # Built anew, since the trained one may be spread over processes.
-            trained = self._objective(words, config)
-            state.load_trained(self.out / STAGE, trained)
+            trained = rebuilt(stage, lambda: self._objective(words, config))
             with folder_aside(self.out / MODEL) as aside:
                 words.save_pretrained(aside / LANGUAGE)
                 trained.writer.save_pretrained(aside)

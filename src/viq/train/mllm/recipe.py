@@ -27,7 +27,7 @@ class MllmStage:
 
     Attributes:
         parts: of `PARTS`, what is trained; everything else is frozen.
-        new: parts that no earlier stage trained, for `optim.new_learning_rate`.
+        new: parts that no earlier stage trained, for `optim.new_module_lr`.
         adapter: train low-rank adapters of the language model instead of its weights; they are
             added to the weights at the end of the stage.
     """

@@ -12,8 +12,9 @@ its weights are read from the tokenizer's file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,11 @@ from viq.data.batching.code_batches import (
     open_stores,
     open_texts,
 )
-from viq.data.batching.mixture import Mixture, Part
+from viq.data.batching.mixture import Mixture, Part, Position
 from viq.data.corpora.synthetic_source import DrawnConfig, DrawnSource
 from viq.jobs.encode import encode
 from viq.jobs.pipeline import EncodeOptions
-from viq.metrics.run_log import RECIPE, SKIPPED, read_lines
+from viq.metrics.run_log import SKIPPED, read_lines
 from viq.mllm.loading import MODEL, assemble, load_mllm, make_processor
 from viq.mllm.modeling import ViQForConditionalGeneration
 from viq.models.language.packed import check_packed, use_packed_attention
@@ -51,29 +52,12 @@ from viq.models.language.reader import (
 from viq.models.tokenizer.embedder import CodeEmbedder
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store.folder import INDEX
-from viq.train import checkpoints as state
-from viq.train.distributed import make_accelerator
-from viq.train.loop import train
+from viq.train.distributed import make_accelerator, process_settings
 from viq.train.mllm.recipe import MllmRecipe, MllmStage
 from viq.train.monitor import say
-from viq.train.observer import (
-    Observer,
-    first_texts,
-    own_lanes,
-    shared,
-    text_tokenizer,
-)
-from viq.train.run_folder import (
-    alone,
-    begin_anew,
-    check_data,
-    check_recipe,
-    contents_of,
-    empty_model,
-    entries,
-    entry,
-    sizes_of,
-)
+from viq.train.observer import Observer, first_texts, shared, text_tokenizer
+from viq.train.run_folder import alone, contents_of, empty_model, entries, entry, sizes_of
+from viq.train.stage import Stage, open_run, rebuilt, run_stage, stage_seed
 from viq.weights import checkpoint
 
 WORDS, CODES, CACHE = "words", "codes", "cache"
@@ -95,7 +79,6 @@ class CodesObjective(nn.Module):
             micro.grids_hw,
             text.ids_L,
             text.targets_L,
-            text.positions_L,
             text.lengths,
         )
         loss = score.loss_A.sum()
@@ -119,6 +102,8 @@ class MllmRun:
         texts: files of conversations without images.
         where: only samples of these stores whose columns have these values.
         cache: folder for unpacked shards of the stores.
+        corpora: of codes and of text alone; opened by `train`.
+        words: text tokenizer of the first stage; made by `train`, None if that stage has ended.
     """
 
     recipe: MllmRecipe
@@ -133,8 +118,16 @@ class MllmRun:
     tensorboard: bool = False
     threads: int = 1
     overwrite: bool = False  # begin anew: remove what an earlier run wrote here
+    corpora: tuple[list[CodeCorpus], list[CodeCorpus]] = field(default=([], []), init=False)
+    words: Any = field(default=None, init=False)
     _said: set[str] = field(default_factory=set)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the tokenizer whose codes are read."""
+        return CodeEmbedder.from_tokenizer(self.recipe.tokenizer).config.fingerprint
+
+    @process_settings()
     @alone
     def train(self) -> Path:
         """Train all stages, resuming whatever was begun; gives the folder of the last model.
@@ -148,14 +141,15 @@ class MllmRun:
         main = self.accelerator.is_main_process
         if any(stage.adapter for stage in self.recipe.stages):
             require_peft()  # hours before the stage that needs it
-        self.fingerprint = CodeEmbedder.from_tokenizer(self.recipe.tokenizer).config.fingerprint
         given, texts = self._given()
-        if self.overwrite and main:
-            places = [self.recipe.tokenizer, self.recipe.language.name]
-            begin_anew(self.out, say, reads=[*self.stores, *self.texts, *places])
-        check_recipe(self.out / RECIPE, self.recipe, self.accelerator)
-        check_data(self.out, self._identity(given, texts), self.accelerator, say)
-        self.accelerator.wait_for_everyone()
+        open_run(
+            self.out,
+            self.recipe,
+            self._identity(given, texts),
+            self.accelerator,
+            overwrite=self.overwrite,
+            reads=[*self.stores, *self.texts, self.recipe.tokenizer, self.recipe.language.name],
+        )
         self.corpora = [*given, *self._drawn()], texts
         first = self.out / self.recipe.stages[0].name / MODEL / checkpoint.CONFIG_FILE
         if not first.is_file():
@@ -188,48 +182,40 @@ class MllmRun:
         return {"skipped": len(keys) - cut, "cut": cut}
 
     def _stage(self, stage: MllmStage, number: int, previous: Path | None) -> None:
-        seed = self.recipe.seed * 1000 + number
-        folder = self.out / stage.name
-        objective, processor = self.objective(stage, previous, seed)
+        plan = Stage(
+            name=stage.name,
+            folder=self.out / stage.name,
+            loop=stage.loop,
+            seed=stage_seed(self.recipe.seed, number),
+            gradient_accumulation=stage.data.gradient_accumulation,
+            new=tuple(f"model.{part}." for part in stage.new),
+        )
+        objective, processor = self.objective(stage, previous, plan.seed)
         observer = Observer(
             stage.name,
             stage.loop,
-            folder,
+            plan.folder,
             self.accelerator,
             skipped=[entry for group in self.corpora for c in group for entry in c.skipped],
             hidden=self.hidden,
             tensorboard=self.tensorboard,
         )
 
-        def stream_at(resumed: state.Resumed) -> CodeStream:
-            observer.stream = CodeStream(
+        def stream(lanes: range, positions: Mapping[int, Position]) -> CodeStream:
+            return CodeStream(
                 stage.data,
-                self._mixture(stage, seed),
-                lanes=own_lanes(stage.name, stage.data.lanes, self.accelerator),
+                self._mixture(stage, plan.seed),
+                lanes=lanes,
                 tokenizer=processor.tokenizer,
                 merge=self.recipe.merge,
-                positions=resumed.positions,
+                positions=positions,
                 threads=self.threads,
             )
-            return observer.stream
 
-        with observer:
-            train(
-                objective,
-                stream_at,
-                stage.loop,
-                folder,
-                name=stage.name,
-                seed=seed,
-                accelerator=self.accelerator,
-                new=tuple(f"model.{part}." for part in stage.new),
-                hooks=observer.hooks(),
-            )
+        run_stage(plan, objective, stream, observer, self.accelerator)
         if self.accelerator.is_main_process:
-            # Built anew, since the trained one may be spread over processes.
-            trained, processor = self.objective(stage, previous, seed)
-            state.load_trained(folder, trained)
-            self._write(trained.model, processor, folder / MODEL)
+            trained = rebuilt(plan, lambda: self.objective(stage, previous, plan.seed)[0])
+            self._write(trained.model, processor, plan.folder / MODEL)
 
     def objective(
         self, stage: MllmStage, previous: Path | None, seed: int
@@ -355,7 +341,7 @@ class MllmRun:
         )
         share = stage.data.text_share if texts else 0.0
         parts = [*shared(codes, 1 - share), *shared(texts, share)]
-        return Mixture(parts, seed=seed, lanes=stage.data.lanes)
+        return Mixture(parts, seed=seed, lanes=stage.data.gradient_accumulation)
 
 
 def store_digest(corpus: CodeCorpus) -> str:

@@ -76,7 +76,7 @@ class AlignObjective(nn.Module):
                 grids[: micro.text_images],
                 micro.text.ids_L,
                 micro.text.targets_L,
-                micro.text.positions_L,
+                micro.text.lengths,
             )
             sums["text"] = score.loss_A.sum()
             sums["correct"] = score.correct_A.sum()

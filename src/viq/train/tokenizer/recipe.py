@@ -35,7 +35,7 @@ class StageConfig:
             frozen codes.
         bottleneck: of the tokenizer; "none" (stage 1) reads the encoder's tokens.
         parts: what is trained; everything else is frozen.
-        new: parts that no earlier stage trained, for `optim.new_learning_rate`.
+        new: parts that no earlier stage trained, for `optim.new_module_lr`.
         perceptual: what measures the distance of pictures in the decoder stage.
         discriminator: shape of the decoder stage's adversary; None: none.
     """

@@ -21,12 +21,12 @@ from torch import Tensor
 from viq.core.files import write_atomically
 from viq.core.types import ViqError
 from viq.data.batching.crops import CropConfig, Pictures, make_batch
-from viq.data.batching.mixture import Mixture, Part
+from viq.data.batching.mixture import Mixture, Part, Position
 from viq.data.batching.tokenizer_batches import BatchStream
 from viq.data.corpora.corpora import DrawnCorpus, RowCorpus
 from viq.data.corpora.photos import Photos
 from viq.image.patches import PatchBatch
-from viq.metrics.run_log import RECIPE
+from viq.models.language.packed import check_packed, use_packed_attention
 from viq.models.language.reader import (
     LanguageReader,
     add_adapters,
@@ -38,19 +38,11 @@ from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.models.vision.tower import VisionTower
 from viq.report.sheets import picture_grid
 from viq.train import checkpoints as state
-from viq.train.distributed import make_accelerator
-from viq.train.loop import train
+from viq.train.distributed import make_accelerator, process_settings
 from viq.train.monitor import code_use, count_codes, say
-from viq.train.observer import Observer, first_texts, own_lanes, shared, text_tokenizer
-from viq.train.run_folder import (
-    alone,
-    begin_anew,
-    check_data,
-    check_recipe,
-    contents_of,
-    entries,
-    sizes_of,
-)
+from viq.train.observer import Observer, first_texts, shared, text_tokenizer
+from viq.train.run_folder import alone, contents_of, entries, sizes_of
+from viq.train.stage import Stage, open_run, run_stage, stage_seed
 from viq.train.tokenizer.discriminator import Discriminator
 from viq.train.tokenizer.handover import begin, frozen_but, load_reader, start_encoder
 from viq.train.tokenizer.init import fit_fsq
@@ -128,6 +120,7 @@ class Run:
     paths: Sequence[str | Path] = ()  # of the data, which that must not touch
     _words: Any = None
 
+    @process_settings()
     @alone
     def train(self) -> VisualTokenizer | None:
         """Train all stages, resuming whatever was begun; gives the last tokenizer.
@@ -137,14 +130,17 @@ class Run:
         Raises:
             ViqError: the folder was begun with another recipe or other data.
         """
-        if self.overwrite and self.accelerator.is_main_process:
-            recipe = self.recipe
-            places = [recipe.start, recipe.teacher, recipe.alignment, recipe.vae]
-            language = [recipe.language.name] if recipe.language else []
-            begin_anew(self.out, say, reads=[*self.paths, *places, *language])
-        check_recipe(self.out / RECIPE, self.recipe, self.accelerator)
-        check_data(self.out, self.data.identity, self.accelerator, say)
-        self.accelerator.wait_for_everyone()
+        recipe = self.recipe
+        places = [recipe.start, recipe.teacher, recipe.alignment, recipe.vae]
+        language = [recipe.language.name] if recipe.language else []
+        open_run(
+            self.out,
+            recipe,
+            self.data.identity,
+            self.accelerator,
+            overwrite=self.overwrite,
+            reads=[*self.paths, *places, *language],
+        )
         self._tell_of_crops()
         tokenizer: VisualTokenizer | None = None
         previous: Path | None = None
@@ -188,39 +184,33 @@ class Run:
         return objective
 
     def _stage(self, stage: StageConfig, number: int, previous: Path | None) -> None:
-        seed = self.recipe.seed * 1000 + number
-        folder = self.out / stage.name
-        objective = self.objective(stage, previous, seed)
+        plan = Stage(
+            name=stage.name,
+            folder=self.out / stage.name,
+            loop=stage.loop,
+            seed=stage_seed(self.recipe.seed, number),
+            gradient_accumulation=stage.data.gradient_accumulation,
+            new=tuple(PREFIXES[part] for part in stage.new),
+        )
+        objective = self.objective(stage, previous, plan.seed)
         talks = isinstance(objective, AlignObjective) and objective.reader is not None
         words = self._text_tokenizer() if talks else None
-        observer = _Observer(self, stage, folder, objective)
 
-        def stream_at(resumed: Any) -> BatchStream:
-            observer.stream = BatchStream(
+        def stream(lanes: range, positions: Mapping[int, Position]) -> BatchStream:
+            return BatchStream(
                 stage.data,
-                self._mixture(stage, seed, conversations=_talks(stage)),
-                seed=seed,
-                lanes=own_lanes(stage.name, stage.data.lanes, self.accelerator),
+                self._mixture(stage, plan.seed, conversations=_talks(stage)),
+                seed=plan.seed,
+                lanes=lanes,
                 tokenizer=words,
                 photos=self.data.photos,
-                positions=resumed.positions,
+                positions=positions,
                 threads=self.threads,
             )
-            return observer.stream
 
-        with observer:
-            train(
-                objective,
-                stream_at,
-                stage.loop,
-                folder,
-                name=stage.name,
-                seed=seed,
-                accelerator=self.accelerator,
-                new=tuple(PREFIXES[part] for part in stage.new),
-                hooks=observer.hooks(),
-            )
-        self._write(objective, folder, previous)
+        observer = _Observer(self, stage, plan.folder, objective)
+        run_stage(plan, objective, stream, observer, self.accelerator)
+        self._write(objective, plan.folder, previous)
 
     def _write(self, objective: Objective, folder: Path, previous: Path | None) -> None:
         """What the next stage begins from; the config of the model is written last.
@@ -309,7 +299,7 @@ class Run:
         crops = stage.data.crops
         if crops is not None:
             return [make_batch(self.data.photos, crops, seed, step).batch for step in range(8)]
-        data = replace(stage.data, lanes=1)
+        data = replace(stage.data, gradient_accumulation=1)
         mixture = self._mixture(replace(stage, data=data), seed, conversations=True)
         stream = BatchStream(data, mixture, seed=seed, lanes=[0], threads=self.threads)
         return [micros[0].batch for micros, _ in stream.steps(0, 4)]
@@ -322,6 +312,10 @@ class Run:
             language = load_language(config.name)
         else:
             language = build_language(config, len(self._text_tokenizer()))
+        use_packed_attention(language)
+        for line in check_packed(language, stage.data.chat.max_length):
+            if self.accelerator.is_main_process:
+                say(f"{stage.name}: {line}")
         if config.adapter:
             language = add_adapters(language, config.adapter)
         if config.gradient_checkpointing:
@@ -365,7 +359,7 @@ class Run:
         parts = [*shared(drawn, share), *shared(rows, 1 - share if drawn else 1.0)]
         if not parts:
             raise ViqError(f"{stage.name}: no data: give some with --data")
-        return Mixture(parts, seed=seed, lanes=stage.data.lanes)
+        return Mixture(parts, seed=seed, lanes=stage.data.gradient_accumulation)
 
     def _text_tokenizer(self) -> Any:
         """The language model's own, or one trained on the answers and questions of the data."""
@@ -404,7 +398,7 @@ class _Observer(Observer):
             counts = count_codes(ids, fsq)
             self._counts = counts if self._counts is None else self._counts + counts
 
-    def look(self, step: int) -> None:
+    def evaluate(self, step: int) -> None:
         fsq = fsq_of(self.objective)
         if self._counts is not None and fsq is not None:
             self.journal.codes(step, code_use(self._counts, fsq))

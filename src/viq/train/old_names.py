@@ -1,0 +1,50 @@
+"""Fields of recipes under the names of release 0.1, which are read for one release."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+# By the object that holds the field; "" is the recipe itself.
+_RENAMED: dict[str, dict[str, str]] = {
+    "": {"lanes": "gradient_accumulation"},
+    "data": {"lanes": "gradient_accumulation"},
+    "loop": {"average": "ema_decay", "look_every": "eval_every"},
+    "optim": {
+        "warmup_share": "warmup_ratio",
+        "decay_share": "decay_ratio",
+        "final_share": "min_lr_ratio",
+        "new_learning_rate": "new_module_lr",
+        "adversary_learning_rate": "discriminator_lr",
+    },
+}
+
+
+def with_new_names(recipe: Any, where: str) -> Any:
+    """A recipe in JSON, its fields under today's names; a DeprecationWarning tells of old ones.
+
+    An old name beside its new one stays, and is then refused as unknown.
+    """
+    old: list[str] = []
+    renamed = _renamed(recipe, "", old)
+    if old:
+        names = ", ".join(dict.fromkeys(old))
+        warnings.warn(f"{where}: names of release 0.1: {names}", DeprecationWarning, stacklevel=3)
+    return renamed
+
+
+def _renamed(value: Any, holder: str, old: list[str]) -> Any:
+    if isinstance(value, list):
+        return [_renamed(item, holder="stages", old=old) for item in value]
+    if not isinstance(value, dict):
+        return value
+    table = _RENAMED.get(holder, {})
+    result: dict[str, Any] = {}
+    for key, inner in value.items():
+        name = str(key)
+        new = table.get(name, name)
+        if new != name and new not in value:
+            old.append(f"{name} is {new}")
+            name = new
+        result[name] = _renamed(inner, name, old)
+    return result
