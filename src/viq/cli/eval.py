@@ -17,6 +17,7 @@ from viq.cli.common import (
     Json,
     Model,
     Overwrite,
+    Threads,
     Tile,
     Tokens,
     conditions,
@@ -25,6 +26,7 @@ from viq.cli.common import (
     load_mllm,
     load_tokenizer,
     save_json,
+    use_threads,
 )
 from viq.cli.console import (
     show,
@@ -125,13 +127,12 @@ def understanding(
     ] = None,
     seeds: Annotated[int, typer.Option(help="Language models trained a model.")] = 3,
     steps: Annotated[int, typer.Option(help="Training steps of each.")] = 1000,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    threads: Threads = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write JSON here.")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Train a small language model on frozen codes and ask it about held-out pictures."""
-    import torch
 
     from viq.core.outputs import require_free
     from viq.data.corpora.corpora import open_split
@@ -140,8 +141,7 @@ def understanding(
     from viq.models.tokenizer.tokenizer import VisualTokenizer
 
     require_free(out, overwrite=overwrite)
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     rows = open_split(data or [], where=conditions(where))
     config = UnderstandingConfig(seeds=seeds, steps=steps)
     exam = make_exam(rows, config)
@@ -177,13 +177,12 @@ def eval_features(
     seeds: Annotated[int, typer.Option(help="Language models trained on each kind.")] = 3,
     steps: Annotated[int, typer.Option(help="Training steps of each.")] = 1000,
     pictures: Annotated[int, typer.Option(help="To train on.")] = 3000,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    threads: Threads = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write JSON here.")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Train the same language model on codes, on continuous features, and blind; compare them."""
-    import torch
 
     from viq.core.outputs import require_free
     from viq.data.corpora.corpora import open_split
@@ -192,8 +191,7 @@ def eval_features(
     from viq.recipes.mllm import tiny
 
     require_free(out, overwrite=overwrite)
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     config = UnderstandingConfig(
         seeds=seeds, steps=steps, language=tiny().language,
         train_pictures=pictures, test_pictures=max(20, pictures * 3 // 10),

@@ -10,7 +10,15 @@ from typing import Annotated, Any, TypeVar
 import typer
 from typer.core import TyperGroup
 
-from viq.cli.common import Anew, Json, conditions, guarded, load_tokenizer
+from viq.cli.common import (
+    Anew,
+    Json,
+    Threads,
+    conditions,
+    guarded,
+    load_tokenizer,
+    use_threads,
+)
 from viq.cli.console import show, show_record
 
 R = TypeVar("R")  # a recipe
@@ -21,7 +29,6 @@ Where = Annotated[
 ]
 Language = Annotated[str | None, typer.Option(help="Causal language model: folder or hub id.")]
 Scale = Annotated[float, typer.Option(help="Times the steps of every stage.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads.")]
 Workers = Annotated[int, typer.Option(help="Threads that make samples.")]
 TensorBoard = Annotated[bool, typer.Option(help="Also log for TensorBoard.")]
 PrintRecipe = Annotated[bool, typer.Option("--print", help="Print the recipe as JSON and stop.")]
@@ -124,12 +131,10 @@ def train_entropy(
     as_json: Json = False,
 ) -> None:
     """Fit what `viq encode --compress` needs to the codes of photos. Minutes on one core."""
-    import torch
 
     from viq.train.entropy import train_entropy as run
 
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     report = (lambda record: None) if as_json else show_record
     tokenizer = load_tokenizer(model, "cpu", "float32")
     show(run(tokenizer, data or [], overwrite=overwrite, report=report), as_json)
@@ -272,8 +277,7 @@ def _begin(recipe: Any, threads: int | None, show_recipe: bool) -> None:
         raise typer.Exit()
     import torch
 
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     # Numbers too small for the normal range make a CPU many times slower and mean nothing here.
     torch.set_flush_denormal(True)
 
