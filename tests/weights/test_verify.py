@@ -189,14 +189,14 @@ def test_settings_of_the_application_are_put_aside_and_come_back(
     matmul: Any = torch.backends.cuda.matmul
     seen = list[str]()
     both = threading.Barrier(2)
-    real = type(model)._ids
+    real = VisualTokenizer.ids
 
-    def ids(self: VisualTokenizer, pixels: Any) -> Any:
+    def ids(self: VisualTokenizer, batch: Any) -> Any:
         both.wait(60)
         seen.append(matmul.fp32_precision)
-        return real(self, pixels)
+        return real(self, batch)
 
-    monkeypatch.setattr(type(model), "_ids", ids)
+    monkeypatch.setattr(VisualTokenizer, "ids", ids)
     torch.set_float32_matmul_precision("high")
     try:
         with ThreadPoolExecutor(2) as threads:

@@ -57,6 +57,7 @@ AllowPrivateNetwork = Annotated[
 Strict = Annotated[
     bool, typer.Option("--strict", help="Nothing of the inputs may be left over without an error.")
 ]
+Threads = Annotated[int | None, typer.Option(help="CPU threads.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Tokens = Annotated[int, typer.Option(help="Length of an answer at most.")]
 Overwrite = Annotated[
@@ -169,6 +170,18 @@ def find_device(device: str, local_rank: int = 0) -> str:
     except (RuntimeError, AssertionError):
         raise ViqError(f"--device {device}: not available here; see viq doctor") from None
     return device
+
+
+def use_threads(count: int | None) -> None:
+    """Let torch use so many CPU threads, where `--threads` says so."""
+    import torch
+
+    from viq.core.types import ViqError
+
+    if count is not None and count < 0:
+        raise ViqError(f"--threads {count}: give at least 1")
+    if count:
+        torch.set_num_threads(count)
 
 
 def names_of(options: list[str] | None) -> list[str] | None:

@@ -21,6 +21,7 @@ from viq.cli.common import (
     Model,
     Overwrite,
     Root,
+    Threads,
     Tile,
     Tokens,
     access_of,
@@ -30,6 +31,7 @@ from viq.cli.common import (
     load_mllm,
     load_tokenizer,
     save_json,
+    use_threads,
 )
 from viq.cli.console import (
     show,
@@ -134,13 +136,12 @@ def understanding(
     ] = None,
     seeds: Annotated[int, typer.Option(help="Language models trained a model.")] = 3,
     steps: Annotated[int, typer.Option(help="Training steps of each.")] = 1000,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    threads: Threads = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write JSON here.")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Train a small language model on frozen codes and ask it about held-out pictures."""
-    import torch
 
     from viq.core.outputs import require_free
     from viq.data.corpora.corpora import open_split
@@ -149,8 +150,7 @@ def understanding(
     from viq.models.tokenizer.tokenizer import VisualTokenizer
 
     require_free(out, overwrite=overwrite)
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     access = access_of(allow_protocol, allow_absolute, allow_private_network)
     rows = open_split(data or [], where=conditions(where), root=root, access=access)
     config = UnderstandingConfig(seeds=seeds, steps=steps)
@@ -191,13 +191,12 @@ def eval_features(
     seeds: Annotated[int, typer.Option(help="Language models trained on each kind.")] = 3,
     steps: Annotated[int, typer.Option(help="Training steps of each.")] = 1000,
     pictures: Annotated[int, typer.Option(help="To train on.")] = 3000,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    threads: Threads = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write JSON here.")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Train the same language model on codes, on continuous features, and blind; compare them."""
-    import torch
 
     from viq.core.outputs import require_free
     from viq.data.corpora.corpora import open_split
@@ -206,8 +205,7 @@ def eval_features(
     from viq.recipes.mllm import tiny
 
     require_free(out, overwrite=overwrite)
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     config = UnderstandingConfig(
         seeds=seeds, steps=steps, language=tiny().language,
         train_pictures=pictures, test_pictures=max(20, pictures * 3 // 10),

@@ -17,10 +17,12 @@ from viq.cli.common import (
     Anew,
     Json,
     Root,
+    Threads,
     access_of,
     conditions,
     guarded,
     load_tokenizer,
+    use_threads,
 )
 from viq.cli.console import show, show_record
 
@@ -32,7 +34,6 @@ Where = Annotated[
 ]
 Language = Annotated[str | None, typer.Option(help="Causal language model: folder or hub id.")]
 Scale = Annotated[float, typer.Option(help="Times the steps of every stage.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads.")]
 Workers = Annotated[int, typer.Option(help="Threads that make samples.")]
 TensorBoard = Annotated[bool, typer.Option(help="Also log for TensorBoard.")]
 PrintRecipe = Annotated[bool, typer.Option("--print", help="Print the recipe as JSON and stop.")]
@@ -145,12 +146,10 @@ def train_entropy(
     as_json: Json = False,
 ) -> None:
     """Fit what `viq encode --compress` needs to the codes of photos. Minutes on one core."""
-    import torch
 
     from viq.train.entropy import train_entropy as run
 
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     report = (lambda record: None) if as_json else show_record
     tokenizer = load_tokenizer(model, "cpu", "float32")
     access = access_of(allow_protocol, allow_absolute, allow_private_network)
@@ -295,10 +294,8 @@ def _begin(recipe: Any, threads: int | None, show_recipe: bool) -> None:
     if show_recipe:
         print(json.dumps(to_dict(recipe), indent=2))
         raise typer.Exit()
-    import torch
 
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
 
 
 def _refuse_other_model(run: Path, overwrite: bool) -> None:

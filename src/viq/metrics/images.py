@@ -64,6 +64,12 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
     return total / (rows * cols * channels)
 
 
+def fidelity(a: np.ndarray, b: np.ndarray) -> dict[str, float | None]:
+    """psnr in dB, None if the pictures are equal, as JSON has no infinity; and ssim."""
+    decibels = psnr(a, b)
+    return {"psnr": decibels if math.isfinite(decibels) else None, "ssim": ssim(a, b)}
+
+
 def _ssim_sum(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> float:
     """Sum of SSIM over the windows inside two uint8 arrays (rows, cols)."""
     x, y = a.astype(np.float64), b.astype(np.float64)

@@ -12,7 +12,6 @@ disk beside a JPEG file.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -30,7 +29,7 @@ from viq.core.outputs import Manifest, require_folder, require_free
 from viq.core.types import ViqError
 from viq.image.codecs import fit_codec
 from viq.image.open import ImageError, Source, open_image
-from viq.metrics.images import psnr, ssim
+from viq.metrics.images import fidelity
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.report.gallery_page import make_page, section
 from viq.report.gallery_parts import encoded
@@ -218,7 +217,7 @@ def _compare(
         "ratio": 3 * pixels / len(data),
         "bpp": 8 * len(data) / pixels,
         "detail": list(_most_detailed(original)),
-        "viq": _measured(original, decoded),
+        "viq": fidelity(np.asarray(original), np.asarray(decoded)),
         "jpeg": None,
     }
     if jpeg is None:
@@ -228,15 +227,9 @@ def _compare(
         "quality": quality,
         "bytes": len(written),
         "bpp": 8 * len(written) / pixels,
-        **_measured(original, picture),
+        **fidelity(np.asarray(original), np.asarray(picture)),
     }
     return row, [original, decoded, picture]
-
-
-def _measured(original: Image.Image, other: Image.Image) -> dict[str, Any]:
-    a, b = np.asarray(original), np.asarray(other)
-    decibels = psnr(a, b)
-    return {"psnr": decibels if math.isfinite(decibels) else None, "ssim": ssim(a, b)}
 
 
 def _most_detailed(image: Image.Image) -> tuple[int, int, int, int]:

@@ -23,7 +23,7 @@ from viq.core.types import ViqError
 from viq.image.codecs import check_codec, fit_codec
 from viq.image.open import ImageError, Source, open_image
 from viq.metrics.codebook import code_counts, summarize_counts
-from viq.metrics.images import psnr, ssim
+from viq.metrics.images import fidelity
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 
 
@@ -137,13 +137,10 @@ def _opened(
 
 def _measured(image: Image.Image, restored: Image.Image, size: int) -> dict[str, Any]:
     """Numbers of one picture that took `size` bytes."""
-    pixels, others = np.asarray(image), np.asarray(restored)
-    decibels = psnr(pixels, others)
     return {
         "bytes": size,
         "bpp": 8 * size / (image.height * image.width),
-        "psnr": decibels if math.isfinite(decibels) else None,
-        "ssim": ssim(pixels, others),
+        **fidelity(np.asarray(image), np.asarray(restored)),
     }
 
 
