@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from viq.bench import parts
-from viq.bench.measure import compare, machine, peak_memory, run_command
+from viq.bench.measure import Setting, compare, machine, peak_memory, run_command
 from viq.bench.report import format
 from viq.core.codes import Codes
 from viq.core.types import Size, ViqError, grid_of
@@ -66,12 +66,7 @@ QUICK = Work(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Setting:
-    tokenizer: VisualTokenizer
-    model: str  # what a fresh process loads: a name or a folder
-    work: Work
-    repeats: int
+_Setting = Setting[Work]
 
 
 def run(

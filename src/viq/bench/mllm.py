@@ -44,8 +44,9 @@ from viq.bench.mllm_work import (
     tokenizer_shape,
 )
 from viq.core.types import ViqError
-from viq.models.language.packed import checkpoint_layers, packed_hidden, use_packed_attention
+from viq.models.language.packed import packed_hidden, use_packed_attention
 from viq.models.language.projector import MergeProjector, ProjectorConfig
+from viq.models.language.reader import recompute_activations
 from viq.models.tokenizer.encoder import Encoder
 from viq.models.tokenizer.presets import g, so400m
 from viq.models.tokenizer.tokenizer import VisualTokenizer
@@ -194,7 +195,7 @@ class _Subject:
         self.language = make_language(shape, device, dtype).train()
         use_packed_attention(self.language)
         if work.checkpointing:
-            checkpoint_layers(self.language)
+            recompute_activations(self.language)
         with device:
             self.projectors = nn.ModuleDict(
                 {

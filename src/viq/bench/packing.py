@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -57,7 +58,7 @@ def packing(codes: Sequence[Codes], model: EntropyModel, repeats: int) -> dict[s
     assert model.decompress(packed["viq"], sizes, tiles) == list(codes)
     encoding = compare({name: way[0] for name, way in ways.items()}, repeats)
     decoding = compare(
-        {name: _bound(ways[name][1], rows) for name, rows in packed.items()}, repeats
+        {name: partial(ways[name][1], rows) for name, rows in packed.items()}, repeats
     )
     table = {
         name: {
@@ -70,10 +71,6 @@ def packing(codes: Sequence[Codes], model: EntropyModel, repeats: int) -> dict[s
     }
     table["Huffman of codes"] = _huffman_codes(codes, total, pixels, repeats)
     return {"images": len(codes), "codes": total, "ways": table}
-
-
-def _bound(unpack: Callable[[Sequence[Any]], Any], rows: Sequence[Any]) -> Callable[[], Any]:
-    return lambda: unpack(rows)
 
 
 def _zstd(data: bytes) -> bytes:

@@ -8,6 +8,7 @@ import json
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from viq.bench import peer
-from viq.bench.measure import compare
+from viq.bench.measure import compare, jpeg
 from viq.core.codes import Codes
-from viq.core.types import Size, ViqError
+from viq.core.types import ViqError
 from viq.store.dataset import CodeDataset
 from viq.store.folder import Store
 
@@ -58,10 +59,12 @@ def reading(
             asked = stack.enter_context(_peer(name, python, samples, folder))
             result["versions"][name] = asked.about["version"]
             readers[name] = asked.read
-        jpegs = [_jpeg(picture) for picture in pictures[:_JPEGS]]
+        jpegs = [jpeg(picture) for picture in pictures[:_JPEGS]]
         for kind in ORDERS:
             counts = {name: len(samples) for name in readers}
-            variants = {name: _bound(read, kind) for name, read in readers.items()}
+            variants: dict[str, Callable[[], int]] = {
+                name: partial(read, kind) for name, read in readers.items()
+            }
             if kind == "sequential":
                 counts["JPEG decoding"] = len(jpegs)
                 variants["JPEG decoding"] = lambda: len([_decoded(data) for data in jpegs])
@@ -78,10 +81,6 @@ def reading(
                 "viq_over": {name: rates["viq"] / rate for name, rate in rates.items()},
             }
     return result
-
-
-def _bound(read: Callable[[str], int], kind: str) -> Callable[[], int]:
-    return lambda: read(kind)
 
 
 def _each(data: CodeDataset, order: Sequence[int]) -> Iterator[Any]:
@@ -191,17 +190,5 @@ def _peer(name: str, python: Path, samples: Sequence[Codes], folder: Path) -> It
             process.communicate()
 
 
-def _jpeg(picture: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="JPEG", quality=90)
-    return buffer.getvalue()
-
-
 def _decoded(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data)).convert("RGB")
-
-
-def sizes_of(count: int, seed: int = 0) -> list[Size]:
-    """Sizes (height, width) like those of a set of photos: sides of 256 to 512 px."""
-    draw = np.random.default_rng(seed)
-    return [(int(h), int(w)) for h, w in draw.integers(256, 513, (count, 2))]

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ import torch
 from PIL import Image
 
 from viq.bench.encode import mixed_images
-from viq.bench.measure import compare, machine, peak_memory
+from viq.bench.measure import Setting, compare, jpeg, machine, peak_memory
 from viq.bench.packing import packing
 from viq.bench.reading import reading
 from viq.bench.store_report import format
@@ -30,7 +29,6 @@ from viq.data.sources.base import ImageBytes, Row, Source
 from viq.image.open import ImageError, list_images, open_image
 from viq.jobs.encode import encode
 from viq.models.tokenizer.loading import load
-from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store.rows import CodesWriter, StoreInfo
 
 __all__ = ["FULL", "QUICK", "SECTIONS", "Work", "format", "run"]
@@ -57,13 +55,9 @@ QUICK = Work(images=12, samples=1000, counts=(100, 400))
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Setting:
-    tokenizer: VisualTokenizer
-    model: str  # what a fresh process loads
+class _Setting(Setting[Work]):
     pictures: Sequence[Path]
     peers: Path | None
-    work: Work
-    repeats: int
     folder: Path
 
 
@@ -197,7 +191,7 @@ class _Jpegs(Source):
 def _encoding(s: _Setting) -> dict[str, Any]:
     """JPEG files to a finished store, against the model alone on as many threads."""
     images = mixed_images(s.work.images, s.work.sides)
-    source = _Jpegs([_jpeg(image) for image in images], len(images))
+    source = _Jpegs([jpeg(image) for image in images], len(images))
     threads, runs = torch.get_num_threads(), iter(range(10**6))
     result: dict[str, Any] = {"images": len(images), "workers": {}}
     for workers in sorted({1, threads}):
@@ -234,14 +228,8 @@ def _memory(s: _Setting) -> dict[str, Any]:
 
 def _encode_many(model: str, count: int, out: str) -> None:
     """What the processes of `_memory` do."""
-    jpegs = [_jpeg(image) for image in mixed_images(16, (32, 64))]
+    jpegs = [jpeg(image) for image in mixed_images(16, (32, 64))]
     encode(load(model), _Jpegs(jpegs, count), Path(out))
-
-
-def _jpeg(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="JPEG", quality=90)
-    return buffer.getvalue()
 
 
 SECTIONS: dict[str, Callable[[_Setting], dict[str, Any]]] = {

@@ -37,6 +37,7 @@ from viq.core.files import ASIDE, folder_aside, make_readable, sha256_of
 from viq.core.types import ViqError
 from viq.core.untrusted import INDEX_BYTES
 from viq.data.batching.mixture import Position
+from viq.train.tensor_trees import apart, with_tensors, without_tensors
 from viq.weights.checkpoint import opened_weights, read_object
 
 STATE, TENSORS, OLD = "state.json", "state.safetensors", "state.pt"
@@ -108,8 +109,8 @@ def save(
 def write_state(folder: Path, values: Mapping[str, Any]) -> None:
     """Nested dictionaries, lists and tuples of tensors and plain values, as two files."""
     tensors: dict[str, Tensor] = {}
-    plain = _without_tensors(values, "", tensors, {})
-    save_file(_apart(tensors), folder / TENSORS, metadata={"format": "pt"})
+    plain = without_tensors(values, "", tensors, {})
+    save_file(apart(tensors), folder / TENSORS, metadata={"format": "pt"})
     make_readable(folder / TENSORS)
     _flush(folder / TENSORS)
     size = (folder / TENSORS).stat().st_size
@@ -118,58 +119,6 @@ def write_state(folder: Path, values: Mapping[str, Any]) -> None:
     text = json.dumps({"digest": _digest(content), "content": content})
     (folder / STATE).write_text(text, encoding="utf-8")
     _flush(folder / STATE)
-
-
-def _without_tensors(
-    value: Any, name: str, tensors: dict[str, Tensor], known: dict[tuple[Any, ...], str]
-) -> Any:
-    """What JSON can hold, with {"tensor": name} in the place of each tensor, which is put into
-    `tensors`; those that are one in memory, as tied weights are, once."""
-    if isinstance(value, Tensor):
-        whole = value.detach().cpu()
-        key = (whole.data_ptr(), whole.dtype, tuple(whole.shape), whole.stride())
-        if key not in known or not whole.numel():
-            known[key] = name
-            tensors[name] = whole  # kept, so that no other tensor comes to lie at its address
-        return {"tensor": known[key]}
-    if isinstance(value, Mapping):
-        if not all(isinstance(key, str) for key in value):
-            raise ViqError(f"{name}: cannot be saved, as it has names that are no text")
-        inner = {k: _without_tensors(v, f"{name}.{k}", tensors, known) for k, v in value.items()}
-        return {"mapping": inner}
-    if isinstance(value, tuple | list):
-        kind = "tuple" if isinstance(value, tuple) else "list"
-        return {
-            kind: [_without_tensors(v, f"{name}.{i}", tensors, known) for i, v in enumerate(value)]
-        }
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    raise ViqError(f"{name}: a {type(value).__name__} cannot be saved")
-
-
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, copied where they are parts of a larger one or share memory: the format
-    has no words for it."""
-    seen, apart = set[int](), {}
-    for name, tensor in tensors.items():
-        storage = tensor.untyped_storage()
-        alone = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in seen
-        seen.add(storage.data_ptr())
-        apart[name] = tensor if alone and tensor.is_contiguous() else tensor.contiguous().clone()
-    return apart
-
-
-def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """What `_without_tensors` was given."""
-    if not isinstance(value, dict):
-        return value
-    ((kind, inner),) = value.items()
-    if kind == "tensor":
-        return tensors[inner]
-    if kind == "mapping":
-        return {name: _with_tensors(item, tensors) for name, item in inner.items()}
-    items = [_with_tensors(item, tensors) for item in inner]
-    return tuple(items) if kind == "tuple" else items
 
 
 def _digest(content: Any) -> str:
@@ -343,7 +292,7 @@ def read_state(path: Path, *, verified: bool = False) -> dict[str, Any]:
     with opened_weights(path / TENSORS) as file:
         # Copies, as mapped ones would go with their file and lie on other addresses.
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    return _with_tensors(content["values"], tensors)
+    return with_tensors(content["values"], tensors)
 
 
 def _content(path: Path) -> dict[str, Any]:

@@ -2,15 +2,13 @@
 
 A step mixes groups of images of different sizes, drawn from a table of sizes, so that a model sees
 everything from a few patches to whole pictures, and no step hangs on a single picture. Because
-nothing is carried from step to step, a run resumes at any step with the very same data, and steps
-can be made ahead on another thread.
+nothing is carried from step to step, a run resumes at any step with the very same data.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,16 +50,6 @@ class CropBatch:
     batch: PatchBatch
     mask_TD: Tensor  # 1 where a value belongs to an image, 0 in the padding
     sizes: tuple[Size, ...]  # (height, width) of each image, px
-
-
-def batches(photos: Pictures, config: CropConfig, seed: int, steps: range) -> Iterator[CropBatch]:
-    """The batches of these steps, two made ahead on a thread."""
-    with ThreadPoolExecutor(1) as pool:
-        queue = [pool.submit(make_batch, photos, config, seed, step) for step in steps[:2]]
-        for step in steps:
-            yield queue.pop(0).result()
-            if step + 2 < steps.stop:
-                queue.append(pool.submit(make_batch, photos, config, seed, step + 2))
 
 
 def make_batch(photos: Pictures, config: CropConfig, seed: int, step: int) -> CropBatch:

@@ -139,12 +139,6 @@ def _differs(base: Any) -> float:
         base.train(training)
 
 
-def checkpoint_layers(language: Any) -> None:
-    """Keep only the inputs of each layer for the backward pass: less memory, a third more time."""
-    new = getattr(language, "activation_checkpointing_enable", None)  # before 5.23: the old name
-    (new or language.gradient_checkpointing_enable)()
-
-
 def base_of(language: Any) -> Any:
     """The Hugging Face model itself, taken out of peft's wrapper."""
     return language.get_base_model() if hasattr(language, "get_base_model") else language
