@@ -138,7 +138,7 @@ def test_packed_targets_stay_in_their_conversation() -> None:
     pack = pack_chats(chats)
     assert pack.ids_L.tolist() == [1, 2, 3, 4, 5]
     assert pack.targets_L.tolist() == [2, 3, IGNORE, 5, IGNORE]  # never 4, the other's first
-    assert pack.positions_L.tolist() == [0, 1, 2, 0, 1]
+    assert pack.lengths == (3, 2)
     assert pack.answers == 3
 
 

@@ -144,7 +144,8 @@ def test_packed_and_alone_give_the_same(parts: Parts) -> None:
     all_codes, grids = tensors([item for group in codes for item in group])
     visual = {"codes": all_codes, "image_grid_hw": grids}
     labels = torch.tensor([label for chat in chats for label in chat.labels])[None]
-    together = model(input_ids=ids, position_ids=pack.positions_L[None], labels=labels, **visual)
+    positions = torch.cat([torch.arange(length) for length in pack.lengths])
+    together = model(input_ids=ids, position_ids=positions[None], labels=labels, **visual)
     assert together.past_key_values is None
     alone = []
     for chat, group in zip(chats, codes, strict=True):

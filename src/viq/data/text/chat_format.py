@@ -198,13 +198,11 @@ class TextPack:
         ids_L: int64, IMAGE_TOKEN where visual vectors go.
         targets_L: int64, the token to predict at each place (that is, the next one's label), or
             IGNORE; never across two conversations.
-        positions_L: int64, from 0 in each conversation.
         lengths: tokens of each conversation.
     """
 
     ids_L: Tensor
     targets_L: Tensor
-    positions_L: Tensor
     lengths: tuple[int, ...]
 
     def to(self, device: torch.device) -> TextPack:
@@ -212,7 +210,6 @@ class TextPack:
         return TextPack(
             ids_L=self.ids_L.to(device),
             targets_L=self.targets_L.to(device),
-            positions_L=self.positions_L.to(device),
             lengths=self.lengths,
         )
 
@@ -227,6 +224,5 @@ def pack_chats(chats: Sequence[EncodedChat]) -> TextPack:
     return TextPack(
         ids_L=torch.tensor([i for chat in chats for i in chat.ids]),
         targets_L=torch.tensor([label for chat in chats for label in (*chat.labels[1:], IGNORE)]),
-        positions_L=torch.cat([torch.arange(len(chat.ids)) for chat in chats]),
         lengths=tuple(len(chat.ids) for chat in chats),
     )

@@ -58,6 +58,7 @@ class AlignObjective(nn.Module):
         super().__init__()
         self.tokenizer, self.reader, self.teacher = tokenizer, reader, teacher
         self.bottleneck, self.reconstruct = bottleneck, reconstruct
+        self.last_z: Tensor | None = None  # (T, S, d) of the last micro-batch, for `code_ids`
         self._vae = Unregistered(vae)  # never trained
 
     def forward(self, micro: MicroBatch) -> dict[str, Tensor]:
@@ -232,7 +233,8 @@ class TowerObjective(nn.Module):
 
 def code_ids(objective: nn.Module) -> Tensor | None:
     """Codebook indices (T, S) of the last micro-batch, where the model has codes."""
-    z_TSd, fsq = getattr(objective, "last_z", None), fsq_of(objective)
+    z_TSd = objective.last_z if isinstance(objective, AlignObjective) else None
+    fsq = fsq_of(objective)
     return None if z_TSd is None or fsq is None else fsq.indices(z_TSd)
 
 
