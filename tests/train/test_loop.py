@@ -312,6 +312,7 @@ def test_seeds_of_micro_batches_are_those_of_every_release() -> None:
 def test_training_leaves_its_process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
     half = torch.full((1,), torch.finfo(torch.float32).tiny)
+    torch.set_flush_denormal(False)
     for before in (None, "true"):
         monkeypatch.delenv(name, raising=False)
         if before:

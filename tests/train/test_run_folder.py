@@ -200,8 +200,8 @@ def test_two_runs_in_one_folder_are_not_at_work_at_once(
     words, option, suffix = KINDS[kind]
     line = [*words, places[f"{kind}.json"], "--out", tmp_path, option, places[f"a{suffix}"]]
     with locked(tmp_path):
-        refused(call(*line), "another process is at work in this folder")
-        refused(call(*line, "--overwrite"), "another process is at work in this folder")
+        refused(call(*line), "another process is writing in this folder")
+        refused(call(*line, "--overwrite"), "another process is writing in this folder")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -47,6 +47,7 @@ from viq.core.types import ViqError
 from viq.models.language.packed import packed_hidden, use_packed_attention
 from viq.models.language.projector import MergeProjector, ProjectorConfig
 from viq.models.language.reader import recompute_activations
+from viq.models.layers.ambient import tiny_as_zero
 from viq.models.tokenizer.encoder import Encoder
 from viq.models.tokenizer.presets import g, so400m
 from viq.models.tokenizer.tokenizer import VisualTokenizer
@@ -56,6 +57,7 @@ __all__ = ["LANGUAGES", "REAL", "SCALED", "WAYS", "Work", "about", "format", "ru
 WAYS = ("text", "codes", "so400m", "g")
 
 
+@tiny_as_zero()
 def run(
     llms: Sequence[str] = tuple(LANGUAGES),
     lengths: Sequence[str] = ("4k", "16k"),
@@ -84,7 +86,6 @@ def run(
     where = device or default_device()
     work = work or Work(scale=REAL if where.type == "cuda" else SCALED)
     dtype = _dtype(where)
-    torch.set_flush_denormal(True)
     torch.manual_seed(0)
     eyes = _Eyes(work.scale, where, dtype)
     packs = {name: pack_samples(LENGTHS[name], work, where, dtype) for name in lengths}

@@ -109,7 +109,7 @@ def _try_lock(file: int, path: Path, alone: bool) -> bool:
         fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ViqError(
-            f"{path.parent}: another process is at work in this folder; wait until it is done"
+            f"{path.parent}: another process is writing in this folder; wait until it is done"
         ) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:

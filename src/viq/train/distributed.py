@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from viq.core.errors import require
 from viq.core.types import ViqError
+from viq.models.layers.ambient import tiny_as_zero
 from viq.models.layers.blocks import Block
 
 
@@ -48,19 +49,9 @@ def make_accelerator(precision: Literal["auto", "float32", "bfloat16"] = "auto")
 
 @contextmanager
 def process_settings() -> Iterator[None]:
-    """What training wants of its process, as it was before afterwards.
-
-    Numbers too small for the normal range are zero: they make a CPU many times slower and mean
-    nothing here. (Threads of PyTorch that begin meanwhile keep that.) And every process loads the
-    whole model.
-    """
-    flushed = bool(torch.tensor(torch.finfo(torch.float32).tiny) / 2 == 0)
-    torch.set_flush_denormal(True)
-    try:
-        with _whole_models():
-            yield
-    finally:
-        torch.set_flush_denormal(flushed)
+    """What training wants of its process, which is as it was before afterwards."""
+    with tiny_as_zero(), _whole_models():
+        yield
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,9 +75,15 @@ def alone(train: Callable[[_Run], _Result]) -> Callable[[_Run], _Result]:
     def run(self: _Run) -> _Result:
         if not self.accelerator.is_main_process:
             return train(self)
+        was_there = self.out.is_dir()
         self.out.mkdir(parents=True, exist_ok=True)
-        with locked(self.out):
-            return train(self)
+        try:
+            with locked(self.out):
+                return train(self)
+        finally:
+            if not was_there:
+                with suppress(OSError):
+                    self.out.rmdir()  # made above; refuses a folder that holds anything
 
     return run
 
