@@ -111,7 +111,13 @@ class ShardView:
             CodesError: what rides along cannot be read.
         """
         start, stop = self._starts[place : place + 2].tolist()
-        codes = [self._codes(row) for row in range(start, stop) if self._numbers[row, 0]]
+        codes = [
+            self._codes(number, height, width, tile)
+            for number, (height, width, tile, _) in enumerate(
+                self._numbers[start:stop].tolist(), start
+            )
+            if height
+        ]
         group, row = self._find(start)
         extras = {}
         if self._extras.fields:
@@ -125,9 +131,8 @@ class ShardView:
                 ) from None
         return CodeSample(self._keys[group][row], tuple(codes), extras)
 
-    def _codes(self, row: int) -> Codes:
-        height, width, tile, _ = self._numbers[row].tolist()
-        group, row = self._find(row)
+    def _codes(self, number: int, height: int, width: int, tile: int) -> Codes:
+        group, row = self._find(number)
         self._file.require(group)
         start, stop = self._ends[group][row : row + 2].tolist()
         ids = self._values[group][start:stop].reshape(*grid_of((height, width)), -1)
