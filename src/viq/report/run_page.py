@@ -167,7 +167,8 @@ def _section(stage: Stage) -> dict[str, Any]:
 
 
 def _svg(drawings: list[Drawing]) -> list[Markup]:
-    return [Markup(to_svg(drawing)) for drawing in drawings]  # which has escaped its words
+    # `to_svg` has escaped the words.
+    return [Markup(to_svg(drawing)) for drawing in drawings]  # nosec B704
 
 
 # PNG
