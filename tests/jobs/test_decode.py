@@ -1,6 +1,8 @@
 """`viq decode`: what it replaces (nothing of a user), where it writes, and what damage costs."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import tiny
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+import viq
 from viq.cli import app
 from viq.core.codes import Codes
 from viq.jobs.decode import MANIFEST
@@ -191,3 +194,42 @@ def test_rows_of_a_sample_and_of_a_table_keep_their_numbers(model: str, tmp_path
     assert names == ["pairs-0-0.png", "pairs-0-1.png", "pairs-1.png"]
     with Image.open(tmp_path / "back" / "pairs-1.png") as image:
         assert image.size == tiny.picture(2).size
+
+
+def test_no_row_takes_more_memory_than_the_bounds_say(tmp_path: Path) -> None:
+    """Few bytes of Parquet that claim an image of billions of pixels: one line, and the rest."""
+    model = viq.load("viq-tiny")
+    codes = model.encode(tiny.picture(1))[0]
+    info = StoreInfo(model="viq-tiny", fingerprint=model.fingerprint, levels=model.levels)
+    patches = 20_000_000
+    rows = [("huge.png", np.zeros(4 * patches, np.uint16), (16, 16 * patches), (1, patches)),
+            ("small.png", codes.ids.ravel(), codes.size, codes.grid)]  # fmt: skip
+    path = tmp_path / "zeros.parquet"
+    with pq.ParquetWriter(path, schema(info), compression="zstd") as writer:
+        for key, ids, size, grid in rows:
+            ends = pa.array([0, len(ids)], pa.int32())
+            numbers = [pa.array([n], pa.int32()) for n in (0, *size, *grid, 0)]
+            lists = pa.ListArray.from_arrays(ends, pa.array(ids))
+            writer.write_table(pa.table([pa.array([key]), *numbers, lists], schema=schema(info)))
+    code = (
+        "import sys, viq.cli\n"
+        "sys.argv = ['viq', 'decode', *sys.argv[1:]]\n"
+        "try: viq.cli.main()\n"
+        "finally: print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0], "
+        "file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, path, "-o", tmp_path / "out"], capture_output=True, text=True
+    )
+    *said, peak = done.stderr.splitlines()
+    assert done.returncode == 3 and len(said) == 1 and "200,000,000 pixels" in said[0]
+    assert int(peak) < 600_000  # KiB
+    assert (tmp_path / "out" / "small.png").exists()
+
+
+def test_wide_images_are_decoded_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = viq.load("viq-tiny")
+    codes = model.encode(tiny.picture(1, 40, 400))[0]
+    whole = np.asarray(model.decode(codes)[0]).astype(int)
+    monkeypatch.setattr("viq.models.tokenizer.inference._BAND", 7)
+    assert np.abs(np.asarray(model.decode(codes)[0]) - whole).max() <= 1

@@ -30,6 +30,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from viq.core.codes import Codes
+from viq.core.errors import first_line
 from viq.core.names import PATH_BYTES, folded, hashed, portable
 from viq.core.outputs import Manifest, is_there, require_folder
 from viq.core.types import FLOAT32, CodesError, ViqError
@@ -148,7 +149,7 @@ def decode_files(
             if codes is not None:
                 try:
                     job.decode(picture, codes, part.model)
-                except (ViqError, OSError) as error:
+                except Exception as error:  # what a row of somebody else makes a library raise
                     if isinstance(error, OSError) and not _is_of_name(error):
                         raise  # a full disk, a folder that cannot be written to
                     report.failures.append(_failure(picture.key, _told(part.path, error)))
@@ -354,7 +355,9 @@ def _is_of_name(error: OSError) -> bool:
 
 
 def _told(path: Path, error: Exception) -> str:
-    return str(error) if str(error).startswith(str(path)) else f"{path}: {error}"
+    if isinstance(error, (ViqError, OSError)):
+        return str(error) if str(error).startswith(str(path)) else f"{path}: {error}"
+    return f"{path}: cannot be decoded ({type(error).__name__}: {first_line(error)})"
 
 
 def _failure(key: str | None, reason: str) -> dict[str, str]:

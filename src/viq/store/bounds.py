@@ -82,14 +82,11 @@ class Bounds:
         Raises:
             CodesError: they would take more memory than there may be.
         """
-        about = self._file.metadata
-        if "codes" in columns:
-            self._require_sizes()
-        for number in range(about.num_row_groups):
-            group = about.row_group(number)
-            # One text may stand in a dictionary, and be meant by any number of rows.
-            if group.num_rows * group.total_byte_size > self.limit:
-                self._require_texts(number, columns)
+        self._require_groups(range(self._file.metadata.num_row_groups), columns)
+
+    def require_group(self, number: int, columns: Sequence[str]) -> None:
+        """As `require`, of one group of rows."""
+        self._require_groups([number], columns)
 
     def require_images(self, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
         """Codes of each image of these sizes, px, int64; 0 where there is no image.
@@ -109,9 +106,17 @@ class Bounds:
         self._require(2 * int(codes.sum()), "the images of some neighbouring rows")
         return codes
 
-    def _require_sizes(self) -> None:
+    def _require_groups(self, groups: Sequence[int], columns: Sequence[str]) -> None:
+        if "codes" in columns:
+            self._require_sizes(groups)
+        for number in groups:
+            group = self._file.metadata.row_group(number)
+            # One text may stand in a dictionary, and be meant by any number of rows.
+            if group.num_rows * group.total_byte_size > self.limit:
+                self._require_texts(number, columns)
+
+    def _require_sizes(self, groups: Sequence[int]) -> None:
         """The sizes of images are possible, and their codes as many as they take."""
-        groups = range(self._file.metadata.num_row_groups)
         if self._counts is None:
             self._codes_of(groups)
             return

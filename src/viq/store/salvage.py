@@ -104,6 +104,7 @@ def _groups(reader: CodesReader, names: list[str]) -> Iterator[tuple[int, pa.Tab
         count = reader._file.metadata.row_group(group).num_rows
         found: pa.Table | Exception
         try:
+            reader._bounds.require_group(group, names)
             table = reader._file.read_row_group(group, columns=names)
             short = table.num_rows != count
             found = CodesError(f"has {table.num_rows} of {count} rows") if short else table

@@ -5,6 +5,7 @@ T = patches of all images, S = 4 slots, D = values per patch, L = latent channel
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -129,22 +130,27 @@ def checked_ids(model: VisualTokenizer, codes: Codes) -> Tensor:
 
 
 def decode_bands(model: VisualTokenizer, codes: Codes) -> Image.Image:
-    """The image, decoded in bands of rows, each with as much context as the decoder can see."""
+    """The image, decoded in bands of rows, each with as much context as the decoder can see.
+
+    Rows of more patches than a band has are cut as well, so memory is bounded at any shape.
+    """
     ids = checked_ids(model, codes).unflatten(0, codes.grid)
-    rows, cols = codes.grid
+    (rows, cols), (height, width) = codes.grid, codes.size
     patch = model.config.encoder.patch_size
     halo = model.decoder.reach if model.decoder else 0
-    step = max(1, _BAND // cols)
-    bands = []
-    for top in range(0, rows, step):
-        first, last = max(0, top - halo), min(rows, top + step + halo)
-        window = ids[first:last]
-        patches = model.reconstruct(model.features(window.flatten(0, 1)), [(last - first, cols)])
-        wanted = patches.unflatten(0, (last - first, cols))[top - first :][:step]
-        height = min(step * patch, codes.size[0] - top * patch)
-        pixels = unpatchify(wanted.flatten(0, 1), (height, codes.size[1]), patch)
-        bands.append(denormalize(pixels).cpu().numpy())
-    return Image.fromarray(np.concatenate(bands))
+    down, across = max(1, _BAND // cols), min(cols, _BAND)
+    image = np.empty((height, width, 3), np.uint8)
+    for top, left in itertools.product(range(0, rows, down), range(0, cols, across)):
+        above, before = min(top, halo), min(left, halo)
+        window = ids[top - above : top + down + halo, left - before : left + across + halo]
+        grid = (window.shape[0], window.shape[1])
+        patches = model.reconstruct(model.features(window.flatten(0, 1)), [grid])
+        wanted = patches.unflatten(0, grid)[above : above + down, before : before + across]
+        y, x = top * patch, left * patch
+        size = min(down * patch, height - y), min(across * patch, width - x)
+        pixels = unpatchify(wanted.flatten(0, 1), size, patch)
+        image[y : y + size[0], x : x + size[1]] = denormalize(pixels).cpu().numpy()
+    return Image.fromarray(image)
 
 
 def decode_with_vae(model: VisualTokenizer, vae: Any, codes: Codes) -> Image.Image:
