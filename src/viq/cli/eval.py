@@ -142,7 +142,6 @@ def understanding(
     as_json: Json = False,
 ) -> None:
     """Train a small language model on frozen codes and ask it about held-out pictures."""
-
     from viq.core.outputs import require_free
     from viq.data.corpora.corpora import open_split
     from viq.eval.probes.exam import UnderstandingConfig, make_exam
@@ -197,7 +196,6 @@ def eval_features(
     as_json: Json = False,
 ) -> None:
     """Train the same language model on codes, on continuous features, and blind; compare them."""
-
     from viq.core.outputs import require_free
     from viq.data.corpora.corpora import open_split
     from viq.eval.probes.exam import UnderstandingConfig, make_exam

@@ -17,8 +17,7 @@ class Advance:
     """How far a job is; called once for each input that is done.
 
     Jobs that know it also tell of pixels (`viq.jobs.pipeline.Watch`), from any thread. How many
-    there
-    will be is not known until all inputs were opened, so it is guessed from those that were.
+    there will be is not known until all inputs were opened, so it is guessed from those that were.
     """
 
     def __init__(self, total: int) -> None:

@@ -294,7 +294,6 @@ def _begin(recipe: Any, threads: int | None, show_recipe: bool) -> None:
     if show_recipe:
         print(json.dumps(to_dict(recipe), indent=2))
         raise typer.Exit()
-
     use_threads(threads)
 
 

@@ -21,8 +21,7 @@ def stoppable() -> Iterator[None]:
 
     The second does not wait for threads: to tear the interpreter down while torch computes in them
     ends in an abort of C++. What is half-written then lies under a name of `viq.core.files`, and
-    the
-    next start removes it.
+    the next start removes it.
 
     Off the main thread, where Python sets no handlers, this does nothing.
     """

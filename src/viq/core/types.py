@@ -1,7 +1,4 @@
-"""The words everybody in the project shares: grids, sizes and the codes of one image.
-
-numpy only, no torch: reading, checking and storing codes must not wait for torch to load.
-"""
+"""Sizes and grids of images, their bounds, and the numbers that stand for tokens."""
 
 from __future__ import annotations
 

@@ -6,10 +6,9 @@ A picture is named after its key, `photos/a.jpg` becomes `photos/a.png`:
 - Rows that have no key of their own keep their number: `pairs.parquet:12`, `pairs.jsonl:12` and
   `pairs.json#12` become `pairs-12.png`.
 - Of a sample of several images each has its number: `pairs-12-0.png`, `pairs-12-1.png`.
-- What is no name everywhere is changed as `viq.core.names` says. `..` and empty parts are left
-out, a
-  folder whose name ends in `.png` gets a `_` after it, and a key of more than 700 bytes or 32 parts
-  is its last part and a hash.
+- What is no name everywhere is changed as `viq.core.names` says. `..` and empty parts are left out,
+  a folder whose name ends in `.png` gets a `_` after it, and a key of more than 700 bytes or 32
+  parts is its last part and a hash.
 - If an earlier picture has the name, in whatever case, 8 hex digits of a hash of the key follow.
 
 Beside the pictures `decoded.jsonl` says which key each is of: lines of {file, key, image_index,

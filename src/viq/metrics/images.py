@@ -1,4 +1,4 @@
-"""Numbers about pictures and codes: PSNR, SSIM, and how much of the codebook is used.
+"""Numbers about pictures: PSNR and SSIM.
 
 numpy in float64 and exact integers, in bands of rows: a result depends neither on a device nor on
 the number of threads, and memory stays small beside the pictures.

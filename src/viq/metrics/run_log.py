@@ -1,4 +1,4 @@
-"""The files of a training run: its recipe, and the stages that the recipe names."""
+"""The files of a training run: its recipe, the stages that it names, and its lines of figures."""
 
 from __future__ import annotations
 

@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import (
-    TextStreamer,
-)
+from transformers import TextStreamer
 
 from viq.core.codes import Codes
 from viq.core.files import open_regular

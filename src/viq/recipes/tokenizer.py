@@ -1,4 +1,4 @@
-"""Complete configurations: the shapes of the models, and how they are trained.
+"""How tokenizers are trained: complete configurations.
 
 `tiny` is the bundled model: from scratch on two CPU cores. `so400m` and `g` are the paper's, from
 SigLIP2 and Qwen2.5, with the paper's stages; their weights can also come from `viq convert`. Every

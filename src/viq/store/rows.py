@@ -3,14 +3,13 @@
 Schema: `key` string; `image_index` int32, place of the image in its sample; `height`, `width`
 int32, px of the original; `rows`, `cols` int32, patches; `tile` int32, side in px of the tiles the
 image was encoded in, 0 if whole; `codes` list<uint16>, rows*cols*4 of them, patches in raster
-order, the four slots of a patch adjacent; then the columns that ride along (`store.extras`).
+order, the four slots of a patch adjacent; then the columns that ride along (`store.columns`).
 Page checksums are on. File metadata: `viq.model`, `viq.fingerprint`, `viq.levels` (JSON),
 `viq.dtype` where the tokenizer did not compute in float32, and whatever the job that wrote the
 file notes.
 
-Compressed, `codes` is binary: a payload of `viq.codec.entropy_model` for each image. The
-metadata then has
-`viq.entropy`, the stamp of the entropy model, which lies beside the file.
+Compressed, `codes` is binary: a payload of `viq.codec.entropy_model` for each image. The metadata
+then has `viq.entropy`, the stamp of the entropy model, which lies beside the file.
 
 A row is an image, not a sample, so that every tool that looks at codes sees one simple table. The
 images of a sample are neighbours in one file and share key and extras (which compress to nothing);

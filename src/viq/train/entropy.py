@@ -2,9 +2,8 @@
 
     viq train entropy --model viq-tiny --data PHOTOS
 
-The network of `viq.codec.entropy_model` in floats, trained by the bits it spends, then rounded
-to integers:
-a few minutes on one core.
+The network of `viq.codec.entropy_model` in floats, trained by the bits it spends, then rounded to
+integers: a few minutes on one core.
 """
 
 from __future__ import annotations

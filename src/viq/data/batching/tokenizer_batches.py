@@ -1,9 +1,8 @@
 """What one micro-batch of training holds, and the endless, resumable stream of them.
 
 Two kinds of pictures come together: those of conversations, packed to a token budget, and crops
-without text that only teach reconstruction (`data/batching/crops.py`). The images of
-conversations come
-first in the pack.
+without text that only teach reconstruction (`data/batching/crops.py`). The images of conversations
+come first in the pack.
 
 T = patches of all images, D = values per patch.
 """

@@ -9,11 +9,10 @@ A record is an object such as
 
 where an image is a file, or a range of bytes in a file that holds many ("patch"), perhaps as base64
 text (said by "base64": true or false, otherwise seen from the bytes). `image` (or `images`) may
-also be one path, URL, data: URI or base64 text, or a list of them;
-`viq.data.sources.json_fields` says where
-else images are looked for. Either form is indexed once and parsed record by record when asked for,
-so a file of any size takes 24 bytes of memory a record, and a damaged record stops nothing but
-itself.
+also be one path, URL, data: URI or base64 text, or a list of them; `viq.data.sources.json_fields`
+says where else images are looked for. Either form is indexed once and parsed record by record when
+asked for, so a file of any size takes 24 bytes of memory a record, and a damaged record stops
+nothing but itself.
 """
 
 from __future__ import annotations

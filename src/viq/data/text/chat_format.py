@@ -8,9 +8,8 @@ A system text comes before, as a turn of its own: the one of the sample if it ha
 one, else that of `ChatConfig`. Labels stand on the tokens of each answer and on the `<|im_end|>`
 that closes it, nowhere else. (The official code also scores "assistant", two line breaks: an offset
 it inherited.) An image takes as many places as it has tokens (`viq.core.types.language_tokens`);
-they
-hold `IMAGE_TOKEN`, which a model replaces by visual vectors. Text that spells out a special token
-is read as plain letters.
+they hold `IMAGE_TOKEN`, which a model replaces by visual vectors. Text that spells out a special
+token is read as plain letters.
 
 L = tokens of a sequence.
 """

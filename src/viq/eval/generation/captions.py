@@ -1,9 +1,8 @@
 """How often drawn pictures keep their captions, beside the loss of the model that drew them.
 
 Captions are of held-out pictures, and the judge is exact (`viq.eval.generation.shapes`). Three
-figures stand
-beside each other: true pictures (what the judge itself misses), true pictures through codes and
-back (the most that codes and decoder allow), and drawn ones.
+figures stand beside each other: true pictures (what the judge itself misses), true pictures through
+codes and back (the most that codes and decoder allow), and drawn ones.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
 Hugging Face keeps packed samples apart with a mask of L x L, or by positions that restart, which
 holds only without a mask and without a cache and then builds that mask all the same: 16k tokens
 make 256 million entries. Here each sample has its own attention (`viq.models.layers.attention`):
-one
-variable-length kernel on CUDA, a loop elsewhere, and nothing quadratic in L.
+one variable-length kernel on CUDA, a loop elsewhere, and nothing quadratic in L.
 
     use_packed_attention(language)  # once; everything else stays as it was
     hidden_LD = packed_hidden(language, inputs_LD, lengths)

@@ -1,10 +1,9 @@
 """Weights of SigLIP and SigLIP2 vision towers, under the names of our own modules.
 
 Two namings are read: timm's (OpenCLIP files, and the towers of official ViQ training) and
-transformers' (a vision tower alone, or the tower inside a whole model; fixed resolution or
-NaFlex). They serve twice: as the frozen teacher of `models/vision/tower.py`, with the position
-grid as
-it is stored, and as the start of a student, resampled to its patches and its position grid.
+transformers' (a vision tower alone, or the tower inside a whole model; fixed resolution or NaFlex).
+They serve twice: as the frozen teacher of `models/vision/tower.py`, with the position grid as it is
+stored, and as the start of a student, resampled to its patches and its position grid.
 
 W = width, G = side of the position grid, p = patch size.
 """
