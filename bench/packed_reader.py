@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from viq.models.language.packed import packed_hidden, use_packed_attention
-from viq.models.language.reader import build_language
+from viq.models.language.vision_language import build_language
 from viq.recipes.tokenizer import train_tiny
 
 

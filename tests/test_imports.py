@@ -23,7 +23,7 @@ def test_front_doors_are_light() -> None:
 
 
 def test_loading_a_model_does_not_load_the_compiler() -> None:
-    """Drawing initial weights on the meta device would import it, for seconds."""
+    """SyntheticImage initial weights on the meta device would import it, for seconds."""
     code = "import sys, viq; viq.load('viq-tiny'); print('torch._dynamo' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["False"], done.stderr

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from viq.data.text.text_tokenizer import train_tokenizer
-from viq.models.language.reader import LanguageConfig, build_language
+from viq.data.text.text_tokenizer import train_text_tokenizer
+from viq.models.language.vision_language import LanguageConfig, build_language
 from viq.models.tokenizer.tokenizer import TokenizerConfig, VisualTokenizer
 from viq.recipes.tokenizer import train_debug
 from viq.train.tokenizer.handover import begin
@@ -35,7 +35,7 @@ def tokenizer(bottleneck: str = "fsq", seed: int = 0, **changes: object) -> Visu
 @functools.cache
 def letters() -> Any:
     """A text tokenizer without merges: every byte is a token, so ids can be written by hand."""
-    return train_tokenizer([], 259)
+    return train_text_tokenizer([], 259)
 
 
 def language(vocabulary: int | None = None, **changes: object) -> Any:

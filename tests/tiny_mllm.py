@@ -8,10 +8,10 @@ import numpy as np
 import tiny
 import torch
 
-from viq.data.text.text_tokenizer import train_tokenizer
+from viq.data.text.text_tokenizer import train_text_tokenizer
 from viq.mllm.chat import ViQForConditionalGeneration, ViQProcessor
 from viq.mllm.loading import assemble, make_processor
-from viq.models.language.reader import LanguageConfig, build_language
+from viq.models.language.vision_language import LanguageConfig, build_language
 from viq.models.tokenizer.embedder import CodeEmbedder
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 
@@ -32,7 +32,7 @@ def model_and_processor(
     """In eval mode, fp32."""
     torch.manual_seed(seed)
     embedder = CodeEmbedder.from_tokenizer(tokenizer_folder)
-    processor = make_processor(train_tokenizer(TEXTS * 3, 300), embedder)
+    processor = make_processor(train_text_tokenizer(TEXTS * 3, 300), embedder)
     processor.system = system
     shape = LanguageConfig(width=32, depth=2, heads=2, mlp_width=64)
     language = build_language(shape, len(processor.tokenizer))

@@ -9,13 +9,13 @@ import tiny
 import torch
 import torch.nn.functional as F
 
-from viq.bench import encode, parts
+from viq.bench import components, encode
 from viq.bench.measure import compare, machine, peak_memory, run_command
 from viq.image.patches import PatchBatch, lengths_of
 from viq.models.tokenizer.encoder import Encoder, EncoderConfig
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 
-WORK = encode.Work(
+WORK = encode.EncodeWorkload(
     images=3,
     sides=(20, 48),
     tiled_mp=(0.004, 0.002),
@@ -132,7 +132,7 @@ def test_run_without_processes(tokenizer):
     assert work["viq"]["patches"] == work["naflex"]["patches"] == work["naflex_bucketed"]["patches"]
     assert work["naflex"]["patches_computed"] > work["viq"]["patches_computed"]
     assert trunk["parameters"]["naflex"] == trunk["parameters"]["viq"] + 2 * 32  # the final norm
-    text = encode.format(result)
+    text = encode.as_text(result)
     assert "naflex_bucketed" in text and "block_diagonal" in text and "MFLOP/patch" in text
 
 
@@ -147,7 +147,7 @@ def test_sections_about_size(tokenizer):
     assert rows[0]["ratio_to_first"] == 1 and rows[0]["megapixels"] == 55 * 73 / 1e6
     assert set(result["size"]["photo"]["times"]) == {"encode", "decode"}
     assert set(result["size"]["memory_mib"]) == {"loaded"}
-    assert "tiles of 48" in encode.format(result)
+    assert "tiles of 48" in encode.as_text(result)
 
 
 def test_cold_reports_commands_that_fail(tokenizer, monkeypatch):
@@ -164,7 +164,7 @@ def test_cold_reports_commands_that_fail(tokenizer, monkeypatch):
     assert list(result["cold"]["times"]) == names
     assert result["cold"]["failed"] == {"viq --help": "ended with 1: no help"}
     assert ran.count(["-c", "pass"]) == 4  # tried, warmed up, timed twice
-    assert "viq --help: failed, ended with 1: no help" in encode.format(result)
+    assert "viq --help: failed, ended with 1: no help" in encode.as_text(result)
 
 
 def test_run_refuses_unknown_sections(tokenizer):
@@ -175,7 +175,7 @@ def test_run_refuses_unknown_sections(tokenizer):
 def test_a_model_without_decoder_is_not_decoded(tokenizer):
     bare = VisualTokenizer(replace(tokenizer.config, decoder=None)).eval()
     result = encode.run(bare, repeats=1, work=WORK, sections=["decode"])
-    assert "no pixel decoder" in encode.format(result)
+    assert "no pixel decoder" in encode.as_text(result)
 
 
 def test_trunk_equals_naflex():
@@ -188,8 +188,8 @@ def test_trunk_equals_naflex():
     # Neither below the position table: there the tower smooths it and ours does not.
     grids = ((3, 5), (4, 7))
     patches = torch.randn(sum(lengths_of(grids)), 768)
-    tower = parts.naflex_twin(encoder)
-    inputs = parts.naflex_inputs(PatchBatch(patches_TD=patches, grids_hw=grids))
+    tower = components.naflex_twin(encoder)
+    inputs = components.naflex_inputs(PatchBatch(patches_TD=patches, grids_hw=grids))
     with torch.inference_mode():
         ours = F.layer_norm(
             encoder(PatchBatch(patches_TD=patches, grids_hw=grids)), (32,), eps=1e-6

@@ -8,13 +8,13 @@ import torch
 from typer.testing import CliRunner
 
 from viq.bench import mllm, mllm_work
-from viq.bench.mllm_report import PAPER, break_even, chart, merged, over_limit, saving
+from viq.bench.mllm_tables import PAPER, break_even, chart, merged, over_limit, saving
 from viq.cli import app
 from viq.core.types import ViqError, language_tokens
 from viq.image.patches import lengths_of
 
 pytest.importorskip("transformers")
-TINY = mllm_work.Work(
+TINY = mllm_work.MllmWorkload(
     text=64, answer=32, scale=mllm_work.Scale(width=8, depth=24, length=32, side=8)
 )
 CPU = torch.device("cpu")
@@ -41,7 +41,7 @@ def test_shapes_have_the_published_number_of_parameters(name: str, parameters: i
 
 @pytest.mark.parametrize("length", ["4k", "16k"])
 def test_packs_are_exactly_full(length: str) -> None:
-    work = mllm_work.Work()
+    work = mllm_work.MllmWorkload()
     pack = mllm_work.pack_samples(mllm_work.LENGTHS[length], work, CPU, torch.float32)
     assert sum(pack.lengths) == len(pack.ids_L) == mllm_work.LENGTHS[length]
     grids = pack.batch.grids_hw
@@ -63,7 +63,7 @@ def test_a_run_is_plain_data_with_all_ways(result: dict) -> None:
     assert list(cell["step"]) == list(cell["forward"]) == list(mllm.WAYS)
     assert cell["tokens"] == 128 and cell["scored_tokens"] == cell["images"]
     assert list(cell["extraction"]) == ["float32"] and result["scaled"]
-    text = mllm.format(result)
+    text = mllm.as_text(result)
     assert "SCALED DOWN" in text and "0.61/2.08" in text and "71%" in text
     assert chart(result).items
 

@@ -62,7 +62,7 @@ def test_round_trip(sizes: list[tuple[int, int]], seed: int) -> None:
 def test_equal_models_make_equal_files(tmp_path: Path) -> None:
     files = {MODEL.save(tmp_path, f"{i}.safetensors").read_bytes() for i in range(20)}
     assert len(files) == 1
-    assert EntropyModel.load(tmp_path / "0.safetensors").stamp == MODEL.stamp
+    assert EntropyModel.load(tmp_path / "0.safetensors").digest == MODEL.digest
 
 
 def test_no_room_for_the_model(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_payload_stays_what_it_is() -> None:
     """Bytes of an earlier release: a change here is a new format."""
     codes = codes_of((20, 30), seed=3, tile=16)
     payload = MODEL.compress([codes])[0]
-    assert MODEL.stamp == "44032968b964c3b1"
+    assert MODEL.digest == "44032968b964c3b1"
     assert payload.hex() == "997cb39babde6ed3984235cf6df244ef4bc7d90530fecc1153492846994f412a"
 
 
@@ -211,7 +211,7 @@ def test_file(tmp_path: Path) -> None:
     MODEL.save(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [ENTROPY_FILE]
     again = EntropyModel.load(tmp_path)
-    assert (again.stamp, again.levels, again.fingerprint) == (MODEL.stamp, LEVELS, STAMP)
+    assert (again.digest, again.levels, again.fingerprint) == (MODEL.digest, LEVELS, STAMP)
     codes = [codes_of((50, 40))]
     assert read(MODEL.compress(codes), codes, again) == codes
 
@@ -226,22 +226,22 @@ def test_damaged_file(tmp_path: Path, place: int) -> None:
         EntropyModel.load(path)
 
 
-@pytest.mark.parametrize("stamp", ["", "../0123456789abcdef", "0123456789abcde\n", "0123"])
-def test_a_damaged_stamp_is_no_part_of_a_path(tmp_path: Path, stamp: str) -> None:
+@pytest.mark.parametrize("digest", ["", "../0123456789abcdef", "0123456789abcde\n", "0123"])
+def test_a_damaged_stamp_is_no_part_of_a_path(tmp_path: Path, digest: str) -> None:
     with pytest.raises(ViqError, match="damaged") as caught:
-        find_model(stamp, tmp_path)
+        find_model(digest, tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_models_that_come_and_go_are_noticed(tmp_path: Path) -> None:
     with pytest.raises(ViqError, match="which is missing"):
-        find_model(MODEL.stamp, tmp_path)
+        find_model(MODEL.digest, tmp_path)
     MODEL.save_beside(tmp_path)
-    assert find_model(MODEL.stamp, tmp_path).stamp == MODEL.stamp
-    (tmp_path / beside(MODEL.stamp)).rename(tmp_path / "elsewhere")
+    assert find_model(MODEL.digest, tmp_path).digest == MODEL.digest
+    (tmp_path / beside(MODEL.digest)).rename(tmp_path / "elsewhere")
     with pytest.raises(ViqError, match="which is missing"):
-        find_model(MODEL.stamp, tmp_path)
-    assert find_model(MODEL.stamp, tmp_path, [tmp_path / "elsewhere"]).stamp == MODEL.stamp
+        find_model(MODEL.digest, tmp_path)
+    assert find_model(MODEL.digest, tmp_path, [tmp_path / "elsewhere"]).digest == MODEL.digest
 
 
 def test_missing_file(tmp_path: Path) -> None:

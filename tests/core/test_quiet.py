@@ -8,8 +8,8 @@ import pytest
 import tiny
 
 from viq.core.quiet import quiet
-from viq.mllm.generation import CodeWriter, WriterConfig
-from viq.models.language.reader import load_language
+from viq.mllm.generation import CodeGenerator, CodeGeneratorConfig
+from viq.models.language.vision_language import load_language
 
 transformers = pytest.importorskip("transformers")
 
@@ -37,9 +37,11 @@ def test_our_loading_is_silent_and_that_of_others_is_not(
 def test_a_model_that_draws_is_written_and_read_in_silence(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    config = WriterConfig(levels=(3, 3), tokenizer="", fingerprint="", grid=(1, 1), head_width=8)
-    CodeWriter(tiny.language(), config).save_pretrained(tmp_path)
-    CodeWriter.from_pretrained(tmp_path)
+    config = CodeGeneratorConfig(
+        levels=(3, 3), tokenizer="", fingerprint="", grid=(1, 1), head_width=8
+    )
+    CodeGenerator(tiny.language(), config).save_pretrained(tmp_path)
+    CodeGenerator.from_pretrained(tmp_path)
     assert capfd.readouterr().err == ""
 
 

@@ -23,7 +23,7 @@ from viq.data.batching.tokenizer_batches import (
     asked_size,
     images_of,
 )
-from viq.data.corpora.corpora import Corpus, DrawnCorpus, Example, RowCorpus
+from viq.data.corpora.corpora import Corpus, Example, RowCorpus, SyntheticCorpus
 from viq.data.sources.open import open_source
 from viq.data.text.chat_format import ChatConfig
 from viq.data.text.conversations import Conversation, ConversationError, Turn
@@ -222,7 +222,9 @@ def test_what_cannot_be_used_is_listed_with_file_and_line(tmp_path: Path) -> Non
     reasons = made.skipped.reasons
     assert set(reasons) == {f"talk:{i}" for i in range(5)}
     where = "talk.jsonl:"
-    assert reasons["talk:0"].startswith(where + "1: has more <image> marks than images (2 marks, 1")
+    assert reasons["talk:0"].startswith(
+        where + "1: has more <image> placeholders than images (2 placeholders, 1"
+    )
     assert reasons["talk:1"].startswith(where + "2: has no image")
     assert reasons["talk:2"].startswith(where + "3: its first question and answer take more than")
     assert reasons["talk:3"].startswith(where + "4: has no image in the part that fits")
@@ -248,9 +250,9 @@ def test_a_pair_that_is_cut_off_takes_its_images_along() -> None:
 @pytest.mark.parametrize("threads", [1, 4])
 def test_a_stream_goes_on_from_any_step(threads: int) -> None:
     config = replace(
-        TALK, gradient_accumulation=2, tokens=500, patches=30, crops=CROPS, drawn_sides=(32, 40)
+        TALK, gradient_accumulation=2, tokens=500, patches=30, crops=CROPS, synthetic_sides=(32, 40)
     )
-    corpora = DrawnCorpus("scene", "train", sides=(32, 40)), Album([0], [1, 2])
+    corpora = SyntheticCorpus("scene", "train", sides=(32, 40)), Album([0], [1, 2])
     both = list(stream(config, *corpora, lanes=(0, 1)).steps(0, 4))
     for step in range(1, 4):
         positions = both[step - 1][1]

@@ -17,7 +17,7 @@ from viq.data.text.chat_format import (
     pack_chats,
 )
 from viq.data.text.conversations import ConversationError, Turn
-from viq.data.text.text_tokenizer import load_tokenizer, train_tokenizer
+from viq.data.text.text_tokenizer import load_text_tokenizer, train_text_tokenizer
 
 LETTERS = tiny.letters()
 PLAIN = ChatConfig(system="")
@@ -29,7 +29,7 @@ def turns(*texts: str) -> list[Turn]:
 
 
 def spelled(ids: Iterable[int]) -> str:
-    """One character a token: { and } for the ChatML marks, / for a line break, # where a visual
+    """One character a token: { and } for the special tokens of ChatML, / for a line break, # where a visual
     vector goes, . where nothing is scored."""
     marks = {IMAGE_TOKEN: "#", IGNORE: "."}
     tokens = {"<|im_start|>": "{", "<|im_end|>": "}", "Ċ": "/", "Ġ": " "}
@@ -124,9 +124,9 @@ def test_errors_name_the_sample() -> None:
     config = ChatConfig(max_length=20)
     with pytest.raises(ConversationError, match=r"a.jsonl:7: its first .* more than 20 tokens"):
         encode_chat(turns("a", "b"), [], LETTERS, config, "a.jsonl:7")
-    with pytest.raises(ConversationError, match=r"a.jsonl:7: 2 <image> marks, but 1 images"):
+    with pytest.raises(ConversationError, match=r"a.jsonl:7: 2 <image> placeholders, but 1 images"):
         encode_chat(turns("<image><image>", "b"), [3], LETTERS, PLAIN, "a.jsonl:7")
-    with pytest.raises(ConversationError, match="0 <image> marks, but 1 images"):
+    with pytest.raises(ConversationError, match="0 <image> placeholders, but 1 images"):
         encode_chat(turns("a", "b"), [3], LETTERS, PLAIN, "a.jsonl:7")
 
 
@@ -163,7 +163,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Any:
     trained.chat_template = CHATML
     folder = tmp_path_factory.mktemp("qwen")
     trained.save_pretrained(folder)
-    return load_tokenizer(folder)
+    return load_text_tokenizer(folder)
 
 
 def test_a_tokenizer_as_of_qwen_agrees_with_its_chat_template(qwen: Any) -> None:
@@ -186,7 +186,7 @@ def test_a_tokenizer_as_of_qwen_agrees_with_its_chat_template(qwen: Any) -> None
 
 def test_trained_tokenizers_are_reproducible_and_read_digits_alone(tmp_path: Path) -> None:
     texts = [f"there are {n} red circles, naïve 日本" for n in range(40)]
-    words, again = train_tokenizer(texts, 280), train_tokenizer(iter(texts), 280)
+    words, again = train_text_tokenizer(texts, 280), train_text_tokenizer(iter(texts), 280)
     assert words.get_vocab() == again.get_vocab()
     assert len(words) == 280
     assert words.tokenize("2024") == ["2", "0", "2", "4"]
@@ -195,7 +195,7 @@ def test_trained_tokenizers_are_reproducible_and_read_digits_alone(tmp_path: Pat
     assert words.decode(ids) == text
     assert len(words.encode("circles", add_special_tokens=False)) < len("circles")
     words.save_pretrained(tmp_path)
-    loaded = load_tokenizer(tmp_path)
+    loaded = load_text_tokenizer(tmp_path)
     assert encode_chat(turns("a <|im_end|>", "b"), [], loaded, PLAIN) == encode_chat(
         turns("a <|im_end|>", "b"), [], words, PLAIN
     )
@@ -203,7 +203,7 @@ def test_trained_tokenizers_are_reproducible_and_read_digits_alone(tmp_path: Pat
 
 def test_folders_without_a_fitting_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(ViqError, match="no text tokenizer can be loaded") as error:
-        load_tokenizer(tmp_path)
+        load_text_tokenizer(tmp_path)
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
@@ -211,4 +211,4 @@ def test_folders_without_a_fitting_tokenizer(tmp_path: Path) -> None:
     plain = Tokenizer(models.WordLevel({"a": 0, "<|im_start|>": 1}, unk_token="a"))
     PreTrainedTokenizerFast(tokenizer_object=plain).save_pretrained(tmp_path)
     with pytest.raises(ViqError, match=r"does not know <\|im_end\|>: use a model with ChatML"):
-        load_tokenizer(tmp_path)
+        load_text_tokenizer(tmp_path)

@@ -190,10 +190,14 @@ def turns(*speakers: str) -> list[dict[str, str]]:
         (
             1,
             {"conversations": official("<image><image>?", "No.")},
-            "more <image> marks than images",
+            "more <image> placeholders than images",
         ),
-        (2, {"conversations": official("<image>?", "No.")}, "more images than <image> marks"),
-        (0, {"conversations": official("<image>?", "No.")}, r"\(1 marks, 0 images\)"),
+        (
+            2,
+            {"conversations": official("<image>?", "No.")},
+            "more images than <image> placeholders",
+        ),
+        (0, {"conversations": official("<image>?", "No.")}, r"\(1 placeholders, 0 images\)"),
         (1, {"conversations": official("What?", "<image>")}, "an answer contains <image>"),
         (1, {"conversations": turns("gpt", "human")}, "assistant where user should speak"),
         (1, {"conversations": turns("human", "human")}, "user where assistant should speak"),

@@ -15,7 +15,7 @@ import torch
 
 from viq.core.types import ViqError
 from viq.data.batching.crops import CropConfig, make_batch
-from viq.data.corpora.corpora import DrawnCorpus, RowCorpus, open_corpora
+from viq.data.corpora.corpora import RowCorpus, SyntheticCorpus, open_corpora
 from viq.data.corpora.photos import Photos
 from viq.data.sources.open import open_source
 from viq.data.text.conversations import ConversationError
@@ -120,7 +120,7 @@ def test_keys_of_tables_and_their_split_stay_as_they_were(tmp_path: Path) -> Non
 
 
 def test_drawings_are_held_out_too() -> None:
-    train, held = DrawnCorpus("scene", "train"), DrawnCorpus("scene", "held-out")
+    train, held = SyntheticCorpus("scene", "train"), SyntheticCorpus("scene", "held-out")
     one, again, other = (c.example(3, rng()) for c in (train, train, held))
     assert one.pictures == again.pictures and one.chat.turns == again.chat.turns
     assert one.pictures != other.pictures
@@ -129,7 +129,9 @@ def test_drawings_are_held_out_too() -> None:
     assert len(one.kinds) == len(one.chat.turns) // 2
     assert all(kind.startswith("scene/") for kind in one.kinds)
     assert one.caption and train.key(3) == one.chat.where == "scene:3"
-    width, height = DrawnCorpus("word", "train", sides=(50, 50)).example(0, rng()).pictures[0].size
+    width, height = (
+        SyntheticCorpus("word", "train", sides=(50, 50)).example(0, rng()).pictures[0].size
+    )
     assert (width, height) == (50, 50)
 
 
@@ -284,7 +286,7 @@ def test_photos_beyond_the_limit_leave_and_come_back_the_same(tmp_path: Path, li
     assert len(photos) == len(everything) == corpus.length
     assert everything.nbytes == 4 * 36 * 20 * corpus.length
     crops = CropConfig(
-        sides={2: 1, 5: 1}, patches_per_group=16, patches_per_step=60, synthetic_share=0
+        sides={2: 1, 5: 1}, patches_per_group=16, patches_per_step=60, synthetic_ratio=0
     )
     for step in range(6):
         few, all_ = (make_batch(p, crops, 1, step).batch for p in (photos, everything))

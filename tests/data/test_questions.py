@@ -9,15 +9,15 @@ import pytest
 from PIL import Image
 
 from viq.data.synthetic.draw import KINDS as RICH_KINDS
-from viq.data.synthetic.draw import SIMPLE_KINDS, Drawing, draw
+from viq.data.synthetic.draw import SIMPLE_KINDS, SyntheticImage, draw
 from viq.data.synthetic.questions import _PROMPTS, KINDS, Question, caption, questions
 
 DRAWN = (*RICH_KINDS, *SIMPLE_KINDS)
 YES_NO = ("exists", "relation", "chart_compare", "has_word")
 
 
-def drawing(kind: str, facts: dict, size: tuple[int, int] = (96, 96)) -> Drawing:
-    return Drawing(image=Image.new("RGB", size), kind=kind, facts=facts)
+def drawing(kind: str, facts: dict, size: tuple[int, int] = (96, 96)) -> SyntheticImage:
+    return SyntheticImage(image=Image.new("RGB", size), kind=kind, facts=facts)
 
 
 def words_of(question: Question) -> dict[str, str]:
@@ -30,7 +30,7 @@ def words_of(question: Question) -> dict[str, str]:
     raise AssertionError(question)
 
 
-def asked(about: Drawing, kind: str) -> set[str]:
+def asked(about: SyntheticImage, kind: str) -> set[str]:
     """All that is asked of a kind, as "word, word: answer"."""
     found = (q for seed in range(300) for q in questions(about, random.Random(seed)))
     return {f"{', '.join(words_of(q).values())}: {q.answer}" for q in found if q.kind == kind}
@@ -41,11 +41,11 @@ def shape(name: str, x: int, y: int, size: int = 24) -> dict:
     return {"shape": kind, "color": color, "x": x, "y": y, "size": size}
 
 
-def scene(*shapes: dict) -> Drawing:
+def scene(*shapes: dict) -> SyntheticImage:
     return drawing("scene", {"background": "stripes", "shapes": list(shapes)})
 
 
-def random_drawings(count: int = 900) -> list[Drawing]:
+def random_drawings(count: int = 900) -> list[SyntheticImage]:
     sizes = ((64, 64), (96, 96), (128, 224), (256, 200), (48, 120))
     return [draw(DRAWN[i % len(DRAWN)], sizes[i % len(sizes)], i) for i in range(count)]
 
@@ -158,7 +158,7 @@ def test_pie_by_hand():
     assert asked(alike, "chart_count") == set()
 
 
-def text(layout: str, *runs: tuple[str, int, int, int], kind: str = "text") -> Drawing:
+def text(layout: str, *runs: tuple[str, int, int, int], kind: str = "text") -> SyntheticImage:
     """Runs as (words, x, y, height)."""
     boxes = [[x, y, x + 8 * len(words), y + tall] for words, x, y, tall in runs]
     facts = {"layout": layout, "lines": [words for words, *_ in runs], "boxes": boxes}
@@ -264,7 +264,7 @@ def test_captions_by_hand():
 # Random drawings, read a second time.
 
 
-def again(question: Question, about: Drawing) -> list[str]:
+def again(question: Question, about: SyntheticImage) -> list[str]:
     """All answers that the facts allow, found without the code under test."""
     kind, words = question.kind, words_of(question)
     family = kind.split("_")[0]

@@ -8,17 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from viq.data.synthetic.canvas import load_font, luminance
-from viq.data.synthetic.draw import KINDS, SIMPLE_KINDS, Drawing, draw, fonts
+from viq.data.synthetic.draw import KINDS, SIMPLE_KINDS, SyntheticImage, draw, fonts
 from viq.data.synthetic.shapes import COLOURS
 
 ALL_KINDS = (*KINDS, *SIMPLE_KINDS)
 
 
-def pixels(drawing: Drawing) -> np.ndarray:
+def pixels(drawing: SyntheticImage) -> np.ndarray:
     return np.asarray(drawing.image).astype(int)
 
 
-def charts(mark: str, count: int = 60) -> list[Drawing]:
+def charts(mark: str, count: int = 60) -> list[SyntheticImage]:
     drawn = [draw("chart", (200, 240), seed) for seed in range(count)]
     chosen = [d for d in drawn if d.facts["mark"] == mark]
     assert chosen

@@ -177,7 +177,7 @@ def test_merge(store: Path, tmp_path: Path) -> None:
 def test_merge_compresses_and_back(store: Path, tmp_path: Path) -> None:
     merge([store], tmp_path / "small", entropy=MODEL)
     small = Store(tmp_path / "small")
-    assert small.info.entropy == MODEL.stamp
+    assert small.info.entropy == MODEL.digest
     assert lint(tmp_path / "small")["problems"] == 0
     merge([tmp_path / "small"], tmp_path / "plain", shard_size=4)
     for other in ("small", "plain"):

@@ -6,7 +6,7 @@ import pytest
 
 import viq
 from viq.core.files import BUNDLED, bundled
-from viq.data.corpora.corpora import DrawnCorpus
+from viq.data.corpora.corpora import SyntheticCorpus
 from viq.mllm.chat import ask
 from viq.mllm.loading import load_mllm
 
@@ -23,7 +23,7 @@ def test_it_reads_the_codes_of_the_bundled_tokenizer() -> None:
 def test_it_sees_colors_and_counts_in_pictures_it_was_not_trained_on() -> None:
     model, processor = load_mllm(NAME)
     tokenizer = viq.load("viq-tiny")
-    corpus = DrawnCorpus("plain", "held-out", sides=(48, 112))
+    corpus = SyntheticCorpus("plain", "held-out", sides=(48, 112))
     right = {"plain/color_of": [0, 0], "plain/count": [0, 0]}
     for index in range(60):
         example = corpus.example(index, random.Random(index))

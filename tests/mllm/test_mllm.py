@@ -341,9 +341,11 @@ def test_system_texts_and_tools_in_messages(parts: Parts) -> None:
 def test_wrong_input_is_told_in_one_line(parts: Parts, tmp_path: Path) -> None:
     model, processor, tokenizer = parts
     codes = tokenizer.encode([picture(16, 16), picture(16, 16, 1)])
-    with pytest.raises(ConversationError, match="row 7: has more images than <image> marks"):
+    with pytest.raises(ConversationError, match="row 7: has more images than <image> placeholders"):
         processor(text=["a", "<image>b"], codes=[[], codes], keys=["row 6", "row 7"])
-    with pytest.raises(ConversationError, match=r"sample 0: has more <image> marks than images"):
+    with pytest.raises(
+        ConversationError, match=r"sample 0: has more <image> placeholders than images"
+    ):
         processor(text="<image>a")
     with pytest.raises(ViqError, match="2 texts, but images of 1"):
         processor(text=["a", "b"], codes=[codes])

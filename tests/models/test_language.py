@@ -13,11 +13,11 @@ from torch import Tensor
 from viq.core.types import IGNORE, Grid, ViqError, language_tokens
 from viq.data.text.chat_format import ChatConfig, EncodedChat, encode_chat, pack_chats
 from viq.data.text.conversations import Turn
-from viq.data.text.text_tokenizer import load_tokenizer
+from viq.data.text.text_tokenizer import load_text_tokenizer
 from viq.models.language.packed import packed_hidden
-from viq.models.language.reader import (
+from viq.models.language.vision_language import (
     AdapterConfig,
-    LanguageReader,
+    VisionLanguageModel,
     add_adapters,
     load_language,
     recompute_activations,
@@ -42,9 +42,9 @@ CHATS = [
 GRIDS_OF = [GRIDS[:1], [], GRIDS[1:]]
 
 
-def reader(language: Any = None) -> LanguageReader:
+def reader(language: Any = None) -> VisionLanguageModel:
     torch.manual_seed(0)
-    return LanguageReader(language or tiny.language(), features=WIDTH)
+    return VisionLanguageModel(language or tiny.language(), features=WIDTH)
 
 
 def features(grids: list[Grid]) -> Tensor:
@@ -52,7 +52,9 @@ def features(grids: list[Grid]) -> Tensor:
     return torch.randn(sum(r * c for r, c in GRIDS), WIDTH)
 
 
-def logits(model: LanguageReader, chats: list[EncodedChat], seen: Tensor, grids: Any) -> Tensor:
+def logits(
+    model: VisionLanguageModel, chats: list[EncodedChat], seen: Tensor, grids: Any
+) -> Tensor:
     pack = pack_chats(chats)
     hidden = packed_hidden(model.language, model.inputs(pack.ids_L, seen, grids), pack.lengths)
     return model.language.get_output_embeddings()(hidden)
@@ -182,7 +184,7 @@ def test_a_folder_is_loaded_by_its_path(tmp_path: Path) -> None:
     base = tiny.language()
     base.save_pretrained(tmp_path)
     LETTERS.save_pretrained(tmp_path)
-    loaded, words = load_language(tmp_path), load_tokenizer(tmp_path)
+    loaded, words = load_language(tmp_path), load_text_tokenizer(tmp_path)
     text = "A cup <|im_end|> 42"
     assert words.encode(text, split_special_tokens=True) == LETTERS.encode(
         text, split_special_tokens=True
@@ -210,7 +212,11 @@ def test_missing_libraries_are_named(library: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(__import__("sys").modules, library, None)
     calls = {
         "peft": [lambda: add_adapters(base, AdapterConfig())],
-        "transformers": [tiny.language, lambda: load_language("x"), lambda: load_tokenizer("x")],
+        "transformers": [
+            tiny.language,
+            lambda: load_language("x"),
+            lambda: load_text_tokenizer("x"),
+        ],
     }
     for call in calls[library]:
         with pytest.raises(ViqError, match=rf"{library}: pip install 'viq\[train\]'"):

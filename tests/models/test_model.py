@@ -127,7 +127,7 @@ def test_proximal_limits(limit: str) -> None:
     config = QuantizerConfig(bottleneck="proximal", proximal_width=6, proximal_limit=limit)  # type: ignore[arg-type]
     bottleneck = ProximalBottleneck(8, config)
     z = torch.randn(10, 4, 6) * 3
-    out = bottleneck.limit(z)
+    out = bottleneck.bound(z)
     norms = {"linf": out.abs().amax(-1), "l2": out.norm(dim=-1)}
     if limit in norms:
         torch.testing.assert_close(norms[limit], torch.ones(10, 4))
@@ -135,7 +135,7 @@ def test_proximal_limits(limit: str) -> None:
         torch.testing.assert_close(cosine, torch.ones(10, 4))  # the direction is kept
     else:
         assert torch.equal(out, z.tanh() if limit == "tanh" else z)
-    assert torch.isfinite(bottleneck.limit(torch.zeros(1, 4, 6))).all()
+    assert torch.isfinite(bottleneck.bound(torch.zeros(1, 4, 6))).all()
 
 
 def test_proximal_model_is_continuous_and_gives_no_codes() -> None:
@@ -167,8 +167,8 @@ def test_flops_of_the_code_to_feature_path_at_paper_size() -> None:
         head = VisualTokenizer(recipes.g()).quantizer
     c, d = 1536, 6
     mlps = 4 * c * c + 2 * c * c + 3 * 4 * c * c  # after the first map of step 7
-    assert head.restore_flops(folded=False) == 2 * (4 * d * c + 16 * c * c + mlps)
-    assert head.restore_flops(folded=True) == 2 * (4 * d * 4 * c + mlps)
+    assert head.dequantize_flops(folded=False) == 2 * (4 * d * c + 16 * c * c + mlps)
+    assert head.dequantize_flops(folded=True) == 2 * (4 * d * 4 * c + mlps)
     # The code-to-feature path, steps 6 to 9, has 80M parameters (docs/model.md).
     parts = [head.bottleneck.project_out, head.merge_mlp, head.post_mlp, head.post_blocks]
     count = sum(p.numel() for part in parts for p in part.parameters()) + 2 * c

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from viq.models.language.packed import PACKED, packed_hidden, use_packed_attention
-from viq.models.language.reader import AdapterConfig, add_adapters
+from viq.models.language.vision_language import AdapterConfig, add_adapters
 from viq.models.layers.attention import _ends, looped_attention
 
 transformers = pytest.importorskip("transformers")

@@ -15,7 +15,9 @@ GRIDS: list[Grid] = [(4, 4), (1, 1), (3, 5), (2, 7), (8, 1), (5, 4)]
 
 def projector(merge: int, features: int = 6, width: int = 5) -> MergeProjector:
     torch.manual_seed(merge)
-    return MergeProjector(ProjectorConfig(features=features, width=width, merge=merge)).double()
+    return MergeProjector(
+        ProjectorConfig(features=features, width=width, merge_size=merge)
+    ).double()
 
 
 def features(grids: list[Grid], width: int = 6) -> Tensor:
@@ -27,7 +29,7 @@ def one_window(model: MergeProjector, members: list[Tensor]) -> Tensor:
     Linear."""
     projected = [model.project_in(member) for member in members]
     summed = projected[0]
-    if model.config.merge > 1:
+    if model.config.merge_size > 1:
         mean = torch.stack(projected).mean(0)
         logits = []
         for x in projected:
@@ -41,7 +43,7 @@ def one_window(model: MergeProjector, members: list[Tensor]) -> Tensor:
 
 def naive(model: MergeProjector, image: Tensor, grid: Grid) -> Tensor:
     """Tokens of one image: begin, rows of windows with a mark after each, end."""
-    (rows, cols), merge = grid, model.config.merge
+    (rows, cols), merge = grid, model.config.merge_size
     lines: list[Tensor] = [model.begin]
     for top in range(0, rows, merge):
         for left in range(0, cols, merge):
@@ -94,8 +96,8 @@ def test_every_weight_learns_and_from_finite_gradients() -> None:
 
 
 def test_other_windows_are_refused() -> None:
-    with pytest.raises(ValueError, match="merge is 3: use 1, 2 or 4"):
-        MergeProjector(ProjectorConfig(features=4, width=4, merge=3))
+    with pytest.raises(ValueError, match="merge_size is 3: use 1, 2 or 4"):
+        MergeProjector(ProjectorConfig(features=4, width=4, merge_size=3))
 
 
 def test_whitened_features_have_covariance_one() -> None:

@@ -17,12 +17,12 @@ from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.recipes.registry import RECIPES, find_recipe, scaled, with_places
 from viq.train.optim import make_optimizer
 from viq.train.tokenizer.objectives import PIXELS
-from viq.train.tokenizer.recipe import Recipe
-from viq.train.tokenizer.run import Run, TrainingData
+from viq.train.tokenizer.recipe import TokenizerRecipe
+from viq.train.tokenizer.run import TokenizerRun, TrainingData
 from viq.weights.checkpoint import CheckpointError, WithoutInit, to_dict
 
 
-def built(recipe: Recipe) -> VisualTokenizer:
+def built(recipe: TokenizerRecipe) -> VisualTokenizer:
     with torch.device("meta"), WithoutInit():
         return VisualTokenizer(recipe.model)
 
@@ -173,7 +173,9 @@ def test_g_takes_a_real_step_with_a_cut_depth(places: dict[str, str], tmp_path: 
     )
     recipe = replace(recipe, model=model)
     stage = recipe.stages[3]
-    objective = Run(recipe, TrainingData(), tmp_path / "run").objective(stage, None, 0).train()
+    objective = (
+        TokenizerRun(recipe, TrainingData(), tmp_path / "run").objective(stage, None, 0).train()
+    )
     assert isinstance(objective, AlignObjective) and objective.teacher is not None
     start = objective.tokenizer.pool_head.kv.weight.detach().clone()
     assert torch.equal(start, objective.teacher.pool_head.kv.weight)
@@ -199,7 +201,7 @@ def test_a_recipe_made_for_siglip_says_so_when_it_begins_without(
         data = replace(recipe.stages[-1].data, crops=None)
         losses = replace(recipe.stages[-1].loop, losses={"mse": 1.0})
         stage = replace(recipe.stages[-1], name="middle", kind="align", data=data, loop=losses)
-        Run(recipe, TrainingData(), tmp_path / "run").objective(stage, previous, 0)
+        TokenizerRun(recipe, TrainingData(), tmp_path / "run").objective(stage, previous, 0)
         return capsys.readouterr().err
 
     for name in ("g", "so400m"):
@@ -219,7 +221,7 @@ def test_damaged_places_are_one_line(tmp_path: Path) -> None:
         find_recipe("g"), model=tiny.config(), stages=(stage,), start=str(tmp_path / "none")
     )
     with pytest.raises(CheckpointError, match="none: no such file or folder"):
-        Run(recipe, TrainingData(), tmp_path / "run").objective(stage, None, 0)
+        TokenizerRun(recipe, TrainingData(), tmp_path / "run").objective(stage, None, 0)
 
 
 def test_models_are_named_as_recipes() -> None:

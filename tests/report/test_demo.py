@@ -19,7 +19,7 @@ from viq.image.open import open_image
 from viq.models.tokenizer.decoder import DecoderConfig
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.report import gallery, text
-from viq.report import gallery_parts as parts
+from viq.report import gallery_common as parts
 from viq.report.gallery import make_gallery, sample_photos
 
 VOID = {"meta", "img"}

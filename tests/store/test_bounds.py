@@ -60,7 +60,7 @@ def payload(path: Path) -> Path:
         "height": np.array([16 * side], "i4"), "width": np.array([16 * side], "i4"),
         "codes": pa.array([bytes(side * side // 256 + 8)], pa.binary()),
     }  # fmt: skip
-    return write(path, values, replace(INFO, entropy=MODEL.stamp))
+    return write(path, values, replace(INFO, entropy=MODEL.digest))
 
 
 def many(path: Path) -> Path:
@@ -237,9 +237,9 @@ def test_notes_of_a_file(tmp_path: Path, name: str, value: str) -> None:
 def test_entropy_models_that_are_none(tmp_path: Path, about: dict[str, str]) -> None:
     from safetensors.numpy import save_file
 
-    good = {"format": "1", "levels": "[5, 4, 3]", "fingerprint": STAMP, "stamp": MODEL.stamp}
+    good = {"format": "1", "levels": "[5, 4, 3]", "fingerprint": STAMP, "stamp": MODEL.digest}
     save_file(MODEL.tensors, tmp_path / ENTROPY_FILE, metadata=good)
-    assert EntropyModel.load(tmp_path).stamp == MODEL.stamp
+    assert EntropyModel.load(tmp_path).digest == MODEL.digest
     save_file(MODEL.tensors, tmp_path / ENTROPY_FILE, metadata=good | about)
     with pytest.raises(ViqError, match=ENTROPY_FILE) as error:
         EntropyModel.load(tmp_path)

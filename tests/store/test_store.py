@@ -72,7 +72,7 @@ class RowSource(Source):
         return self.rows[index]
 
 
-class DrawnSource(Source):
+class SyntheticSource(Source):
     """Samples of some images each; those at `broken` fail until they are mended."""
 
     def __init__(self, images: Sequence[int], broken: Iterable[int] = (), **extras: list) -> None:
@@ -104,7 +104,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_store_holds_every_input_in_order(tokenizer: VisualTokenizer, tmp_path: Path) -> None:
-    source = DrawnSource([1] * 10, broken={2, 7})
+    source = SyntheticSource([1] * 10, broken={2, 7})
     report = encode(tokenizer, source, tmp_path / "codes", SHARDS_OF_4)
     assert sorted(contents(tmp_path / "codes")) == [
         LEDGER, INDEX, JOB, "part-00000.parquet", "part-00001.parquet", "part-00002.parquet"
@@ -130,7 +130,7 @@ def test_a_store_holds_every_input_in_order(tokenizer: VisualTokenizer, tmp_path
 
 
 def test_an_interrupted_run_is_gone_on_with(tokenizer: VisualTokenizer, tmp_path: Path) -> None:
-    source = DrawnSource([1] * 18, broken={1})
+    source = SyntheticSource([1] * 18, broken={1})
     encode(tokenizer, source, tmp_path / "whole", SHARDS_OF_4)
     for stop_after in (0, 3, 5, 9, 17):
         left = stop_after
@@ -154,7 +154,7 @@ def test_an_interrupted_run_is_gone_on_with(tokenizer: VisualTokenizer, tmp_path
 
 
 def test_nothing_is_done_twice(tokenizer: VisualTokenizer, tmp_path: Path) -> None:
-    source, done = DrawnSource([1] * 6, broken={4}), list[int]()
+    source, done = SyntheticSource([1] * 6, broken={4}), list[int]()
     encode(tokenizer, source, tmp_path, SHARDS_OF_4)
     before = contents(tmp_path)
     source.broken.clear()  # what failed is not tried again unless asked for
@@ -166,7 +166,9 @@ def test_nothing_is_done_twice(tokenizer: VisualTokenizer, tmp_path: Path) -> No
 def test_failed_inputs_are_tried_again_when_asked(
     tokenizer: VisualTokenizer, tmp_path: Path
 ) -> None:
-    source = DrawnSource([2] * 10, broken={2, 3, 9}, caption=[f"caption {i}" for i in range(10)])
+    source = SyntheticSource(
+        [2] * 10, broken={2, 3, 9}, caption=[f"caption {i}" for i in range(10)]
+    )
     limited = EncodeOptions(shard_size=4, max_pixels=300)
     encode(tokenizer, source, tmp_path / "retried", limited)
     source.broken -= {2, 9}
@@ -177,7 +179,7 @@ def test_failed_inputs_are_tried_again_when_asked(
 
 
 def test_changes_are_refused_by_name(tokenizer: VisualTokenizer, tmp_path: Path) -> None:
-    source = DrawnSource([1] * 6)
+    source = SyntheticSource([1] * 6)
     encode(tokenizer, source, tmp_path, SHARDS_OF_4)
     before = contents(tmp_path)
 
@@ -190,22 +192,22 @@ def test_changes_are_refused_by_name(tokenizer: VisualTokenizer, tmp_path: Path)
     refused("begun with tile 1024, now 32", tile=32)
     refused("begun with max_pixels None, now 100", max_pixels=100)
     refused("begun with packed 0, now 64", packed=64)
-    refused("begun with number of inputs 6, now 7", DrawnSource([1] * 7))
-    refused("begun with columns", DrawnSource([1] * 6, caption=["x"] * 6))
+    refused("begun with number of inputs 6, now 7", SyntheticSource([1] * 7))
+    refused("begun with columns", SyntheticSource([1] * 6, caption=["x"] * 6))
     refused("begun with model fingerprint", model=tiny.tokenizer(seed=3))
 
-    class Renamed(DrawnSource):
+    class Renamed(SyntheticSource):
         def keys(self) -> Iterator[str]:
             return (f"other/{i}" for i in range(len(self)))
 
     refused("begun with keys of the inputs", Renamed([1] * 6))
     assert contents(tmp_path) == before
-    encode(tokenizer, DrawnSource([1] * 7), tmp_path, SHARDS_OF_4, overwrite=True)
+    encode(tokenizer, SyntheticSource([1] * 7), tmp_path, SHARDS_OF_4, overwrite=True)
     assert len(Store(tmp_path)) == 7
 
 
 def test_one_process_at_a_time(tokenizer: VisualTokenizer, tmp_path: Path) -> None:
-    source = DrawnSource([1])
+    source = SyntheticSource([1])
     with locked(tmp_path), pytest.raises(ViqError, match="another process is writing"):
         encode(tokenizer, source, tmp_path)
     with (
@@ -221,7 +223,7 @@ def test_one_process_at_a_time(tokenizer: VisualTokenizer, tmp_path: Path) -> No
 
 
 def test_ranks_make_the_same_store(tokenizer: VisualTokenizer, tmp_path: Path) -> None:
-    source = DrawnSource([1] * 18, broken={5})
+    source = SyntheticSource([1] * 18, broken={5})
     encode(tokenizer, source, tmp_path / "alone", SHARDS_OF_4)
     reports = [
         encode(tokenizer, source, tmp_path / "ranks", SHARDS_OF_4, place=Place(rank, 3))
@@ -251,7 +253,7 @@ def test_ranks_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_index_can_be_written_anew(tokenizer: VisualTokenizer, tmp_path: Path) -> None:
-    encode(tokenizer, DrawnSource([1] * 10, broken={3}), tmp_path, SHARDS_OF_4)
+    encode(tokenizer, SyntheticSource([1] * 10, broken={3}), tmp_path, SHARDS_OF_4)
     before = contents(tmp_path)
     (tmp_path / INDEX).unlink()
     (tmp_path / LEDGER).unlink()
@@ -266,7 +268,7 @@ def test_the_index_can_be_written_anew(tokenizer: VisualTokenizer, tmp_path: Pat
 def test_a_full_disk_leaves_a_valid_store(
     tokenizer: VisualTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = DrawnSource([1] * 10)
+    source = SyntheticSource([1] * 10)
     encode(tokenizer, source, tmp_path / "whole", SHARDS_OF_4)
     write_table, written = pq.ParquetWriter.write_table, []
 
@@ -286,7 +288,7 @@ def test_a_full_disk_leaves_a_valid_store(
 
 
 def test_samples_of_any_number_of_images(tokenizer: VisualTokenizer, tmp_path: Path) -> None:
-    source = DrawnSource([1, 3, 0, 2, 1], text=["a", "b", "c", "d", "e"])
+    source = SyntheticSource([1, 3, 0, 2, 1], text=["a", "b", "c", "d", "e"])
     out = tmp_path / "codes"
     report = encode(tokenizer, source, out, EncodeOptions(shard_size=2))
     assert (report.images, report.store["rows"], report.failures) == (7, 8, [])
@@ -318,7 +320,7 @@ def test_extras_ride_along_untouched(tokenizer: VisualTokenizer, tmp_path: Path)
         "raw": [b"\xff", b"", None, b"2", b"3"],
         "empty": [None] * 5,
     }
-    source = DrawnSource([1, 2, 1, 1, 1], **extras)
+    source = SyntheticSource([1, 2, 1, 1, 1], **extras)
     encode(tokenizer, source, tmp_path / "codes", EncodeOptions(shard_size=2))
     encode(tokenizer, source, tmp_path / "codes.parquet")
     for name in ("codes", "codes.parquet"):
@@ -341,7 +343,7 @@ def test_values_of_another_type_than_the_first_are_kept(
 ) -> None:
     monkeypatch.setattr("viq.jobs.encode._TYPED_BY", 2)
     label = [1, 2, "three", 4.5, {"five": [5]}]
-    source = DrawnSource([1] * 5, label=label, late=[None, None, "x", 1, None])
+    source = SyntheticSource([1] * 5, label=label, late=[None, None, "x", 1, None])
     encode(tokenizer, source, tmp_path, EncodeOptions(shard_size=2))
     rows = list(Store(tmp_path).rows())
     assert [row.extras["label"] for row in rows] == label
@@ -360,7 +362,7 @@ def test_columns_that_begin_after_the_first_rows(
         time(1, 2, 3, 4), timedelta(days=-400, microseconds=7), Decimal("-1E+30"), Decimal("0.10"),
         {"viq.date": "soon"}, {"viq.decimal": "x"}, {"viq.time": 3}, [date(2000, 1, 1)],
     ]  # fmt: skip
-    report = encode(tokenizer, DrawnSource([1] * len(raw), raw=raw), tmp_path / "raw")
+    report = encode(tokenizer, SyntheticSource([1] * len(raw), raw=raw), tmp_path / "raw")
     assert not report.failures
     assert [row.extras.get("raw") for row in Store(tmp_path / "raw").rows()] == raw
     talked = [Row(key=str(i), extras={"said": "x"} if i > 2 else {}, where="") for i in range(4)]
@@ -385,7 +387,7 @@ def test_files_bring_no_column(
 def test_codes_depend_on_neither_threads_nor_shards(
     tokenizer: VisualTokenizer, tmp_path: Path, workers: int, packed: int
 ) -> None:
-    source = DrawnSource([1, 2, 1, 0, 1, 1, 3, 1, 1], broken={4})
+    source = SyntheticSource([1, 2, 1, 0, 1, 1, 3, 1, 1], broken={4})
     options = EncodeOptions(shard_size=4, packed=packed, tile=16)
     encode(tokenizer, source, tmp_path, options, workers=workers)
     for row in Store(tmp_path).rows():
@@ -416,7 +418,7 @@ def test_names_that_are_no_text(tokenizer: VisualTokenizer, tmp_path: Path) -> N
 def test_foreign_and_damaged_folders_are_refused(
     tokenizer: VisualTokenizer, tmp_path: Path
 ) -> None:
-    source = DrawnSource([1] * 6)
+    source = SyntheticSource([1] * 6)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("mine")
     with pytest.raises(ViqError, match=r"other files \(a.txt\)"):

@@ -18,7 +18,7 @@ from viq.core.types import ViqError
 from viq.data.sources.access import Access
 from viq.recipes.registry import find_recipe
 from viq.train.monitor import Journal
-from viq.train.tokenizer.recipe import Recipe
+from viq.train.tokenizer.recipe import TokenizerRecipe
 from viq.weights.checkpoint import to_dict
 
 
@@ -47,7 +47,7 @@ def short(tmp_path: Path) -> Path:
     debug = find_recipe("debug")
     stage = next(stage for stage in debug.stages if stage.name == "2-2-fsq")
     loop = replace(stage.loop, steps=2, losses={"rmse": 1.0})
-    recipe: Recipe = replace(debug, name="short", stages=(replace(stage, loop=loop),))
+    recipe: TokenizerRecipe = replace(debug, name="short", stages=(replace(stage, loop=loop),))
     path = tmp_path / "short.json"
     path.write_text(json.dumps(to_dict(recipe)))
     return path

@@ -38,7 +38,7 @@ def test_it_learns_and_repeats() -> None:
     model = fit_entropy(codes[:16], LEVELS, STAMP, SMALL, records.append)
     assert model.bits(codes[16:]) / sum(c.ids.size for c in codes[16:]) < 0.7 * np.log2(60)
     assert records[-1]["step"] == 150 and records[-1]["bits_per_code"] < records[0]["bits_per_code"]
-    assert fit_entropy(codes[:16], LEVELS, STAMP, SMALL).stamp == model.stamp
+    assert fit_entropy(codes[:16], LEVELS, STAMP, SMALL).digest == model.digest
     payloads = model.compress(codes)
     assert model.decompress(payloads, [c.size for c in codes], [0] * 20) == codes
 
@@ -69,7 +69,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     result = run("train", "entropy", "--model", model, "--data", photos)
     assert (result["images"], result["skipped"]) == (5, 1)
-    assert EntropyModel.load(model).stamp == result["stamp"] == load(model).entropy.stamp
+    assert EntropyModel.load(model).digest == result["stamp"] == load(model).entropy.digest
     run("encode", photos, "-o", store, "--model", model, "--compress")
     assert Store(store).info.entropy == result["stamp"]
     plain = tmp_path / "plain.parquet"
@@ -87,7 +87,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert again["stamp"] == result["stamp"]
     copy = tmp_path / "copy"
     load(model).save_pretrained(copy)
-    assert load(copy).entropy.stamp == result["stamp"]
+    assert load(copy).entropy.digest == result["stamp"]
     tokenizer(seed=1).save_pretrained(model)
     with pytest.raises(ViqError, match="run viq train entropy again"):
         _ = load(model).entropy

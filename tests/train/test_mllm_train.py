@@ -17,9 +17,9 @@ from viq.cli import app
 from viq.core.types import ViqError
 from viq.data.batching.code_batches import CodeDataConfig, CodeStream, open_stores, open_texts
 from viq.data.batching.mixture import Mixture, Part
-from viq.data.corpora.synthetic_source import DrawnConfig, DrawnSource
+from viq.data.corpora.synthetic_source import SyntheticConfig, SyntheticSource
 from viq.data.text.chat_format import ChatConfig
-from viq.data.text.text_tokenizer import train_tokenizer
+from viq.data.text.text_tokenizer import train_text_tokenizer
 from viq.jobs.encode import encode
 from viq.mllm.loading import load_mllm
 from viq.models.tokenizer.encoder import Encoder
@@ -36,8 +36,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tokenizer, a store of its codes with conversations, text alone, and a cache."""
     root = tmp_path_factory.mktemp("mllm")
     tokenizer = tiny_mllm.saved_tokenizer(root / "tokenizer")
-    drawn = DrawnConfig(pictures=30, sides=(48, 80), questions=3)
-    encode(tokenizer, DrawnSource(drawn), root / "codes", workers=1)
+    drawn = SyntheticConfig(pictures=30, sides=(48, 80), questions=3)
+    encode(tokenizer, SyntheticSource(drawn), root / "codes", workers=1)
     talk = [{"from": "human", "value": "What is 1 + 1?"}, {"from": "gpt", "value": "2"}]
     lines = [json.dumps({"id": str(i), "conversations": talk}) for i in range(40)]
     (root / "text.jsonl").write_text("\n".join(lines) + "\n")
@@ -106,7 +106,7 @@ def test_words_and_pictures_are_made_once_a_run(
     """By whichever of its stages or resumptions comes first."""
     made = []
     for module, name in (
-        ("viq.train.observer", "train_tokenizer"),
+        ("viq.train.observer", "train_text_tokenizer"),
         ("viq.train.mllm.run", "encode"),
     ):
         found = getattr(importlib.import_module(module), name)
@@ -116,26 +116,26 @@ def test_words_and_pictures_are_made_once_a_run(
             return found(*args, **options)
 
         monkeypatch.setattr(f"{module}.{name}", counted)
-    chosen = recipe(places, drawn=DrawnConfig(pictures=12, sides=(48, 64), questions=2))
+    chosen = recipe(places, synthetic=SyntheticConfig(pictures=12, sides=(48, 64), questions=2))
     for stages in (chosen.stages[:1], chosen.stages):
         (tmp_path / "recipe.json").unlink(missing_ok=True)  # one stage more
         run(places, tmp_path, replace(chosen, stages=stages), stores=[]).train()
     shutil.rmtree(tmp_path / "1-projector")
     run(places, tmp_path, chosen, stores=[]).train()
-    assert sorted(made) == ["encode", "train_tokenizer"]
+    assert sorted(made) == ["encode", "train_text_tokenizer"]
 
 
 def test_drawn_pictures_beside_a_store(places: dict[str, Path], tmp_path: Path) -> None:
-    drawn = DrawnConfig(pictures=20, sides=(48, 64), questions=1)
-    chosen = recipe(places, slice(0, 1), drawn=drawn)
+    drawn = SyntheticConfig(pictures=20, sides=(48, 64), questions=1)
+    chosen = recipe(places, slice(0, 1), synthetic=drawn)
     with pytest.raises(ViqError, match="no train sample has licence=free"):
-        run(places, tmp_path, chosen, drawn=True, where={"licence": "free"}).train()
+        run(places, tmp_path, chosen, synthetic=True, where={"licence": "free"}).train()
     assert not (tmp_path / "codes").exists()  # what is given is looked at before anything is drawn
     talk = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "noise"}]
     rows = [{"conversations": talk, "licence": "free" if i % 2 else "none"} for i in range(12)]
     mine = store_of(places, tmp_path / "mine", rows)
     both = run(
-        places, tmp_path, chosen, stores=[mine], drawn=True, where={"licence": "free"}
+        places, tmp_path, chosen, stores=[mine], synthetic=True, where={"licence": "free"}
     )  # fmt: skip
     model = both.train()
     given, made = both.corpora[0]
@@ -162,7 +162,7 @@ def test_the_loss_goes_down(places: dict[str, Path], tmp_path: Path) -> None:
 def stream(places: dict[str, Path], config: CodeDataConfig, **files: Any) -> CodeStream:
     corpora = open_stores(files.get("stores", [places["codes"]]), "train", cache=places["cache"])
     corpora += open_texts(files.get("texts", []), "train")
-    words = train_tokenizer(tiny_mllm.TEXTS * 3, 300)
+    words = train_text_tokenizer(tiny_mllm.TEXTS * 3, 300)
     mixture = Mixture(
         [Part(corpus=c, weight=1.0) for c in corpora], seed=0, lanes=config.gradient_accumulation
     )
@@ -224,7 +224,9 @@ def test_bad_samples_are_listed_and_bad_stores_refused(
         pass
     reasons = sorted(made.skipped.reasons.values())
     assert any("a turn of assistant is empty" in reason for reason in reasons)
-    assert any("has more <image> marks than images (2 marks, 1 images)" in r for r in reasons)
+    assert any(
+        "has more <image> placeholders than images (2 placeholders, 1 images)" in r for r in reasons
+    )
     assert all(reason.startswith(str(mixed)) for reason in reasons)  # the sample is named
 
     mute = store_of(places, tmp_path / "mute", [{"size": i} for i in range(10)])
@@ -238,7 +240,7 @@ def test_bad_samples_are_listed_and_bad_stores_refused(
         language = replace(debug().language, name=str(tmp_path))
         run(places, tmp_path / "c", recipe(places, language=language)).train()
     with pytest.raises(ViqError, match="give a store of codes"):
-        run(places, tmp_path / "d", replace(recipe(places), drawn=None), stores=[]).train()
+        run(places, tmp_path / "d", replace(recipe(places), synthetic=None), stores=[]).train()
     pictures = tmp_path / "mixed" / "data.jsonl"
     with pytest.raises(ViqError, match="no sample falls|has pictures where codes are wanted"):
         found = open_texts([pictures], "train")
@@ -277,7 +279,7 @@ def test_the_command_line_from_nothing_to_an_answer(
     shape = debug()
     chosen = replace(
         shape, tokenizer=str(places["tokenizer"]), stages=shape.stages[2:],
-        drawn=DrawnConfig(pictures=12, sides=(48, 64), questions=2),
+        synthetic=SyntheticConfig(pictures=12, sides=(48, 64), questions=2),
     )  # fmt: skip
     (tmp_path / "recipe.json").write_text(json.dumps(to_dict(chosen)))
 

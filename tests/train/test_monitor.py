@@ -213,7 +213,7 @@ def test_lines_where_there_is_no_terminal() -> None:
     with Bar("fsq", 200, start=100, log_every=50, stream=stream) as bar:
         for step in range(101, 201):
             bar.update(step, {"loss": 0.5, "tokens_per_second": 1800.4} if step == 150 else None)
-        bar.say("a line")
+        bar.print_line("a line")
     lines = stream.getvalue().splitlines()
     assert [line.split("  ")[:3] for line in lines[:2]] == [
         ["fsq 150/200", "loss 0.5000", "1,800 tokens/s"],
@@ -231,7 +231,7 @@ def test_bar_on_a_terminal() -> None:
     stream = Terminal()
     with Bar("fsq", 200, stream=stream) as bar:
         bar.update(200, {"loss": 0.25, "psnr": 22.5})
-        bar.say("above [it]")
+        bar.print_line("above [it]")
     assert "above [it]" in stream.getvalue()
     assert "200/200" in stream.getvalue()
 

@@ -14,7 +14,7 @@ from viq.data.batching.tokenizer_batches import MicroBatch, images_of
 from viq.data.text.chat_format import ChatConfig, encode_chat, pack_chats
 from viq.data.text.conversations import Turn
 from viq.image.patches import pack, patchify
-from viq.models.language.reader import LanguageReader
+from viq.models.language.vision_language import VisionLanguageModel
 from viq.models.tokenizer.encoder import EncoderConfig
 from viq.models.tokenizer.fsq import FSQ
 from viq.models.tokenizer.latent_head import LatentConfig
@@ -108,9 +108,9 @@ def test_code_perplexity_by_hand() -> None:
 # Alignment
 
 
-def reader() -> LanguageReader:
+def reader() -> VisionLanguageModel:
     torch.manual_seed(2)
-    return LanguageReader(tiny.language(), features=WIDTH)
+    return VisionLanguageModel(tiny.language(), features=WIDTH)
 
 
 def test_answers_are_about_the_first_images_alone() -> None:

@@ -19,18 +19,18 @@ import tiny_mllm
 import torch
 
 from viq.data.corpora.corpora import open_corpora
-from viq.data.corpora.synthetic_source import DrawnConfig, DrawnSource
+from viq.data.corpora.synthetic_source import SyntheticConfig, SyntheticSource
 from viq.jobs.encode import encode
 from viq.metrics.run_log import read_lines
-from viq.models.language.reader import AdapterConfig
+from viq.models.language.vision_language import AdapterConfig
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.recipes.mllm import debug
 from viq.recipes.tokenizer import train_debug
 from viq.train.checkpoints import read_state
 from viq.train.mllm.recipe import MllmRecipe, MllmStage
 from viq.train.mllm.run import MllmRun
-from viq.train.tokenizer.recipe import Recipe, StageConfig
-from viq.train.tokenizer.run import Run, TrainingData
+from viq.train.tokenizer.recipe import StageConfig, TokenizerRecipe
+from viq.train.tokenizer.run import TokenizerRun, TrainingData
 from viq.weights.checkpoint import read_weights, to_dict
 
 TIMES = {"seconds", "patches_per_second", "tokens_per_second"}
@@ -47,12 +47,12 @@ FSQ = stage("2-2-fsq", {"text": 1.0, "rmse": 1.0}, 6)
 ONE = replace(train_debug(), stages=(FSQ,))
 
 
-def train(out: Path, recipe: Recipe, data: TrainingData | None = None) -> None:
+def train(out: Path, recipe: TokenizerRecipe, data: TrainingData | None = None) -> None:
     """In this process, on one thread like the others."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        Run(recipe, data or TrainingData(), out, hidden=True).train()
+        TokenizerRun(recipe, data or TrainingData(), out, hidden=True).train()
     finally:
         torch.set_num_threads(threads)
 
@@ -75,7 +75,7 @@ def wait_for(what: Callable[[], object], process: subprocess.Popen[str]) -> None
         time.sleep(0.02)
 
 
-def recipe_file(folder: Path, recipe: Recipe | MllmRecipe) -> Path:
+def recipe_file(folder: Path, recipe: TokenizerRecipe | MllmRecipe) -> Path:
     path = folder / "recipe.json"
     path.write_text(json.dumps(to_dict(recipe)))
     return path
@@ -248,7 +248,7 @@ def test_two_processes_train_a_language_model_as_one(way: str, tmp_path: Path) -
     """On codes and on text alone, with adapters and without, over the same two lanes."""
     tokenizer, codes, text = (tmp_path / name for name in ("tokenizer", "codes", "text.jsonl"))
     tiny_mllm.saved_tokenizer(tokenizer)
-    drawn = DrawnSource(DrawnConfig(pictures=20, sides=(48, 64), questions=2))
+    drawn = SyntheticSource(SyntheticConfig(pictures=20, sides=(48, 64), questions=2))
     encode(VisualTokenizer.from_pretrained(tokenizer), drawn, codes, workers=1)
     talk = [{"from": "human", "value": "What is 1 + 1?"}, {"from": "gpt", "value": "2"}]
     lines = [json.dumps({"id": str(i), "conversations": talk}) for i in range(20)]

@@ -25,11 +25,11 @@ from viq.recipes.registry import find
 from viq.recipes.tokenizer import train_debug
 from viq.store.lock import locked
 from viq.store.rows import StoreInfo
-from viq.train.generation.recipe import DrawRecipe
+from viq.train.generation.recipe import GenerationRecipe
 from viq.train.loop import TrainingError
 from viq.train.mllm.recipe import MllmRecipe
 from viq.train.run_folder import begin_anew, check_data, check_recipe, contents_of, empty_model
-from viq.train.tokenizer.recipe import Recipe
+from viq.train.tokenizer.recipe import TokenizerRecipe
 from viq.weights.checkpoint import to_dict
 
 
@@ -115,7 +115,11 @@ def of_0_1(value: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("kind", "recipe"),
-    [(Recipe, train_debug()), (MllmRecipe, mllm_debug()), (DrawRecipe, draw_debug())],
+    [
+        (TokenizerRecipe, train_debug()),
+        (MllmRecipe, mllm_debug()),
+        (GenerationRecipe, draw_debug()),
+    ],
 )
 def test_recipes_of_0_1_are_read(kind: Any, recipe: Any, tmp_path: Path) -> None:
     path = tmp_path / "recipe.json"

@@ -14,7 +14,7 @@ from viq.core import files
 from viq.core.types import ViqError
 from viq.data.corpora.corpora import open_corpora
 from viq.metrics.run_log import read_lines
-from viq.models.language.reader import AdapterConfig
+from viq.models.language.vision_language import AdapterConfig
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.models.vision.tower import VisionTower
 from viq.recipes.tokenizer import train_debug
@@ -22,8 +22,8 @@ from viq.train.checkpoints import read_state
 from viq.train.loop import TrainingError
 from viq.train.tokenizer.handover import begin
 from viq.train.tokenizer.objectives import AlignObjective
-from viq.train.tokenizer.recipe import Recipe, StageConfig
-from viq.train.tokenizer.run import Run, TrainingData
+from viq.train.tokenizer.recipe import StageConfig, TokenizerRecipe
+from viq.train.tokenizer.run import TokenizerRun, TrainingData
 from viq.weights.checkpoint import read_weights
 
 DEBUG = train_debug()
@@ -31,7 +31,7 @@ NAMED = {stage.name: stage for stage in DEBUG.stages}
 TIMES = {"seconds", "patches_per_second", "tokens_per_second"}
 
 
-def recipe(*stages: StageConfig, **changes: Any) -> Recipe:
+def recipe(*stages: StageConfig, **changes: Any) -> TokenizerRecipe:
     return replace(DEBUG, stages=stages, **changes)
 
 
@@ -42,7 +42,7 @@ def stage(name: str, losses: dict[str, float] | None = None, **changes: Any) -> 
     loop = {k: changes.pop(k) for k in ("steps", "ema_decay", "save_every") if k in changes}
     data = {
         k: changes.pop(k)
-        for k in ("gradient_accumulation", "crops", "drawn", "merge")
+        for k in ("gradient_accumulation", "crops", "synthetic", "merge_size")
         if k in changes
     }
     return replace(
@@ -57,8 +57,10 @@ ALIGN = stage("1a-align", steps=4, save_every=2)
 FSQ = stage("2-2-fsq", steps=4, save_every=2)
 
 
-def run(out: Path, chosen: Recipe, data: TrainingData | None = None) -> VisualTokenizer | None:
-    return Run(chosen, data or TrainingData(), out, hidden=True).train()
+def run(
+    out: Path, chosen: TokenizerRecipe, data: TrainingData | None = None
+) -> VisualTokenizer | None:
+    return TokenizerRun(chosen, data or TrainingData(), out, hidden=True).train()
 
 
 def records(out: Path, stage: str) -> list[dict[str, Any]]:
@@ -153,7 +155,9 @@ def test_bad_samples_are_listed_in_each_stage_that_meets_them(debug_run: Path) -
         assert len(broken) == 1 and "3.png" in next(iter(broken.values()))
         rest = reasons.keys() - broken.keys()
         if config.loop.losses.keys() & {"text", "contrast"}:
-            assert all("talk.jsonl:1: has more <image> marks" in reasons[key] for key in rest)
+            assert all(
+                "talk.jsonl:1: has more <image> placeholders" in reasons[key] for key in rest
+            )
             met |= rest
         else:
             assert not rest
@@ -319,7 +323,7 @@ def test_fsq_begins_where_the_proximal_stage_ended(tmp_path: Path, crops: bool) 
     changes = {} if crops else {"crops": None}
     proximal = stage("2-1-proximal", {"rmse": 1.0}, steps=1, **changes)
     fsq = stage("2-2-fsq", {"rmse": 1.0}, **changes)
-    begun = Run(recipe(proximal, fsq), TrainingData(), tmp_path, hidden=True)
+    begun = TokenizerRun(recipe(proximal, fsq), TrainingData(), tmp_path, hidden=True)
     begun._stage(proximal, 0, None)
     previous = VisualTokenizer.from_pretrained(tmp_path / proximal.name / "model")
     images = begun._first_images(replace(fsq, data=replace(fsq.data, crops=None)), 77)
@@ -351,9 +355,9 @@ def test_only_the_parts_of_a_stage_are_trained(tmp_path: Path) -> None:
         (("bottleneck",), {"tokenizer.quantizer"}),
     ):
         chosen = stage("2-2-fsq", parts=parts)
-        objective = Run(recipe(chosen, language=language), TrainingData(), tmp_path).objective(
-            chosen, None, 0
-        )
+        objective = TokenizerRun(
+            recipe(chosen, language=language), TrainingData(), tmp_path
+        ).objective(chosen, None, 0)
         assert trained(objective) == expected
         names = [n for n, p in objective.named_parameters() if p.requires_grad]
         assert all("lora_" in n for n in names if ".language." in n)
@@ -367,7 +371,11 @@ def test_recomputing_activations_gives_equal_gradients(tmp_path: Path) -> None:
     gradients = []
     for checkpointing in (False, True):
         chosen = stage("2-2-fsq", {"rmse": 1.0}, gradient_checkpointing=checkpointing)
-        objective = Run(recipe(chosen), TrainingData(), tmp_path).objective(chosen, None, 0).train()
+        objective = (
+            TokenizerRun(recipe(chosen), TrainingData(), tmp_path)
+            .objective(chosen, None, 0)
+            .train()
+        )
         assert isinstance(objective, AlignObjective)
         assert objective.tokenizer.encoder.checkpointing == checkpointing
         with torch.no_grad():  # blocks begin as the identity
@@ -389,8 +397,8 @@ def test_recomputing_activations_gives_equal_gradients(tmp_path: Path) -> None:
         ),
         (recipe(ALIGN, language=None), "a text loss needs a language model"),
         (recipe(stage("2-2-fsq", {"latents": 1.0})), "needs the folder of the Qwen-Image VAE"),
-        (recipe(stage("1a-align", drawn={})), "1a-align: no data: give some with --data"),
-        (recipe(stage("1a-align", drawn={"scene": 0})), "1a-align: no data"),
+        (recipe(stage("1a-align", synthetic={})), "1a-align: no data: give some with --data"),
+        (recipe(stage("1a-align", synthetic={"scene": 0})), "1a-align: no data"),
         (recipe(NAMED["0-teacher"], tower=None), "a tower stage needs the shape of the tower"),
         (
             recipe(
@@ -400,7 +408,7 @@ def test_recomputing_activations_gives_equal_gradients(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_recipes_that_cannot_run(tmp_path: Path, chosen: Recipe, words: str) -> None:
+def test_recipes_that_cannot_run(tmp_path: Path, chosen: TokenizerRecipe, words: str) -> None:
     with pytest.raises(ViqError, match=words) as error:
         run(tmp_path, chosen)
     assert "\n" not in str(error.value)
@@ -435,6 +443,6 @@ def test_lanes_are_shared_by_whole_processes(tmp_path: Path) -> None:
 
     (tmp_path / "words").mkdir()
     tiny.letters().save_pretrained(tmp_path / "words")
-    running = Run(recipe(ALIGN), TrainingData(), tmp_path, Three())
+    running = TokenizerRun(recipe(ALIGN), TrainingData(), tmp_path, Three())
     with pytest.raises(ViqError, match="2 micro-batches a step cannot be shared by 3 processes"):
         running._stage(ALIGN, 0, None)

@@ -15,8 +15,8 @@ import torch
 
 import viq
 from viq.core.types import ViqError
-from viq.data.text.text_tokenizer import load_tokenizer
-from viq.models.language.reader import load_language
+from viq.data.text.text_tokenizer import load_text_tokenizer
+from viq.models.language.vision_language import load_language
 from viq.models.tokenizer.embedder import CodeEmbedder
 from viq.models.vision.tower import TowerConfig, VisionTower
 from viq.recipes.registry import find_recipe
@@ -224,7 +224,7 @@ def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("language")
     tiny.language().save_pretrained(folder)
     tiny.letters().save_pretrained(folder)
-    assert load_language(folder) and load_tokenizer(folder)
+    assert load_language(folder) and load_text_tokenizer(folder)
     return folder
 
 
@@ -269,7 +269,7 @@ def test_text_tokenizers_of_anybody(name: str, text: str, language: Path, tmp_pa
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / name).write_text(text)
     try:
-        load_tokenizer(tmp_path)
+        load_text_tokenizer(tmp_path)
     except ViqError as error:
         assert "\n" not in str(error)
 

@@ -68,14 +68,14 @@ def test_one_bit_of_any_part_is_seen(folder: Path, tmp_path: Path) -> None:
 
 def test_folders_from_before_have_no_digest(folder: Path) -> None:
     values = json.loads((folder / "config.json").read_text())
-    stamp = values["fingerprint"]
+    digest = values["fingerprint"]
     del values["digest"]
     (folder / "config.json").write_text(json.dumps(values))
     flip(folder / "model.safetensors", "decoder.norm.weight")
-    assert viq.load(folder).fingerprint == stamp
+    assert viq.load(folder).fingerprint == digest
     del values["fingerprint"]
     (folder / "config.json").write_text(json.dumps(values))
-    assert viq.load(folder).fingerprint == stamp  # computed when it is asked for
+    assert viq.load(folder).fingerprint == digest  # computed when it is asked for
 
 
 def test_the_bundled_model_is_whole() -> None:

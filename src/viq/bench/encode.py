@@ -1,7 +1,7 @@
 """How fast the tokenizer is, how it scales, and what its unusual choices gain.
 
     result = run("viq-tiny")
-    print(format(result))
+    print(as_text(result))
 
 Pictures are drawn from fixed seeds, pixels lie in memory before the clock starts, and every time
 stands beside a baseline of the same run. `viq bench encode` prints this.
@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from viq.bench import parts
+from viq.bench import components
+from viq.bench.encode_tables import as_text
 from viq.bench.measure import Setting, compare, machine, peak_memory, run_command
-from viq.bench.report import format
 from viq.core.codes import Codes
 from viq.core.types import Size, ViqError, grid_of
 from viq.data.synthetic.draw import KINDS, draw
@@ -33,13 +33,22 @@ from viq.models.tokenizer.loading import load
 from viq.models.tokenizer.presets import MODELS
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 
-__all__ = ["FULL", "QUICK", "SECTIONS", "Work", "format", "mixed_images", "picture", "run"]
+__all__ = [
+    "FULL",
+    "QUICK",
+    "SECTIONS",
+    "EncodeWorkload",
+    "as_text",
+    "mixed_images",
+    "picture",
+    "run",
+]
 
 _BASE = EncoderConfig(width=768, depth=12, heads=12, mlp_width=3072, position_grid=16)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class EncodeWorkload:
     """How much is measured; sizes are (height, width) in px."""
 
     images: int = 32  # of mixed sizes
@@ -54,8 +63,8 @@ class Work:
     base_images: int = 16  # through towers of width 768 and depth 12; 0: leave them out
 
 
-FULL = Work()
-QUICK = Work(
+FULL = EncodeWorkload()
+QUICK = EncodeWorkload(
     images=12,
     tiled_mp=(1, 0.25, 4),
     photo=None,
@@ -66,7 +75,7 @@ QUICK = Work(
 )
 
 
-_Setting = Setting[Work]
+_Setting = Setting[EncodeWorkload]
 
 
 def run(
@@ -75,10 +84,10 @@ def run(
     repeats: int = 5,
     quick: bool = False,
     progress: Callable[[str], None] | None = None,
-    work: Work | None = None,
+    work: EncodeWorkload | None = None,
     sections: Collection[str] | None = None,
 ) -> dict[str, Any]:
-    """Measure a tokenizer; the result is for `json.dumps` and `format`.
+    """Measure a tokenizer; the result is for `json.dumps` and `as_text`.
 
     Args:
         model: as `viq.load` takes it, or a tokenizer in eval mode.
@@ -120,7 +129,7 @@ def run(
 
 
 def mixed_images(count: int, sides: tuple[int, int], seed: int = 0) -> list[np.ndarray]:
-    """Drawn pictures (H, W, 3), uint8: sides within `sides` px, aspect up to 2:1, both ways."""
+    """Synthetic pictures (H, W, 3), uint8: sides within `sides` px, aspect up to 2:1, both ways."""
     rng = random.Random(seed)
     images = []
     for i in range(count):
@@ -234,7 +243,7 @@ def _attention(s: _Setting) -> dict[str, Any]:
     images = mixed_images(s.work.attention_images, s.work.sides)
     lengths = [rows * cols for rows, cols in _grids(images, config.patch_size)]
     head_dim = config.width // config.heads
-    return parts.attention(config.heads, head_dim, lengths, s.tokenizer.device, s.repeats)
+    return components.attention(config.heads, head_dim, lengths, s.tokenizer.device, s.repeats)
 
 
 def _folding(s: _Setting) -> dict[str, Any]:
@@ -242,7 +251,7 @@ def _folding(s: _Setting) -> dict[str, Any]:
     configs = [(mine.name, mine)]
     configs += [(config.name, config) for config in (MODELS[n]() for n in s.work.restore_models)]
     return {
-        name: parts.folding(
+        name: components.folding(
             name,
             config.encoder.width,
             config.quantizer,
@@ -261,14 +270,14 @@ def _trunk_vs_naflex(s: _Setting) -> dict[str, Any]:
     grids = _grids(images, s.tokenizer.config.encoder.patch_size)
     device, repeats = s.tokenizer.device, s.repeats
     result = {
-        s.tokenizer.config.name: parts.trunk_vs_naflex(
+        s.tokenizer.config.name: components.trunk_vs_naflex(
             s.tokenizer.config.encoder, grids, device, repeats
         )
     }
     if s.work.base_images:
         # The padded tower of this size takes a minute a run on two cores.
         grids, repeats = grids[: s.work.base_images], min(repeats, 3)
-        result["base"] = parts.trunk_vs_naflex(_BASE, grids, device, repeats)
+        result["base"] = components.trunk_vs_naflex(_BASE, grids, device, repeats)
     return result
 
 

@@ -1,7 +1,7 @@
 """What a step of a multimodal language model costs on stored codes, and with a vision tower in it.
 
     result = run(llms=["0.5b"], lengths=["4k"])
-    print(format(result))
+    print(as_text(result))
 
 Four ways to fill the same packed sequence are timed in turn: plain text (the limit: nothing is
 seen), codes from disk (the tokenizer's code-to-feature path and the projector), and the frozen
@@ -28,16 +28,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from viq.bench.measure import compare, machine
-from viq.bench.mllm_report import format
+from viq.bench.mllm_tables import as_text
 from viq.bench.mllm_work import (
     LANGUAGES,
     LENGTHS,
     REAL,
     SCALED,
     LanguageShape,
+    MllmWorkload,
     Packed,
     Scale,
-    Work,
     make_language,
     pack_samples,
     scaled,
@@ -46,13 +46,13 @@ from viq.bench.mllm_work import (
 from viq.core.types import ViqError
 from viq.models.language.packed import packed_hidden, use_packed_attention
 from viq.models.language.projector import MergeProjector, ProjectorConfig
-from viq.models.language.reader import recompute_activations
+from viq.models.language.vision_language import recompute_activations
 from viq.models.layers.ambient import tiny_as_zero
 from viq.models.tokenizer.encoder import Encoder
 from viq.models.tokenizer.presets import g, so400m
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 
-__all__ = ["LANGUAGES", "REAL", "SCALED", "WAYS", "Work", "about", "format", "run"]
+__all__ = ["LANGUAGES", "REAL", "SCALED", "WAYS", "MllmWorkload", "about", "as_text", "run"]
 
 WAYS = ("text", "codes", "so400m", "g")
 
@@ -63,12 +63,12 @@ def run(
     lengths: Sequence[str] = ("4k", "16k"),
     *,
     repeats: int = 5,
-    work: Work | None = None,
+    work: MllmWorkload | None = None,
     ways: Sequence[str] = WAYS,
     device: torch.device | None = None,
     progress: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
-    """Time every language model at every length; the result is for `json.dumps` and `format`.
+    """Time every language model at every length; the result is for `json.dumps` and `as_text`.
 
     Args:
         llms: names of `LANGUAGES`.
@@ -84,7 +84,7 @@ def run(
     _known("--llm", llms, LANGUAGES)
     _known("--length", lengths, LENGTHS)
     where = device or default_device()
-    work = work or Work(scale=REAL if where.type == "cuda" else SCALED)
+    work = work or MllmWorkload(scale=REAL if where.type == "cuda" else SCALED)
     dtype = _dtype(where)
     torch.manual_seed(0)
     eyes = _Eyes(work.scale, where, dtype)
@@ -110,7 +110,7 @@ def run(
     return {**about(work, repeats, where), "cells": cells}
 
 
-def about(work: Work, repeats: int, device: torch.device | None = None) -> dict[str, Any]:
+def about(work: MllmWorkload, repeats: int, device: torch.device | None = None) -> dict[str, Any]:
     """How and on what is measured: a result without its cells."""
     where = device or default_device()
     return {
@@ -188,7 +188,7 @@ class _Subject:
         self,
         shape: LanguageShape,
         eyes: _Eyes,
-        work: Work,
+        work: MllmWorkload,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:

@@ -64,7 +64,7 @@ REAL, SCALED = Scale(), Scale(width=8, depth=4, length=16, side=4)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class MllmWorkload:
     """What is packed. Defaults are those of the tables in docs/speed.md."""
 
     side: int = 768  # px; an image has between a quarter of and all of this area squared
@@ -137,7 +137,7 @@ class Packed:
 
 
 def pack_samples(
-    length: int, work: Work, device: torch.device, dtype: torch.dtype, seed: int = 0
+    length: int, work: MllmWorkload, device: torch.device, dtype: torch.dtype, seed: int = 0
 ) -> Packed:
     """Samples until `length` tokens (scaled) are exactly full; the same for every language model.
 

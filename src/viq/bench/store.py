@@ -22,7 +22,7 @@ from viq.bench.encode import mixed_images
 from viq.bench.measure import Setting, compare, jpeg, machine, peak_memory
 from viq.bench.packing import packing
 from viq.bench.reading import reading
-from viq.bench.store_report import format
+from viq.bench.store_tables import as_text
 from viq.core.codes import Codes
 from viq.core.types import ViqError, grid_of
 from viq.data.sources.base import ImageBytes, Row, Source
@@ -31,15 +31,15 @@ from viq.jobs.encode import encode
 from viq.models.tokenizer.loading import load
 from viq.store.rows import CodesWriter, StoreInfo
 
-__all__ = ["FULL", "QUICK", "SECTIONS", "Work", "format", "run"]
+__all__ = ["FULL", "QUICK", "SECTIONS", "StoreWorkload", "as_text", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class StoreWorkload:
     """How much is measured.
 
     Attributes:
-        images: drawn pictures that are encoded; their sides are within `sides` px.
+        images: synthetic pictures that are encoded; their sides are within `sides` px.
         samples: rows that are read; with sides of 256 to 512 px, as in a set of photos.
         counts: images of encode runs whose peak memory is taken.
     """
@@ -50,12 +50,12 @@ class Work:
     counts: tuple[int, ...] = (1000, 10000, 50000)
 
 
-FULL = Work()
-QUICK = Work(images=12, samples=1000, counts=(100, 400))
+FULL = StoreWorkload()
+QUICK = StoreWorkload(images=12, samples=1000, counts=(100, 400))
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Setting(Setting[Work]):
+class _Setting(Setting[StoreWorkload]):
     pictures: Sequence[Path]
     peers: Path | None
     folder: Path
@@ -68,11 +68,11 @@ def run(
     peers: Path | None = None,
     repeats: int = 5,
     quick: bool = False,
-    work: Work | None = None,
+    work: StoreWorkload | None = None,
     sections: Collection[str] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Measure stores made with a tokenizer; the result is for `json.dumps` and `format`.
+    """Measure stores made with a tokenizer; the result is for `json.dumps` and `as_text`.
 
     Args:
         model: as `viq.load` takes it.
@@ -119,7 +119,7 @@ def _packing(s: _Setting) -> dict[str, Any]:
     sets = sets or {"drawn": mixed_images(s.work.images, s.work.sides)}
     entropy = s.tokenizer.entropy
     return {
-        "entropy_model": entropy.stamp,
+        "entropy_model": entropy.digest,
         "sets": {
             name: packing(s.tokenizer.encode(images), entropy, s.repeats)
             for name, images in sets.items()

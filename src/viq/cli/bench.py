@@ -34,7 +34,7 @@ def bench_encode(
     result = bench.run(
         tokenizer, repeats=repeats, quick=quick, sections=sections, progress=_announce(as_json)
     )
-    print(json.dumps(result) if as_json else bench.format(result))
+    print(json.dumps(result) if as_json else bench.as_text(result))
 
 
 @bench_app.command("store")
@@ -60,7 +60,7 @@ def bench_store(
         model, pictures=pictures or [], peers=peers, repeats=repeats, quick=quick,
         sections=only.split(",") if only else None, progress=_announce(as_json),
     )  # fmt: skip
-    print(json.dumps(result) if as_json else bench.format(result))
+    print(json.dumps(result) if as_json else bench.as_text(result))
 
 
 @bench_app.command("mllm")
@@ -92,15 +92,15 @@ def bench_mllm(
     import torch
 
     from viq.bench import mllm as bench
-    from viq.bench.mllm_report import chart as draw
-    from viq.bench.mllm_report import merged
+    from viq.bench.mllm_tables import chart as draw
+    from viq.bench.mllm_tables import merged
     from viq.core.files import written_aside
     from viq.core.outputs import is_there, require_free
     from viq.core.types import ViqError
     from viq.report.charts import to_image
 
     full = torch.cuda.is_available() if full is None else full
-    work = bench.Work(
+    work = bench.MllmWorkload(
         side=side,
         text=text,
         answer=text // 2,
@@ -126,7 +126,7 @@ def bench_mllm(
     if chart is not None:
         with written_aside(chart) as aside:
             to_image(draw(result), 2).save(aside, "PNG")
-    print(json.dumps(result) if as_json else bench.format(result))
+    print(json.dumps(result) if as_json else bench.as_text(result))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from viq.cli.progress import progress
 from viq.core.interrupts import stoppable
 
 if TYPE_CHECKING:
-    from viq.jobs.summary import Report
+    from viq.jobs.summary import Summary
 
 
 @guarded
@@ -140,7 +140,7 @@ def encode(
         raise typer.Exit(SOME_FAILED)
 
 
-def _remarks(report: Report, max_pixels: int | None) -> Iterator[str]:
+def _remarks(report: Summary, max_pixels: int | None) -> Iterator[str]:
     """What a user should know of a job beside its figures."""
     if report.shrunk:
         yield f"{report.shrunk} images had more than {max_pixels:,} pixels and were made smaller"

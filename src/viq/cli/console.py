@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from viq.core.untrusted import printable
 
 if TYPE_CHECKING:
-    from viq.jobs.summary import Report
+    from viq.jobs.summary import Summary
 
 _NAME = 16  # columns of a terminal that a name has at least
 _ANY_WIDTH = 1_000_000  # where there is no terminal, no row is folded
 _PROBE_FACTS = ("classes", "pictures")  # of a probe, beside its answers
 
 
-def show_report(report: Report, as_json: bool) -> None:
+def show_report(report: Summary, as_json: bool) -> None:
     values = report.as_dict()
     if as_json:
         print(json.dumps(values))

@@ -40,7 +40,7 @@ from viq.cli.console import (
     show_reconstruction,
     show_understanding,
 )
-from viq.cli.draw import Decoder, DrawModel, Guidance, Seed, Temperature, TopP
+from viq.cli.generate import Decoder, GeneratorModel, Guidance, Seed, Temperature, TopP
 from viq.cli.progress import progress
 
 eval_app = typer.Typer(help="Measure quality and stability.", no_args_is_help=True)
@@ -144,7 +144,7 @@ def understanding(
     """Train a small language model on frozen codes and ask it about held-out pictures."""
     from viq.core.outputs import require_free
     from viq.data.corpora.corpora import open_split
-    from viq.eval.probes.exam import UnderstandingConfig, make_exam
+    from viq.eval.probes.benchmark import ProbeConfig, make_benchmark
     from viq.eval.probes.understanding import Features, compare
     from viq.models.tokenizer.tokenizer import VisualTokenizer
 
@@ -152,8 +152,8 @@ def understanding(
     use_threads(threads)
     access = access_of(allow_protocol, allow_absolute, allow_private_network)
     rows = open_split(data or [], where=conditions(where), root=root, access=access)
-    config = UnderstandingConfig(seeds=seeds, steps=steps)
-    exam = make_exam(rows, config)
+    config = ProbeConfig(seeds=seeds, steps=steps)
+    benchmark = make_benchmark(rows, config)
     kinds: tuple[tuple[Features, list[str]], ...] = (
         ("codes", models),
         ("continuous", continuous or []),
@@ -166,7 +166,11 @@ def understanding(
 
     with progress("examining", len(candidates) * seeds * steps, hidden=as_json) as advance:
         result = compare(
-            exam, candidates, config, progress=lambda step: advance(), done=partial(save_json, out)
+            benchmark,
+            candidates,
+            config,
+            progress=lambda step: advance(),
+            done=partial(save_json, out),
         )
     if as_json:
         print(json.dumps(result))
@@ -198,23 +202,23 @@ def eval_features(
     """Train the same language model on codes, on continuous features, and blind; compare them."""
     from viq.core.outputs import require_free
     from viq.data.corpora.corpora import open_split
-    from viq.eval.probes.exam import UnderstandingConfig, make_exam
+    from viq.eval.probes.benchmark import ProbeConfig, make_benchmark
     from viq.eval.probes.features import KINDS, compare_features
     from viq.recipes.mllm import tiny
 
     require_free(out, overwrite=overwrite)
     use_threads(threads)
-    config = UnderstandingConfig(
+    config = ProbeConfig(
         seeds=seeds, steps=steps, language=tiny().language,
         train_pictures=pictures, test_pictures=max(20, pictures * 3 // 10),
     )  # fmt: skip
     access = access_of(allow_protocol, allow_absolute, allow_private_network)
     rows = open_split(data or [], where=conditions(where), root=root, access=access)
-    exam = make_exam(rows, config)
+    benchmark = make_benchmark(rows, config)
 
     with progress("training", seeds * len(KINDS), hidden=as_json) as advance:
         result = compare_features(
-            exam, model, config, progress=advance, done=partial(save_json, out)
+            benchmark, model, config, progress=advance, done=partial(save_json, out)
         )
     if as_json:
         print(json.dumps(result))
@@ -280,8 +284,8 @@ def eval_mllm(
 
 @eval_app.command("draw")
 @guarded
-def eval_draw(
-    model: DrawModel = "runs/draw",
+def eval_generation(
+    model: GeneratorModel = "runs/draw",
     pictures: Annotated[int, typer.Option(help="Captions of held-out pictures.")] = 200,
     temperature: Temperature = 1.0,
     top_p: TopP = 0.95,
@@ -302,18 +306,18 @@ def eval_draw(
     from viq.core.types import ViqError
     from viq.eval.generation.captions import evaluate, lines, make_sheet
     from viq.mllm.generation import Sampling
-    from viq.mllm.text_to_image import Artist
+    from viq.mllm.text_to_image import TextToImagePipeline
 
     require_free(out, overwrite=overwrite)
     require_free(sheet, overwrite=overwrite, option="--sheet")
     if pictures < 1:
         raise ViqError(f"--pictures {pictures}: give at least 1")
     sampling = Sampling(temperature=temperature, top_p=top_p, guidance=guidance)
-    artist = Artist.load(model, tokenizer=tokenizer, device=find_device(device))
+    pipeline = TextToImagePipeline.load(model, tokenizer=tokenizer, device=find_device(device))
     drawn: list = []
     with progress("drawing", pictures, hidden=as_json) as advance:
         result = evaluate(
-            artist, sampling, pictures=pictures, seed=seed, progress=advance, keep=drawn.append
+            pipeline, sampling, pictures=pictures, seed=seed, progress=advance, keep=drawn.append
         )
     save_json(out, result)
     if sheet is not None:

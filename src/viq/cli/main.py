@@ -14,8 +14,8 @@ import typer
 from viq.cli.bench import bench_app
 from viq.cli.chat import caption, chat
 from viq.cli.codes import decode, encode
-from viq.cli.draw import draw
 from viq.cli.eval import eval_app
+from viq.cli.generate import draw
 from viq.cli.store import store_app
 from viq.cli.tools import convert, demo, doctor, info, report
 from viq.cli.train import train_app

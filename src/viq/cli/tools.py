@@ -110,6 +110,6 @@ def demo(
 @guarded
 def doctor(as_json: Json = False) -> None:
     """Versions, devices, known traps, and what to install for what."""
-    from viq.jobs.doctor import examine
+    from viq.jobs.doctor import diagnose
 
-    show(examine(), as_json)
+    show(diagnose(), as_json)

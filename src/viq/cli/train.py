@@ -65,7 +65,7 @@ def train_tokenizer(
         list[str] | None,
         typer.Option(
             help="Pictures with captions, questions or labels: JSON, JSONL, Parquet, WebDataset, "
-            "a folder, hf:OWNER/NAME. Again for more. Drawn pictures are always there."
+            "a folder, hf:OWNER/NAME. Again for more. Synthetic pictures are always there."
         ),
     ] = None,
     out: Out = Path("runs/tiny"),
@@ -90,23 +90,23 @@ def train_tokenizer(
     """Train a tokenizer through the stages of a recipe. Run again to resume."""
     from viq.core.types import ViqError
     from viq.recipes.registry import RECIPES
-    from viq.train.tokenizer.recipe import Recipe
+    from viq.train.tokenizer.recipe import TokenizerRecipe
 
     if recipe == "entropy":
         raise ViqError("entropy is a command, not a recipe: viq train entropy --model MODEL")
     places = {"start": start, "teacher": teacher, "vae": vae, "alignment": alignment}
-    chosen = _find(recipe, RECIPES, Recipe, {**places, "language": language}, scale)
+    chosen = _find(recipe, RECIPES, TokenizerRecipe, {**places, "language": language}, scale)
     _begin(chosen, threads, show_recipe)
     import torch
 
     from viq.data.corpora.corpora import open_corpora
-    from viq.train.tokenizer.run import Run, TrainingData
+    from viq.train.tokenizer.run import TokenizerRun, TrainingData
 
     rows = conditions(where)
     access = access_of(allow_protocol, allow_absolute, allow_private_network)
     corpora = open_corpora(data or [], "train", where=rows, root=root, access=access)
     material = TrainingData.of(corpora, data or [], rows)
-    run = Run(
+    run = TokenizerRun(
         chosen, material, out, hidden=as_json, tensorboard=tensorboard, threads=workers,
         overwrite=overwrite, paths=data or [],
     )  # fmt: skip
@@ -175,8 +175,8 @@ def train_mllm(
             "encode makes it; again for more. Default of tiny: pictures it draws and encodes."
         ),
     ] = None,
-    drawn: Annotated[
-        bool, typer.Option("--drawn", help="Beside --codes, also what the recipe draws.")
+    synthetic: Annotated[
+        bool, typer.Option("--synthetic", help="Beside --codes, also what the recipe draws.")
     ] = False,
     text: Annotated[
         list[str] | None, typer.Option(help="File of conversations without images; again for more.")
@@ -208,7 +208,7 @@ def train_mllm(
     from viq.train.mllm.run import MllmRun
 
     run = MllmRun(
-        recipe=chosen, out=out, stores=codes or [], drawn=drawn, texts=text or [],
+        recipe=chosen, out=out, stores=codes or [], synthetic=synthetic, texts=text or [],
         where=conditions(where), cache=cache, hidden=as_json, tensorboard=tensorboard,
         threads=workers, overwrite=overwrite,
     )  # fmt: skip
@@ -221,7 +221,7 @@ def train_mllm(
 
 @train_app.command("draw")
 @guarded
-def train_draw(
+def train_generation(
     recipe: Annotated[str, typer.Argument(help="tiny, qwen, debug, or a recipe file.json.")],
     codes: Annotated[
         list[str] | None,
@@ -248,18 +248,18 @@ def train_draw(
 
     from viq.core.types import ViqError
     from viq.recipes.generation import RECIPES
-    from viq.train.generation.recipe import DrawRecipe
+    from viq.train.generation.recipe import GenerationRecipe
 
     if steps is not None and scale != 1:
         raise ViqError("--steps and --scale: give one of them")
     places = {"tokenizer": tokenizer, "language": language}
-    chosen = _find(recipe, RECIPES, DrawRecipe, places, scale)
+    chosen = _find(recipe, RECIPES, GenerationRecipe, places, scale)
     if steps is not None:
         chosen = replace(chosen, loop=replace(chosen.loop, steps=steps))
     _begin(chosen, threads, show_recipe)
-    from viq.train.generation.run import DrawRun
+    from viq.train.generation.run import GenerationRun
 
-    run = DrawRun(
+    run = GenerationRun(
         recipe=chosen,
         out=out,
         stores=codes or [],

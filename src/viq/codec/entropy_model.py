@@ -66,9 +66,9 @@ _PATCHES_PER_BYTE = 256
 _BATCH = 1 << 14  # patches that are coded together: bounds memory
 
 
-def beside(stamp: str) -> str:
+def beside(digest: str) -> str:
     """Name of the file of an entropy model in a folder of codes that it compressed."""
-    return f"_entropy-{stamp}.safetensors"
+    return f"_entropy-{digest}.safetensors"
 
 
 class EntropyModel:
@@ -85,8 +85,8 @@ class EntropyModel:
         fingerprint: of the tokenizer whose codes the model was fitted to.
 
     Attributes:
-        stamp: 16 hex digits over all of the above. A payload can only be read with the model of
-            the stamp that wrote it.
+        digest: 16 hex digits over all of the above. A payload can only be read with the model of
+            the digest that wrote it.
 
     Raises:
         ViqError: tensors of wrong names or shapes, or so large that sums could be rounded.
@@ -111,7 +111,7 @@ class EntropyModel:
         absent = np.arange(self._sizes.max()) >= self._sizes[:, None]
         self._head = np.where(absent[..., None], 0, values["head.weight"]).transpose(0, 2, 1).copy()
         self._bias = np.where(absent, -np.float32(EXACT), values["head.bias"])
-        self.stamp = self._stamp()
+        self.digest = self._compute_digest()
 
     # Files
 
@@ -136,8 +136,8 @@ class EntropyModel:
                     raise ViqError("of another format; update viq")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             levels = parse_json(about["levels"], "levels")
-            stamp = fingerprint(about["fingerprint"], "fingerprint")
-            model = cls(tensors, levels, stamp)
+            digest = fingerprint(about["fingerprint"], "fingerprint")
+            model = cls(tensors, levels, digest)
         except FileNotFoundError:
             raise ViqError(
                 f"{path}: missing; make one with viq train entropy --model {path.parent} --data ..."
@@ -145,8 +145,8 @@ class EntropyModel:
         except Exception as error:  # what libraries and arrays raise for damage is anyone's guess
             reason = " ".join(str(error).split()).removeprefix(f"{path}: ")
             raise ViqError(f"{path}: not a whole entropy model ({reason})") from None
-        if model.stamp != about.get("stamp"):
-            raise ViqError(f"{path}: its stamp does not fit its contents: damaged, copy it again")
+        if model.digest != about.get("stamp"):
+            raise ViqError(f"{path}: its digest does not fit its contents: damaged, copy it again")
         return model
 
     def save(self, folder: str | os.PathLike[str], name: str = ENTROPY_FILE) -> Path:
@@ -157,7 +157,7 @@ class EntropyModel:
             "format": str(FORMAT),
             "levels": json.dumps(self.levels),
             "fingerprint": self.fingerprint,
-            "stamp": self.stamp,
+            "stamp": self.digest,
         }
         path = Path(folder) / name
         data = save(self.tensors, metadata=about)
@@ -170,10 +170,10 @@ class EntropyModel:
 
     def save_beside(self, folder: Path) -> None:
         """Write the file into a folder of compressed codes, where `find_model` looks for it."""
-        if not (folder / beside(self.stamp)).exists():
-            self.save(folder, beside(self.stamp))
+        if not (folder / beside(self.digest)).exists():
+            self.save(folder, beside(self.digest))
 
-    def _stamp(self) -> str:
+    def _compute_digest(self) -> str:
         digest = hashlib.sha256(f"{FORMAT}{self.levels}{self.fingerprint}".encode())
         for name in sorted(self.tensors):
             tensor = self.tensors[name]
@@ -186,7 +186,7 @@ class EntropyModel:
     def compress(self, codes: Sequence[Codes]) -> list[bytes]:
         """A payload for each image: CRC-32, then the words of the range coder.
 
-        The CRC covers the stamp, size, tile, the words and the ids.
+        The CRC covers the digest, size, tile, the words and the ids.
 
         Raises:
             CodesError: codes of another tokenizer, or outside its codebook.
@@ -327,11 +327,11 @@ class EntropyModel:
     def _damage(self) -> str:
         return (
             "the checksum of these compressed codes is wrong: they are damaged, or were not "
-            f"written with the entropy model {self.stamp}"
+            f"written with the entropy model {self.digest}"
         )
 
     def _crc(self, words: bytes, codes: Codes) -> bytes:
-        about = f"{self.stamp} {codes.size} {codes.tile}".encode()
+        about = f"{self.digest} {codes.size} {codes.tile}".encode()
         ids = codes.ids.astype("<u2").tobytes()
         return _CRC.pack(zlib.crc32(ids, zlib.crc32(words, zlib.crc32(about))))
 

@@ -12,26 +12,28 @@ from viq.codec.entropy_model import ENTROPY_FILE, EntropyModel, beside
 from viq.core.types import ViqError
 from viq.core.untrusted import below
 
-_STAMP = re.compile(r"[0-9a-f]{16}")
+_DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
-def find_model(stamp: str, folder: Path, others: Iterable[Path] = ()) -> EntropyModel:
+def find_model(digest: str, folder: Path, others: Iterable[Path] = ()) -> EntropyModel:
     """The entropy model of compressed codes in `folder`: it lies there, or is one of `others`.
 
     Raises:
         ViqError: there is none, or it is damaged.
     """
-    if not _STAMP.fullmatch(stamp):  # it comes from a file, and is about to be part of a path
-        raise ViqError(f"{folder}: no entropy model has the stamp {stamp!r}; the codes are damaged")
-    for path in chain([below(folder, beside(stamp), str(folder))], others):
+    if not _DIGEST.fullmatch(digest):  # it comes from a file, and is about to be part of a path
+        raise ViqError(
+            f"{folder}: no entropy model has the digest {digest!r}; the codes are damaged"
+        )
+    for path in chain([below(folder, beside(digest), str(folder))], others):
         if path.is_file():
             about = path.stat()
             model = _loaded(path, about.st_mtime_ns, about.st_size)
-            if model.stamp == stamp:
+            if model.digest == digest:
                 return model
     raise ViqError(
-        f"{folder}: has codes compressed with the entropy model {stamp}, which is missing; copy "
-        f"{ENTROPY_FILE} of their tokenizer to {folder / beside(stamp)}"
+        f"{folder}: has codes compressed with the entropy model {digest}, which is missing; copy "
+        f"{ENTROPY_FILE} of their tokenizer to {folder / beside(digest)}"
     )
 
 

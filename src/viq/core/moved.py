@@ -21,7 +21,7 @@ _MOVED: dict[str, str] = dict(
     for line in """
 checkpoint weights.checkpoint
 cli_bench cli.bench
-cli_draw cli.draw
+cli_draw cli.generate
 cli_mllm cli.train
 cli_parts cli.common
 cli_store cli.codes
@@ -63,7 +63,7 @@ data.words data.text.text_tokenizer
 decode jobs.decode
 demo.gallery report.gallery
 demo.page report.gallery_page
-demo.parts report.gallery_parts
+demo.parts report.gallery_common
 demo.sheet report.gallery_sheet
 doctor jobs.doctor
 draw mllm.text_to_image

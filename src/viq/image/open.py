@@ -37,7 +37,7 @@ __all__ = [
     "FILE_LIMIT",
     "IMAGE_SUFFIXES",
     "ImageError",
-    "Source",
+    "ImageInput",
     "find_images",
     "limit_pixels",
     "list_images",
@@ -45,7 +45,7 @@ __all__ = [
     "starts_like_an_image",
 ]
 
-Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
 DECODE_LIMIT = MAX_PIXELS  # pixels; the largest phone cameras take 199.8 million
 FILE_LIMIT = 2 * 2**30  # bytes of a file: so many pixels of 8 bytes, and more
@@ -99,7 +99,7 @@ class ImageError(ViqError):
 
 
 def open_image(
-    source: Source, *, name: str | None = None, decode_limit: int = DECODE_LIMIT
+    source: ImageInput, *, name: str | None = None, decode_limit: int = DECODE_LIMIT
 ) -> Image.Image:
     """Decode `source` to a new RGB image, upright and without metadata.
 

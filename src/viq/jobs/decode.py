@@ -35,7 +35,7 @@ from viq.core.outputs import Manifest, is_there, require_folder
 from viq.core.types import FLOAT32, CodesError, ViqError
 from viq.core.untrusted import below
 from viq.image.open import IMAGE_SUFFIXES
-from viq.jobs.summary import Report
+from viq.jobs.summary import Summary
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store.folder import SINGLE, Store, read_single
 from viq.store.rows import CodesReader
@@ -115,7 +115,7 @@ def decode_files(
     overwrite: bool = False,
     begin: Callable[[int], None] = lambda rows: None,
     progress: Callable[[], None] = lambda: None,
-) -> Report:
+) -> Summary:
     """Decode stores, .parquet or .viq files to PNG files in a folder, named after the keys.
 
     A damaged row is listed with its reason and the rest goes on. Pictures that an earlier run of
@@ -135,7 +135,7 @@ def decode_files(
     start = time.perf_counter()
     require_folder(out)
     parts = [part for path in paths for part in _parts(path, tokenizer, any_tokenizer)]
-    report = Report(failures=[_failure(str(p.path), p.broken) for p in parts if p.broken])
+    report = Summary(failures=[_failure(str(p.path), p.broken) for p in parts if p.broken])
     parts = [part for part in parts if not part.broken]
     named = name_pictures([part.places() for part in parts])
     manifest = Manifest(out / MANIFEST, "decode")
@@ -166,7 +166,7 @@ class _Decoding:
         manifest: Manifest,
         any_tokenizer: bool,
         overwrite: bool,
-        report: Report,
+        report: Summary,
     ) -> None:
         self._tokenizer, self._manifest, self._report = tokenizer, manifest, report
         self._any, self._overwrite = any_tokenizer, overwrite

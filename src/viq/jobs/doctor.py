@@ -17,7 +17,7 @@ _EXTRAS = {
 }
 
 
-def examine() -> dict[str, Any]:
+def diagnose() -> dict[str, Any]:
     """Facts and advice; `traps` is empty when all is well."""
     import torch
 

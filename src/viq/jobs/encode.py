@@ -22,7 +22,7 @@ from viq.core.types import ViqError
 from viq.data.sources.base import Source
 from viq.jobs.inputs import left_over, require_all
 from viq.jobs.pipeline import Encoded, EncodeOptions, Pipeline, Task, Watch
-from viq.jobs.summary import Report
+from viq.jobs.summary import Summary
 from viq.jobs.unfinished import Unfinished, replaces
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store.columns import Extras
@@ -62,7 +62,7 @@ def encode(
     strict: bool = False,
     progress: Progress = lambda: None,
     watch: Watch | None = None,
-) -> Report:
+) -> Summary:
     """Encode every input of `source`.
 
     Args:
@@ -154,7 +154,7 @@ def plan(
             model=tokenizer.config.name,
             fingerprint=tokenizer.fingerprint,
             levels=tokenizer.levels,
-            entropy=tokenizer.entropy.stamp if options.compress else "",
+            entropy=tokenizer.entropy.digest if options.compress else "",
             dtype=tokenizer.dtype_name,
         ),
         options=options.resolved(tokenizer) | ({"strict": True} if strict else {}),
@@ -209,7 +209,7 @@ def encode_shards(
     return counts
 
 
-def to_store(job: Job, numbers: Sequence[int], work: Callable[[], Counts]) -> Report:
+def to_store(job: Job, numbers: Sequence[int], work: Callable[[], Counts]) -> Summary:
     """Let `work` write the shards `numbers`, and finish the store if no others are missing."""
     total = count_shards(job.index)
 
@@ -221,7 +221,7 @@ def to_store(job: Job, numbers: Sequence[int], work: Callable[[], Counts]) -> Re
         counts = work()
         index, missing = job.finish()
     failures = [failure for n in numbers for failure in job.whole[n].failures]
-    return Report(
+    return Summary(
         **asdict(counts),
         failures=[asdict(failure) for failure in failures],
         outputs=[str(job.folder)],
@@ -237,14 +237,14 @@ def _to_file(
     extras: Extras,
     overwrite: bool,
     progress: Progress,
-) -> Report:
+) -> Summary:
     """Encode into one file. If every input fails, no file of codes is written.
 
     What an interrupted run had finished comes from `Unfinished`, so the bytes are those of a run
     that nobody interrupted.
     """
     unfinished = Unfinished(out, index, extras, overwrite)
-    report, failures, written = Report(resumed=unfinished.done), list[Failure](), list[Path]()
+    report, failures, written = Summary(resumed=unfinished.done), list[Failure](), list[Path]()
 
     def fresh(encoded: Iterable[Encoded]) -> Iterator[Encoded]:
         for item in encoded:
@@ -286,9 +286,9 @@ def _to_file(
     return _listed(report, failures, written)
 
 
-def _to_single(pipeline: Pipeline, out: Path, progress: Progress) -> Report:
+def _to_single(pipeline: Pipeline, out: Path, progress: Progress) -> Summary:
     """Encode one image into a .viq file."""
-    report, failures, written = Report(), list[Failure](), list[Path]()
+    report, failures, written = Summary(), list[Failure](), list[Path]()
     with _stops_named(out, lambda: "nothing was written"):
         with closing(pipeline.run([Task(0, 0)])) as encoded:
             for item in encoded:
@@ -301,7 +301,7 @@ def _to_single(pipeline: Pipeline, out: Path, progress: Progress) -> Report:
     return _listed(report, failures, written)
 
 
-def _listed(report: Report, failures: Sequence[Failure], written: Sequence[Path]) -> Report:
+def _listed(report: Summary, failures: Sequence[Failure], written: Sequence[Path]) -> Summary:
     report.failures = [asdict(failure) for failure in failures]
     report.outputs = [str(path) for path in written]
     return report

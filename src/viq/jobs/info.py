@@ -68,8 +68,8 @@ def _model(name: str) -> dict[str, Any]:
         "pixel_decoder": tokenizer.decoder is not None,
         "latent_head": tokenizer.latent_head is not None,
         "restore_megaflops_per_patch": {
-            "folded": head.restore_flops(folded=True) / 1e6,
-            "unfolded": head.restore_flops(folded=False) / 1e6,
+            "folded": head.dequantize_flops(folded=True) / 1e6,
+            "unfolded": head.dequantize_flops(folded=False) / 1e6,
         },
     }
 

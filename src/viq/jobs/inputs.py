@@ -13,7 +13,7 @@ from viq.core.types import ViqError
 from viq.data.sources.base import Source
 from viq.data.sources.files import FileSource
 from viq.data.sources.open import concatenate, files_of, open_source
-from viq.jobs.summary import Report
+from viq.jobs.summary import Summary
 
 
 def open_inputs(specs: Sequence[str], **options: Any) -> Source:
@@ -66,7 +66,7 @@ def require_all(source: Source) -> None:
         raise ViqError(f"--strict: not all of the input is encoded: {listed}; remove or name them")
 
 
-def left_over(source: Source, report: Report | None = None) -> dict[str, int]:
+def left_over(source: Source, report: Summary | None = None) -> dict[str, int]:
     """What of the input has no part in the codes: how many of what."""
     found = {what: count for what, count in source.leftovers().items() if count}
     if report is not None and report.no_image:

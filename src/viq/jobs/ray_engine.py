@@ -27,7 +27,7 @@ from viq.data.sources.base import Source
 from viq.jobs.encode import begin_afresh, check_out, encode_shards, plan, to_store
 from viq.jobs.inputs import left_over, open_inputs, require_all
 from viq.jobs.pipeline import EncodeOptions, Pipeline
-from viq.jobs.summary import Report
+from viq.jobs.summary import Summary
 from viq.models.tokenizer.loading import load
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store.columns import Extras
@@ -39,7 +39,7 @@ _BLOCKS = 64  # for each actor: few enough for Ray to plan, enough to share the 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class EncodeSpec:
     """What an actor needs to write any shard.
 
     Attributes:
@@ -67,7 +67,7 @@ class Recipe:
 class ShardEncoder:
     """Held by one actor, with its model."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: EncodeSpec) -> None:
         os.chdir(recipe.cwd)
         device = "cuda" if torch.cuda.is_available() else "cpu"  # Ray shows an actor its own GPU
         tokenizer = load(recipe.model, device=device, dtype=recipe.dtype)
@@ -100,7 +100,7 @@ def encode(
     overwrite: bool = False,
     strict: bool = False,
     progress: Callable[[], None] = lambda: None,
-) -> Report:
+) -> Summary:
     """Encode into a store on the Ray cluster of RAY_ADDRESS, or on one that is started here.
 
     Args:
@@ -145,7 +145,7 @@ def encode(
                 return counts
             with _ray() as slots:
                 size = min(actors or slots.actors, len(todo))
-                recipe = Recipe(
+                recipe = EncodeSpec(
                     model=model, dtype=tokenizer.encoder.position.dtype, inputs=inputs,
                     input_options=input_options, out=out, options=options,
                     retry_failed=retry_failed, strict=strict, index=index, extras=extras,
@@ -195,7 +195,7 @@ def _ray() -> Iterator[_Slots]:
             ray.shutdown()
 
 
-def _run(recipe: Recipe, numbers: list[int], actors: int, slots: _Slots) -> Iterator[dict]:
+def _run(recipe: EncodeSpec, numbers: list[int], actors: int, slots: _Slots) -> Iterator[dict]:
     """What `ShardEncoder` gives for each shard, in the order they are done."""
     import ray
     from ray.data import ActorPoolStrategy, DataContext

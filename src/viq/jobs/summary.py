@@ -9,7 +9,7 @@ from viq.store.job import Counts
 
 
 @dataclass(kw_only=True)
-class Report(Counts):
+class Summary(Counts):
     """What a job did; counts and seconds are of this run.
 
     Attributes:

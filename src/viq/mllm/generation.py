@@ -1,4 +1,4 @@
-"""A language model that also writes codes: pictures as a language (docs/drawing.md).
+"""A language model that also writes codes: pictures as a language (docs/generation.md).
 
 A picture enters the sequence as its size in words ("6x8"), a begin mark, one token a patch in
 raster order, and an end mark. Words and marks are scored by the language model's own head, patches
@@ -30,18 +30,18 @@ from viq.core.levels import check_levels
 from viq.core.quiet import quiet
 from viq.core.types import CODES_PER_PATCH, IGNORE, IMAGE_TOKEN, Grid, ViqError
 from viq.models.language.packed import base_of, packed_hidden, use_packed_attention
-from viq.models.language.reader import load_language
+from viq.models.language.vision_language import load_language
 from viq.models.layers.blocks import Mlp
 from viq.models.tokenizer.fsq import FSQ
 from viq.weights import checkpoint
-from viq.weights.verify import DIGEST, digest_of, stamp_folder, stamps_of, verify_all
+from viq.weights.verify import DIGEST, digest_of, digests_of, verify_all, write_digest
 
 LANGUAGE = "language"  # folder of the language model and its words, inside that of a writer
 _WAVES = 4  # a side is told apart down to an eighth by waves, beyond by the plain number
 
 
 @dataclass(frozen=True, kw_only=True)
-class WriterConfig:
+class CodeGeneratorConfig:
     """What is added to a language model.
 
     Attributes:
@@ -71,7 +71,7 @@ class WriterConfig:
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How levels are drawn. Guidance moves away from what the model would draw without a caption:
-    logits become free + guidance * (asked - free); 1 leaves it out."""
+    logits become free + guidance * (asked - unconditional); 1 leaves it out."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -122,24 +122,24 @@ class LevelHead(nn.Module):
     def sample(
         self,
         hidden_BD: Tensor,
-        free_BD: Tensor | None,
+        unconditional_BD: Tensor | None,
         sampling: Sampling,
         generator: torch.Generator | None,
     ) -> Tensor:
         """Levels (B, K), one after another.
 
         Args:
-            free_BD: hidden states without the caption, for guidance.
+            unconditional_BD: hidden states without the caption, for guidance.
         """
         states = [self.project(hidden_BD)]
-        if free_BD is not None:
-            states.append(self.project(free_BD))
+        if unconditional_BD is not None:
+            states.append(self.project(unconditional_BD))
         levels = []
         for k in range(len(self.choices)):
             place = torch.tensor([k], device=hidden_BD.device)
-            asked, *free = (self._logits(state[:, None], place)[:, 0] for state in states)
-            if free:
-                asked = free[0] + sampling.guidance * (asked - free[0])
+            asked, *unconditional = (self._logits(state[:, None], place)[:, 0] for state in states)
+            if unconditional:
+                asked = unconditional[0] + sampling.guidance * (asked - unconditional[0])
                 asked = asked.masked_fill(self._missing(place), -torch.inf)  # was inf - inf
             levels.append(_draw(asked, sampling, generator))
             states = [state + self.drawn[k, levels[-1]] for state in states]
@@ -158,10 +158,10 @@ class LevelHead(nn.Module):
         return torch.arange(self.bias.shape[1], device=places_k.device) >= choices[:, None]
 
 
-class CodeWriter(nn.Module):
+class CodeGenerator(nn.Module):
     """Any Hugging Face causal language model, taught to write codes."""
 
-    def __init__(self, language: Any, config: WriterConfig) -> None:
+    def __init__(self, language: Any, config: CodeGeneratorConfig) -> None:
         super().__init__()
         use_packed_attention(language)
         width = language.get_input_embeddings().embedding_dim
@@ -182,7 +182,7 @@ class CodeWriter(nn.Module):
     ) -> dict[str, Tensor]:
         """Sums of nats over packed samples: `next` of everything scored, of it `text` and `codes`.
 
-        Arguments are those of `viq.data.batching.generation_batches.WrittenPack`.
+        Arguments are those of `viq.data.batching.generation_batches.GenerationBatch`.
         """
         places_L = ids_L == IMAGE_TOKEN
         words_LD = self.language.get_input_embeddings()(ids_L.masked_fill(places_L, 0))
@@ -206,10 +206,10 @@ class CodeWriter(nn.Module):
         return {"next": text + codes, "text": text, "codes": codes}
 
     @torch.inference_mode()
-    def draw(
+    def generate(
         self,
         prompts: Sequence[Sequence[int]],
-        free: Sequence[int],
+        unconditional: Sequence[int],
         grid: Grid,
         sampling: Sampling,
         generator: torch.Generator | None = None,
@@ -217,10 +217,10 @@ class CodeWriter(nn.Module):
         """Codebook indices (B, rows, cols, S) for prompts that end with the begin mark.
 
         Args:
-            free: the prompt without caption, for guidance.
+            unconditional: the prompt without caption, for guidance.
         """
         guided = sampling.guidance != 1
-        rows = [*prompts, *([free] * len(prompts) if guided else [])]
+        rows = [*prompts, *([unconditional] * len(prompts) if guided else [])]
         ahead_TD = self._ahead(grid)
         inputs_BLD, mask_BL = self._padded(rows)
         inputs_BLD[:, -1] += ahead_TD[0]
@@ -244,7 +244,7 @@ class CodeWriter(nn.Module):
         return torch.stack(written, 1).unflatten(1, grid)
 
     @torch.inference_mode()
-    def say(
+    def generate_text(
         self,
         prompts: Sequence[Sequence[int]],
         allowed: Sequence[int],
@@ -257,10 +257,10 @@ class CodeWriter(nn.Module):
 
         Nothing is cached: it is for a few words, such as a size mark.
         """
-        said: list[list[int]] = [[] for _ in prompts]
+        tokens: list[list[int]] = [[] for _ in prompts]
         going, choices = list(range(len(prompts))), torch.tensor([*allowed, end])
         for _ in range(most):
-            inputs_BLD, mask_BL = self._padded([[*prompts[i], *said[i]] for i in going])
+            inputs_BLD, mask_BL = self._padded([[*prompts[i], *tokens[i]] for i in going])
             hidden_BLD = (
                 base_of(self.language)
                 .get_decoder()(
@@ -274,18 +274,18 @@ class CodeWriter(nn.Module):
             logits = self.language.get_output_embeddings()(hidden_BLD[:, -1]).float().cpu()
             words = choices[_draw(logits[:, choices], sampling, generator)].tolist()
             for i, word in zip(going, words, strict=True):
-                said[i].append(word)
-            going = [i for i in going if said[i][-1] != end]
+                tokens[i].append(word)
+            going = [i for i in going if tokens[i][-1] != end]
             if not going:
                 break
-        return [words[:-1] if words[-1] == end else words for words in said]
+        return [words[:-1] if words[-1] == end else words for words in tokens]
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the language model in the Hugging Face manner, then what was added to it."""
         folder = Path(folder)
         with quiet():
             self.language.save_pretrained(folder / LANGUAGE)
-        stamp_folder(folder / LANGUAGE)
+        write_digest(folder / LANGUAGE)
         make_readable(*(folder / LANGUAGE).iterdir())
         added = {k: v for k, v in self.state_dict().items() if not k.startswith("language.")}
         checkpoint.write_weights(folder / checkpoint.WEIGHTS_FILE, added)
@@ -294,7 +294,7 @@ class CodeWriter(nn.Module):
         write_atomically(folder / checkpoint.CONFIG_FILE, text.encode())
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> CodeWriter:
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> CodeGenerator:
         """A writer from its folder, frozen, in eval mode.
 
         Raises:
@@ -303,12 +303,14 @@ class CodeWriter(nn.Module):
         folder = Path(folder)
         values, where = checkpoint.read_config(folder), str(folder / checkpoint.CONFIG_FILE)
         path = folder / checkpoint.WEIGHTS_FILE
-        stamp = stamps_of(values, where)[1]
-        own_stamp = values.pop("fingerprint", "")  # of the tokenizer whose codes it writes
+        digest = digests_of(values, where)[1]
+        own_fingerprint = values.pop("fingerprint", "")  # of the tokenizer whose codes it writes
         for name in ("format", DIGEST):
             values.pop(name, None)
-        config = checkpoint.from_dict(WriterConfig, {**values, "fingerprint": own_stamp}, where)
-        verify_all(path, stamp)
+        config = checkpoint.from_dict(
+            CodeGeneratorConfig, {**values, "fingerprint": own_fingerprint}, where
+        )
+        verify_all(path, digest)
         language = load_language(folder / LANGUAGE)
         with checkpoint.building(where):
             writer = cls(language, config)

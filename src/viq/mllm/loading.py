@@ -26,12 +26,16 @@ MODEL = "model"  # of a run folder: RUN/STAGE/model
 
 
 def make_processor(
-    words: Any, embedder: CodeEmbedder, *, merge_size: int = 2, chat: ChatConfig | None = None
+    text_tokenizer: Any,
+    embedder: CodeEmbedder,
+    *,
+    merge_size: int = 2,
+    chat: ChatConfig | None = None,
 ) -> ViQProcessor:
     """The processor for a text tokenizer and an embedder."""
     chat = chat or ChatConfig()
     return ViQProcessor(
-        words,
+        text_tokenizer,
         system=chat.system,
         max_length=chat.max_length,
         merge_size=merge_size,
@@ -44,9 +48,9 @@ def assemble(
     language: Any, embedder: CodeEmbedder, processor: ViQProcessor
 ) -> ViQForConditionalGeneration:
     """A model of its parts; its projector is new. It answers greedily unless asked otherwise."""
-    words = processor.tokenizer
-    if len(words) > language.get_input_embeddings().num_embeddings:
-        language.resize_token_embeddings(len(words), mean_resizing=False)
+    text_tokenizer = processor.tokenizer
+    if len(text_tokenizer) > language.get_input_embeddings().num_embeddings:
+        language.resize_token_embeddings(len(text_tokenizer), mean_resizing=False)
     model = ViQForConditionalGeneration.from_parts(
         language,
         embedder,
@@ -54,7 +58,8 @@ def assemble(
         merge_size=processor.merge_size,
     )
     model.generation_config = GenerationConfig(
-        eos_token_id=words.convert_tokens_to_ids(END), pad_token_id=words.pad_token_id
+        eos_token_id=text_tokenizer.convert_tokens_to_ids(END),
+        pad_token_id=text_tokenizer.pad_token_id,
     )
     return model
 

@@ -27,13 +27,13 @@ from transformers.configuration_utils import PreTrainedConfig
 from viq.core.types import IMAGE_TOKEN, CodesError, Grid, ViqError
 from viq.image.patches import PatchBatch, exact_pixels, lengths_of
 from viq.models.language.projector import MergeProjector, ProjectorConfig, Whitener
-from viq.models.language.reader import ReadsFeatures
+from viq.models.language.vision_language import VisionLanguageMixin
 from viq.models.layers.unregistered import Unregistered
 from viq.models.tokenizer.embedder import CodeEmbedder, EmbedderConfig
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.weights import checkpoint
 from viq.weights.pretrained import causal_of, load_pretrained
-from viq.weights.verify import stamp_folder
+from viq.weights.verify import write_digest
 
 
 class ViQConfig(PreTrainedConfig):
@@ -70,7 +70,7 @@ class ViQConfig(PreTrainedConfig):
         return checkpoint.from_dict(EmbedderConfig, self.embedder_config, "embedder_config")
 
 
-class ViQForConditionalGeneration(ReadsFeatures, PreTrainedModel, GenerationMixin):
+class ViQForConditionalGeneration(VisionLanguageMixin, PreTrainedModel, GenerationMixin):
     """Text and images in, text out.
 
     Build it of its parts with `from_parts`, or load one with `from_pretrained`.
@@ -95,7 +95,7 @@ class ViQForConditionalGeneration(ReadsFeatures, PreTrainedModel, GenerationMixi
             ProjectorConfig(
                 features=embedder.width,
                 width=config.text_config.hidden_size,
-                merge=config.merge_size,
+                merge_size=config.merge_size,
                 whiten=True,
             )
         )
@@ -126,7 +126,7 @@ class ViQForConditionalGeneration(ReadsFeatures, PreTrainedModel, GenerationMixi
         """As in transformers, and the digest of the weights beside them."""
         done = super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
-            stamp_folder(Path(save_directory))
+            write_digest(Path(save_directory))
         return done
 
     @classmethod

@@ -37,7 +37,7 @@ class ViQProcessor(ProcessorMixin):
     """Text tokenizer, chat format and images, together.
 
     Args:
-        tokenizer: of the language model; must know the two ChatML marks.
+        tokenizer: of the language model; must know the two special tokens of ChatML.
         system: text of the system turn; "" for none.
         merge_size: as in the config of the model.
         max_pixels: images with a larger area are shrunk to it, as `viq encode --max-pixels` does.
@@ -99,7 +99,7 @@ class ViQProcessor(ProcessorMixin):
             (T, 4) or `pixel_values` (T, 768); `labels` (B, L) if asked for.
 
         Raises:
-            ViqError: image marks and images differ in number, codes are of another tokenizer, or a
+            ViqError: image placeholders and images differ in number, codes are of another tokenizer, or a
                 conversation has another form; names the sample.
         """
         if images is not None and codes is not None:
@@ -146,7 +146,7 @@ class ViQProcessor(ProcessorMixin):
             add_generation_prompt: whether the text ends with the head of the answer.
 
         Raises:
-            ViqError: a conversation has another form, or its text spells out marks of ChatML,
+            ViqError: a conversation has another form, or its text spells out special tokens of ChatML,
                 which a prompt in one text could not tell from its own.
         """
         if chat_template is not None:

@@ -1,7 +1,7 @@
 """Pictures from sentences: a trained model that writes codes, and the tokenizer that shows them.
 
-artist = Artist.load("runs/draw")
-artist.draw(["a red circle left of a blue square"], Sampling(guidance=2))[0].save("out.png")
+pipeline = TextToImagePipeline.load("runs/draw")
+pipeline.generate(["a red circle left of a blue square"], Sampling(guidance=2))[0].save("out.png")
 """
 
 from __future__ import annotations
@@ -16,26 +16,35 @@ from PIL import Image
 
 from viq.core.codes import Codes
 from viq.core.types import CODES_PER_PATCH, PATCH_SIZE, Grid, Size, ViqError, grid_of
-from viq.data.batching.generation_batches import draw_prompt, order_prompt, read_size, size_words
-from viq.data.text.text_tokenizer import load_tokenizer
-from viq.mllm.generation import LANGUAGE, CodeWriter, Sampling
+from viq.data.batching.generation_batches import (
+    generation_prompt,
+    instruction_prompt,
+    parse_size,
+    size_tokens,
+)
+from viq.data.text.text_tokenizer import load_text_tokenizer
+from viq.mllm.generation import LANGUAGE, CodeGenerator, Sampling
 from viq.models.tokenizer.loading import load
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.weights.checkpoint import CONFIG_FILE
 
 _GROUP = 32  # pictures drawn at a time
-_SIZE_WORDS = 8  # at most in a size mark
+_SIZE_TOKENS = 8  # at most in a size mark
 
 
-class Artist:
-    """A writer of codes, its words, and the tokenizer whose codes it writes."""
+class TextToImagePipeline:
+    """A generator of codes, its text_tokenizer, and the tokenizer whose codes it writes."""
 
-    def __init__(self, writer: CodeWriter, words: Any, tokenizer: VisualTokenizer) -> None:
-        tokenizer.require(writer.config.fingerprint)
-        self.writer, self.words, self.tokenizer = writer, words, tokenizer
+    def __init__(
+        self, generator: CodeGenerator, text_tokenizer: Any, tokenizer: VisualTokenizer
+    ) -> None:
+        tokenizer.require(generator.config.fingerprint)
+        self.generator, self.text_tokenizer, self.tokenizer = generator, text_tokenizer, tokenizer
 
     @classmethod
-    def load(cls, run: str | Path, *, tokenizer: str | None = None, device: str = "cpu") -> Artist:
+    def load(
+        cls, run: str | Path, *, tokenizer: str | None = None, device: str = "cpu"
+    ) -> TextToImagePipeline:
         """From a run folder or the folder of its model.
 
         Args:
@@ -49,17 +58,19 @@ class Artist:
             folder = folder / "model"
         if not (folder / LANGUAGE).is_dir() or not (folder / CONFIG_FILE).is_file():
             raise ViqError(f"{run}: no finished model that draws; train one with viq train draw")
-        writer = CodeWriter.from_pretrained(folder).to(device)
-        words = load_tokenizer(folder / LANGUAGE)
-        return cls(writer, words, load(tokenizer or writer.config.tokenizer, device=device))
+        generator = CodeGenerator.from_pretrained(folder).to(device)
+        text_tokenizer = load_text_tokenizer(folder / LANGUAGE)
+        return cls(
+            generator, text_tokenizer, load(tokenizer or generator.config.tokenizer, device=device)
+        )
 
     @property
     def size(self) -> Size:
         """(height, width) in px of most pictures it was trained on."""
-        rows, cols = self.writer.config.grid
+        rows, cols = self.generator.config.grid
         return rows * PATCH_SIZE, cols * PATCH_SIZE
 
-    def write(
+    def generate_codes(
         self,
         captions: Sequence[str],
         sampling: Sampling | None = None,
@@ -75,44 +86,57 @@ class Artist:
         sampling = sampling or Sampling()
         if size is not None and min(size) < 1:
             raise ViqError(f"size {size[0]}x{size[1]}: give height and width of at least 1 px")
-        device = next(self.writer.parameters()).device
+        device = next(self.generator.parameters()).device
         generator = torch.Generator(device).manual_seed(seed)
-        grids = [grid_of(size)] * len(captions) if size else self.grids(captions, sampling, seed)
+        grids = (
+            [grid_of(size)] * len(captions) if size else self.choose_grids(captions, sampling, seed)
+        )
         codes: dict[int, Codes] = {}
         for grid in sorted(set(grids)):
             alike = [number for number, found in enumerate(grids) if found == grid]
-            free = draw_prompt(None, grid, self.words)
+            unconditional = generation_prompt(None, grid, self.text_tokenizer)
             for start in range(0, len(alike), _GROUP):
                 group = alike[start : start + _GROUP]
-                prompts = [draw_prompt(captions[number], grid, self.words) for number in group]
-                ids = self.writer.draw(prompts, free, grid, sampling, generator).cpu().numpy()
+                prompts = [
+                    generation_prompt(captions[number], grid, self.text_tokenizer)
+                    for number in group
+                ]
+                ids = (
+                    self.generator.generate(prompts, unconditional, grid, sampling, generator)
+                    .cpu()
+                    .numpy()
+                )
                 for number, each in zip(group, ids, strict=True):
                     codes[number] = Codes(
                         each.astype(np.uint16).reshape(*grid, CODES_PER_PATCH),
                         size or (grid[0] * PATCH_SIZE, grid[1] * PATCH_SIZE),
-                        fingerprint=self.writer.config.fingerprint,
+                        fingerprint=self.generator.config.fingerprint,
                     )
         return [codes[number] for number in range(len(captions))]
 
-    def grids(self, captions: Sequence[str], sampling: Sampling, seed: int = 0) -> list[Grid]:
+    def choose_grids(
+        self, captions: Sequence[str], sampling: Sampling, seed: int = 0
+    ) -> list[Grid]:
         """Rows and columns of patches that the model chooses for each caption.
 
-        It writes the size mark as it writes any words, but of figures and "x" alone. What says no
+        It writes the size mark as it writes any text_tokenizer, but of figures and "x" alone. What says no
         size then, or one larger than all it was trained on, becomes the most frequent.
         """
-        words, end = size_words(self.words)
+        text_tokenizer, end = size_tokens(self.text_tokenizer)
         generator = torch.Generator().manual_seed(seed)
-        prompts = [order_prompt(caption, self.words) for caption in captions]
+        prompts = [instruction_prompt(caption, self.text_tokenizer) for caption in captions]
         grids: list[Grid] = []
         for start in range(0, len(prompts), _GROUP):
             group = prompts[start : start + _GROUP]
-            for said in self.writer.say(group, words, end, _SIZE_WORDS, sampling, generator):
-                grid = read_size(said, self.words)
-                fits = grid is not None and grid[0] * grid[1] <= self.writer.config.most_patches
-                grids.append(grid if grid is not None and fits else self.writer.config.grid)
+            for tokens in self.generator.generate_text(
+                group, text_tokenizer, end, _SIZE_TOKENS, sampling, generator
+            ):
+                grid = parse_size(tokens, self.text_tokenizer)
+                fits = grid is not None and grid[0] * grid[1] <= self.generator.config.most_patches
+                grids.append(grid if grid is not None and fits else self.generator.config.grid)
         return grids
 
-    def draw(
+    def generate(
         self,
         captions: Sequence[str],
         sampling: Sampling | None = None,
@@ -120,5 +144,5 @@ class Artist:
         size: Size | None = None,
         seed: int = 0,
     ) -> list[Image.Image]:
-        """One picture for each caption, as `write`."""
-        return self.tokenizer.decode(self.write(captions, sampling, size=size, seed=seed))
+        """One picture for each caption, as `generate_codes`."""
+        return self.tokenizer.decode(self.generate_codes(captions, sampling, size=size, seed=seed))

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from viq.data.batching.tokenizer_batches import DataConfig
 from viq.data.text.chat_format import ChatConfig
-from viq.models.language.reader import LanguageConfig
+from viq.models.language.vision_language import LanguageConfig
 from viq.models.tokenizer.presets import tiny
 from viq.models.tokenizer.quantizer import Limit
-from viq.recipes.tokenizer import _CROPS, _DRAWN
+from viq.recipes.tokenizer import _CROPS, _SYNTHETIC
 from viq.train.loop import LoopConfig
 from viq.train.optim import OptimConfig
-from viq.train.tokenizer.recipe import Recipe, StageConfig
+from viq.train.tokenizer.recipe import StageConfig, TokenizerRecipe
 
 
 def ablation(
@@ -22,7 +22,7 @@ def ablation(
     proximal: bool = True,
     limit: Limit = "linf",
     rope: bool = True,
-) -> Recipe:
+) -> TokenizerRecipe:
     """The paper's stages in a quarter of an hour on one core, from random weights.
 
     One choice of the paper can be taken back; docs/training.md compares. Every variant sees as
@@ -32,7 +32,7 @@ def ablation(
     """
     optim = OptimConfig(learning_rate=1e-3, weight_decay=0.02, betas=(0.9, 0.99), min_lr_ratio=1.0)
     chat = ChatConfig(system="", max_length=768)
-    talk = DataConfig(max_side=128, patches=1536, chat=chat, drawn=_DRAWN)
+    talk = DataConfig(max_side=128, patches=1536, chat=chat, synthetic=_SYNTHETIC)
     # About as many patches a step for every variant: conversations bring some 320 of them.
     crops = replace(_CROPS, patches_per_step=640 if text else 960)
     both = replace(talk, tokens=640, patches=1024, crops=crops)
@@ -84,7 +84,7 @@ def ablation(
         proximal_limit=limit,
         rope_angle_dtype="float32" if rope else "none",
     )
-    return Recipe(
+    return TokenizerRecipe(
         name="ablation",
         model=replace(model, quantizer=quantizer),
         language=LanguageConfig(),

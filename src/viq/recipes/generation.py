@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from viq.models.language.reader import LanguageConfig
-from viq.train.generation.recipe import DrawRecipe
+from viq.models.language.vision_language import LanguageConfig
+from viq.train.generation.recipe import GenerationRecipe
 from viq.train.loop import LoopConfig
 from viq.train.optim import OptimConfig
 
 
-def tiny() -> DrawRecipe:
+def tiny() -> GenerationRecipe:
     """2.3M parameters from scratch, pictures of 96x96 px with one or two shapes: about fifteen
     minutes on one core, no download."""
     rates = OptimConfig(
         learning_rate=1.5e-3, weight_decay=0.02, betas=(0.9, 0.98), min_lr_ratio=0.02
     )
-    return DrawRecipe(
+    return GenerationRecipe(
         name="tiny",
         language=LanguageConfig(width=192, depth=4, heads=3, mlp_width=512, vocabulary=512),
         loop=LoopConfig(
@@ -32,7 +32,7 @@ def tiny() -> DrawRecipe:
     )
 
 
-def debug() -> DrawRecipe:
+def debug() -> GenerationRecipe:
     """The whole path in seconds, for tests and first steps."""
     recipe = tiny()
     loop = replace(recipe.loop, steps=6, ema_decay=0.5, log_every=1, eval_every=3, save_every=3)
@@ -48,9 +48,9 @@ def debug() -> DrawRecipe:
     )
 
 
-def qwen() -> DrawRecipe:
+def qwen() -> GenerationRecipe:
     """Qwen2.5-0.5B, all of it trained: `viq train draw qwen --codes FILE --tokenizer NAME`."""
-    return DrawRecipe(
+    return GenerationRecipe(
         name="qwen",
         language=LanguageConfig(name="Qwen/Qwen2.5-0.5B"),
         head_width=512,
@@ -67,4 +67,4 @@ def qwen() -> DrawRecipe:
     )
 
 
-RECIPES: Mapping[str, Callable[[], DrawRecipe]] = {"tiny": tiny, "debug": debug, "qwen": qwen}
+RECIPES: Mapping[str, Callable[[], GenerationRecipe]] = {"tiny": tiny, "debug": debug, "qwen": qwen}

@@ -11,16 +11,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from viq.data.batching.code_batches import CodeDataConfig
-from viq.data.corpora.synthetic_source import DrawnConfig
+from viq.data.corpora.synthetic_source import SyntheticConfig
 from viq.data.text.chat_format import ChatConfig
-from viq.models.language.reader import AdapterConfig, LanguageConfig
+from viq.models.language.vision_language import AdapterConfig, LanguageConfig
 from viq.train.loop import LoopConfig
 from viq.train.mllm.recipe import MllmRecipe, MllmStage
 from viq.train.optim import OptimConfig
 
 
 def tiny() -> MllmRecipe:
-    """A language model of 0.8M parameters from scratch, on the codes of 12,000 drawn pictures of
+    """A language model of 0.8M parameters from scratch, on the codes of 12,000 synthetic pictures of
     one or two shapes, with one question each: a model this small learns to look only where little
     stands between picture and answer.
 
@@ -33,7 +33,9 @@ def tiny() -> MllmRecipe:
     return MllmRecipe(
         name="tiny",
         language=LanguageConfig(width=128, depth=3, heads=4, mlp_width=384, vocabulary=512),
-        drawn=DrawnConfig(pictures=12_000, kinds={"plain": 1.0}, sides=(48, 80), questions=1),
+        synthetic=SyntheticConfig(
+            pictures=12_000, kinds={"plain": 1.0}, sides=(48, 80), questions=1
+        ),
         stages=(
             MllmStage(
                 name="1-projector",
@@ -51,9 +53,9 @@ def tiny() -> MllmRecipe:
 
 
 def small() -> MllmRecipe:
-    """The bundled `viq-tiny-chat`: 2.2M parameters, 40,000 drawn pictures and stores of one's own.
+    """The bundled `viq-tiny-chat`: 2.2M parameters, 40,000 synthetic pictures and stores of one's own.
 
-    `viq train mllm small --codes STORE.. --drawn`.
+    `viq train mllm small --codes STORE.. --synthetic`.
     """
     recipe = tiny()
     first, second = recipe.stages
@@ -62,7 +64,7 @@ def small() -> MllmRecipe:
         recipe,
         name="small",
         language=LanguageConfig(width=192, depth=4, heads=6, mlp_width=512, vocabulary=1024),
-        drawn=DrawnConfig(
+        synthetic=SyntheticConfig(
             pictures=40_000, kinds={"plain": 2.0, "scene": 1.0}, sides=(48, 112), questions=2
         ),
         stages=(first, replace(second, loop=replace(second.loop, steps=9000, optim=optim))),
@@ -88,7 +90,7 @@ def debug() -> MllmRecipe:
         recipe,
         name="debug",
         language=LanguageConfig(width=32, depth=2, heads=2, mlp_width=64, vocabulary=400),
-        drawn=DrawnConfig(pictures=40, sides=(48, 96), questions=3),
+        synthetic=SyntheticConfig(pictures=40, sides=(48, 96), questions=3),
         stages=stages,
     )
 

@@ -12,13 +12,13 @@ from viq.core.types import ViqError
 from viq.recipes.ablations import ablation
 from viq.recipes.tokenizer import train_debug, train_g, train_so400m, train_tiny
 from viq.train.old_names import with_new_names
-from viq.train.tokenizer.recipe import Recipe
+from viq.train.tokenizer.recipe import TokenizerRecipe
 from viq.weights.checkpoint import from_dict, read_object
 
 R = TypeVar("R")  # a recipe
 
 
-RECIPES: Mapping[str, Callable[[], Recipe]] = {
+RECIPES: Mapping[str, Callable[[], TokenizerRecipe]] = {
     "tiny": train_tiny,
     "debug": train_debug,
     "ablation-full": ablation,
@@ -32,13 +32,13 @@ RECIPES: Mapping[str, Callable[[], Recipe]] = {
 }
 
 
-def find_recipe(name: str) -> Recipe:
+def find_recipe(name: str) -> TokenizerRecipe:
     """A recipe of a tokenizer by name, or from a JSON file.
 
     Raises:
         ViqError: no such recipe, or a file that is none.
     """
-    return find(name, RECIPES, Recipe)
+    return find(name, RECIPES, TokenizerRecipe)
 
 
 def find(name: str, recipes: Mapping[str, Callable[[], R]], kind: type[R]) -> R:

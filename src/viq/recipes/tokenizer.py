@@ -12,7 +12,7 @@ from dataclasses import replace
 from viq.data.batching.crops import CropConfig
 from viq.data.batching.tokenizer_batches import DataConfig
 from viq.data.text.chat_format import ChatConfig
-from viq.models.language.reader import AdapterConfig, LanguageConfig
+from viq.models.language.vision_language import AdapterConfig, LanguageConfig
 from viq.models.tokenizer.decoder import DecoderConfig
 from viq.models.tokenizer.encoder import EncoderConfig
 from viq.models.tokenizer.latent_head import LatentConfig
@@ -21,9 +21,9 @@ from viq.models.vision.tower import TowerConfig
 from viq.train.loop import LoopConfig
 from viq.train.optim import OptimConfig
 from viq.train.tokenizer.discriminator import DiscriminatorConfig
-from viq.train.tokenizer.recipe import Recipe, StageConfig
+from viq.train.tokenizer.recipe import StageConfig, TokenizerRecipe
 
-_DRAWN = {"scene": 4.0, "word": 2.0, "chart": 1.0, "text": 1.0}
+_SYNTHETIC = {"scene": 4.0, "word": 2.0, "chart": 1.0, "text": 1.0}
 _CROPS = CropConfig(
     sides={3: 0.03, 8: 0.27, 12: 0.23, 16: 0.2, 24: 0.13, 32: 0.08, 44: 0.045, 64: 0.015},
     patches_per_group=256,
@@ -31,7 +31,7 @@ _CROPS = CropConfig(
 )
 
 
-def train_tiny() -> Recipe:
+def train_tiny() -> TokenizerRecipe:
     """The bundled model: `viq train tiny --data PHOTOS --data PAIRS --out RUN`, about two hours.
 
     The stages of the paper at a thousandth of its size. The paper begins from SigLIP2; here a
@@ -46,7 +46,12 @@ def train_tiny() -> Recipe:
     begun = replace(scratch, learning_rate=2e-4, new_module_lr=1e-3)
     chat = ChatConfig(system="", max_length=768)
     talk = DataConfig(
-        max_side=128, tokens=1024, patches=1536, chat=chat, drawn=_DRAWN, drawn_share=0.5
+        max_side=128,
+        tokens=1024,
+        patches=1536,
+        chat=chat,
+        synthetic=_SYNTHETIC,
+        synthetic_ratio=0.5,
     )
     both = replace(talk, max_side=192, tokens=640, patches=1024, crops=_CROPS)
     many = replace(_CROPS, patches_per_group=512, patches_per_step=2048)
@@ -55,7 +60,7 @@ def train_tiny() -> Recipe:
     # The text loss has by far the smallest gradient in the encoder, that on pixels must not yield.
     whole = {"text": 2.0, "distill": 0.5, "rmse": 5.0}
     first = ("encoder", "pool", "reader")
-    return Recipe(
+    return TokenizerRecipe(
         name="tiny",
         model=tiny(),
         language=LanguageConfig(),
@@ -69,7 +74,7 @@ def train_tiny() -> Recipe:
                 name="0-teacher",
                 kind="tower",
                 parts=(),
-                data=replace(talk, patches=4096, drawn_share=0.4, drawn_sides=(96, 160)),
+                data=replace(talk, patches=4096, synthetic_ratio=0.4, synthetic_sides=(96, 160)),
                 loop=LoopConfig(steps=600, losses={"contrast": 1.0}, optim=scratch),
             ),
             StageConfig(
@@ -171,7 +176,7 @@ def train_tiny() -> Recipe:
     )
 
 
-def train_debug() -> Recipe:
+def train_debug() -> TokenizerRecipe:
     """All stages in seconds, for tests and first steps: a smaller model, a few steps each."""
     recipe = train_tiny()
     model = replace(
@@ -189,8 +194,8 @@ def train_debug() -> Recipe:
             gradient_accumulation=2,
             tokens=256,
             patches=128,
-            drawn={"scene": 1.0},
-            drawn_sides=(48, 64),
+            synthetic={"scene": 1.0},
+            synthetic_sides=(48, 64),
             crops=stage.data.crops and crops,
         )
         loop = replace(stage.loop, steps=6, log_every=1, eval_every=3, save_every=3)
@@ -208,7 +213,7 @@ def train_debug() -> Recipe:
     )
 
 
-def train_g() -> Recipe:
+def train_g() -> TokenizerRecipe:
     """The paper's recipe: `viq train g --start SIGLIP2 --teacher SIGLIP2 --vae VAE --data ...`.
 
     Steps follow from the paper's tokens (3B, 3B, 1B, 30B) at 64 micro-batches of 4,096. Stage 1's
@@ -218,13 +223,13 @@ def train_g() -> Recipe:
     model = replace(g(), latents=LatentConfig())
     rates = OptimConfig(learning_rate=5e-5)
     data = DataConfig(gradient_accumulation=64, max_side=768, tokens=4096, patches=16384,
-                      drawn=_DRAWN, drawn_share=0.1, drawn_sides=(128, 768))  # fmt: skip
+                      synthetic=_SYNTHETIC, synthetic_ratio=0.1, synthetic_sides=(128, 768))  # fmt: skip
     align = {"text": 1.0, "distill": 10.0}  # of the released code; the paper's are unpublished
     whole = {**align, "latents": 1.0}
     loop = LoopConfig(steps=11_444, losses=align, optim=rates, save_every=500, eval_every=500)
     parts = ("encoder", "pool", "reader")
     everything = ("encoder", "quantizer", "pool", "latent_head", "reader")
-    return Recipe(
+    return TokenizerRecipe(
         name="g",
         model=model,
         expects_start=True,
@@ -237,7 +242,7 @@ def train_g() -> Recipe:
                 bottleneck="none",
                 parts=parts,
                 new=("reader",),
-                data=replace(data, max_side=384, merge=4),
+                data=replace(data, max_side=384, merge_size=4),
                 loop=loop,
                 gradient_checkpointing=True,
             ),
@@ -280,7 +285,7 @@ def train_g() -> Recipe:
                 perceptual="lpips",
                 discriminator=DiscriminatorConfig(width=512, depth=4),
                 data=replace(
-                    data, drawn={}, max_side=256, crops=replace(_CROPS, patches_per_step=16384)
+                    data, synthetic={}, max_side=256, crops=replace(_CROPS, patches_per_step=16384)
                 ),
                 loop=LoopConfig(
                     steps=50_000,
@@ -301,6 +306,6 @@ def train_g() -> Recipe:
     )
 
 
-def train_so400m() -> Recipe:
+def train_so400m() -> TokenizerRecipe:
     """The same stages from the smaller SigLIP2 tower."""
     return replace(train_g(), name="so400m", model=replace(so400m(), latents=LatentConfig()))

@@ -1,6 +1,6 @@
 """Small charts, laid out once and drawn as SVG or with Pillow.
 
-A chart is a `Drawing`: lines, dots, boxes and words at places in px. Both painters get the same
+A chart is a `Chart`: lines, dots, boxes and words at places in px. Both painters get the same
 items, so a page and a picture of it cannot differ. Colours are names: the page gives them values
 for light and dark, `INKS` those of the picture.
 """
@@ -63,7 +63,7 @@ class Words:
 
 
 @dataclass
-class Drawing:
+class Chart:
     width: float
     height: float
     title: str
@@ -81,7 +81,7 @@ def curve(
     *,
     smooth: bool = True,
     even: Sequence[float] | None = None,
-) -> Drawing:
+) -> Chart:
     """Values over steps: points, and a smoothed line through them.
 
     Args:
@@ -90,7 +90,7 @@ def curve(
         even: values to compare with, as a dashed line.
     """
     x, y = np.asarray(steps, float), np.asarray(values, float)
-    drawing = Drawing(WIDTH, HEIGHT, title)
+    drawing = Chart(WIDTH, HEIGHT, title)
     every = y if even is None else np.concatenate([y, even])
     heavy = y.min() > 0 and y.max() > _HEAVY * np.median(y)
     y_ticks = log_ticks(every.min(), every.max()) if heavy else ticks(every.min(), every.max())
@@ -134,14 +134,14 @@ def curve(
     return drawing
 
 
-def bars(counts: Sequence[int], title: str, crowded: int | None = None) -> Drawing:
+def bars(counts: Sequence[int], title: str, crowded: int | None = None) -> Chart:
     """Shares of the levels of one FSQ dimension; a dashed line shows even use.
 
     Args:
         crowded: the level to show as a warning.
     """
     width, height, top, bottom = 132, 128, 44, 106
-    drawing = Drawing(width, height, title)
+    drawing = Chart(width, height, title)
     shares = np.asarray(counts, float) / max(1, sum(counts))
     peak = max(shares.max(), 1 / len(counts))
     each = width / len(counts)
@@ -254,7 +254,7 @@ def short(value: float) -> str:
 # Painters
 
 
-def to_svg(drawing: Drawing) -> str:
+def to_svg(drawing: Chart) -> str:
     """An <svg> element to stand in a page; classes name the inks."""
     width, height = f"{drawing.width:g}", f"{drawing.height:g}"
     parts = [
@@ -289,7 +289,7 @@ def to_svg(drawing: Drawing) -> str:
     return "".join([*parts, "</svg>"])
 
 
-def to_image(drawing: Drawing, scale: float) -> Image.Image:
+def to_image(drawing: Chart, scale: float) -> Image.Image:
     """The drawing on paper, `scale` times as large; painted at twice that, for smooth edges."""
     fine = 2 * scale
     size = (round(drawing.width * scale) * 2, round(drawing.height * scale) * 2)

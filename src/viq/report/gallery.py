@@ -28,11 +28,11 @@ from viq.core.names import portable
 from viq.core.outputs import Manifest, require_folder, require_free
 from viq.core.types import ViqError
 from viq.image.codecs import fit_codec
-from viq.image.open import ImageError, Source, open_image
+from viq.image.open import ImageError, ImageInput, open_image
 from viq.metrics.images import fidelity
 from viq.models.tokenizer.tokenizer import VisualTokenizer
+from viq.report.gallery_common import encoded
 from viq.report.gallery_page import make_page, section
-from viq.report.gallery_parts import encoded
 from viq.report.gallery_sheet import block, make_sheet
 
 _FOR_ALL, _MANIFEST = ("gallery.png", "gallery.html"), "gallery.jsonl"
@@ -90,7 +90,7 @@ def sample_photos() -> list[tuple[str, Image.Image]]:
 
 def make_gallery(
     tokenizer: VisualTokenizer,
-    sources: Sequence[Source | tuple[str, Source]],
+    sources: Sequence[ImageInput | tuple[str, ImageInput]],
     out: Path,
     *,
     title: str,
@@ -262,7 +262,7 @@ def _most_detailed(image: Image.Image) -> tuple[int, int, int, int]:
 # Files
 
 
-def _named(sources: Sequence[Source | tuple[str, Source]]) -> list[tuple[str, Source]]:
+def _named(sources: Sequence[ImageInput | tuple[str, ImageInput]]) -> list[tuple[str, ImageInput]]:
     """Each source with a name that is good for files, and its own."""
     taken = {"gallery"}  # ours
     named = []
@@ -284,7 +284,7 @@ def _named(sources: Sequence[Source | tuple[str, Source]]) -> list[tuple[str, So
     return named
 
 
-def _protect(named: Sequence[tuple[str, Source]], out: Path) -> None:
+def _protect(named: Sequence[tuple[str, ImageInput]], out: Path) -> None:
     """Refuse to overwrite a picture that was given."""
     given = {
         _identity(source)
@@ -300,7 +300,9 @@ def _protect(named: Sequence[tuple[str, Source]], out: Path) -> None:
             )
 
 
-def _require_ours(named: Sequence[tuple[str, Source]], manifest: Manifest, overwrite: bool) -> None:
+def _require_ours(
+    named: Sequence[tuple[str, ImageInput]], manifest: Manifest, overwrite: bool
+) -> None:
     """Refuse to replace files that no gallery made, or that have changed since."""
     for name in _files_of(named):
         place = manifest.path.parent / name
@@ -308,7 +310,7 @@ def _require_ours(named: Sequence[tuple[str, Source]], manifest: Manifest, overw
             require_free(place, overwrite=overwrite)
 
 
-def _files_of(named: Sequence[tuple[str, Source]]) -> list[str]:
+def _files_of(named: Sequence[tuple[str, ImageInput]]) -> list[str]:
     return [*(f"{name}.{kind}" for name, _ in named for kind in ("viq", "png")), *_FOR_ALL]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from viq.report.gallery_parts import captions, facts, intro, shown, unfit
+from viq.report.gallery_common import captions, facts, intro, shown, unfit
 from viq.report.page import Picture, render
 
 _PAGE_BOX = (768, 512)  # px; larger than on the sheet, because fine screens show them smaller

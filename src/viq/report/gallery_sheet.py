@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from viq.report.gallery_parts import captions, facts, intro, shown, unfit
+from viq.report.gallery_common import captions, facts, intro, shown, unfit
 from viq.report.text import font, plain, wrapped
 
 _SHEET_BOX = (480, 320)  # px; a whole picture is scaled to fit

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from viq.report.charts import INKS
-from viq.report.gallery_parts import encoded
+from viq.report.gallery_common import encoded
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from viq.core.outputs import is_marked, marked, require_free
 from viq.core.types import ViqError
 from viq.image.open import ImageError, open_image
 from viq.metrics.run_log import clock
-from viq.report.charts import INKS, WIDTH, Drawing, Words, short, text_width, to_image, to_svg
-from viq.report.gallery_parts import encoded
+from viq.report.charts import INKS, WIDTH, Chart, Words, short, text_width, to_image, to_svg
+from viq.report.gallery_common import encoded
 from viq.report.page import Picture, render
 from viq.report.runs import Run, Stage, in_order, read_run, words
 from viq.report.text import wrapped
@@ -166,7 +166,7 @@ def _section(stage: Stage) -> dict[str, Any]:
     }
 
 
-def _svg(drawings: list[Drawing]) -> list[Markup]:
+def _svg(drawings: list[Chart]) -> list[Markup]:
     # `to_svg` has escaped the words.
     return [Markup(to_svg(drawing)) for drawing in drawings]  # nosec B704
 
@@ -208,7 +208,7 @@ def _sheet(run: Run) -> Image.Image:
     return sheet
 
 
-def _in_rows(drawings: list[Drawing]) -> list[Image.Image]:
+def _in_rows(drawings: list[Chart]) -> list[Image.Image]:
     """Drawings of one size side by side, as many as the sheet is wide."""
     if not drawings:
         return []
@@ -228,7 +228,7 @@ def _lines(texts: Sequence[str], ink: str = "soft", size: float = 13) -> Image.I
     """Text in lines that are broken between words."""
     lines = [line for text in texts for line in wrapped(text, size, _FULL / _SLACK)]
     items = [Words(0, size * (1.4 * i + 1), line, ink, size) for i, line in enumerate(lines)]
-    return to_image(Drawing(_FULL, 1.4 * size * len(lines), "", list(items)), _SCALE)
+    return to_image(Chart(_FULL, 1.4 * size * len(lines), "", list(items)), _SCALE)
 
 
 def _rule() -> Image.Image:
@@ -246,4 +246,4 @@ def _drawn_table(rows: list[list[str]]) -> Image.Image:
             ink, place = ("ink", (across, "end")) if j else ("soft", (0, "start"))
             items.append(Words(place[0], i * tall + 16, cell, ink, size, place[1]))
     whole = sum(widths) + 36 * len(widths)
-    return to_image(Drawing(max(_FULL, whole), len(rows) * tall, "", items), _SCALE)
+    return to_image(Chart(max(_FULL, whole), len(rows) * tall, "", items), _SCALE)

@@ -16,7 +16,7 @@ from typing import Any
 from viq.core.types import ViqError
 from viq.metrics.codebook import collapse_warning, crowded_levels, even_perplexity
 from viq.metrics.run_log import CODES, GRIDS, LOG, SKIPPED, read_lines, read_recipe, stage_names
-from viq.report.charts import Drawing, bars, curve
+from viq.report.charts import Chart, bars, curve
 
 _NOT_MEASURED = {"stage", "step", "steps", "seconds"}
 # Title and unit of a measure; others are named after their key. Their order is that of the report,
@@ -101,7 +101,7 @@ class Stage:
             return []
         return [f"Code use was low up to step {past[-1]:,}; it has recovered since."]
 
-    def curves(self) -> list[Drawing]:
+    def curves(self) -> list[Chart]:
         """Every measure of the log over the steps."""
         drawings = []
         for key in self.measures:
@@ -109,14 +109,14 @@ class Stage:
             drawings.append(curve(steps, values, *words(key), smooth=key not in _EXACT))
         return drawings
 
-    def code_curves(self) -> list[Drawing]:
+    def code_curves(self) -> list[Chart]:
         """Codebook hit, perplexity and entropy over the steps, with what even use would give."""
         if not self.codes:
             return []
         records, steps = self.codes, [record["step"] for record in self.codes]
         even = [even_perplexity(record["codes"], record["codebook"]) for record in records]
 
-        def over_steps(values: list[float], ideal: list[float], *title: str) -> Drawing:
+        def over_steps(values: list[float], ideal: list[float], *title: str) -> Chart:
             return curve(steps, values, *title, smooth=False, even=ideal)
 
         return [
@@ -135,7 +135,7 @@ class Stage:
             ),
         ]
 
-    def level_bars(self) -> list[Drawing]:
+    def level_bars(self) -> list[Chart]:
         """How often each level of each FSQ dimension occurs in the newest record."""
         if not self.codes:
             return []

@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def coder_of(stamp: str, folder: Path) -> EntropyModel | None:
+def coder_of(digest: str, folder: Path) -> EntropyModel | None:
     """The entropy model of codes in a folder: it lies beside them, or comes with the package.
 
     Args:
-        stamp: "" for codes that are not compressed, which have none.
+        digest: "" for codes that are not compressed, which have none.
 
     Raises:
         ViqError: there is none, or it is damaged.
     """
-    return find_model(stamp, folder, BUNDLED.glob(f"*/{ENTROPY_FILE}")) if stamp else None
+    return find_model(digest, folder, BUNDLED.glob(f"*/{ENTROPY_FILE}")) if digest else None
 
 
 def codes_array(codes: Sequence[Codes | None], coder: EntropyModel | None) -> pa.Array:

@@ -9,7 +9,7 @@ Page checksums are on. File metadata: `viq.model`, `viq.fingerprint`, `viq.level
 file notes.
 
 Compressed, `codes` is binary: a payload of `viq.codec.entropy_model` for each image. The metadata
-then has `viq.entropy`, the stamp of the entropy model, which lies beside the file.
+then has `viq.entropy`, the digest of the entropy model, which lies beside the file.
 
 A row is an image, not a sample, so that every tool that looks at codes sees one simple table. The
 images of a sample are neighbours in one file and share key and extras (which compress to nothing);

@@ -24,7 +24,7 @@ class StoreInfo:
     """Who made the codes of a file.
 
     Attributes:
-        entropy: stamp of the entropy model that compressed them; "" if none did.
+        entropy: digest of the entropy model that compressed them; "" if none did.
         dtype: in which the tokenizer computed, as in `Codes`.
     """
 

@@ -173,7 +173,7 @@ def resume(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
-    say: Callable[[str], None] = lambda line: None,
+    print_line: Callable[[str], None] = lambda line: None,
     agree: Callable[[Callable[[], Any]], Any] = lambda choose: choose(),
 ) -> Resumed:
     """Load the newest whole checkpoint in place, if there is one.
@@ -186,7 +186,7 @@ def resume(
         ViqError: all are damaged, it belongs to a model of another shape, or a folder is in the
             way of a later checkpoint.
     """
-    chosen = agree(lambda: _chosen_or_error(folder, say))
+    chosen = agree(lambda: _chosen_or_error(folder, print_line))
     if isinstance(chosen, ViqError):
         raise chosen
     if chosen is None:
@@ -218,15 +218,15 @@ def resume(
         ) from None
 
 
-def _chosen_or_error(folder: Path, say: Callable[[str], None]) -> str | ViqError | None:
+def _chosen_or_error(folder: Path, print_line: Callable[[str], None]) -> str | ViqError | None:
     """An error is handed on like a choice, as other processes wait for it."""
     try:
-        return _chosen(folder, say)
+        return _chosen(folder, print_line)
     except OSError as error:
         return ViqError(f"{folder}: cannot be read ({error.strerror})")
 
 
-def _chosen(folder: Path, say: Callable[[str], None]) -> str | ViqError | None:
+def _chosen(folder: Path, print_line: Callable[[str], None]) -> str | ViqError | None:
     """Name of the newest whole checkpoint; None if there is none at all."""
     damaged: list[str] = []
     for path in reversed(checkpoints(folder)):
@@ -236,9 +236,11 @@ def _chosen(folder: Path, say: Callable[[str], None]) -> str | ViqError | None:
             damaged.append(str(error))
             continue
         for line in damaged:
-            say(f"{line}: going on from {path.name} instead")
+            print_line(f"{line}: going on from {path.name} instead")
         if not has_digests:
-            say(f"{path}: written by release 0.1, without a checksum; damage would not be seen")
+            print_line(
+                f"{path}: written by release 0.1, without a checksum; damage would not be seen"
+            )
         return _blocked(folder, _number(path)) or path.name
     if damaged:
         return ViqError(
@@ -356,10 +358,10 @@ def load_trained(folder: Path, module: nn.Module) -> None:
             parameters[name].copy_(value)
 
 
-def whole(module: _Module, main: bool) -> _Module | None:
+def unsharded(module: _Module, main: bool) -> _Module | None:
     """The module on the main process, None elsewhere; every process must call this.
 
-    One whose parameters are spread over processes (FSDP) is copied to the CPU in one piece. It must
+    One whose parameters are sharded over processes (FSDP) is copied to the CPU in one piece. It must
     be one that its `config` alone builds.
     """
     if not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
@@ -377,13 +379,13 @@ def whole(module: _Module, main: bool) -> _Module | None:
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:
-    """A tensor that may be spread over processes, in one piece on the CPU."""
+    """A tensor that may be sharded over processes, in one piece on the CPU."""
     full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return full.detach().cpu()
 
 
-def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, which every process has, spread over processes as another one is."""
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, which every process has, sharded over processes as another one is."""
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)

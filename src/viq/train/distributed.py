@@ -69,7 +69,7 @@ def _whole_models() -> Iterator[None]:
             os.environ[name] = before
 
 
-def _spread_by_layer(accelerator: Any, module: nn.Module) -> None:
+def _shard_by_layer(accelerator: Any, module: nn.Module) -> None:
     """Have FSDP gather one layer of the model at a time; accelerate would ask the root alone."""
     from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
     from transformers.modeling_layers import GradientCheckpointingLayer  # of language models

@@ -22,7 +22,7 @@ class _Average:
         if saved is not None:
             self.updates = int(saved.pop("updates"))
             for name, value in saved.items():
-                self.values[name].copy_(state.spread_like(value, self.values[name]))
+                self.values[name].copy_(state.shard_like(value, self.values[name]))
         self.values["updates"] = torch.tensor(float(self.updates))
 
     @torch.no_grad()

@@ -76,7 +76,7 @@ class EntropyNetwork(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), levels_PD.flatten())
 
     @torch.no_grad()
-    def limit(self) -> None:
+    def clip_weights(self) -> None:
         """Keep weights so small that sums of their integers are exact (see
         `viq.codec.entropy_model`)."""
         for weight in (self.head, *(layer.get_parameter("weight") for layer in self.context)):
@@ -136,7 +136,7 @@ def train_entropy(
     path = model.save(tokenizer.entropy_file.parent)
     return {
         "entropy_model": str(path),
-        "stamp": model.stamp,
+        "stamp": model.digest,
         "bytes": path.stat().st_size,
         "images": len(codes),
         "skipped": skipped,
@@ -181,7 +181,7 @@ def fit_entropy(
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-        network.limit()
+        network.clip_weights()
         bits = float(loss.detach()) * len(levels) / math.log(2)
         running = bits if running is None else 0.98 * running + 0.02 * bits
         if (step + 1) % max(1, config.steps // 20) == 0 or step + 1 == config.steps:

@@ -28,10 +28,10 @@ from torch.distributed.tensor import DTensor
 from viq.core.types import Stopped, ViqError
 from viq.data.batching.mixture import Stream
 from viq.train import checkpoints as state
-from viq.train.distributed import _gathered, _inner, _on_host, _reduced, _spread_by_layer
+from viq.train.distributed import _gathered, _inner, _on_host, _reduced, _shard_by_layer
 from viq.train.ema import _Average
 from viq.train.loss_terms import COUNTED, weighted
-from viq.train.monitor import say
+from viq.train.monitor import print_line
 from viq.train.optim import OptimConfig, make_optimizer, set_rate
 
 
@@ -101,10 +101,14 @@ def train(
     bare, main, world = objective, accelerator.is_main_process, accelerator.num_processes
     optimizer = make_optimizer(bare, config.optim, new)
     if accelerator.distributed_type == "FSDP":
-        _spread_by_layer(accelerator, bare)
+        _shard_by_layer(accelerator, bare)
     objective, optimizer = accelerator.prepare(objective, optimizer)
     resumed = state.resume(
-        folder, objective, _inner(optimizer), say=say, agree=partial(_agreed, accelerator)
+        folder,
+        objective,
+        _inner(optimizer),
+        print_line=print_line,
+        agree=partial(_agreed, accelerator),
     )
     average = _Average(bare, config.ema_decay, resumed.average) if config.ema_decay else None
     stream = stream_at(resumed)

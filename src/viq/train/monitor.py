@@ -29,7 +29,7 @@ from viq.metrics.run_log import CODES, GRIDS, LOG, SKIPPED, _parsed, clock, read
 from viq.models.tokenizer.fsq import FSQ
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """One line on stderr."""
     print(printable(line), file=sys.stderr, flush=True)
 
@@ -69,7 +69,7 @@ class Journal:
     """
 
     def __init__(
-        self, folder: Path, *, tensorboard: bool = False, warn: Callable[[str], None] = say
+        self, folder: Path, *, tensorboard: bool = False, warn: Callable[[str], None] = print_line
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self._warn, self._purge_step = folder, warn, None
@@ -192,9 +192,11 @@ class Bar:
             head = f"{self.stage} {step:,}/{self.steps:,}"
             left = (time.perf_counter() - self._begun) / max(1, step - self.start)
             left *= self.steps - step
-            self.say("  ".join(filter(None, [head, _numbers(self._record), f"{clock(left)} left"])))
+            self.print_line(
+                "  ".join(filter(None, [head, _numbers(self._record), f"{clock(left)} left"]))
+            )
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """A line above the bar, or among the lines."""
         line = printable(line)
         if self._progress:

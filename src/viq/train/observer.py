@@ -12,9 +12,9 @@ from viq.core.files import folder_aside
 from viq.core.types import ViqError
 from viq.core.untrusted import file_name
 from viq.data.batching.mixture import Part, Stream
-from viq.data.corpora.corpora import DrawnCorpus, RowCorpus
-from viq.data.text.text_tokenizer import load_tokenizer, train_tokenizer
-from viq.models.language.reader import LanguageConfig
+from viq.data.corpora.corpora import RowCorpus, SyntheticCorpus
+from viq.data.text.text_tokenizer import load_text_tokenizer, train_text_tokenizer
+from viq.models.language.vision_language import LanguageConfig
 from viq.train.loop import Hooks, LoopConfig
 from viq.train.monitor import Bar, Journal
 from viq.train.run_folder import RESERVED
@@ -54,20 +54,20 @@ def shared(parts: Sequence[Part], share: float) -> list[Part]:
     return [replace(part, weight=part.weight / total * share) for part in parts]
 
 
-def text_tokenizer(
+def make_text_tokenizer(
     config: LanguageConfig, folder: Path, texts: Iterable[str], accelerator: Any
 ) -> Any:
     """The language model's own; from scratch, one that is trained on `texts`, once, in `folder`."""
     if config.name is None:
         if accelerator.is_main_process and not folder.is_dir():
             with folder_aside(folder) as aside:
-                train_tokenizer(texts, config.vocabulary).save_pretrained(aside)
+                train_text_tokenizer(texts, config.vocabulary).save_pretrained(aside)
         accelerator.wait_for_everyone()
-    return load_tokenizer(config.name or folder)
+    return load_text_tokenizer(config.name or folder)
 
 
 def first_texts(
-    corpora: Iterable[RowCorpus | DrawnCorpus], seed: int, samples: int = 3000
+    corpora: Iterable[RowCorpus | SyntheticCorpus], seed: int, samples: int = 3000
 ) -> Iterator[str]:
     """Questions and answers of the first samples of every corpus."""
     rng = random.Random(seed)

@@ -31,8 +31,16 @@ from viq.train.old_names import with_new_names
 from viq.weights import checkpoint
 from viq.weights.checkpoint import read_object
 
-DATA, MODEL, WORDS, CODES = "data.json", "model", "words", "codes"
-RESERVED = (RECIPE, DATA, MODEL, WORDS, CODES, "cache", "codes.parquet")  # no stage is called so
+DATA, MODEL, TEXT_TOKENIZER, CODES = "data.json", "model", "words", "codes"
+RESERVED = (
+    RECIPE,
+    DATA,
+    MODEL,
+    TEXT_TOKENIZER,
+    CODES,
+    "cache",
+    "codes.parquet",
+)  # no stage is called so
 
 _FORMAT = 1
 _Run = TypeVar("_Run", bound=Any)
@@ -89,7 +97,7 @@ def alone(train: Callable[[_Run], _Result]) -> Callable[[_Run], _Result]:
 
 
 def check_data(
-    out: Path, data: Mapping[str, Any], accelerator: Any, say: Callable[[str], None]
+    out: Path, data: Mapping[str, Any], accelerator: Any, print_line: Callable[[str], None]
 ) -> None:
     """Write what a run learns from, or see that it is what the folder was begun with.
 
@@ -116,7 +124,9 @@ def check_data(
             )
         return
     if any((out / name).is_dir() for name in (*stage_names(read_recipe(out)), "draw")):
-        say(f"{path}: this run was begun before its data were recorded; they are from now on")
+        print_line(
+            f"{path}: this run was begun before its data were recorded; they are from now on"
+        )
     write_atomically(path, _lines(now))
 
 
@@ -259,7 +269,7 @@ _WHOLE = re.compile(r"words/.*|[^/]+/model/.*|[^/]+/step-\d+/.*")  # folders tha
 
 def begin_anew(
     out: Path,
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
     *,
     reads: Iterable[str | Path | None] = (),
     extra_stages: Sequence[str] = (),
@@ -294,7 +304,7 @@ def begin_anew(
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         shown = printable(", ".join(others[:3]), 200)
-        say(f"{out}: {shown}{more} stay, as no run wrote them")
+        print_line(f"{out}: {shown}{more} stay, as no run wrote them")
 
 
 def empty_model(folder: Path) -> None:

@@ -13,7 +13,7 @@ from viq.data.batching.mixture import Position, Stream
 from viq.metrics.run_log import RECIPE
 from viq.train import checkpoints as state
 from viq.train.loop import LoopConfig, train
-from viq.train.monitor import say
+from viq.train.monitor import print_line
 from viq.train.observer import Observer, own_lanes
 from viq.train.run_folder import begin_anew, check_data, check_recipe
 
@@ -63,9 +63,9 @@ def open_run(
         ViqError: it was begun with another recipe or other data.
     """
     if overwrite and accelerator.is_main_process:
-        begin_anew(out, say, reads=reads, extra_stages=extra_stages)
+        begin_anew(out, print_line, reads=reads, extra_stages=extra_stages)
     check_recipe(out / RECIPE, recipe, accelerator)
-    check_data(out, data, accelerator, say)
+    check_data(out, data, accelerator, print_line)
     accelerator.wait_for_everyone()
 
 
@@ -107,7 +107,7 @@ def run_stage(
 def rebuilt(stage: Stage, build: Callable[[], _Objective]) -> _Objective:
     """A trained objective in one piece: built anew, with the weights of the last checkpoint.
 
-    The one that was trained may be spread over processes.
+    The one that was trained may be sharded over processes.
     """
     objective = build()
     state.load_trained(stage.folder, objective)

@@ -45,7 +45,7 @@ def rest_digest(weights: Mapping[str, Tensor]) -> str:
     return hashed("", ((name, weights[name]) for name in sorted(weights) if not decides(name)))
 
 
-def stamps_of(values: Mapping[str, Any], where: str) -> tuple[str, str]:
+def digests_of(values: Mapping[str, Any], where: str) -> tuple[str, str]:
     """Fingerprint and digest that a parsed config.json names; "" for what it does not.
 
     Raises:
@@ -61,7 +61,7 @@ def stamps_of(values: Mapping[str, Any], where: str) -> tuple[str, str]:
 def verify(
     path: Path,
     config: Mapping[str, Any],
-    stamps: tuple[str, str],
+    digests: tuple[str, str],
     loaded: Mapping[str, Tensor] | None = None,
 ) -> None:
     """See that a tokenizer's weight file has this fingerprint and digest; "" is not looked at.
@@ -73,9 +73,9 @@ def verify(
     Raises:
         CheckpointError: it has not, or is damaged.
     """
-    if any(stamps):
+    if any(digests):
         head = json.dumps(config, sort_keys=True)
-        _require(path, stamps, _digests(path, head, bool(stamps[1]), loaded))
+        _require(path, digests, _digests(path, head, bool(digests[1]), loaded))
 
 
 def verify_all(path: Path, digest: str) -> None:
@@ -100,7 +100,7 @@ def verify_own(path: Path) -> None:
         raise CheckpointError(f"{path}: has the digest {found}, not {stated[:16]}: it is damaged")
 
 
-def stamp_folder(folder: Path) -> None:
+def write_digest(folder: Path) -> None:
     """Write the digest of a folder's weights beside them: for those that transformers wrote, whose
     config.json goes with any other weights as well."""
     text = json.dumps({DIGEST: _folder_digest(folder)}) + "\n"
@@ -108,7 +108,7 @@ def stamp_folder(folder: Path) -> None:
 
 
 def verify_folder(folder: Path) -> None:
-    """See that a folder's weights are those of `stamp_folder`, if there is a stamp.
+    """See that a folder's weights are those of `write_digest`, if there is a digest.
 
     Raises:
         CheckpointError: they are not, or a file is damaged.
@@ -135,10 +135,10 @@ def digest_of(weights: Mapping[str, Tensor]) -> str:
 
 
 def _require(path: Path, wanted: tuple[str, str], found: tuple[str, str]) -> None:
-    for what, stamp, computed in zip(("fingerprint", DIGEST), wanted, found, strict=True):
-        if stamp and stamp != computed:
+    for what, digest, computed in zip(("fingerprint", DIGEST), wanted, found, strict=True):
+        if digest and digest != computed:
             raise CheckpointError(
-                f"{path}: its weights have the {what} {computed}, but config.json says {stamp}: "
+                f"{path}: its weights have the {what} {computed}, but config.json says {digest}: "
                 "damaged, half copied, or of another model; copy both files again"
             )
 
@@ -161,7 +161,7 @@ def _digests(
     known = _remembered().get(place)
     if isinstance(known, dict) and known.items() >= identity.items():
         with suppress(CheckpointError):
-            found = stamps_of(known, place)
+            found = digests_of(known, place)
             if found[0] and (found[1] or not rest):
                 return found
     found = _computed(path, head, rest, loaded)

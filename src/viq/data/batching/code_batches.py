@@ -218,7 +218,7 @@ class CodeStream(Stream[_Prepared, CodeBatch]):
 
     Args:
         tokenizer: text tokenizer of the language model.
-        merge: patches a side of a visual token.
+        merge_size: patches a side of a visual token.
         lanes, positions, threads: see `Stream`.
     """
 
@@ -229,7 +229,7 @@ class CodeStream(Stream[_Prepared, CodeBatch]):
         *,
         lanes: Sequence[int],
         tokenizer: Any,
-        merge: int = 2,
+        merge_size: int = 2,
         positions: Mapping[int, Position] | None = None,
         threads: int = 1,
     ) -> None:
@@ -241,11 +241,11 @@ class CodeStream(Stream[_Prepared, CodeBatch]):
             positions=positions,
             threads=threads,
         )
-        self.config, self.tokenizer, self.merge = config, tokenizer, merge
+        self.config, self.tokenizer, self.merge_size = config, tokenizer, merge_size
 
     def _prepare(self, example: CodeExample) -> _Prepared:
         chat = example.chat
-        places = [language_tokens(codes.grid, self.merge) for codes in example.codes]
+        places = [language_tokens(codes.grid, self.merge_size) for codes in example.codes]
         encoded = encode_chat(chat.turns, places, self.tokenizer, self.config.chat, chat.where)
         if encoded.cut:
             left_out = f"{chat.where}: its last {encoded.cut} of {len(chat.turns) // 2} answers"

@@ -39,7 +39,7 @@ class CropConfig:
     patches_per_step: int = 2048  # groups are added until there are this many
     aspect: float = 2.0  # height over width lies between 1/aspect and aspect
     ragged_share: float = 0.3  # of the groups have sizes that are no multiple of the patch
-    synthetic_share: float = 0.15  # of the images are drawn, not photos
+    synthetic_ratio: float = 0.15  # of the images are drawn, not photos
     scale: tuple[float, float] = (0.5, 1.25)  # photos are resized by a factor in this range
 
 
@@ -89,7 +89,7 @@ def _size(config: CropConfig, rng: np.random.Generator) -> Size:
 def _image(
     photos: Pictures, config: CropConfig, size: Size, rng: np.random.Generator
 ) -> Image.Image:
-    if not len(photos) or rng.random() < config.synthetic_share:
+    if not len(photos) or rng.random() < config.synthetic_ratio:
         kind = synthetic.KINDS[rng.integers(len(synthetic.KINDS))]
         height, width = (max(16, side) for side in size)
         drawing = synthetic.draw(kind, (height, width), int(rng.integers(2**31)))

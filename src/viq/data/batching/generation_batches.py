@@ -27,13 +27,13 @@ from viq.core.codes import Codes
 from viq.core.types import IGNORE, IMAGE_TOKEN, Grid, ViqError
 from viq.data.batching.mixture import Stream
 from viq.data.text.chat_format import END, ChatConfig, encode_chat, encode_prompt
-from viq.data.text.conversations import IMAGE_MARK, Turn
+from viq.data.text.conversations import IMAGE_PLACEHOLDER, Turn
 from viq.store.columns import Extras
 from viq.store.folder import Store
 from viq.store.rows import CodesWriter, StoreInfo
 
 BEGIN, FINISH = "<|vision_start|>", "<|vision_end|>"
-FREE = "Draw."  # what is asked where the caption is left out
+UNCONDITIONAL_PROMPT = "Draw."  # what is asked where the caption is left out
 _READ = "Describe the image."
 
 
@@ -46,7 +46,7 @@ class CodePair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
+class GenerationSample:
     """One sample as tokens: as `viq.data.text.chat_format.EncodedChat`, with one picture in it.
 
     Attributes:
@@ -60,7 +60,7 @@ class Written:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WrittenPack:
+class GenerationBatch:
     """Samples packed into one sequence, with the pictures in them.
 
     Attributes:
@@ -86,9 +86,9 @@ class WrittenPack:
         return {"answers": words, "patches": patches, "scored": words + patches,
                 "tokens": len(self.ids_L)}  # fmt: skip
 
-    def to(self, device: torch.device) -> WrittenPack:
+    def to(self, device: torch.device) -> GenerationBatch:
         """The same on another device."""
-        return WrittenPack(
+        return GenerationBatch(
             ids_L=self.ids_L.to(device),
             targets_L=self.targets_L.to(device),
             lengths=self.lengths,
@@ -125,7 +125,7 @@ def write_pairs(path: Path, info: StoreInfo, pairs: Iterable[CodePair]) -> None:
             writer.add(f"{number:07d}", pair.codes, extras={"caption": pair.caption})
 
 
-def add_marks(tokenizer: Any) -> int:
+def add_image_tokens(tokenizer: Any) -> int:
     """Teach a text tokenizer the marks around a picture; gives how many words it knows then."""
     tokenizer.add_special_tokens(
         {"additional_special_tokens": [BEGIN, FINISH]}, replace_extra_special_tokens=False
@@ -133,35 +133,37 @@ def add_marks(tokenizer: Any) -> int:
     return len(tokenizer)
 
 
-def draw_prompt(caption: str | None, grid: Grid, tokenizer: Any) -> list[int]:
+def generation_prompt(caption: str | None, grid: Grid, tokenizer: Any) -> list[int]:
     """Ids of the order to draw, up to the begin mark of the picture; None: without caption."""
-    return [*order_prompt(caption, tokenizer), *_begun(grid, tokenizer)]
+    return [*instruction_prompt(caption, tokenizer), *_begun(grid, tokenizer)]
 
 
-def order_prompt(caption: str | None, tokenizer: Any) -> list[int]:
+def instruction_prompt(caption: str | None, tokenizer: Any) -> list[int]:
     """Ids of the order to draw, up to the size mark; None: without caption."""
-    order = FREE if caption is None else f"Draw {caption}."
+    order = UNCONDITIONAL_PROMPT if caption is None else f"Draw {caption}."
     return encode_prompt([Turn(role="user", text=order)], [], tokenizer)
 
 
-def size_words(tokenizer: Any) -> tuple[list[int], int]:
+def size_tokens(tokenizer: Any) -> tuple[list[int], int]:
     """Ids of the words that a size mark is made of, and of the begin mark that ends it."""
     words = tokenizer.encode("0123456789x", add_special_tokens=False)
     return words, _marks(tokenizer, BEGIN)[0]
 
 
-def read_size(words: Sequence[int], tokenizer: Any) -> Grid | None:
+def parse_size(words: Sequence[int], tokenizer: Any) -> Grid | None:
     """Rows and columns of patches that a size mark says; None if it says nothing of the kind."""
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", tokenizer.decode(words).replace(" ", ""))
     return (int(found[1]), int(found[2])) if found else None
 
 
-def encode_writing(pair: CodePair, tokenizer: Any, *, free: bool = False) -> Written:
+def encode_generation(
+    pair: CodePair, tokenizer: Any, *, unconditional: bool = False
+) -> GenerationSample:
     """A picture drawn to its caption, or to none."""
-    asked = order_prompt(None if free else pair.caption, tokenizer)
+    asked = instruction_prompt(None if unconditional else pair.caption, tokenizer)
     begun, ended = _begun(pair.codes.grid, tokenizer), _marks(tokenizer, FINISH, END)
     patches = pair.codes.grid[0] * pair.codes.grid[1]
-    return Written(
+    return GenerationSample(
         ids=[*asked, *begun, *[IMAGE_TOKEN] * patches, *ended],
         labels=[*[IGNORE] * len(asked), *begun, *[IGNORE] * patches, *ended],
         codes=pair.codes,
@@ -169,11 +171,11 @@ def encode_writing(pair: CodePair, tokenizer: Any, *, free: bool = False) -> Wri
     )
 
 
-def encode_reading(pair: CodePair, tokenizer: Any) -> Written:
+def encode_description(pair: CodePair, tokenizer: Any) -> GenerationSample:
     """A picture that is described by its caption."""
     rows, cols = pair.codes.grid
     turns = [
-        Turn(role="user", text=f"{rows}x{cols}{IMAGE_MARK}\n{_READ}"),
+        Turn(role="user", text=f"{rows}x{cols}{IMAGE_PLACEHOLDER}\n{_READ}"),
         Turn(role="assistant", text=pair.caption),
     ]
     config = ChatConfig(system="", max_length=2**31)
@@ -181,13 +183,13 @@ def encode_reading(pair: CodePair, tokenizer: Any) -> Written:
     first = chat.ids.index(IMAGE_TOKEN)
     ids = list(chat.ids)
     ids[first], ids[first + rows * cols + 1] = _marks(tokenizer, BEGIN, FINISH)
-    return Written(ids=ids, labels=chat.labels, codes=pair.codes, writes=False)
+    return GenerationSample(ids=ids, labels=chat.labels, codes=pair.codes, writes=False)
 
 
-def pack_written(samples: Sequence[Written]) -> WrittenPack:
+def pack_generation(samples: Sequence[GenerationSample]) -> GenerationBatch:
     """Join samples; at least one."""
     codes = [torch.from_numpy(s.codes.ids.astype(np.int64)).flatten(0, 1) for s in samples]
-    return WrittenPack(
+    return GenerationBatch(
         ids_L=torch.tensor([i for s in samples for i in s.ids]),
         targets_L=torch.tensor([label for s in samples for label in (*s.labels[1:], IGNORE)]),
         lengths=tuple(len(s.ids) for s in samples),
@@ -199,14 +201,14 @@ def pack_written(samples: Sequence[Written]) -> WrittenPack:
     )
 
 
-class WrittenStream(Stream[CodePair, WrittenPack]):
+class GenerationStream(Stream[CodePair, GenerationBatch]):
     """The packs of a training run: functions of seed and number alone, so any can be made again.
 
     Args:
         pairs: sentences and codes, gone through in a new order each time.
         samples: in a pack.
         read: share of samples that describe instead of drawing.
-        free: share of drawings whose caption is left out.
+        unconditional: share of drawings whose caption is left out.
     """
 
     def __init__(
@@ -216,14 +218,14 @@ class WrittenStream(Stream[CodePair, WrittenPack]):
         *,
         samples: int,
         read: float,
-        free: float,
+        unconditional: float,
         seed: int,
         lanes: Sequence[int] = (0,),
         all_lanes: int = 1,
     ) -> None:
         super().__init__(None, lanes=lanes, all_lanes=all_lanes, budgets=())
         self.pairs, self.tokenizer, self.seed = pairs, tokenizer, seed
-        self.samples, self.read, self.free = samples, read, free
+        self.samples, self.read, self.unconditional = samples, read, unconditional
 
     def _prepare(self, example: Any) -> CodePair:
         raise AssertionError("packs are made of their number alone")
@@ -231,10 +233,10 @@ class WrittenStream(Stream[CodePair, WrittenPack]):
     def _cost(self, item: CodePair) -> tuple[int, ...]:
         return ()
 
-    def _collate(self, items: Sequence[CodePair], number: int) -> WrittenPack:
+    def _collate(self, items: Sequence[CodePair], number: int) -> GenerationBatch:
         rng = np.random.default_rng([self.seed, number])
         first = number * self.samples
-        return pack_written(
+        return pack_generation(
             [self._sample(self._pair(place), rng) for place in range(first, first + self.samples)]
         )
 
@@ -242,10 +244,12 @@ class WrittenStream(Stream[CodePair, WrittenPack]):
         epoch, index = divmod(place, len(self.pairs))
         return self.pairs[_order(len(self.pairs), self.seed, epoch)[index]]
 
-    def _sample(self, pair: CodePair, rng: np.random.Generator) -> Written:
+    def _sample(self, pair: CodePair, rng: np.random.Generator) -> GenerationSample:
         if rng.random() < self.read:
-            return encode_reading(pair, self.tokenizer)
-        return encode_writing(pair, self.tokenizer, free=rng.random() < self.free)
+            return encode_description(pair, self.tokenizer)
+        return encode_generation(
+            pair, self.tokenizer, unconditional=rng.random() < self.unconditional
+        )
 
 
 @functools.lru_cache(maxsize=4)

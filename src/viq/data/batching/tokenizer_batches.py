@@ -43,11 +43,13 @@ class DataConfig:
     multiple: int = 1  # px; their sides are cut down to multiples of this (official code: 16)
     tokens: int = 1024  # of language, a micro-batch
     patches: int = 1536  # of the images of conversations, a micro-batch
-    merge: int = 2  # patches a side of a visual token (paper: 4 in stage 1a, then 2)
+    merge_size: int = 2  # patches a side of a visual token (paper: 4 in stage 1a, then 2)
     chat: ChatConfig = field(default_factory=ChatConfig)
-    drawn: Mapping[str, float] = field(default_factory=dict)  # kind of drawn picture: weight
-    drawn_share: float = 0.5  # of the conversations, where there are others
-    drawn_sides: tuple[int, int] = (64, 160)  # px
+    synthetic: Mapping[str, float] = field(
+        default_factory=dict
+    )  # kind of synthetic picture: weight
+    synthetic_ratio: float = 0.5  # of the conversations, where there are others
+    synthetic_sides: tuple[int, int] = (64, 160)  # px
     crops: CropConfig | None = None  # pictures without text, beside the conversations
 
 
@@ -136,7 +138,7 @@ class BatchStream(Stream[_Prepared, MicroBatch]):
         )
         chat = None
         if self.tokenizer is not None:
-            places = [language_tokens(grid_of(p.shape[:2]), self.config.merge) for p in pixels]
+            places = [language_tokens(grid_of(p.shape[:2]), self.config.merge_size) for p in pixels]
             chat = encode_chat(
                 example.chat.turns, places, self.tokenizer, self.config.chat, example.chat.where
             )

@@ -1,7 +1,7 @@
 """What a tokenizer is trained on: pictures with questions, answers and captions, by index.
 
 A corpus is an endless or finite list of examples, each made when it is asked for. `RowCorpus`
-reads files; `DrawnCorpus` draws pictures and knows their exact answers. A tenth of every corpus is
+reads files; `SyntheticCorpus` draws pictures and knows their exact answers. A tenth of every corpus is
 held out, by the name of the row, which is the same wherever the data lie, or the number of the
 drawing, so that no picture is both trained on and tested.
 """
@@ -27,7 +27,7 @@ from viq.data.sources.tables import holds_codes
 from viq.data.synthetic import draw as synthetic
 from viq.data.synthetic.questions import Question, caption, questions
 from viq.data.text.conversations import (
-    IMAGE_MARK,
+    IMAGE_PLACEHOLDER,
     Conversation,
     ConversationError,
     Turn,
@@ -47,7 +47,7 @@ class Example:
 
     Attributes:
         chat: its turns; `chat.images` has one entry a picture.
-        pictures: RGB, in the order of the image marks.
+        pictures: RGB, in the order of the image placeholders.
         kinds: of each question-answer pair, for scoring by kind.
         caption: a sentence about the first picture, if one is known.
     """
@@ -177,7 +177,7 @@ class RowCorpus:
         )
 
 
-class DrawnCorpus:
+class SyntheticCorpus:
     """Pictures of one kind that the project draws, with questions about them; endless.
 
     Args:
@@ -216,16 +216,16 @@ class DrawnCorpus:
             asked.append(Question(kind="caption", prompt="Describe the image.", answer=sentence))
         rng.shuffle(asked)
         pairs = [(f"{self.name}/{q.kind}", q.prompt, q.answer) for q in asked]
-        return drawn_example(self.key(index), drawing.image, pairs, sentence)
+        return synthetic_example(self.key(index), drawing.image, pairs, sentence)
 
 
-def drawn_example(
+def synthetic_example(
     key: str,
     picture: Image.Image,
     asked: Sequence[tuple[str, str, str]],
     caption: str | None = None,
 ) -> Example:
-    """A conversation about one drawn picture, from (kind, question, answer)."""
+    """A conversation about one synthetic picture, from (kind, question, answer)."""
     chat = Conversation(
         turns=_turns((question, answer) for _, question, answer in asked),
         images=(_Drawn(picture),),
@@ -293,10 +293,10 @@ def open_split(
 
 
 def _turns(pairs: Iterable[tuple[str, str]], images: int = 1) -> tuple[Turn, ...]:
-    """User and assistant turns; the first question carries the image marks."""
+    """User and assistant turns; the first question carries the image placeholders."""
     turns: list[Turn] = []
     for prompt, answer in pairs:
-        mark = "" if turns else f"{IMAGE_MARK}\n" * images
+        mark = "" if turns else f"{IMAGE_PLACEHOLDER}\n" * images
         turns += [Turn(role="user", text=mark + prompt), Turn(role="assistant", text=answer)]
     return tuple(turns)
 
@@ -304,7 +304,7 @@ def _turns(pairs: Iterable[tuple[str, str]], images: int = 1) -> tuple[Turn, ...
 def _shuffled(chat: Conversation, rng: random.Random) -> Conversation:
     """Independent questions about one picture, in a new order."""
     pairs = [
-        (question.text.replace(IMAGE_MARK, "").strip(), answer.text)
+        (question.text.replace(IMAGE_PLACEHOLDER, "").strip(), answer.text)
         for question, answer in zip(chat.turns[::2], chat.turns[1::2], strict=True)
     ]
     rng.shuffle(pairs)
@@ -328,7 +328,7 @@ def _has_text(row: Row) -> bool:
 
 
 def _words(chat: Conversation) -> Iterator[str]:
-    return (turn.text.replace(IMAGE_MARK, "") for turn in chat.turns)
+    return (turn.text.replace(IMAGE_PLACEHOLDER, "") for turn in chat.turns)
 
 
 def _caption(row: Row) -> str | None:

@@ -10,12 +10,12 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from viq.data.corpora.corpora import DrawnCorpus
+from viq.data.corpora.corpora import SyntheticCorpus
 from viq.data.sources.base import Row, Source
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawnConfig:
+class SyntheticConfig:
     """Which pictures are drawn."""
 
     pictures: int = 4000
@@ -24,14 +24,14 @@ class DrawnConfig:
     questions: int = 6  # a picture, at most
 
 
-class DrawnSource(Source):
+class SyntheticSource(Source):
     """Rows with one picture, `conversations`, and `kinds`, one a question."""
 
-    def __init__(self, config: DrawnConfig) -> None:
+    def __init__(self, config: SyntheticConfig) -> None:
         total = sum(config.kinds.values())
         self._corpora = [
             (
-                DrawnCorpus(kind, "train", sides=config.sides, limit=config.questions),
+                SyntheticCorpus(kind, "train", sides=config.sides, limit=config.questions),
                 round(config.pictures * share / total),
             )
             for kind, share in config.kinds.items()

@@ -25,7 +25,7 @@ from viq.data.sources.access import Names, is_encoded, is_url
 from viq.data.sources.base import ROW_IMAGES, ImageRange, ImageRef, SourceError
 from viq.image.open import IMAGE_SUFFIXES
 
-IMAGE_MARK = "<image>"
+IMAGE_PLACEHOLDER = "<image>"
 CONVERSATIONS = ("conversations", "messages")
 
 _SURE = ("img", "image_path", "img_path", "image_file", "image_url", "img_url")
@@ -116,7 +116,7 @@ def _in_parts(record: dict[str, Any]) -> Iterator[Any]:
 def _has_mark(record: dict[str, Any]) -> bool:
     for message in _messages(record):
         content = content_of(message)
-        if isinstance(content, str) and IMAGE_MARK in content:
+        if isinstance(content, str) and IMAGE_PLACEHOLDER in content:
             return True
         parts = content if isinstance(content, list) else ()
         if any(isinstance(part, dict) and is_image_part(part) for part in parts):

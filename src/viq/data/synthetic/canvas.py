@@ -1,4 +1,4 @@
-"""Shared ground of the drawn pictures: the result type, colours and fonts.
+"""Shared ground of the synthetic pictures: the result type, colours and fonts.
 
 Colours are (red, green, blue) integers 0..255. Boxes are [x0, y0, x1, y1] in pixels,
 x1 and y1 excluded.
@@ -29,8 +29,8 @@ _FAMILIES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """A drawn picture and exactly what is on it.
+class SyntheticImage:
+    """A synthetic picture and exactly what is on it.
 
     `image` is RGB of exactly the asked size, `kind` what was asked for, `facts` plain JSON values.
     """

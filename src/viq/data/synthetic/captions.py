@@ -1,4 +1,4 @@
-"""Sentences that say exactly what is on a drawn picture, and whether a picture keeps them.
+"""Sentences that say exactly what is on a synthetic picture, and whether a picture keeps them.
 
     pair = CaptionedShapes("train", size=(96, 96)).pair(7)
     pair.caption                       # "a red circle left of a blue square"
@@ -6,7 +6,7 @@
 
 One or two shapes stand apart on a plain ground; of two, the sentence names the side on which the
 first clearly lies. The same facts come from the drawing, or from a detector of shapes
-(`viq.eval.generation.shapes`), so a drawn picture is judged by the words it was asked for.
+(`viq.eval.generation.shapes`), so a synthetic picture is judged by the words it was asked for.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from PIL import Image
 
 from viq.data.synthetic.canvas import (
     RGB,
-    Drawing,
+    SyntheticImage,
     any_colour,
     blend,
     canvas,
@@ -300,7 +300,7 @@ _MARKS: dict[str, Callable[[Chart], None]] = {
 }
 
 
-def draw_chart(size: tuple[int, int], rng: random.Random, system_fonts: bool) -> Drawing:
+def draw_chart(size: tuple[int, int], rng: random.Random, system_fonts: bool) -> SyntheticImage:
     """A chart. Facts: `mark`, `title` and `texts` (drawn words), `values`, `colors`, and by mark:
 
     bar, barh: `categories`, `boxes` (px), `shown` (values stand above the bars);
@@ -311,4 +311,4 @@ def draw_chart(size: tuple[int, int], rng: random.Random, system_fonts: bool) ->
     chart = Chart(size, rng, system_fonts)
     mark = rng.choice(tuple(_MARKS))
     _MARKS[mark](chart)
-    return Drawing(image=chart.finish(), kind="chart", facts={"mark": mark, **chart.facts})
+    return SyntheticImage(image=chart.finish(), kind="chart", facts={"mark": mark, **chart.facts})

@@ -10,15 +10,15 @@ releases), as long as `system_fonts` stays off.
 import random
 from collections.abc import Callable
 
-from viq.data.synthetic.canvas import Drawing, fonts
+from viq.data.synthetic.canvas import SyntheticImage, fonts
 from viq.data.synthetic.charts import draw_chart
 from viq.data.synthetic.fields import draw_gradient
 from viq.data.synthetic.pages import draw_text, draw_word
 from viq.data.synthetic.shapes import draw_plain, draw_scene, draw_shapes
 
-__all__ = ["KINDS", "SIMPLE_KINDS", "Drawing", "draw", "fonts"]
+__all__ = ["KINDS", "SIMPLE_KINDS", "SyntheticImage", "draw", "fonts"]
 
-_Draw = Callable[[tuple[int, int], random.Random, bool], Drawing]
+_Draw = Callable[[tuple[int, int], random.Random, bool], SyntheticImage]
 _RICH: dict[str, _Draw] = {
     "text": draw_text,
     "chart": draw_chart,
@@ -36,7 +36,9 @@ SIMPLE_KINDS: tuple[str, ...] = tuple(_SIMPLE)  # few and large things, for smal
 _SMALLEST, _LARGEST = 16, 2048
 
 
-def draw(kind: str, size: tuple[int, int], seed: int, *, system_fonts: bool = False) -> Drawing:
+def draw(
+    kind: str, size: tuple[int, int], seed: int, *, system_fonts: bool = False
+) -> SyntheticImage:
     """Draw one picture of `kind`, `size` = (height, width) in px, each 16 to 2048.
 
     The same arguments give the same pixels and facts. With `system_fonts` text also uses fonts

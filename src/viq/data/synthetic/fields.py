@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from viq.data.synthetic.canvas import Drawing, any_colour, blend
+from viq.data.synthetic.canvas import SyntheticImage, any_colour, blend
 
 Field = NDArray[np.floating[Any]]  # (height, width), values 0..1
 Facts = dict[str, Any]
@@ -144,22 +144,24 @@ def _leaves(size: tuple[int, int], rng: random.Random) -> Image.Image:
     return image.reduce(2)
 
 
-def draw_gradient(size: tuple[int, int], rng: random.Random, system_fonts: bool) -> Drawing:
+def draw_gradient(size: tuple[int, int], rng: random.Random, system_fonts: bool) -> SyntheticImage:
     """A colour field. Facts: `pattern`, its parameters (px, radians) and its `colors` in order.
 
     Two fields are blended at times (`pattern` then joins both names with "+", no parameters).
     """
     del system_fonts  # no text here
     if rng.random() < 0.15:
-        return Drawing(image=_leaves(size, rng), kind="gradient", facts={"pattern": "leaves"})
+        return SyntheticImage(
+            image=_leaves(size, rng), kind="gradient", facts={"pattern": "leaves"}
+        )
     name = rng.choice(tuple(_FIELDS))
     field, facts = _FIELDS[name](size, rng)
     image, colours = _paint(field, rng)
     if rng.random() < 0.8:
-        return Drawing(
+        return SyntheticImage(
             image=image, kind="gradient", facts={"pattern": name, **facts, "colors": colours}
         )
     second = rng.choice(("linear", "radial", "clouds", "blobs"))
     over, _ = _paint(_FIELDS[second](size, rng)[0], rng)
     image = Image.blend(image, over, rng.uniform(0.3, 0.7))
-    return Drawing(image=image, kind="gradient", facts={"pattern": f"{name}+{second}"})
+    return SyntheticImage(image=image, kind="gradient", facts={"pattern": f"{name}+{second}"})

@@ -11,7 +11,7 @@ from typing import Any
 
 from viq.data.synthetic.canvas import (
     RGB,
-    Drawing,
+    SyntheticImage,
     any_colour,
     blend,
     canvas,
@@ -343,7 +343,7 @@ _LAYOUTS: dict[str, Callable[[Page], None]] = {
 }
 
 
-def draw_word(size: tuple[int, int], rng: random.Random, system_fonts: bool) -> Drawing:
+def draw_word(size: tuple[int, int], rng: random.Random, system_fonts: bool) -> SyntheticImage:
     """One or two words on lines of their own, as large as fits in 12 to 40 px; facts as in
     `draw_text`, with `layout` "word"."""
     page = Page(size, rng, pick_font(rng, system_fonts))
@@ -362,13 +362,13 @@ def draw_word(size: tuple[int, int], rng: random.Random, system_fonts: bool) -> 
         tint = any_colour(rng)
         ink = tint if abs(luminance(tint) - luminance(page.paper)) >= 110 else page.ink
         page.run(x, i * step + y, text, size=large, ink=ink, bold=bold, slant=slant)
-    return Drawing(image=page.image, kind="word", facts={"layout": "word", **page.facts})
+    return SyntheticImage(image=page.image, kind="word", facts={"layout": "word", **page.facts})
 
 
-def draw_text(size: tuple[int, int], rng: random.Random, system_fonts: bool) -> Drawing:
+def draw_text(size: tuple[int, int], rng: random.Random, system_fonts: bool) -> SyntheticImage:
     """A page. Facts: `layout`, and one entry per drawn run in `lines`, `boxes` (px, from ascent
     to descent), `inks` and `papers` (its colours)."""
     page = Page(size, rng, pick_font(rng, system_fonts))
     layout = rng.choice(("article", *_LAYOUTS))  # articles twice: the commonest kind of page
     _LAYOUTS[layout](page)
-    return Drawing(image=page.image, kind="text", facts={"layout": layout, **page.facts})
+    return SyntheticImage(image=page.image, kind="text", facts={"layout": layout, **page.facts})

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from viq.data.synthetic.canvas import RGB, Drawing, any_colour, blend, distance
+from viq.data.synthetic.canvas import RGB, SyntheticImage, any_colour, blend, distance
 
 COLOURS: dict[str, RGB] = {
     "red": (214, 39, 40),
@@ -140,7 +140,7 @@ def _place(
     return None
 
 
-def draw_shapes(size: tuple[int, int], rng: random.Random, system_fonts: bool) -> Drawing:
+def draw_shapes(size: tuple[int, int], rng: random.Random, system_fonts: bool) -> SyntheticImage:
     """1 to 12 shapes. Facts: `background`, and `shapes` from back to front, each with `shape`,
     `color`, centre pixel `x` and `y`, and `size`, the diameter of its enclosing circle in px."""
     del system_fonts  # no text here
@@ -148,10 +148,12 @@ def draw_shapes(size: tuple[int, int], rng: random.Random, system_fonts: bool) -
     radii = max(4, short // 24), max(5, short // 4)
     pattern, image, avoid = _background(size, rng)
     shapes = _scatter(image, avoid, rng, (1, 2, 3, 4, 5, 6, 8, 12), radii, distinct=False)
-    return Drawing(image=image, kind="shapes", facts={"background": pattern, "shapes": shapes})
+    return SyntheticImage(
+        image=image, kind="shapes", facts={"background": pattern, "shapes": shapes}
+    )
 
 
-def draw_scene(size: tuple[int, int], rng: random.Random, system_fonts: bool) -> Drawing:
+def draw_scene(size: tuple[int, int], rng: random.Random, system_fonts: bool) -> SyntheticImage:
     """1 to 4 big shapes, no two alike in both shape and colour; facts as in `draw_shapes`.
 
     Diameters are 1/4 to 1/2 of the short side: large enough for small models to tell apart.
@@ -161,10 +163,12 @@ def draw_scene(size: tuple[int, int], rng: random.Random, system_fonts: bool) ->
     radii = max(2, math.ceil(short / 8)), max(3, short // 4)
     pattern, image, avoid = _background(size, rng)
     shapes = _scatter(image, avoid, rng, (1, 2, 3, 4), radii, distinct=True)
-    return Drawing(image=image, kind="scene", facts={"background": pattern, "shapes": shapes})
+    return SyntheticImage(
+        image=image, kind="scene", facts={"background": pattern, "shapes": shapes}
+    )
 
 
-def draw_plain(size: tuple[int, int], rng: random.Random) -> Drawing:
+def draw_plain(size: tuple[int, int], rng: random.Random) -> SyntheticImage:
     """1 or 2 big shapes on paper or on black, not alike in both shape and colour; facts as above.
 
     Diameters are a third to half of the short side: what a coarse decoder still shows clearly.
@@ -174,7 +178,7 @@ def draw_plain(size: tuple[int, int], rng: random.Random) -> Drawing:
     ground = COLOURS[rng.choice(("white", "black"))]
     image = Image.new("RGB", (size[1], size[0]), ground)
     facts = _scatter(image, [ground], rng, (1, 2), radii, distinct=True)
-    return Drawing(image=image, kind="plain", facts={"background": "flat", "shapes": facts})
+    return SyntheticImage(image=image, kind="plain", facts={"background": "flat", "shapes": facts})
 
 
 def _scatter(

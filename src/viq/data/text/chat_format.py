@@ -25,14 +25,16 @@ import torch
 from torch import Tensor
 
 from viq.core.types import IGNORE, IMAGE_TOKEN
-from viq.data.text.conversations import IMAGE_MARK, ConversationError, Turn, split_system
+from viq.data.text.conversations import IMAGE_PLACEHOLDER, ConversationError, Turn, split_system
 
 START, END = "<|im_start|>", "<|im_end|>"
 IMAGE_PAD = "<|image_pad|>"  # Qwen2.5 has it; other tokenizers get it
 
-_MARKS = (START, END, IMAGE_PAD)
+_SPECIAL_TOKENS = (START, END, IMAGE_PAD)
 # Between the two signs that each of them begins with.
-_MARK = re.compile("|".join(f"(?<=<)(?={re.escape(mark[1:])})" for mark in _MARKS))
+_SPECIAL_TOKEN = re.compile(
+    "|".join(f"(?<=<)(?={re.escape(mark[1:])})" for mark in _SPECIAL_TOKENS)
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,17 +75,17 @@ def encode_chat(
 
     Args:
         turns: perhaps a system turn, then question, answer, question, answer, ...
-        image_tokens: places that each image takes, one an image mark, in order.
+        image_tokens: places that each image takes, one an image placeholder, in order.
         where: names the sample in errors.
-        tokenizer: a fast Hugging Face tokenizer that knows the two ChatML marks.
+        tokenizer: a fast Hugging Face tokenizer that knows the two special tokens of ChatML.
 
     Raises:
-        ConversationError: not even the first pair fits, or image marks and images do not agree.
+        ConversationError: not even the first pair fits, or image placeholders and images do not agree.
     """
-    marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
+    marks = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns)
     if marks != len(image_tokens):
         raise ConversationError(
-            f"{where}: {marks} {IMAGE_MARK} marks, but {len(image_tokens)} images; match them"
+            f"{where}: {marks} {IMAGE_PLACEHOLDER} placeholders, but {len(image_tokens)} images; match them"
         )
     ids, turns = _begin(turns, config.system, tokenizer)
     labels, used, kept = [IGNORE] * len(ids), 0, 0
@@ -113,7 +115,7 @@ def encode_prompt(
     ids, turns = _begin(turns, system, tokenizer)
     for turn in turns:
         text = _text(turn.text, image_tokens[used:], tokenizer)
-        used += turn.text.count(IMAGE_MARK)
+        used += turn.text.count(IMAGE_PLACEHOLDER)
         ids += [*_head(turn.role, tokenizer), *text, *_tail(tokenizer)]
     return [*ids, *_head("assistant", tokenizer)]
 
@@ -139,14 +141,16 @@ def _pair(
     said = [*_plain(answer.text, tokenizer), end]
     ids = [*asked, *said, *newline]
     labels = [*[IGNORE] * len(asked), *said, *[IGNORE] * len(newline)]
-    return ids, labels, question.text.count(IMAGE_MARK)
+    return ids, labels, question.text.count(IMAGE_PLACEHOLDER)
 
 
 def _text(text: str, image_tokens: Sequence[int], tokenizer: Any) -> list[int]:
-    """Ids of text in which each image mark becomes that image's places."""
-    pieces = text.split(IMAGE_MARK)
+    """Ids of text in which each image placeholder becomes that image's places."""
+    pieces = text.split(IMAGE_PLACEHOLDER)
     if len(pieces) - 1 > len(image_tokens):
-        raise ConversationError(f"{len(pieces) - 1} image marks, {len(image_tokens)} images left")
+        raise ConversationError(
+            f"{len(pieces) - 1} image placeholders, {len(image_tokens)} images left"
+        )
     ids = _plain(pieces[0], tokenizer)
     for count, piece in zip(image_tokens, pieces[1:], strict=False):
         ids += [*[IMAGE_TOKEN] * count, *_plain(piece, tokenizer)]
@@ -174,10 +178,10 @@ def _plain(text: str, tokenizer: Any) -> list[int]:
     if not text:
         return []
     pieces = [text]
-    spelled = [mark for mark in _MARKS if mark in text]
+    spelled = [mark for mark in _SPECIAL_TOKENS if mark in text]
     if spelled and not _are_special(spelled, tokenizer):
         # The option below splits only what the tokenizer holds for special.
-        pieces = _MARK.split(text)
+        pieces = _SPECIAL_TOKEN.split(text)
     ids: list[int] = []
     for piece in pieces:
         ids += tokenizer.encode(piece, add_special_tokens=False, split_special_tokens=True)

@@ -21,10 +21,10 @@ from typing import Any, Literal
 
 from viq.core.untrusted import printable
 from viq.data.sources.base import ImageRef, Row, SourceError
-from viq.data.sources.json_fields import CONVERSATIONS, IMAGE_MARK, content_of, is_image_part
+from viq.data.sources.json_fields import CONVERSATIONS, IMAGE_PLACEHOLDER, content_of, is_image_part
 
 __all__ = [
-    "IMAGE_MARK",
+    "IMAGE_PLACEHOLDER",
     "Conversation",
     "ConversationError",
     "Turn",
@@ -53,7 +53,7 @@ class ConversationError(SourceError):
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """What one side says; a user's text has `IMAGE_MARK` where an image goes.
+    """What one side says; a user's text has `IMAGE_PLACEHOLDER` where an image goes.
 
     One of `system` stands first or nowhere, and may be empty: no system text at all.
     """
@@ -69,7 +69,7 @@ class Conversation:
     Attributes:
         turns: perhaps one of `system`, then an even number, the first by the user; the user's texts
             hold one mark an image.
-        images: in the order of their marks; may be none.
+        images: in the order of their placeholders; may be none.
         resize: for each image the size that the data asks for, as given there, or None.
         key, where: of the row.
     """
@@ -82,8 +82,10 @@ class Conversation:
 
     def __post_init__(self) -> None:
         system, turns = split_system(self.turns)
-        if IMAGE_MARK in (system or ""):
-            raise self._error(f"its system text contains {IMAGE_MARK}; move it to the question")
+        if IMAGE_PLACEHOLDER in (system or ""):
+            raise self._error(
+                f"its system text contains {IMAGE_PLACEHOLDER}; move it to the question"
+            )
         for turn, role in zip(turns, cycle(("user", "assistant")), strict=False):
             if turn.role != role:
                 raise self._error(
@@ -92,16 +94,20 @@ class Conversation:
                 )
             if not turn.text.strip():
                 raise self._error(f"a turn of {role} is empty; fill or remove it")
-            if role == "assistant" and IMAGE_MARK in turn.text:
-                raise self._error(f"an answer contains {IMAGE_MARK}; move it to the question")
+            if role == "assistant" and IMAGE_PLACEHOLDER in turn.text:
+                raise self._error(
+                    f"an answer contains {IMAGE_PLACEHOLDER}; move it to the question"
+                )
         if not turns or len(turns) % 2:
             raise self._error("does not end with an answer; add it or remove the last question")
-        marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
-        if marks != len(self.images):
-            more = f"more {IMAGE_MARK} marks than images"
-            if marks < len(self.images):
-                more = f"more images than {IMAGE_MARK} marks"
-            raise self._error(f"has {more} ({marks} marks, {len(self.images)} images); match them")
+        placeholders = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns)
+        if placeholders != len(self.images):
+            more = f"more {IMAGE_PLACEHOLDER} placeholders than images"
+            if placeholders < len(self.images):
+                more = f"more images than {IMAGE_PLACEHOLDER} placeholders"
+            raise self._error(
+                f"has {more} ({placeholders} placeholders, {len(self.images)} images); match them"
+            )
         if len(self.resize) != len(self.images):
             raise self._error(
                 f"has {len(self.resize)} entries in resize for {len(self.images)} images; give one"
@@ -124,7 +130,7 @@ def conversation(row: Row, *, prompt: str = "Describe the image.", choice: int =
     before the first question if there are none.
 
     Raises:
-        ConversationError: there is nothing of these, turns do not alternate, one is empty, or marks
+        ConversationError: there is nothing of these, turns do not alternate, one is empty, or placeholders
             and images differ in number.
     """
     turns = marked(_turns(row, prompt, choice), len(row.images))
@@ -217,13 +223,13 @@ def _turns(row: Row, prompt: str, choice: int) -> list[Turn]:
 
 
 def marked(turns: Sequence[Turn], images: int) -> list[Turn]:
-    """The same turns; if there are images but no mark, marks come before the first question."""
-    if not images or not turns or any(IMAGE_MARK in turn.text for turn in turns):
+    """The same turns; if there are images but no placeholder, placeholders come before the first question."""
+    if not images or not turns or any(IMAGE_PLACEHOLDER in turn.text for turn in turns):
         return list(turns)
     begin = int(turns[0].role == "system")
     if begin == len(turns):
         return list(turns)
-    first = f"{IMAGE_MARK}\n" * images + turns[begin].text
+    first = f"{IMAGE_PLACEHOLDER}\n" * images + turns[begin].text
     return [*turns[:begin], Turn(role=turns[begin].role, text=first), *turns[begin + 1 :]]
 
 
@@ -279,7 +285,7 @@ def _joined(content: Any) -> Any:
     """Content in parts of text and images as one text; other content as it is."""
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
         return content
-    texts = [IMAGE_MARK if is_image_part(part) else part.get("text") for part in content]
+    texts = [IMAGE_PLACEHOLDER if is_image_part(part) else part.get("text") for part in content]
     return "".join(map(str, texts)) if all(isinstance(text, str) for text in texts) else content
 
 

@@ -43,7 +43,7 @@ def formatted(turns: Sequence[Turn], system: str, *, head: bool) -> str:
     """Turns as one text that `parsed` reads back.
 
     Raises:
-        ViqError: a turn spells out a mark of ChatML.
+        ViqError: a turn spells out a special token of ChatML.
     """
     if turns and str(turns[0].role) == "system":
         system, turns = turns[0].text, turns[1:]
@@ -52,7 +52,7 @@ def formatted(turns: Sequence[Turn], system: str, *, head: bool) -> str:
     for role, text in said:
         if START in text or END in text:
             raise ViqError(
-                f"the turn of {role} spells out a mark of ChatML, which a prompt in one text could "
+                f"the turn of {role} spells out a special token of ChatML, which a prompt in one text could "
                 "not tell from its own: give the messages themselves, processor(text=messages)"
             )
     body = "".join(f"{START}{role}\n{text}{END}\n" for role, text in said)

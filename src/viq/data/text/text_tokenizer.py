@@ -1,4 +1,4 @@
-"""A small text tokenizer of one's own: byte-level BPE with the ChatML marks, trained in seconds.
+"""A small text tokenizer of one's own: byte-level BPE with the special tokens of ChatML, trained in seconds.
 
 For language models trained from scratch. Larger ones bring theirs.
 """
@@ -18,7 +18,7 @@ from viq.data.text.chat_format import END, START
 PAD = "<|mm_pad|>"
 
 
-def train_tokenizer(texts: Iterable[str], size: int) -> Any:
+def train_text_tokenizer(texts: Iterable[str], size: int) -> Any:
     """A fast Hugging Face tokenizer of at most `size` tokens; the same for the same texts."""
     with require("transformers", "train", "a text tokenizer"):
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -39,11 +39,11 @@ def train_tokenizer(texts: Iterable[str], size: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END)
 
 
-def load_tokenizer(folder: str | Path) -> Any:
+def load_text_tokenizer(folder: str | Path) -> Any:
     """The tokenizer of a language model: a folder or a Hugging Face hub id.
 
     Raises:
-        ViqError: there is none, or it does not know the ChatML marks.
+        ViqError: there is none, or it does not know the special tokens of ChatML.
     """
     with require("transformers", "train", "a text tokenizer"):
         from transformers import AutoTokenizer
@@ -62,7 +62,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     if missing:
         raise ViqError(
             f"{folder}: its tokenizer does not know {' and '.join(missing)}: use a model with "
-            "ChatML marks, such as Qwen2.5"
+            "special tokens of ChatML, such as Qwen2.5"
         )
     return tokenizer
 

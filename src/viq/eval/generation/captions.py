@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
-from viq.data.batching.generation_batches import CodePair, encode_writing, pack_written
+from viq.data.batching.generation_batches import CodePair, encode_generation, pack_generation
 from viq.data.synthetic.captions import Captioned, CaptionedShapes, satisfies
 from viq.eval.generation.shapes import find_shapes
 from viq.metrics.intervals import of_share
 from viq.mllm.generation import Sampling
-from viq.mllm.text_to_image import Artist
+from viq.mllm.text_to_image import TextToImagePipeline
 
 _GROUP = 32
 
 
 def evaluate(
-    artist: Artist,
+    pipeline: TextToImagePipeline,
     sampling: Sampling,
     *,
     pictures: int = 200,
@@ -40,17 +40,19 @@ def evaluate(
         progress: called after each picture.
         keep: called with each drawn picture, its caption, and whether it keeps it.
     """
-    shapes = CaptionedShapes("held-out", artist.size)
+    shapes = CaptionedShapes("held-out", pipeline.size)
     kept: dict[str, Counter[str]] = {name: Counter() for name in ("true", "codes", "drawn")}
     nats: Counter[str] = Counter()
     for start in range(0, pictures, _GROUP):
         pairs = [shapes.pair(i) for i in range(start, min(pictures, start + _GROUP))]
-        codes = artist.tokenizer.encode([pair.image for pair in pairs])
+        codes = pipeline.tokenizer.encode([pair.image for pair in pairs])
         captions = [pair.caption for pair in pairs]
-        drawn = artist.draw(captions, sampling, size=artist.size, seed=seed * pictures + start)
+        drawn = pipeline.generate(
+            captions, sampling, size=pipeline.size, seed=seed * pictures + start
+        )
         for name, images in (
             ("true", [pair.image for pair in pairs]),
-            ("codes", artist.tokenizer.decode(codes)),
+            ("codes", pipeline.tokenizer.decode(codes)),
             ("drawn", drawn),
         ):
             for pair, image in zip(pairs, images, strict=True):
@@ -60,10 +62,10 @@ def evaluate(
                     keep((pair.caption, image, bool(verdict["caption"])))
                     progress()
         named = [CodePair(caption=c, codes=item) for c, item in zip(captions, codes, strict=True)]
-        nats.update(_nats(artist, named))
+        nats.update(_nats(pipeline, named))
     return {
         "pictures": pictures,
-        "size": list(artist.size),
+        "size": list(pipeline.size),
         "sampling": vars(sampling),
         "kept": {
             name: {what: of_share(counts[what], pictures) for what in JUDGED}
@@ -130,12 +132,12 @@ def judge(pair: Captioned, image: Image.Image) -> dict[str, int]:
 
 
 @torch.inference_mode()
-def _nats(artist: Artist, pairs: Sequence[CodePair]) -> dict[str, float]:
+def _nats(pipeline: TextToImagePipeline, pairs: Sequence[CodePair]) -> dict[str, float]:
     """Sums of the losses of true pictures, and what they are counted by."""
-    writer = artist.writer
-    pack = pack_written([encode_writing(pair, artist.words) for pair in pairs])
-    pack = pack.to(next(writer.parameters()).device)
-    sums = writer(
+    model = pipeline.generator
+    pack = pack_generation([encode_generation(pair, pipeline.text_tokenizer) for pair in pairs])
+    pack = pack.to(next(model.parameters()).device)
+    sums = model(
         pack.ids_L, pack.targets_L, pack.lengths, pack.codes_TS, pack.grids_hw, pack.scored_T
     )
     return {"text": float(sums["text"]), "codes": float(sums["codes"]), **pack.counts}

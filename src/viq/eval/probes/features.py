@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from viq.core.types import Grid, grid_of
-from viq.eval.probes.exam import Exam, UnderstandingConfig
-from viq.eval.probes.understanding import Features, train_reader
+from viq.eval.probes.benchmark import ProbeBenchmark, ProbeConfig
+from viq.eval.probes.understanding import Features, train_probe
 from viq.image.patches import lengths_of, normalize, pack
 from viq.metrics.intervals import of_seeds
 from viq.models.language.projector import Whitener
@@ -47,17 +47,17 @@ class _Task:
     kind: Kind
     seed: int
     tokenizer: str
-    exam: Exam
+    benchmark: ProbeBenchmark
     grids: tuple[Grid, ...]
     codes: tuple[np.ndarray, ...]  # of each picture, (patches, 4)
-    config: UnderstandingConfig
+    config: ProbeConfig
     threads: int
 
 
 def compare_features(
-    exam: Exam,
+    benchmark: ProbeBenchmark,
     tokenizer: str,
-    config: UnderstandingConfig,
+    config: ProbeConfig,
     *,
     progress: Callable[[], None] = lambda: None,
     done: Callable[[dict[str, Any]], None] = lambda result: None,
@@ -73,13 +73,13 @@ def compare_features(
         settings, and by kind: `answers` (percent, by kind of question), `steps_per_second` and
         `peak_mib`, each with mean, half-width of the 95% interval, and each seed's value.
     """
-    codes = VisualTokenizer.from_pretrained(tokenizer).encode([*exam.pictures])
+    codes = VisualTokenizer.from_pretrained(tokenizer).encode([*benchmark.pictures])
     task = _Task(
         kind="codes",
         seed=0,
         tokenizer=tokenizer,
-        exam=exam,
-        grids=tuple(grid_of(picture.shape[:2]) for picture in exam.pictures),  # type: ignore[arg-type]
+        benchmark=benchmark,
+        grids=tuple(grid_of(picture.shape[:2]) for picture in benchmark.pictures),  # type: ignore[arg-type]
         codes=tuple(item.ids.reshape(-1, 4) for item in codes),
         config=config,
         threads=torch.get_num_threads(),
@@ -91,10 +91,10 @@ def compare_features(
             runs[kind].append(_alone(_only_needed(replace(task, kind=kind, seed=seed))))
             progress()
         result = {
-            "settings": {**asdict(config), "vocabulary": exam.vocabulary},
+            "settings": {**asdict(config), "vocabulary": benchmark.vocabulary},
             "tokenizer": tokenizer,
-            "pictures": len(exam.pictures),
-            "questions": len(exam.test),
+            "pictures": len(benchmark.pictures),
+            "questions": len(benchmark.test),
             "kinds": {kind: _summary(list_) for kind, list_ in runs.items()},
         }
         done(result)
@@ -104,7 +104,7 @@ def compare_features(
 def _only_needed(task: _Task) -> _Task:
     """Codes travel without pixels, pixels without codes."""
     if task.kind != "continuous":
-        task = replace(task, exam=replace(task.exam, pictures=()))
+        task = replace(task, benchmark=replace(task.benchmark, pictures=()))
     return task if task.kind == "codes" else replace(task, codes=())
 
 
@@ -119,8 +119,8 @@ def _run(task: _Task) -> dict[str, Any]:
     torch.set_flush_denormal(True)
     features, width = _features(task)
     times: list[float] = []
-    answers = train_reader(
-        task.exam, features, width, task.grids, task.config, task.seed,
+    answers = train_probe(
+        task.benchmark, features, width, task.grids, task.config, task.seed,
         lambda step: times.append(time.perf_counter()),
     )  # fmt: skip
     warm = min(_WARM_UP, len(times) // 2)
@@ -162,7 +162,7 @@ def _features(task: _Task) -> tuple[Callable[[Sequence[int]], Tensor], int]:
 
         @torch.no_grad()
         def gathered(pictures: Sequence[int]) -> Tensor:
-            images = [normalize(task.exam.pictures[picture]) for picture in pictures]
+            images = [normalize(task.benchmark.pictures[picture]) for picture in pictures]
             return tokenizer.encoder(pack(images))
 
     whitener = Whitener(width)

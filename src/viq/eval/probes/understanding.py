@@ -25,10 +25,10 @@ from torch import Tensor
 
 from viq.core.types import IGNORE, Grid, grid_of
 from viq.data.text.chat_format import pack_chats
-from viq.eval.probes.exam import Exam, Question, UnderstandingConfig, _group
+from viq.eval.probes.benchmark import ProbeBenchmark, ProbeConfig, ProbeQuestion, _group
 from viq.image.patches import lengths_of, normalize, pack
 from viq.metrics.intervals import of_seeds
-from viq.models.language.reader import LanguageReader, build_language
+from viq.models.language.vision_language import VisionLanguageModel, build_language
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 
 Features = Literal["codes", "continuous"]
@@ -56,10 +56,10 @@ def features_of(
     return found
 
 
-def examine(
-    exam: Exam,
+def evaluate_features(
+    benchmark: ProbeBenchmark,
     features: Sequence[Tensor],
-    config: UnderstandingConfig,
+    config: ProbeConfig,
     progress: Callable[[int], None] = lambda step: None,
 ) -> dict[str, Any]:
     """Train the reader once a seed and score it; probes once.
@@ -67,7 +67,7 @@ def examine(
     Returns accuracies in percent: `answers` (all, and by kind) with mean, the half-width of the
     95% interval over seeds (Student's t), and each seed's value; `probes` by question.
     """
-    grids = [grid_of(p.shape[:2]) for p in exam.pictures]  # type: ignore[arg-type]
+    grids = [grid_of(p.shape[:2]) for p in benchmark.pictures]  # type: ignore[arg-type]
     # A fresh projector expects centred channels of unit size; tokenizers differ in that.
     sample = torch.cat(list(features[:500]))
     mean, std = sample.mean(0), sample.std(0) + 1e-6
@@ -78,23 +78,24 @@ def examine(
         return torch.cat([features[picture] for picture in pictures])
 
     by_seed = [
-        train_reader(exam, gathered, width, grids, config, seed, progress)
+        train_probe(benchmark, gathered, width, grids, config, seed, progress)
         for seed in range(config.seeds)
     ]
     kinds = sorted({kind for score in by_seed for kind in score})
     return {
-        "questions": dict(Counter(_group(q.kind) for q in exam.test)) | {"all": len(exam.test)},
+        "questions": dict(Counter(_group(q.kind) for q in benchmark.test))
+        | {"all": len(benchmark.test)},
         "answers": {kind: of_seeds([score[kind] for score in by_seed]) for kind in kinds},
-        "probes": _probes(exam, features),
+        "probes": _probes(benchmark, features),
     }
 
 
-def train_reader(
-    exam: Exam,
+def train_probe(
+    benchmark: ProbeBenchmark,
     features: Gathered,
     width: int,
     grids: Sequence[Grid],
-    config: UnderstandingConfig,
+    config: ProbeConfig,
     seed: int,
     progress: Callable[[int], None],
 ) -> dict[str, float]:
@@ -106,12 +107,12 @@ def train_reader(
         progress: called with the number of each step.
     """
     torch.manual_seed(seed)
-    reader = LanguageReader(build_language(config.language, exam.vocabulary), width)
+    reader = VisionLanguageModel(build_language(config.language, benchmark.vocabulary), width)
     optimizer = torch.optim.AdamW(
         reader.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.02
     )
     reader.train()
-    batches = _packs(exam.train, config.tokens, random.Random(seed))
+    batches = _packs(benchmark.train, config.tokens, random.Random(seed))
     for step in range(config.steps):
         share = min(1.0, (step + 1) / 30) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
         for group in optimizer.param_groups:
@@ -125,8 +126,8 @@ def train_reader(
     reader.eval()
     hits: dict[str, list[bool]] = defaultdict(list)
     with torch.inference_mode():
-        for start in range(0, len(exam.test), 16):
-            questions = exam.test[start : start + 16]
+        for start in range(0, len(benchmark.test), 16):
+            questions = benchmark.test[start : start + 16]
             _, correct, owner = _score(reader, questions, features, grids)
             for i, question in enumerate(questions):
                 right = bool(correct[owner == i].all())
@@ -136,8 +137,8 @@ def train_reader(
 
 
 def _score(
-    reader: LanguageReader,
-    questions: Sequence[Question],
+    reader: VisionLanguageModel,
+    questions: Sequence[ProbeQuestion],
     features: Gathered,
     grids: Sequence[Grid],
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,10 +156,10 @@ def _score(
 
 
 def _packs(
-    questions: Sequence[Question], tokens: int, rng: random.Random
-) -> Iterator[list[Question]]:
+    questions: Sequence[ProbeQuestion], tokens: int, rng: random.Random
+) -> Iterator[list[ProbeQuestion]]:
     """Endless packs of at most so many tokens, shuffled anew each round."""
-    held: list[Question] = []
+    held: list[ProbeQuestion] = []
     used = 0
     while True:
         for question in rng.sample(questions, len(questions)):
@@ -169,14 +170,14 @@ def _packs(
             used += len(question.chat.ids)
 
 
-def _probes(exam: Exam, features: Sequence[Tensor]) -> dict[str, dict[str, float]]:
+def _probes(benchmark: ProbeBenchmark, features: Sequence[Tensor]) -> dict[str, dict[str, float]]:
     """Accuracy in percent of linear classifiers on the mean feature, by question.
 
     Only questions that are asked of many pictures in the same words, over answers with enough
     training pictures. `chance` is that of the most frequent answer.
     """
     by_question: dict[str, list[tuple[int, str, bool]]] = defaultdict(list)
-    for picture, question, answer, held in exam.probes:
+    for picture, question, answer, held in benchmark.probes:
         by_question[question].append((picture, answer, held))
     results = {}
     for question, found in by_question.items():
@@ -219,9 +220,9 @@ def _logistic(x: Tensor, y: Tensor, x_test: Tensor, classes: int) -> Tensor:
 
 
 def compare(
-    exam: Exam,
+    benchmark: ProbeBenchmark,
     candidates: Sequence[tuple[str, VisualTokenizer, Features]],
-    config: UnderstandingConfig,
+    config: ProbeConfig,
     *,
     progress: Callable[[int], None] = lambda step: None,
     done: Callable[[dict[str, Any]], None] = lambda result: None,
@@ -233,13 +234,13 @@ def compare(
         done: called with the result so far after each.
     """
     result: dict[str, Any] = {
-        "settings": {**dataclasses.asdict(config), "vocabulary": exam.vocabulary},
-        "pictures": len(exam.pictures),
+        "settings": {**dataclasses.asdict(config), "vocabulary": benchmark.vocabulary},
+        "pictures": len(benchmark.pictures),
         "candidates": {},
     }
     for name, tokenizer, kind in candidates:
-        features = features_of(tokenizer, exam.pictures, kind)
-        found = examine(exam, features, config, progress)
+        features = features_of(tokenizer, benchmark.pictures, kind)
+        found = evaluate_features(benchmark, features, config, progress)
         result["questions"] = found.pop("questions")
         result["candidates"][name] = {"features": kind, **found}
         done(result)

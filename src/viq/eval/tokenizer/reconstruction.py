@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from viq.core.types import ViqError
 from viq.image.codecs import check_codec, fit_codec
-from viq.image.open import ImageError, Source, open_image
+from viq.image.open import ImageError, ImageInput, open_image
 from viq.metrics.codebook import code_counts, summarize_counts
 from viq.metrics.images import fidelity
 from viq.models.tokenizer.tokenizer import VisualTokenizer
@@ -29,7 +29,7 @@ from viq.models.tokenizer.tokenizer import VisualTokenizer
 
 def evaluate(
     tokenizer: VisualTokenizer,
-    images: Iterable[Source],
+    images: Iterable[ImageInput],
     *,
     crop: int | None = None,
     tile: int | None = None,
@@ -122,7 +122,7 @@ def _check(tokenizer: VisualTokenizer, tile: int | None) -> None:
 
 
 def _opened(
-    images: Iterable[Source], failed: list[dict[str, str]]
+    images: Iterable[ImageInput], failed: list[dict[str, str]]
 ) -> Iterator[tuple[str, Image.Image | None]]:
     """Keys and RGB images; what cannot be read is None, and goes to `failed`."""
     for index, source in enumerate(images):

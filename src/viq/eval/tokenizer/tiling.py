@@ -10,7 +10,7 @@ import numpy as np
 
 from viq.core.types import ViqError
 from viq.eval.tokenizer.reconstruction import _check, _mean, _opened
-from viq.image.open import Source, open_image
+from viq.image.open import ImageInput, open_image
 from viq.image.patches import tile_grid
 from viq.metrics.images import psnr
 from viq.models.tokenizer.tokenizer import VisualTokenizer
@@ -18,7 +18,7 @@ from viq.models.tokenizer.tokenizer import VisualTokenizer
 _SEAM_BAND = 4  # px on each side of a seam
 
 
-def seams(tokenizer: VisualTokenizer, image: Source, tile: int) -> dict[str, Any]:
+def seams(tokenizer: VisualTokenizer, image: ImageInput, tile: int) -> dict[str, Any]:
     """Whether the seams between tiles show: the error beside them against that elsewhere.
 
     Every border between patches carries more error than the inside of patches, so the error beside
@@ -72,7 +72,9 @@ def seams(tokenizer: VisualTokenizer, image: Source, tile: int) -> dict[str, Any
     }
 
 
-def tiling_gap(tokenizer: VisualTokenizer, images: Iterable[Source], tile: int) -> dict[str, Any]:
+def tiling_gap(
+    tokenizer: VisualTokenizer, images: Iterable[ImageInput], tile: int
+) -> dict[str, Any]:
     """What encoding in tiles costs: mean PSNR of images encoded whole less that in tiles.
 
     Only images with a side above `tile` px count: the others are the same either way. Memory and
@@ -118,7 +120,7 @@ def tiling_gap(tokenizer: VisualTokenizer, images: Iterable[Source], tile: int) 
 
 
 def compare_tiles(
-    tokenizer: VisualTokenizer, images: Sequence[Source], tile: int
+    tokenizer: VisualTokenizer, images: Sequence[ImageInput], tile: int
 ) -> dict[str, Any]:
     """`tiling_gap`, and the means of `seams` over the images that are cut at this tile.
 

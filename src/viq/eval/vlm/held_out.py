@@ -20,7 +20,7 @@ import torch
 from viq.core.codes import Codes
 from viq.core.types import ViqError
 from viq.data.batching.code_batches import CodeCorpus
-from viq.data.text.conversations import IMAGE_MARK, split_system
+from viq.data.text.conversations import IMAGE_PLACEHOLDER, split_system
 from viq.metrics.answers import is_right, words_f1
 from viq.metrics.intervals import of_share
 
@@ -41,7 +41,7 @@ class _Asked:
 
     @property
     def question(self) -> str:
-        return self.messages[-1]["content"].replace(IMAGE_MARK, "").strip()
+        return self.messages[-1]["content"].replace(IMAGE_PLACEHOLDER, "").strip()
 
     @property
     def alike(self) -> tuple[tuple[str, str], ...]:
@@ -199,7 +199,7 @@ def _questions(corpus: CodeCorpus, index: int, by: str, rng: random.Random) -> I
         elif isinstance(named, list) and in_order and len(named) == len(turns) // 2:
             kind = str(named[number])
         before = messages[: first + 2 * number + 1]
-        seen = sum(message["content"].count(IMAGE_MARK) for message in before)
+        seen = sum(message["content"].count(IMAGE_PLACEHOLDER) for message in before)
         yield _Asked(
             sample=(corpus.name, row.key),
             kind=f"{corpus.name}/{kind}" if kind else corpus.name,

@@ -46,7 +46,7 @@ def merge(
         ViqError: stores of different tokenizers, a key that is there twice, or as `open_job`.
     """
     stores = [Store(path) for path in paths]
-    info = replace(stores[0].info, entropy=entropy.stamp if entropy else "")
+    info = replace(stores[0].info, entropy=entropy.digest if entropy else "")
     for store in stores[1:]:
         if store.info.fingerprint != info.fingerprint:
             raise CodesError(

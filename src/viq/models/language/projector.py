@@ -1,13 +1,13 @@
 """Visual features to the input vectors of a language model (docs/model.md, "Projector").
 
-A window of `merge` x `merge` neighbouring patches becomes one token. Every row of tokens ends with
+A window of `merge_size` x `merge_size` neighbouring patches becomes one token. Every row of tokens ends with
 a learned vector, and an image begins and ends with one more, so that a language model, which reads
 one long line, can tell rows apart. These are vectors, not words of its vocabulary.
 
 The official code needs grids whose sides are multiples of the window and fails on others. Here a
 window at the right or lower border simply has fewer members; on whole windows the numbers agree.
 
-T = patches of all images, C = width of features, W = windows of all images, M = merge**2 members,
+T = patches of all images, C = width of features, W = windows of all images, M = merge_size**2 members,
 D = width of the language model, L = tokens of one image.
 """
 
@@ -32,13 +32,13 @@ class ProjectorConfig:
 
     features: int  # C
     width: int  # D
-    merge: int = 2  # side of a window, patches: 1, 2 or 4
+    merge_size: int = 2  # side of a window, patches: 1, 2 or 4
     whiten: bool = False  # features go through a `Whitener` first
 
     def __post_init__(self) -> None:
         untrusted.shape(self, features=2**16, width=2**17)
-        if self.merge not in (1, 2, 4):
-            raise ValueError(f"merge is {self.merge}: use 1, 2 or 4 patches")
+        if self.merge_size not in (1, 2, 4):
+            raise ValueError(f"merge_size is {self.merge_size}: use 1, 2 or 4 patches")
 
 
 class Whitener(nn.Module):
@@ -76,14 +76,14 @@ class Whitener(nn.Module):
 
 
 @functools.lru_cache(maxsize=1024)
-def _windows(grid: Grid, merge: int) -> Tensor:
+def _windows(grid: Grid, merge_size: int) -> Tensor:
     """Patch numbers (windows, M) of one image in raster order; -1 where a member is missing."""
-    rows, cols = (-(-side // merge) for side in grid)
+    rows, cols = (-(-side // merge_size) for side in grid)
     numbers = torch.arange(grid[0] * grid[1]).view(1, 1, *grid).float()
     padded = F.pad(
-        numbers, (0, cols * merge - grid[1], 0, rows * merge - grid[0]), value=-1.0
+        numbers, (0, cols * merge_size - grid[1], 0, rows * merge_size - grid[0]), value=-1.0
     )  # exact in fp32 up to 16.7 million patches
-    return F.unfold(padded, merge, stride=merge)[0].T.long()
+    return F.unfold(padded, merge_size, stride=merge_size)[0].T.long()
 
 
 class MergeProjector(nn.Module):
@@ -105,12 +105,12 @@ class MergeProjector(nn.Module):
         """One vector a window, (W, D), images one after another, windows in raster order."""
         parts, start = [], 0
         for grid in grids_hw:
-            windows = _windows(grid, self.config.merge)
+            windows = _windows(grid, self.config.merge_size)
             parts.append(torch.where(windows < 0, windows, windows + start))
             start += grid[0] * grid[1]
         index_WM = torch.cat(parts).to(features_TC.device)
         x_TD = self.project_in(self.whitener(features_TC).to(features_TC.dtype))
-        if self.config.merge > 1:
+        if self.config.merge_size > 1:
             missing_WM1 = (index_WM < 0).unsqueeze(-1)
             x_WMD = x_TD[index_WM.clamp_min(0)].masked_fill(missing_WM1, 0)
             mean_W1D = x_WMD.sum(1, keepdim=True) / (~missing_WM1).sum(1, keepdim=True)
@@ -123,7 +123,7 @@ class MergeProjector(nn.Module):
         tokens, start = [], 0
         merged_WD = self.merged(features_TC, grids_hw)
         for grid in grids_hw:
-            rows, cols = (-(-side // self.config.merge) for side in grid)
+            rows, cols = (-(-side // self.config.merge_size) for side in grid)
             image = merged_WD[start : start + rows * cols].view(rows, cols, -1)
             newline = self.newline.expand(rows, 1, -1)
             lines = torch.cat([image, newline], dim=1).flatten(0, 1)

@@ -66,7 +66,7 @@ class PixelDecoder(nn.Module):
         self.project_out = nn.Linear(config.width, 3 * patch_size**2)
 
     @property
-    def reach(self) -> int:
+    def receptive_field(self) -> int:
         """How many patches away, at most, a patch still changes an output patch."""
         return self.config.depth * (self.config.kernel_size // 2)
 

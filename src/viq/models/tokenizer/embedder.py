@@ -19,10 +19,10 @@ from viq.core.levels import check_levels
 from viq.core.types import ViqError
 from viq.models.tokenizer.encoder import EncoderConfig
 from viq.models.tokenizer.fsq import FSQ
-from viq.models.tokenizer.quantizer import QuantizerConfig, RestoreHead
+from viq.models.tokenizer.quantizer import DequantizeHead, QuantizerConfig
 from viq.weights import checkpoint
 from viq.weights.hub import locate
-from viq.weights.verify import stamps_of, verify
+from viq.weights.verify import digests_of, verify
 
 # In the weights of a tokenizer; what follows "quantizer." are the names here.
 _HEAD = "quantizer."
@@ -46,7 +46,7 @@ class EmbedderConfig:
         untrusted.fingerprint(self.fingerprint, "fingerprint")
 
 
-class CodeEmbedder(RestoreHead):
+class CodeEmbedder(DequantizeHead):
     """Codebook indices (T, S) to features (T, C), as `VisualTokenizer.features` gives them."""
 
     def __init__(self, config: EmbedderConfig) -> None:
@@ -55,10 +55,10 @@ class CodeEmbedder(RestoreHead):
         self.fsq = FSQ(config.levels)
         step_6 = nn.Linear(len(config.levels), config.width)
         self.bottleneck = nn.ModuleDict({"project_out": step_6})
-        self.add_restore(config.width, config.post_depth)
+        self.add_dequantize(config.width, config.post_depth)
 
     def forward(self, codes_TS: Tensor) -> Tensor:
-        return self.restore(self.fsq.decode(codes_TS))
+        return self.dequantize(self.fsq.decode(codes_TS))
 
     @classmethod
     def from_tokenizer(cls, name: str | os.PathLike[str]) -> CodeEmbedder:
@@ -76,22 +76,22 @@ class CodeEmbedder(RestoreHead):
         quantizer = checkpoint.from_dict(QuantizerConfig, values.get("quantizer", {}), where)
         if quantizer.bottleneck != "fsq":
             raise ViqError(f"{name}: is no tokenizer with codes; give one whose FSQ stage is done")
-        stamp = stamps_of(values, where)[0]
-        if not stamp:
+        digest = digests_of(values, where)[0]
+        if not digest:
             raise ViqError(f"{where}: has no fingerprint; load the tokenizer and save it again")
         config = EmbedderConfig(
             width=encoder.width,
             levels=quantizer.levels,
             post_depth=quantizer.post_depth,
             tokenizer=str(folder.resolve()) if os.path.isdir(name) else str(name),
-            fingerprint=stamp,
+            fingerprint=digest,
         )
         with checkpoint.building(where):
             embedder = cls(config)
         path = folder / checkpoint.WEIGHTS_FILE
         parts = {"encoder": encoder, "quantizer": quantizer}
         # All that the fingerprint covers is looked at, though only a part of it is loaded.
-        verify(path, {k: checkpoint.to_dict(part) for k, part in parts.items()}, (stamp, ""))
+        verify(path, {k: checkpoint.to_dict(part) for k, part in parts.items()}, (digest, ""))
         weights = checkpoint.read_weights(path, _PREFIXES, dtype=torch.float32)
         renamed = {k.removeprefix(_HEAD): v for k, v in weights.items()}
         checkpoint.load_strictly(embedder, renamed, str(path))

@@ -137,7 +137,7 @@ def decode_bands(model: VisualTokenizer, codes: Codes) -> Image.Image:
     ids = checked_ids(model, codes).unflatten(0, codes.grid)
     (rows, cols), (height, width) = codes.grid, codes.size
     patch = model.config.encoder.patch_size
-    halo = model.decoder.reach if model.decoder else 0
+    halo = model.decoder.receptive_field if model.decoder else 0
     down, across = max(1, _BAND // cols), min(cols, _BAND)
     image = np.empty((height, width, 3), np.uint8)
     for top, left in itertools.product(range(0, rows, down), range(0, cols, across)):

@@ -122,7 +122,7 @@ class FSQBottleneck(nn.Module):
             slots_TSC = block(slots_TSC, grids_hw)
         return self.project_in(slots_TSC)
 
-    def limit(self, z_TSd: Tensor) -> Tensor:
+    def bound(self, z_TSd: Tensor) -> Tensor:
         """Quantized codes (T, S, d) in about [-1, 1], straight-through gradient, fp32."""
         return self.fsq.quantize(z_TSd)
 
@@ -144,7 +144,7 @@ class ProximalBottleneck(nn.Module):
         """Values (T, S, d) before the limit. `grids_hw` is unused: the interface is FSQ's."""
         return self.project_in(slots_TSC)
 
-    def limit(self, z_TSd: Tensor) -> Tensor:
+    def bound(self, z_TSd: Tensor) -> Tensor:
         """Values (T, S, d) inside the unit ball of the configured norm."""
         if self.kind == "linf":
             return z_TSd / z_TSd.abs().amax(-1, keepdim=True).clamp_min(1e-6)
@@ -153,7 +153,7 @@ class ProximalBottleneck(nn.Module):
         return z_TSd.tanh() if self.kind == "tanh" else z_TSd
 
 
-class RestoreHead(nn.Module):
+class DequantizeHead(nn.Module):
     """Steps 6 to 9, codes (T, 4, d) to features (T, C): all that a reader of codes needs.
 
     Attributes:
@@ -162,7 +162,7 @@ class RestoreHead(nn.Module):
 
     bottleneck: Any
 
-    def add_restore(self, width: int, post_depth: int) -> None:
+    def add_dequantize(self, width: int, post_depth: int) -> None:
         """Build steps 7 to 9. Apart from `__init__`: in the whole head, other parts come first."""
         c, s = width, CODES_PER_PATCH
         self.merge_mlp = Mlp(s * c, s * c, c)
@@ -192,7 +192,7 @@ class RestoreHead(nn.Module):
         out = self.bottleneck.project_out
         return self.merge_mlp(out(codes_TSd.to(out.weight.dtype)).flatten(1))
 
-    def restore(self, codes_TSd: Tensor) -> Tensor:
+    def dequantize(self, codes_TSd: Tensor) -> Tensor:
         """Steps 6 to 9: features (T, C), what language model and decoder read."""
         return self.refine(self.merge(codes_TSd))
 
@@ -203,14 +203,14 @@ class RestoreHead(nn.Module):
             features_TC = block(features_TC)
         return features_TC * self.post_scale + self.post_shift
 
-    def restore_flops(self, folded: bool) -> int:
+    def dequantize_flops(self, folded: bool) -> int:
         """Floating-point operations a patch of codes to features (steps 6 to 9)."""
         c, s, d = len(self.post_scale), CODES_PER_PATCH, self.bottleneck.project_out.in_features
         first = s * d * s * c if folded else s * d * c + (s * c) ** 2
         return 2 * (first + s * c * c + 2 * c * c + len(self.post_blocks) * 4 * c * c)
 
 
-class QuantizerHead(RestoreHead):
+class QuantizerHead(DequantizeHead):
     """Tokens (T, C) to bottleneck values (T, 4, d), and codes (T, 4, d) to features (T, C)."""
 
     def __init__(self, width: int, config: QuantizerConfig) -> None:
@@ -225,7 +225,7 @@ class QuantizerHead(RestoreHead):
         self.slot_mlp = Mlp(c, c, c)
         kinds = {"fsq": FSQBottleneck, "proximal": ProximalBottleneck}
         self.bottleneck = kinds[config.bottleneck](c, config)
-        self.add_restore(c, config.post_depth)
+        self.add_dequantize(c, config.post_depth)
 
     def expand(self, tokens_TC: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
         """Steps 1 to 3: slots (T, S, C)."""

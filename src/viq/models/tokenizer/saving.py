@@ -17,7 +17,7 @@ from viq.core.types import ViqError
 from viq.models.tokenizer.config import TokenizerConfig, decisive, refuse_language_model
 from viq.models.tokenizer.qwen_vae import VAE_FOLDER, VAE_WEIGHTS_FILE
 from viq.weights import checkpoint
-from viq.weights.verify import DIGEST, decides, rest_digest, stamps_of, verify
+from viq.weights.verify import DIGEST, decides, digests_of, rest_digest, verify
 
 if TYPE_CHECKING:
     from viq.models.tokenizer.tokenizer import VisualTokenizer
@@ -31,7 +31,7 @@ def load(
     """The tokenizer in a folder; as `VisualTokenizer.from_pretrained`."""
     values, where = checkpoint.read_config(folder), str(folder / checkpoint.CONFIG_FILE)
     path = folder / checkpoint.WEIGHTS_FILE
-    stamps = stamps_of(values, where)
+    digests = digests_of(values, where)
     for name in ("format", "fingerprint", DIGEST):
         values.pop(name, None)
     refuse_language_model(values, folder)
@@ -40,8 +40,8 @@ def load(
         model = kind(config)
     checkpoint.load_model(model, path, device=device, dtype=dtype or torch.float32)
     exact = model.device.type == "cpu" and dtype in (None, torch.float32)
-    verify(path, decisive(config), stamps, model.state_dict() if exact else None)
-    model._fingerprint = stamps[0] or None
+    verify(path, decisive(config), digests, model.state_dict() if exact else None)
+    model._fingerprint = digests[0] or None
     model.entropy_file = folder / ENTROPY_FILE
     vae = folder / VAE_FOLDER
     if model.latent_head is not None and (vae / checkpoint.CONFIG_FILE).is_file():
@@ -57,15 +57,15 @@ def save(model: VisualTokenizer, folder: Path, dtype: torch.dtype | None) -> Non
             with written_aside(copy / name) as aside:
                 shutil.copyfile(vae / name, aside)
     weights = {k: v.to(dtype or v.dtype) for k, v in model.state_dict().items()}
-    stamp = fingerprint_of(model.config, weights)
+    digest = fingerprint_of(model.config, weights)
     if dtype is None:
-        model._fingerprint = stamp  # it may have been trained since it was loaded
+        model._fingerprint = digest  # it may have been trained since it was loaded
     checkpoint.write_weights(folder / checkpoint.WEIGHTS_FILE, weights)
     if model.entropy_file and model.entropy_file.is_file():
         entropy = EntropyModel.load(model.entropy_file)
-        if entropy.fingerprint == stamp:  # it would be wrong for other weights
+        if entropy.fingerprint == digest:  # it would be wrong for other weights
             entropy.save(folder)
-    values = {"format": 1, **checkpoint.to_dict(model.config), "fingerprint": stamp,
+    values = {"format": 1, **checkpoint.to_dict(model.config), "fingerprint": digest,
               DIGEST: rest_digest(weights)}  # fmt: skip
     write_atomically(
         folder / checkpoint.CONFIG_FILE, (json.dumps(values, indent=2) + "\n").encode()

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from viq.codec.entropy_model import EntropyModel
 from viq.core.codes import Codes
 from viq.core.types import CodesError, Grid, ViqError
-from viq.image.open import Source, limit_pixels, open_image
+from viq.image.open import ImageInput, limit_pixels, open_image
 from viq.image.patches import PatchBatch, lengths_of
 from viq.models.layers.ambient import by_default
 from viq.models.layers.blocks import AttentionPool
@@ -88,9 +88,9 @@ class VisualTokenizer(nn.Module):
     def forward(self, batch: PatchBatch) -> TokenizerOutput:
         """Tokenize packed images."""
         z_TSd = self.quantizer(self.encoder(batch), batch.grids_hw)
-        codes_TSd = self.quantizer.bottleneck.limit(z_TSd)
+        codes_TSd = self.quantizer.bottleneck.bound(z_TSd)
         return TokenizerOutput(
-            z_TSd=z_TSd, codes_TSd=codes_TSd, features_TC=self.quantizer.restore(codes_TSd)
+            z_TSd=z_TSd, codes_TSd=codes_TSd, features_TC=self.quantizer.dequantize(codes_TSd)
         )
 
     def ids(self, batch: PatchBatch) -> Tensor:
@@ -105,7 +105,7 @@ class VisualTokenizer(nn.Module):
 
     def features(self, ids_TS: Tensor) -> Tensor:
         """Features (T, C) of codebook indices (T, S)."""
-        return self.quantizer.restore(self._fsq.fsq.decode(ids_TS))
+        return self.quantizer.dequantize(self._fsq.fsq.decode(ids_TS))
 
     def pooled(self, features_TC: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
         """Semantic token (n, C) of each image."""
@@ -126,7 +126,7 @@ class VisualTokenizer(nn.Module):
     @_as_it_is
     def encode(
         self,
-        images: Source | Iterable[Source],
+        images: ImageInput | Iterable[ImageInput],
         *,
         tile: int | None = None,
         max_pixels: int | None = None,
@@ -233,7 +233,7 @@ class VisualTokenizer(nn.Module):
     def entropy(self) -> EntropyModel:
         """What compresses codes of this tokenizer; a file in its folder.
 
-        It has a stamp of its own and no part in the fingerprint: ids mean the same whatever
+        It has a digest of its own and no part in the fingerprint: ids mean the same whatever
         packed them. It names the fingerprint that it was fitted to and refuses other codes.
 
         Raises:

@@ -25,7 +25,7 @@ from viq.models.layers.blocks import AttentionPool, Mlp
 from viq.models.tokenizer.encoder import Encoder, EncoderConfig
 from viq.models.vision.siglip import Gelu, read_siglip
 from viq.weights import checkpoint
-from viq.weights.verify import DIGEST, digest_of, stamps_of, verify_all
+from viq.weights.verify import DIGEST, digest_of, digests_of, verify_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ class VisionTower(nn.Module):
         if "side" in values:
             where, path = str(folder / checkpoint.CONFIG_FILE), folder / checkpoint.WEIGHTS_FILE
             values.pop("format", None)
-            stamp = stamps_of(values, where)[1]
+            stamp = digests_of(values, where)[1]
             values.pop(DIGEST, None)
             if side is not None:
                 values["side"] = side

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from viq.core.types import Size, ViqError
-from viq.models.language.reader import LanguageConfig
+from viq.models.language.vision_language import LanguageConfig
 from viq.train.loop import LoopConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawRecipe:
+class GenerationRecipe:
     """A model that draws, and how it is trained. JSON of this is a recipe file.
 
     Attributes:
@@ -20,8 +20,8 @@ class DrawRecipe:
         size: of those, (height, width) px.
         samples: in a micro-batch.
         gradient_accumulation: micro-batches a step, shared by all processes.
-        read: share of samples that describe a picture instead of drawing it.
-        free: share of drawings whose caption is left out, which guidance needs.
+        caption_ratio: share of samples that describe a picture instead of drawing it.
+        caption_dropout: share of drawings whose caption is left out, which guidance needs.
     """
 
     name: str
@@ -33,8 +33,8 @@ class DrawRecipe:
     size: Size = (96, 96)
     samples: int = 32
     gradient_accumulation: int = 1
-    read: float = 0.1
-    free: float = 0.1
+    caption_ratio: float = 0.1
+    caption_dropout: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:

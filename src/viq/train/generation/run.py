@@ -21,58 +21,58 @@ from torch import Tensor, nn
 from viq.core.files import folder_aside
 from viq.core.types import ViqError
 from viq.data.batching.generation_batches import (
-    FREE,
+    UNCONDITIONAL_PROMPT,
     CodePair,
-    WrittenPack,
-    WrittenStream,
-    add_marks,
+    GenerationBatch,
+    GenerationStream,
+    add_image_tokens,
     read_pairs,
     write_pairs,
 )
 from viq.data.batching.mixture import Position
 from viq.data.synthetic.captions import CaptionedShapes
-from viq.mllm.generation import LANGUAGE, CodeWriter, WriterConfig
+from viq.mllm.generation import LANGUAGE, CodeGenerator, CodeGeneratorConfig
 from viq.models.language.packed import check_packed
-from viq.models.language.reader import build_language, load_language
+from viq.models.language.vision_language import build_language, load_language
 from viq.models.tokenizer.loading import load
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store.folder import Store
 from viq.store.rows import StoreInfo
 from viq.train.distributed import make_accelerator, process_settings
-from viq.train.generation.recipe import DrawRecipe
-from viq.train.monitor import say
-from viq.train.observer import Observer, text_tokenizer
+from viq.train.generation.recipe import GenerationRecipe
+from viq.train.monitor import print_line
+from viq.train.observer import Observer, make_text_tokenizer
 from viq.train.run_folder import alone, empty_model, entry
 from viq.train.stage import Stage, open_run, rebuilt, run_stage
 from viq.weights import checkpoint
 
-CODES, WORDS, STAGE, MODEL = "codes.parquet", "words", "draw", "model"
+CODES, TEXT_TOKENIZER, STAGE, MODEL = "codes.parquet", "words", "draw", "model"
 _GROUP = 64  # pictures encoded at a time
 
 
-class WriteObjective(nn.Module):
+class GenerationObjective(nn.Module):
     """Next-token losses of words and patches, for the training loop."""
 
-    def __init__(self, writer: CodeWriter) -> None:
+    def __init__(self, generator_model: CodeGenerator) -> None:
         super().__init__()
-        self.writer = writer
+        self.model = generator_model
 
-    def forward(self, pack: WrittenPack) -> dict[str, Tensor]:
+    def forward(self, pack: GenerationBatch) -> dict[str, Tensor]:
         """Sums by name, nats."""
-        return self.writer(
+        return self.model(
             pack.ids_L, pack.targets_L, pack.lengths, pack.codes_TS, pack.grids_hw, pack.scored_T
         )
 
 
 @dataclass(kw_only=True)
-class DrawRun:
+class GenerationRun:
     """One run folder.
 
     Attributes:
         stores: of codes with captions, or Parquet files; none: pictures that the project draws.
     """
 
-    recipe: DrawRecipe
+    recipe: GenerationRecipe
     out: Path
     stores: Sequence[str | Path] = ()
     accelerator: Any = field(default_factory=make_accelerator)
@@ -106,12 +106,14 @@ class DrawRun:
             empty_model(self.out / MODEL)  # now, rather than after hours of training
         info, pairs = self._pairs()
         texts = [
-            FREE,
+            UNCONDITIONAL_PROMPT,
             "user assistant describe the image 0123456789x",
             *sorted({p.caption for p in pairs}),
         ]
-        words = text_tokenizer(recipe.language, self.out / WORDS, texts, self.accelerator)
-        config = WriterConfig(
+        text_tokenizer = make_text_tokenizer(
+            recipe.language, self.out / TEXT_TOKENIZER, texts, self.accelerator
+        )
+        config = CodeGeneratorConfig(
             levels=info.levels,
             tokenizer=recipe.tokenizer,
             fingerprint=info.fingerprint,
@@ -131,43 +133,43 @@ class DrawRun:
             hidden=self.hidden, tensorboard=self.tensorboard,
         )  # fmt: skip
 
-        def stream(lanes: range, positions: Mapping[int, Position]) -> WrittenStream:
-            return WrittenStream(  # its position follows from the step
+        def stream(lanes: range, positions: Mapping[int, Position]) -> GenerationStream:
+            return GenerationStream(  # its position follows from the step
                 pairs,
-                words,
+                text_tokenizer,
                 samples=recipe.samples,
-                read=recipe.read,
-                free=recipe.free,
+                read=recipe.caption_ratio,
+                free=recipe.caption_dropout,
                 seed=recipe.seed,
                 lanes=lanes,
                 all_lanes=recipe.gradient_accumulation,
             )
 
-        objective = self._objective(words, config)
+        objective = self._objective(text_tokenizer, config)
         run_stage(stage, objective, stream, observer, self.accelerator)
         if main:
-            trained = rebuilt(stage, lambda: self._objective(words, config))
+            trained = rebuilt(stage, lambda: self._objective(text_tokenizer, config))
             with folder_aside(self.out / MODEL) as aside:
-                words.save_pretrained(aside / LANGUAGE)
-                trained.writer.save_pretrained(aside)
+                text_tokenizer.save_pretrained(aside / LANGUAGE)
+                trained.model.save_pretrained(aside)
         self.accelerator.wait_for_everyone()
         return self.out / MODEL
 
-    def _objective(self, words: Any, config: WriterConfig) -> WriteObjective:
+    def _objective(self, text_tokenizer: Any, config: CodeGeneratorConfig) -> GenerationObjective:
         torch.manual_seed(self.recipe.seed)
         language = self.recipe.language
-        size = add_marks(words)
+        size = add_image_tokens(text_tokenizer)
         if language.name:
             model = load_language(language.name)
             if size > model.get_input_embeddings().num_embeddings:
                 model.resize_token_embeddings(size)
         else:
             model = build_language(language, size)
-        writer = CodeWriter(model, config)
-        for line in check_packed(writer.language, 1):  # a picture goes on at any length
+        generator_model = CodeGenerator(model, config)
+        for line in check_packed(generator_model.language, 1):  # a picture goes on at any length
             if self.accelerator.is_main_process:
-                say(line)
-        return WriteObjective(writer)
+                print_line(line)
+        return GenerationObjective(generator_model)
 
     def _pairs(self) -> tuple[StoreInfo, list[CodePair]]:
         """Codes and captions; all made by the recipe's tokenizer."""
@@ -205,9 +207,9 @@ def _identity(place: str | Path) -> dict[str, Any]:
 
 
 def encoded_shapes(
-    tokenizer: VisualTokenizer, recipe: DrawRecipe, split: Any, first: int = 0
+    tokenizer: VisualTokenizer, recipe: GenerationRecipe, split: Any, first: int = 0
 ) -> Iterator[CodePair]:
-    """Captions and codes of `recipe.pictures` drawn pictures."""
+    """Captions and codes of `recipe.pictures` synthetic pictures."""
     shapes = CaptionedShapes(split, recipe.size, recipe.seed)
     for start in range(first, first + recipe.pictures, _GROUP):
         stop = min(start + _GROUP, first + recipe.pictures)

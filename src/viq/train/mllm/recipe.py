@@ -8,8 +8,8 @@ from viq.core.types import ViqError
 from viq.data.batching.code_batches import (
     CodeDataConfig,
 )
-from viq.data.corpora.synthetic_source import DrawnConfig
-from viq.models.language.reader import (
+from viq.data.corpora.synthetic_source import SyntheticConfig
+from viq.models.language.vision_language import (
     AdapterConfig,
     LanguageConfig,
 )
@@ -54,16 +54,16 @@ class MllmRecipe:
     Attributes:
         tokenizer: whose codes it reads: a folder, a bundled name, or a hub id.
         language: what reads them; its `adapter` is not used, see the stages.
-        merge: patches a side of a visual token.
-        drawn: pictures that are drawn and encoded where no store is given; None: never.
+        merge_size: patches a side of a visual token.
+        synthetic: pictures that are drawn and encoded where no store is given; None: never.
     """
 
     name: str
     stages: tuple[MllmStage, ...]
     tokenizer: str = "viq-tiny"
     language: LanguageConfig = field(default_factory=LanguageConfig)
-    merge: int = 2
-    drawn: DrawnConfig | None = None
+    merge_size: int = 2
+    synthetic: SyntheticConfig | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

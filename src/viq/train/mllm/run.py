@@ -2,7 +2,7 @@
 
 RUN/recipe.json, data.json   what runs, on what (viq/train/run_folder.py); a resumed run is the same
 RUN/words/          text tokenizer, where the language model is trained from scratch
-RUN/codes/          store of drawn pictures, where no other is given
+RUN/codes/          store of synthetic pictures, where no other is given
 RUN/STAGE/          log, checkpoints (viq/train/monitor.py, state.py)
 RUN/STAGE/model/    model and processor, as their from_pretrained read them
 
@@ -34,14 +34,14 @@ from viq.data.batching.code_batches import (
     open_texts,
 )
 from viq.data.batching.mixture import Mixture, Part, Position
-from viq.data.corpora.synthetic_source import DrawnConfig, DrawnSource
+from viq.data.corpora.synthetic_source import SyntheticConfig, SyntheticSource
 from viq.jobs.encode import encode
 from viq.jobs.pipeline import EncodeOptions
 from viq.metrics.run_log import SKIPPED, read_lines
 from viq.mllm.loading import MODEL, assemble, load_mllm, make_processor
 from viq.mllm.modeling import ViQForConditionalGeneration
 from viq.models.language.packed import check_packed, use_packed_attention
-from viq.models.language.reader import (
+from viq.models.language.vision_language import (
     adapter_targets,
     add_adapters,
     build_language,
@@ -54,13 +54,13 @@ from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store.folder import INDEX
 from viq.train.distributed import make_accelerator, process_settings
 from viq.train.mllm.recipe import MllmRecipe, MllmStage
-from viq.train.monitor import say
-from viq.train.observer import Observer, first_texts, shared, text_tokenizer
+from viq.train.monitor import print_line
+from viq.train.observer import Observer, first_texts, make_text_tokenizer, shared
 from viq.train.run_folder import alone, contents_of, empty_model, entries, entry, sizes_of
 from viq.train.stage import Stage, open_run, rebuilt, run_stage, stage_seed
 from viq.weights import checkpoint
 
-WORDS, CODES, CACHE = "words", "codes", "cache"
+TEXT_TOKENIZER, CODES, CACHE = "words", "codes", "cache"
 _SETTLING_SAMPLES, _SETTLING_PATCHES = 300, 16_384  # at most
 
 
@@ -98,18 +98,18 @@ class MllmRun:
 
     Attributes:
         stores: of codes with conversations.
-        drawn: also those that the recipe draws, which are all there is without a store.
+        synthetic: also those that the recipe draws, which are all there is without a store.
         texts: files of conversations without images.
         where: only samples of these stores whose columns have these values.
         cache: folder for unpacked shards of the stores.
         corpora: of codes and of text alone; opened by `train`.
-        words: text tokenizer of the first stage; made by `train`, None if that stage has ended.
+        text_tokenizer: text tokenizer of the first stage; made by `train`, None if that stage has ended.
     """
 
     recipe: MllmRecipe
     out: Path
     stores: Sequence[str | Path] = ()
-    drawn: bool = False
+    synthetic: bool = False
     texts: Sequence[str | Path] = ()
     where: dict[str, str] | None = None
     cache: Path | None = None
@@ -119,7 +119,7 @@ class MllmRun:
     threads: int = 1
     overwrite: bool = False  # begin anew: remove what an earlier run wrote here
     corpora: tuple[list[CodeCorpus], list[CodeCorpus]] = field(default=([], []), init=False)
-    words: Any = field(default=None, init=False)
+    text_tokenizer: Any = field(default=None, init=False)
     _said: set[str] = field(default_factory=set)
 
     @cached_property
@@ -154,9 +154,9 @@ class MllmRun:
         first = self.out / self.recipe.stages[0].name / MODEL / checkpoint.CONFIG_FILE
         if not first.is_file():
             # All processes together, and once: a stage is built twice, at its end by one of them.
-            self.words = text_tokenizer(
+            self.text_tokenizer = make_text_tokenizer(
                 self.recipe.language,
-                self.out / WORDS,
+                self.out / TEXT_TOKENIZER,
                 first_texts([c for group in self.corpora for c in group], self.recipe.seed),
                 self.accelerator,
             )
@@ -207,7 +207,7 @@ class MllmRun:
                 self._mixture(stage, plan.seed),
                 lanes=lanes,
                 tokenizer=processor.tokenizer,
-                merge=self.recipe.merge,
+                merge_size=self.recipe.merge_size,
                 positions=positions,
                 threads=self.threads,
             )
@@ -251,14 +251,14 @@ class MllmRun:
     def _say_once(self, line: str) -> None:
         if self.accelerator.is_main_process and line not in self._said:
             self._said.add(line)
-            say(line)
+            print_line(line)
 
     def _begin(self, stage: MllmStage, dtype: torch.dtype) -> tuple[Any, Any]:
         """Model and processor of the first stage."""
         config = self.recipe.language
         embedder = CodeEmbedder.from_tokenizer(self.recipe.tokenizer)
         processor = make_processor(
-            self.words, embedder, merge_size=self.recipe.merge, chat=stage.data.chat
+            self.text_tokenizer, embedder, merge_size=self.recipe.merge_size, chat=stage.data.chat
         )
         processor.max_pixels = largest(self.corpora[0]) or processor.max_pixels
         if config.name:
@@ -268,7 +268,7 @@ class MllmRun:
         if any(stage.adapter for stage in self.recipe.stages):
             adapter_targets(language)  # hours before the stage that needs them
         model = assemble(language, embedder, processor)
-        settle(model, self.corpora[0])
+        fit_whitening(model, self.corpora[0])
         return model, processor
 
     def _write(self, model: ViQForConditionalGeneration, processor: Any, folder: Path) -> None:
@@ -284,7 +284,7 @@ class MllmRun:
 
     def _given(self) -> tuple[list[CodeCorpus], list[CodeCorpus]]:
         """Corpora of the stores that are given, and of text alone."""
-        if self._draws() and self.recipe.drawn is None:
+        if self._draws() and self.recipe.synthetic is None:
             raise ViqError(
                 f"recipe {self.recipe.name}: has no data of its own; give a store of codes "
                 "with conversations (--codes), as viq encode makes it"
@@ -296,20 +296,20 @@ class MllmRun:
         return found, open_texts(self.texts, "train")
 
     def _draws(self) -> bool:
-        return self.drawn or not self.stores
+        return self.synthetic or not self.stores
 
     def _drawn(self) -> list[CodeCorpus]:
         """The corpus of pictures that the recipe draws, if it is to."""
         if not self._draws():
             return []
-        assert self.recipe.drawn is not None
-        store = self._draw(self.recipe.drawn)
+        assert self.recipe.synthetic is not None
+        store = self._draw(self.recipe.synthetic)
         return open_stores([store], "train", fingerprint=self.fingerprint, cache=self._cache())
 
     def _identity(
         self, stores: Sequence[CodeCorpus], texts: Sequence[CodeCorpus]
     ) -> dict[str, Any]:
-        """What the run belongs to, for `data.json`. What is drawn follows from the recipe."""
+        """What the run belongs to, for `data.json`. What is synthetic follows from the recipe."""
         return {
             "codes": [entry(corpus.name, corpus.length, store_digest(corpus)) for corpus in stores],
             "text": entries(texts),
@@ -322,15 +322,15 @@ class MllmRun:
     def _cache(self) -> Path:
         return self.cache or self.out / CACHE
 
-    def _draw(self, drawn: DrawnConfig) -> Path:
-        """The store of drawn pictures; the tokenizer is gone again before training begins."""
+    def _draw(self, synthetic: SyntheticConfig) -> Path:
+        """The store of synthetic pictures; the tokenizer is gone again before training begins."""
         store = self.out / CODES
         if self.accelerator.is_main_process and not (store / INDEX).is_file():
             if not self.hidden:
-                say(f"drawing {drawn.pictures} pictures and encoding them into {store}")
+                print_line(f"drawing {synthetic.pictures} pictures and encoding them into {store}")
             tokenizer = VisualTokenizer.from_pretrained(self.recipe.tokenizer)
-            options = EncodeOptions(max_pixels=drawn.sides[1] ** 2)  # noted in the store
-            encode(tokenizer, DrawnSource(drawn), store, options, workers=self.threads)
+            options = EncodeOptions(max_pixels=synthetic.sides[1] ** 2)  # noted in the store
+            encode(tokenizer, SyntheticSource(synthetic), store, options, workers=self.threads)
         self.accelerator.wait_for_everyone()
         return store
 
@@ -356,7 +356,7 @@ def largest(corpora: Sequence[CodeCorpus]) -> int | None:
 
 
 @torch.no_grad()
-def settle(model: ViQForConditionalGeneration, corpora: Sequence[CodeCorpus]) -> None:
+def fit_whitening(model: ViQForConditionalGeneration, corpora: Sequence[CodeCorpus]) -> None:
     """Fit the whitener of a new projector to the first images of all corpora."""
     few = -(-_SETTLING_SAMPLES // len(corpora))
     ids = [

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from viq.models.language.reader import LanguageReader
+from viq.models.language.vision_language import VisionLanguageModel
 from viq.models.tokenizer.tokenizer import TokenizerConfig, VisualTokenizer
 from viq.train.tokenizer.init import initialize
 from viq.train.tokenizer.recipe import PREFIXES, StageConfig
@@ -59,7 +59,7 @@ def start_encoder(tokenizer: VisualTokenizer, source: str) -> None:
     tokenizer.requires_grad_(True)
 
 
-def load_reader(reader: LanguageReader, path: Path) -> None:
+def load_reader(reader: VisionLanguageModel, path: Path) -> None:
     """Load what a stage trained of projector and language model."""
     given = checkpoint.shapes_in(path)
     wanted = {n: p for n, p in reader.named_parameters() if n in given}

@@ -98,14 +98,14 @@ def fit_fsq(model: VisualTokenizer, previous: VisualTokenizer, batches: list[Pat
         batch = replace(batch, patches_TD=batch.patches_TD.to(previous.device))
         slots_TSC = previous.quantizer.expand(previous.encoder(batch), batch.grids_hw)
         slots.append(slots_TSC.flatten(0, 1))
-        limited.append(proximal.limit(proximal(slots_TSC, batch.grids_hw)).flatten(0, 1))
+        limited.append(proximal.bound(proximal(slots_TSC, batch.grids_hw)).flatten(0, 1))
     slots_KC, limited_KP = torch.cat(slots).double(), torch.cat(limited).double()
     centred_KP = limited_KP - limited_KP.mean(0)
     scores = torch.linalg.svd(centred_KP, full_matrices=False)[0]
     d = fsq_part.project_in.out_features
     target_Kd = scores[:, :d] * len(scores) ** 0.5
     _set(fsq_part.project_in, slots_KC, target_Kd)
-    codes_Kd = fsq_part.limit(fsq_part.project_in(slots_KC.float())).double()
+    codes_Kd = fsq_part.bound(fsq_part.project_in(slots_KC.float())).double()
     _set(fsq_part.project_out, codes_Kd, proximal.project_out(limited_KP.float()).double())
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from viq.core.types import Grid
 from viq.data.batching.tokenizer_batches import MicroBatch, images_of
 from viq.image.patches import lengths_of, unpatchify
-from viq.models.language.reader import LanguageReader
+from viq.models.language.vision_language import VisionLanguageModel
 from viq.models.layers.unregistered import Unregistered
 from viq.models.tokenizer.fsq import FSQ
 from viq.models.tokenizer.latent_head import LatentHead
@@ -50,7 +50,7 @@ class AlignObjective(nn.Module):
         tokenizer: VisualTokenizer,
         *,
         bottleneck: bool = True,
-        reader: LanguageReader | None = None,
+        reader: VisionLanguageModel | None = None,
         teacher: VisionTower | None = None,
         reconstruct: bool = False,
         vae: Any = None,

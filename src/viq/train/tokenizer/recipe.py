@@ -7,7 +7,7 @@ from typing import Literal
 
 from viq.core.types import ViqError
 from viq.data.batching.tokenizer_batches import DataConfig
-from viq.models.language.reader import LanguageConfig
+from viq.models.language.vision_language import LanguageConfig
 from viq.models.tokenizer.tokenizer import TokenizerConfig
 from viq.models.vision.tower import TowerConfig
 from viq.train.loop import LoopConfig
@@ -66,7 +66,7 @@ class StageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class TokenizerRecipe:
     """A tokenizer and how it is trained. JSON of this is a recipe file, `viq train FILE.json`.
 
     Attributes:

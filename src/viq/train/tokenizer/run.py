@@ -23,12 +23,12 @@ from viq.core.types import ViqError
 from viq.data.batching.crops import CropConfig, Pictures, make_batch
 from viq.data.batching.mixture import Mixture, Part, Position
 from viq.data.batching.tokenizer_batches import BatchStream
-from viq.data.corpora.corpora import DrawnCorpus, RowCorpus
+from viq.data.corpora.corpora import RowCorpus, SyntheticCorpus
 from viq.data.corpora.photos import Photos
 from viq.image.patches import PatchBatch
 from viq.models.language.packed import check_packed, use_packed_attention
-from viq.models.language.reader import (
-    LanguageReader,
+from viq.models.language.vision_language import (
+    VisionLanguageModel,
     add_adapters,
     build_language,
     load_language,
@@ -39,8 +39,8 @@ from viq.models.vision.tower import VisionTower
 from viq.report.sheets import picture_grid
 from viq.train import checkpoints as state
 from viq.train.distributed import make_accelerator, process_settings
-from viq.train.monitor import code_use, count_codes, say
-from viq.train.observer import Observer, first_texts, shared, text_tokenizer
+from viq.train.monitor import code_use, count_codes, print_line
+from viq.train.observer import Observer, first_texts, make_text_tokenizer, shared
 from viq.train.run_folder import alone, contents_of, entries, sizes_of
 from viq.train.stage import Stage, open_run, run_stage, stage_seed
 from viq.train.tokenizer.discriminator import Discriminator
@@ -54,13 +54,13 @@ from viq.train.tokenizer.objectives import (
     code_ids,
     fsq_of,
 )
-from viq.train.tokenizer.recipe import PREFIXES, Recipe, StageConfig
+from viq.train.tokenizer.recipe import PREFIXES, StageConfig, TokenizerRecipe
 from viq.weights import checkpoint
 from viq.weights.verify import digest_of
 
 Objective = AlignObjective | DecoderObjective | TowerObjective
 
-READER, WORDS, MODEL, TOWER = "reader.safetensors", "words", "model", "tower"
+READER, TEXT_TOKENIZER, MODEL, TOWER = "reader.safetensors", "words", "model", "tower"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class TrainingData:
     """What a run learns from.
 
     Attributes:
-        rows: corpora of the user's files; empty: drawn pictures only.
+        rows: corpora of the user's files; empty: synthetic pictures only.
         photos: pictures to cut crops from.
         skipped: (key, reason) of what could not even be read.
         identity: what a run with these data belongs to, for `data.json`.
@@ -106,10 +106,10 @@ class TrainingData:
 
 
 @dataclass
-class Run:
+class TokenizerRun:
     """One run folder: its recipe, its data, and what its stages share."""
 
-    recipe: Recipe
+    recipe: TokenizerRecipe
     data: TrainingData
     out: Path
     accelerator: Any = field(default_factory=make_accelerator)
@@ -118,7 +118,7 @@ class Run:
     threads: int = 1
     overwrite: bool = False  # begin anew: remove what an earlier run wrote here
     paths: Sequence[str | Path] = ()  # of the data, which that must not touch
-    _words: Any = None
+    _text_tokenizer_of_run: Any = None
 
     @process_settings()
     @alone
@@ -160,8 +160,8 @@ class Run:
         wanted = [s.name for s in self.recipe.stages if s.data.crops and not self._ended(s)]
         given = self.data.rows and not len(self.data.photos)
         if wanted and given and self.accelerator.is_main_process:
-            say(
-                f"{', '.join(wanted)}: crops are cut from drawn pictures alone, as all data have "
+            print_line(
+                f"{', '.join(wanted)}: crops are cut from synthetic pictures alone, as all data have "
                 "text: give photos, too (--data)"
             )
 
@@ -194,7 +194,7 @@ class Run:
         )
         objective = self.objective(stage, previous, plan.seed)
         talks = isinstance(objective, AlignObjective) and objective.reader is not None
-        words = self._text_tokenizer() if talks else None
+        text_tokenizer = self._text_tokenizer() if talks else None
 
         def stream(lanes: range, positions: Mapping[int, Position]) -> BatchStream:
             return BatchStream(
@@ -202,7 +202,7 @@ class Run:
                 self._mixture(stage, plan.seed, conversations=_talks(stage)),
                 seed=plan.seed,
                 lanes=lanes,
-                tokenizer=words,
+                tokenizer=text_tokenizer,
                 photos=self.data.photos,
                 positions=positions,
                 threads=self.threads,
@@ -219,7 +219,7 @@ class Run:
         """
         main = self.accelerator.is_main_process
         if isinstance(objective, TowerObjective):
-            if tower := state.whole(objective.tower, main):
+            if tower := state.unsharded(objective.tower, main):
                 tower.save_pretrained(folder / TOWER)
             return
         reader = objective.reader if isinstance(objective, AlignObjective) else None
@@ -230,7 +230,7 @@ class Run:
                 checkpoint.write_weights(folder / READER, weights, digest=digest_of(weights))
         elif main and previous and (previous / READER).is_file():  # for a later stage with text
             write_atomically(folder / READER, (previous / READER).read_bytes())
-        if tokenizer := state.whole(objective.tokenizer, main):
+        if tokenizer := state.unsharded(objective.tokenizer, main):
             tokenizer.eval().save_pretrained(folder / MODEL)
 
     # What stages are made of
@@ -282,7 +282,7 @@ class Run:
         if before is None and self.recipe.start is not None:
             start_encoder(tokenizer, self.recipe.start)
         elif before is None and self.recipe.expects_start and self.accelerator.is_main_process:
-            say(
+            print_line(
                 f"{stage.name}: the encoder begins from random weights, but recipe "
                 f"{self.recipe.name} is made for SigLIP2's: name its folder with --start"
             )
@@ -304,7 +304,7 @@ class Run:
         stream = BatchStream(data, mixture, seed=seed, lanes=[0], threads=self.threads)
         return [micros[0].batch for micros, _ in stream.steps(0, 4)]
 
-    def _reader(self, stage: StageConfig, previous: Path | None) -> LanguageReader:
+    def _reader(self, stage: StageConfig, previous: Path | None) -> VisionLanguageModel:
         config = self.recipe.language
         if config is None:
             raise ViqError(f"recipe {self.recipe.name}: a text loss needs a language model")
@@ -315,12 +315,14 @@ class Run:
         use_packed_attention(language)
         for line in check_packed(language, stage.data.chat.max_length):
             if self.accelerator.is_main_process:
-                say(f"{stage.name}: {line}")
+                print_line(f"{stage.name}: {line}")
         if config.adapter:
             language = add_adapters(language, config.adapter)
         if config.gradient_checkpointing:
             recompute_activations(language)
-        reader = LanguageReader(language, self.recipe.model.encoder.width, stage.data.merge)
+        reader = VisionLanguageModel(
+            language, self.recipe.model.encoder.width, stage.data.merge_size
+        )
         if previous and (previous / READER).is_file():
             load_reader(reader, previous / READER)
         return reader
@@ -350,36 +352,43 @@ class Run:
         if not conversations:
             return None
         rows = [Part(corpus=c, weight=c.length**0.5) for c in self.data.rows]
-        drawn = [
-            Part(corpus=DrawnCorpus(kind, "train", sides=stage.data.drawn_sides), weight=weight)
-            for kind, weight in stage.data.drawn.items()
+        synthetic = [
+            Part(
+                corpus=SyntheticCorpus(kind, "train", sides=stage.data.synthetic_sides),
+                weight=weight,
+            )
+            for kind, weight in stage.data.synthetic.items()
             if weight
         ]
-        share = stage.data.drawn_share if rows else 1.0
-        parts = [*shared(drawn, share), *shared(rows, 1 - share if drawn else 1.0)]
+        share = stage.data.synthetic_ratio if rows else 1.0
+        parts = [*shared(synthetic, share), *shared(rows, 1 - share if synthetic else 1.0)]
         if not parts:
             raise ViqError(f"{stage.name}: no data: give some with --data")
         return Mixture(parts, seed=seed, lanes=stage.data.gradient_accumulation)
 
     def _text_tokenizer(self) -> Any:
         """The language model's own, or one trained on the answers and questions of the data."""
-        if self._words is None:
+        if self._text_tokenizer_of_run is None:
             config = self.recipe.language
             assert config is not None
-            self._words = text_tokenizer(config, self.out / WORDS, self._texts(), self.accelerator)
-        return self._words
+            self._text_tokenizer_of_run = make_text_tokenizer(
+                config, self.out / TEXT_TOKENIZER, self._texts(), self.accelerator
+            )
+        return self._text_tokenizer_of_run
 
     def _texts(self) -> Iterable[str]:
         """Questions and answers of the first samples of every corpus."""
-        drawn = {kind for stage in self.recipe.stages for kind in stage.data.drawn}
-        corpora = [*self.data.rows, *(DrawnCorpus(k, "train") for k in sorted(drawn))]
+        synthetic = {kind for stage in self.recipe.stages for kind in stage.data.synthetic}
+        corpora = [*self.data.rows, *(SyntheticCorpus(k, "train") for k in sorted(synthetic))]
         return first_texts(corpora, self.recipe.seed)
 
 
 class _Observer(Observer):
     """Of a stage of the tokenizer: code use and pictures, too."""
 
-    def __init__(self, run: Run, stage: StageConfig, folder: Path, objective: Objective) -> None:
+    def __init__(
+        self, run: TokenizerRun, stage: StageConfig, folder: Path, objective: Objective
+    ) -> None:
         super().__init__(
             stage.name,
             stage.loop,
@@ -406,7 +415,7 @@ class _Observer(Observer):
         crops = self.stage.data.crops
         if crops and any(name in PIXELS for name in self.stage.loop.losses):
             assert not isinstance(self.objective, TowerObjective)
-            if tokenizer := state.whole(self.objective.tokenizer, self.main):
+            if tokenizer := state.unsharded(self.objective.tokenizer, self.main):
                 pairs = look_at(tokenizer, self.run.data.photos, crops)
                 picture_grid(*pairs, self.journal.grid_path(step))
 

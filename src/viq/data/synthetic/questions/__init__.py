@@ -1,9 +1,9 @@
-"""Questions with exact answers, and captions, about drawn pictures.
+"""Questions with exact answers, and captions, about synthetic pictures.
 
     drawing = draw("scene", (96, 96), seed=3)
     questions(drawing, random.Random(0))  # [Question(kind="count", prompt=..., answer="2"), ...]
 
-Everything follows from `Drawing.facts`. Answers are short, lower case and in one style; wording
+Everything follows from `SyntheticImage.facts`. Answers are short, lower case and in one style; wording
 varies only in prompts. What a reader could not tell for certain is not asked: things that share a
 name, differences too small to see, print below 10 px. Yes and no are equally likely, and the two
 are asked in the same words, so that a model that never looks gains little.
@@ -12,7 +12,7 @@ are asked in the same words, so that a model that never looks gains little.
 import random
 from dataclasses import dataclass
 
-from viq.data.synthetic.canvas import Drawing
+from viq.data.synthetic.canvas import SyntheticImage
 from viq.data.synthetic.questions import charts, fields, pages, shapes
 
 __all__ = ["KINDS", "Question", "caption", "questions"]
@@ -39,7 +39,9 @@ class Question:
     answer: str
 
 
-def questions(drawing: Drawing, rng: random.Random, limit: int | None = None) -> list[Question]:
+def questions(
+    drawing: SyntheticImage, rng: random.Random, limit: int | None = None
+) -> list[Question]:
     """At most one question of each kind that fits the picture, shuffled, at most `limit`.
 
     Empty where nothing can be asked, for instance where all print is too small.
@@ -52,7 +54,7 @@ def questions(drawing: Drawing, rng: random.Random, limit: int | None = None) ->
     ]
 
 
-def caption(drawing: Drawing, rng: random.Random) -> str:
+def caption(drawing: SyntheticImage, rng: random.Random) -> str:
     """One true sentence, with the names and words of the picture."""
     start = rng.choice(("", "a picture of "))
     return start + _ABOUT[drawing.kind].caption(drawing.facts, rng)

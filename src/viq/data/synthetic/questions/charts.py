@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator
 
-from viq.data.synthetic.canvas import Drawing, distance
+from viq.data.synthetic.canvas import SyntheticImage, distance
 from viq.data.synthetic.questions.base import LONGEST, Draft, Facts, with_article, yes_no
 
 PROMPTS: dict[str, tuple[str, ...]] = {
@@ -24,7 +24,7 @@ _MARKS = {
 _EXTREMES = {"bar": ("highest", "lowest"), "barh": ("longest", "shortest")}
 
 
-def ask(drawing: Drawing, rng: random.Random) -> Iterator[Draft]:
+def ask(drawing: SyntheticImage, rng: random.Random) -> Iterator[Draft]:
     """All that can be asked, in a fixed order."""
     facts = drawing.facts
     chart, mark = _MARKS[_mark(facts)]

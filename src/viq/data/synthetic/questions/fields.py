@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 
-from viq.data.synthetic.canvas import Drawing, distance
+from viq.data.synthetic.canvas import SyntheticImage, distance
 from viq.data.synthetic.questions.base import Draft, Facts
 from viq.data.synthetic.shapes import COLOURS
 
@@ -20,7 +20,7 @@ _FIELDS = {
 }  # fmt: skip
 
 
-def ask(drawing: Drawing, rng: random.Random) -> Iterator[Draft]:
+def ask(drawing: SyntheticImage, rng: random.Random) -> Iterator[Draft]:
     """All that can be asked, in a fixed order."""
     facts = drawing.facts
     stops = [tuple(c) for c in facts.get("colors", ())]

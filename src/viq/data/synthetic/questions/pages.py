@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from viq.data.synthetic.canvas import Drawing
+from viq.data.synthetic.canvas import SyntheticImage
 from viq.data.synthetic.pages import WORDS
 from viq.data.synthetic.questions.base import LONGEST, Draft, Facts, with_article, yes_no
 
@@ -29,7 +29,7 @@ _COMMON = {word for word in WORDS if len(word) >= 4}
 _PRICE = re.compile(r"\d+\.\d\d")
 
 
-class Run(NamedTuple):
+class TextRun(NamedTuple):
     """A run of text and its box in px."""
 
     text: str
@@ -44,13 +44,13 @@ class Run(NamedTuple):
         return self.tall >= _LEAST_PRINT and len(self.text) <= LONGEST
 
 
-def _runs(facts: Facts) -> list[Run]:
+def _runs(facts: Facts) -> list[TextRun]:
     """All runs in drawn order, which is reading order within a column."""
     pairs = zip(facts["lines"], facts["boxes"], strict=True)
-    return [Run(text, (x0, y0, x1, y1)) for text, (x0, y0, x1, y1) in pairs]
+    return [TextRun(text, (x0, y0, x1, y1)) for text, (x0, y0, x1, y1) in pairs]
 
 
-def _countable(runs: Sequence[Run]) -> list[Run]:
+def _countable(runs: Sequence[TextRun]) -> list[TextRun]:
     """The lines from the top down to where two stand side by side: their order is plain."""
     lines = sorted(runs, key=lambda run: run.box[1])
     for i, (a, b) in enumerate(zip(lines, lines[1:], strict=False)):
@@ -59,7 +59,7 @@ def _countable(runs: Sequence[Run]) -> list[Run]:
     return lines
 
 
-def ask(drawing: Drawing, rng: random.Random) -> Iterator[Draft]:
+def ask(drawing: SyntheticImage, rng: random.Random) -> Iterator[Draft]:
     """All that can be asked, in a fixed order."""
     facts, runs = drawing.facts, _runs(drawing.facts)
     if facts["layout"] == "sign" or len(runs) > 3:  # less of the others tells little
@@ -72,7 +72,7 @@ def ask(drawing: Drawing, rng: random.Random) -> Iterator[Draft]:
         yield from _receipt(runs, rng)
 
 
-def _lines(runs: Sequence[Run], rng: random.Random) -> Iterator[Draft]:
+def _lines(runs: Sequence[TextRun], rng: random.Random) -> Iterator[Draft]:
     lines = _countable(runs)
     whole = len(lines) == len(runs)
     if whole and len(lines) <= 12:
@@ -91,7 +91,7 @@ def _lines(runs: Sequence[Run], rng: random.Random) -> Iterator[Draft]:
         yield "read_largest", largest.text.lower(), {}
 
 
-def _words(runs: Sequence[Run], rng: random.Random) -> Iterator[Draft]:
+def _words(runs: Sequence[TextRun], rng: random.Random) -> Iterator[Draft]:
     if len(runs) == 1 and runs[0].text.isalnum() and len(runs[0].text) > 1:
         nth = rng.choice([*_ORDINALS[: len(runs[0].text)], "last"])
         at = -1 if nth == "last" else _ORDINALS.index(nth)
@@ -116,7 +116,7 @@ def _words(runs: Sequence[Run], rng: random.Random) -> Iterator[Draft]:
         yield "has_word", yes_no(yes), {"word": word}
 
 
-def _receipt(runs: Sequence[Run], rng: random.Random) -> Iterator[Draft]:
+def _receipt(runs: Sequence[TextRun], rng: random.Random) -> Iterator[Draft]:
     """Items look like "3 apple", with their price as the next run of the same row."""
     rows = [(a.text, b.text) for a, b in zip(runs, runs[1:], strict=False) if a.box[1] == b.box[1]]
     priced = [(name, price) for name, price in rows if _PRICE.fullmatch(price)]

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from viq.core.types import Size
-from viq.data.synthetic.canvas import Drawing
+from viq.data.synthetic.canvas import SyntheticImage
 from viq.data.synthetic.captions import Shape, sides
 from viq.data.synthetic.questions.base import Draft, Facts, with_article, yes_no
 from viq.data.synthetic.shapes import COLOURS, SHAPES
@@ -38,7 +38,7 @@ def _name(shape: Shape) -> str:
     return f"{shape.color} {shape.shape}"
 
 
-def ask(drawing: Drawing, rng: random.Random) -> Iterator[Draft]:
+def ask(drawing: SyntheticImage, rng: random.Random) -> Iterator[Draft]:
     """All that can be asked, in a fixed order."""
     shapes = _shapes(drawing.facts)
     width, height = drawing.image.size

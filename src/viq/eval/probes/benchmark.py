@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 
 from viq.core.types import ViqError, grid_of, language_tokens
-from viq.data.corpora.corpora import Corpus, Example, RowCorpus, Split, drawn_example
+from viq.data.corpora.corpora import Corpus, Example, RowCorpus, Split, synthetic_example
 from viq.data.synthetic import draw as synthetic
 from viq.data.text.chat_format import ChatConfig, EncodedChat, encode_chat
-from viq.data.text.conversations import IMAGE_MARK, Turn, split_system
-from viq.data.text.text_tokenizer import train_tokenizer
+from viq.data.text.conversations import IMAGE_PLACEHOLDER, Turn, split_system
+from viq.data.text.text_tokenizer import train_text_tokenizer
 from viq.image.open import limit_pixels
-from viq.models.language.reader import LanguageConfig
+from viq.models.language.vision_language import LanguageConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnderstandingConfig:
+class ProbeConfig:
     """Size of the examination; the defaults take minutes on one core."""
 
     train_pictures: int = 3000  # half drawn, half from files, where there are files
@@ -37,7 +37,7 @@ class UnderstandingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class ProbeQuestion:
     """One training conversation, or one held-out pair, and the number of its picture."""
 
     picture: int
@@ -47,19 +47,19 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exam:
+class ProbeBenchmark:
     """Pictures and questions, the same for every tokenizer."""
 
     pictures: tuple[np.ndarray, ...]
-    train: tuple[Question, ...]
-    test: tuple[Question, ...]
+    train: tuple[ProbeQuestion, ...]
+    test: tuple[ProbeQuestion, ...]
     probes: tuple[tuple[int, str, str, bool], ...]  # picture, question, answer, held out
     vocabulary: int
 
 
-def make_exam(
-    rows: Sequence[tuple[RowCorpus, RowCorpus]], config: UnderstandingConfig, seed: int = 0
-) -> Exam:
+def make_benchmark(
+    rows: Sequence[tuple[RowCorpus, RowCorpus]], config: ProbeConfig, seed: int = 0
+) -> ProbeBenchmark:
     """Gather pictures and questions.
 
     Args:
@@ -75,8 +75,12 @@ def make_exam(
                 image = limit_pixels(example.pictures[0], config.max_side**2)
                 gathered[held].append((len(pictures), example))
                 pictures.append(np.asarray(image))
-    words = train_tokenizer(
-        (turn.text.replace(IMAGE_MARK, "") for _, e in gathered[False] for turn in e.chat.turns),
+    text_tokenizer = train_text_tokenizer(
+        (
+            turn.text.replace(IMAGE_PLACEHOLDER, "")
+            for _, e in gathered[False]
+            for turn in e.chat.turns
+        ),
         config.language.vocabulary,
     )
     train, test, probes = [], [], []
@@ -87,22 +91,22 @@ def make_exam(
             rng.shuffle(pairs)
             kept = pairs[: config.pairs]
             for group in [[pair] for pair in kept] if held else [kept]:
-                chat = _encode(group, pictures[number].shape[:2], words)  # type: ignore[arg-type]
+                chat = _encode(group, pictures[number].shape[:2], text_tokenizer)  # type: ignore[arg-type]
                 kind, _, answer = group[0]
                 (test if held else train).append(
-                    Question(picture=number, chat=chat, kind=kind, answer=answer)
+                    ProbeQuestion(picture=number, chat=chat, kind=kind, answer=answer)
                 )
-    return Exam(
+    return ProbeBenchmark(
         pictures=tuple(pictures),
         train=tuple(train),
         test=tuple(test),
         probes=tuple(probes),
-        vocabulary=len(words),
+        vocabulary=len(text_tokenizer),
     )
 
 
 class SingleShape:
-    """Drawn pictures of one shape, asked for its colour, shape and place, and the background.
+    """Synthetic pictures of one shape, asked for its colour, shape and place, and the background.
 
     Simple enough that a language model of a million parameters learns to look within minutes.
     """
@@ -153,9 +157,11 @@ class ChartKinds:
         return _example(self.key(index), drawing, asked)
 
 
-def _example(key: str, drawing: synthetic.Drawing, asked: dict[str, tuple[str, str]]) -> Example:
+def _example(
+    key: str, drawing: synthetic.SyntheticImage, asked: dict[str, tuple[str, str]]
+) -> Example:
     name = key.partition(":")[0]
-    return drawn_example(
+    return synthetic_example(
         key, drawing.image, [(f"{name}/{kind}", *pair) for kind, pair in asked.items()]
     )
 
@@ -193,7 +199,7 @@ def _pairs(example: Example) -> list[tuple[str, str, str]]:
     """(kind, question, answer) of each pair."""
     _, turns = split_system(example.chat.turns)
     return [
-        (kind, question.text.replace(IMAGE_MARK, "").strip(), answer.text)
+        (kind, question.text.replace(IMAGE_PLACEHOLDER, "").strip(), answer.text)
         for kind, question, answer in zip(example.kinds, turns[::2], turns[1::2], strict=True)
     ]
 
@@ -204,11 +210,11 @@ def _probe(kind: str, question: str) -> str:
 
 
 def _encode(
-    pairs: Sequence[tuple[str, str, str]], size: tuple[int, int], words: Any
+    pairs: Sequence[tuple[str, str, str]], size: tuple[int, int], text_tokenizer: Any
 ) -> EncodedChat:
     turns: list[Turn] = []
     for _, question, answer in pairs:
-        mark = "" if turns else IMAGE_MARK + "\n"
+        mark = "" if turns else IMAGE_PLACEHOLDER + "\n"
         turns += [Turn(role="user", text=mark + question), Turn(role="assistant", text=answer)]
     places = [language_tokens(grid_of(size))]
-    return encode_chat(turns, places, words, ChatConfig(system="", max_length=4096))
+    return encode_chat(turns, places, text_tokenizer, ChatConfig(system="", max_length=4096))

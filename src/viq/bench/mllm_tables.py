@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from viq.bench.report import table
+from viq.bench.encode_tables import table
 from viq.core.types import ViqError
-from viq.report.charts import Box, Drawing, Line, Words, labels, ticks
+from viq.report.charts import Box, Chart, Line, Words, labels, ticks
 
 # Seconds of the paper: codes, and SigLIP2-g in the loop (8 GPUs, up to 768 px, packed).
 PAPER: dict[tuple[str, str], dict[str, tuple[float, float]]] = {
@@ -24,7 +24,7 @@ _NAMES = {"text": "text alone", "codes": "codes", "so400m": "so400m online", "g"
 _INKS = {"text": "line", "codes": "curve", "so400m": "points", "g": "soft"}
 
 
-def format(result: dict[str, Any]) -> str:
+def as_text(result: dict[str, Any]) -> str:
     """The result of `run` as text."""
     about, work = result["machine"], result["work"]
     scale = work["scale"]
@@ -104,7 +104,7 @@ def merged(old: dict[str, Any], new: dict[str, Any], where: str) -> dict[str, An
     return {**new, "cells": [cells[key] for key in sorted(cells, key=place)]}
 
 
-def chart(result: dict[str, Any]) -> Drawing:
+def chart(result: dict[str, Any]) -> Chart:
     """Seconds of a step, a group of bars a cell; the part of the forward pass in front."""
     cells = [cell for cell in result["cells"] if "skipped" not in cell]
     if not cells:
@@ -113,7 +113,7 @@ def chart(result: dict[str, Any]) -> Drawing:
     ways = list(cells[0]["step"])
     bar, left, top = 13, 70, 62
     group = bar * len(ways) + 12
-    drawing = Drawing(720, top + group * len(cells) + 40, "Seconds a training step")
+    drawing = Chart(720, top + group * len(cells) + 40, "Seconds a training step")
     marks = ticks(0, longest)
     right, bottom = drawing.width - 60, top + group * len(cells)
 

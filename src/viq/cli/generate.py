@@ -10,7 +10,7 @@ import typer
 from viq.cli.common import Device, Json, Overwrite, find_device, guarded
 from viq.cli.console import show
 
-DrawModel = Annotated[str, typer.Option("--model", help="Run folder of viq train draw.")]
+GeneratorModel = Annotated[str, typer.Option("--model", help="Run folder of viq train draw.")]
 Temperature = Annotated[float, typer.Option(help="Of sampling; 0 takes the likeliest levels.")]
 TopP = Annotated[float, typer.Option(help="Only the likeliest levels of this share together.")]
 Guidance = Annotated[float, typer.Option(help="How strongly the caption is followed; 1 plainly.")]
@@ -26,7 +26,7 @@ def draw(
     out: Annotated[
         Path, typer.Option("-o", "--out", help="NAME.png, or a folder for several pictures.")
     ],
-    model: DrawModel = "runs/draw",
+    model: GeneratorModel = "runs/draw",
     size: Annotated[
         str | None, typer.Option(help="HEIGHTxWIDTH in px. Default: what the model chooses.")
     ] = None,
@@ -45,7 +45,7 @@ def draw(
     from viq.core.outputs import require_folder, require_free
     from viq.core.types import ViqError
     from viq.mllm.generation import Sampling
-    from viq.mllm.text_to_image import Artist
+    from viq.mllm.text_to_image import TextToImagePipeline
 
     wanted = [caption for caption in captions for _ in range(count)]
     if not wanted:
@@ -58,8 +58,8 @@ def draw(
         require_folder(out)
     require_free(*places, overwrite=overwrite)
     sampling = Sampling(temperature=temperature, top_p=top_p, guidance=guidance)
-    artist = Artist.load(model, tokenizer=tokenizer, device=find_device(device))
-    images = artist.draw(wanted, sampling, size=_size(size), seed=seed)
+    pipeline = TextToImagePipeline.load(model, tokenizer=tokenizer, device=find_device(device))
+    images = pipeline.generate(wanted, sampling, size=_size(size), seed=seed)
     for place, image in zip(places, images, strict=True):
         with written_aside(place) as aside:
             image.save(aside, "PNG")

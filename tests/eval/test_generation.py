@@ -20,29 +20,29 @@ from viq.data.batching.generation_batches import (
     BEGIN,
     FINISH,
     CodePair,
-    WrittenStream,
-    add_marks,
-    draw_prompt,
-    encode_reading,
-    encode_writing,
-    order_prompt,
-    pack_written,
+    GenerationStream,
+    add_image_tokens,
+    encode_description,
+    encode_generation,
+    generation_prompt,
+    instruction_prompt,
+    pack_generation,
+    parse_size,
     read_pairs,
-    read_size,
-    size_words,
+    size_tokens,
 )
 from viq.data.sources.open import open_source
 from viq.data.synthetic.captions import CaptionedShapes, Shape, satisfies, sides
-from viq.data.text.text_tokenizer import train_tokenizer
+from viq.data.text.text_tokenizer import train_text_tokenizer
 from viq.eval.generation.shapes import find_shapes
 from viq.jobs.encode import encode
-from viq.mllm.generation import CodeWriter, LevelHead, Sampling, WriterConfig, _draw
-from viq.mllm.text_to_image import Artist
+from viq.mllm.generation import CodeGenerator, CodeGeneratorConfig, LevelHead, Sampling, _draw
+from viq.mllm.text_to_image import TextToImagePipeline
 from viq.models.language.packed import packed_hidden
-from viq.models.language.reader import LanguageConfig, build_language
+from viq.models.language.vision_language import LanguageConfig, build_language
 from viq.models.tokenizer.loading import load
 from viq.recipes.generation import debug
-from viq.train.generation.run import DrawRun
+from viq.train.generation.run import GenerationRun
 
 pytest.importorskip("transformers")
 CAPTIONS = ["a red circle", "a blue square left of a green ring", "an orange star"]
@@ -56,17 +56,18 @@ def codes(rows: int, cols: int, seed: int = 0) -> Codes:
 
 @pytest.fixture(scope="module")
 def words():
-    tokenizer = train_tokenizer([*CAPTIONS, "Draw. Describe the image. 0123456789x"] * 3, 400)
-    add_marks(tokenizer)
+    tokenizer = train_text_tokenizer([*CAPTIONS, "Draw. Describe the image. 0123456789x"] * 3, 400)
+    add_image_tokens(tokenizer)
     return tokenizer
 
 
 @pytest.fixture(scope="module")
-def writer(words) -> CodeWriter:
+def model(words) -> CodeGenerator:
     torch.manual_seed(0)
     shape = LanguageConfig(width=32, depth=2, heads=2, mlp_width=64)
-    model = CodeWriter(
-        build_language(shape, len(words)), WriterConfig(levels=(8, 8, 8, 5, 5, 5), head_width=16)
+    model = CodeGenerator(
+        build_language(shape, len(words)),
+        CodeGeneratorConfig(levels=(8, 8, 8, 5, 5, 5), head_width=16),
     )
     with torch.no_grad():  # wide enough apart that the likeliest is never a matter of rounding
         for parameter in model.parameters():
@@ -167,11 +168,11 @@ def test_temperature_top_p_and_guidance() -> None:
     assert set(_draw(logits, Sampling(), seed).tolist()) == {0, 1, 2}
     assert set(_draw(logits, Sampling(top_p=0.01), seed).tolist()) == {1}
     head = LevelHead(8, (2, 3), 16)
-    asked, free = torch.randn(2, 5, 8)
+    asked, unconditional = torch.randn(2, 5, 8)
     plain = head.sample(asked, None, LIKELIEST, None)
     # Guidance 0 draws as if nothing had been asked.
-    unasked = head.sample(asked, free, Sampling(temperature=0, guidance=0), None)
-    assert torch.equal(unasked, head.sample(free, None, LIKELIEST, None))
+    unasked = head.sample(asked, unconditional, Sampling(temperature=0, guidance=0), None)
+    assert torch.equal(unasked, head.sample(unconditional, None, LIKELIEST, None))
     same = head.sample(asked, asked, Sampling(temperature=0, guidance=3), None)
     assert torch.equal(same, plain)
     for bad in ({"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"guidance": -1}):
@@ -184,22 +185,22 @@ def test_temperature_top_p_and_guidance() -> None:
 
 def test_labels_by_hand(words) -> None:
     pair = CodePair(caption="a red circle", codes=codes(2, 3))
-    written = encode_writing(pair, words)
+    written = encode_generation(pair, words)
     scored = [i for i in written.labels if i != IGNORE]
     assert words.decode(scored) == f"2x3{BEGIN}{FINISH}<|im_end|>"
     assert written.ids.count(IMAGE_TOKEN) == 6
     text = words.decode([i for i in written.ids if i != IMAGE_TOKEN])
     assert text.startswith("<|im_start|>user\nDraw a red circle.<|im_end|>")
-    assert written.ids[: len(draw_prompt("a red circle", (2, 3), words))] == draw_prompt(
-        "a red circle", (2, 3), words
-    )
-    assert "red" not in words.decode(encode_writing(pair, words, free=True).ids[:12])
-    read = encode_reading(pair, words)
+    assert written.ids[
+        : len(generation_prompt("a red circle", (2, 3), words))
+    ] == generation_prompt("a red circle", (2, 3), words)
+    assert "red" not in words.decode(encode_generation(pair, words, unconditional=True).ids[:12])
+    read = encode_description(pair, words)
     assert words.decode([i for i in read.labels if i != IGNORE]) == "a red circle<|im_end|>"
     at = read.ids.index(IMAGE_TOKEN)
     around = [read.ids[at - 1], read.ids[at + 6]]
     assert words.convert_ids_to_tokens(around) == [BEGIN, FINISH]
-    pack = pack_written([written, read])
+    pack = pack_generation([written, read])
     assert pack.scored_T.tolist() == [True] * 6 + [False] * 6
     assert pack.counts["scored"] == pack.counts["answers"] + 6
     assert pack.targets_L[pack.lengths[0] - 1] == IGNORE  # nothing across two samples
@@ -208,9 +209,9 @@ def test_labels_by_hand(words) -> None:
 def test_packs_are_functions_of_their_number(words) -> None:
     pairs = [CodePair(caption=c, codes=codes(1, 2, i)) for i, c in enumerate(CAPTIONS)]
 
-    def stream(lanes: tuple[int, ...] = (0,)) -> WrittenStream:
-        return WrittenStream(
-            pairs, words, samples=4, read=0.3, free=0.3, seed=1, lanes=lanes, all_lanes=2
+    def stream(lanes: tuple[int, ...] = (0,)) -> GenerationStream:
+        return GenerationStream(
+            pairs, words, samples=4, read=0.3, unconditional=0.3, seed=1, lanes=lanes, all_lanes=2
         )
 
     whole = [m for micros, _ in stream((0, 1)).steps(0, 3) for m in micros]
@@ -218,14 +219,14 @@ def test_packs_are_functions_of_their_number(words) -> None:
     assert [m.ids_L.tolist() for m in whole[3::2]] == [m.ids_L.tolist() for m in resumed]
 
 
-def test_samples_do_not_see_each_other(writer: CodeWriter, words) -> None:
+def test_samples_do_not_see_each_other(model: CodeGenerator, words) -> None:
     pairs = [CodePair(caption=c, codes=codes(2, 2, i)) for i, c in enumerate(CAPTIONS)]
-    samples = [encode_writing(pairs[0], words), encode_reading(pairs[1], words),
-               encode_writing(pairs[2], words)]  # fmt: skip
+    samples = [encode_generation(pairs[0], words), encode_description(pairs[1], words),
+               encode_generation(pairs[2], words)]  # fmt: skip
 
     def nats(chosen) -> torch.Tensor:
-        pack = pack_written(chosen)
-        sums = writer(
+        pack = pack_generation(chosen)
+        sums = model(
             pack.ids_L, pack.targets_L, pack.lengths, pack.codes_TS, pack.grids_hw, pack.scored_T
         )
         return torch.stack([sums["text"], sums["codes"]])
@@ -234,85 +235,85 @@ def test_samples_do_not_see_each_other(writer: CodeWriter, words) -> None:
     torch.testing.assert_close(nats(samples), alone, rtol=1e-4, atol=1e-3)
 
 
-def test_mixed_precision(writer: CodeWriter, words) -> None:
-    pack = pack_written(
-        [encode_writing(CodePair(caption="a red circle", codes=codes(2, 2)), words)]
+def test_mixed_precision(model: CodeGenerator, words) -> None:
+    pack = pack_generation(
+        [encode_generation(CodePair(caption="a red circle", codes=codes(2, 2)), words)]
     )
     arguments = (
         pack.ids_L, pack.targets_L, pack.lengths, pack.codes_TS, pack.grids_hw, pack.scored_T,
     )  # fmt: skip
-    exact = writer(*arguments)["next"]
+    exact = model(*arguments)["next"]
     with torch.autocast("cpu", torch.bfloat16):
-        rough = writer(*arguments)["next"]
+        rough = model(*arguments)["next"]
     rough.backward()
     assert rough.dtype == torch.float32 and rough.item() == pytest.approx(exact.item(), rel=0.05)
 
 
 @torch.no_grad()
-def test_drawing_follows_what_was_trained(writer: CodeWriter, words) -> None:
+def test_drawing_follows_what_was_trained(model: CodeGenerator, words) -> None:
     """With caches and padded prompts, each patch is the likeliest given those before it, packed."""
     grid = (2, 3)
-    prompts = [draw_prompt(caption, grid, words) for caption in CAPTIONS]
+    prompts = [generation_prompt(caption, grid, words) for caption in CAPTIONS]
     assert len({len(p) for p in prompts}) > 1
-    free = draw_prompt(None, grid, words)
-    drawn = writer.draw(prompts, free, grid, LIKELIEST)
+    unconditional = generation_prompt(None, grid, words)
+    drawn = model.generate(prompts, unconditional, grid, LIKELIEST)
     assert drawn.shape == (3, 2, 3, 4) and int(drawn.max()) < 64_000
     seen: list[torch.Tensor] = []
-    hook = writer.head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    hook = model.head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     for caption, ids in zip(CAPTIONS, drawn, strict=True):
         item = Codes(ids.numpy().astype(np.uint16), (32, 48))
-        pack = pack_written([encode_writing(CodePair(caption=caption, codes=item), words)])
-        writer(
-            pack.ids_L, pack.targets_L, pack.lengths, pack.codes_TS, pack.grids_hw, pack.scored_T
-        )
-        levels = writer.head.sample(seen[-1], None, LIKELIEST, None)
-        assert torch.equal(writer._codes(levels), pack.codes_TS)
+        pack = pack_generation([encode_generation(CodePair(caption=caption, codes=item), words)])
+        model(pack.ids_L, pack.targets_L, pack.lengths, pack.codes_TS, pack.grids_hw, pack.scored_T)
+        levels = model.head.sample(seen[-1], None, LIKELIEST, None)
+        assert torch.equal(model._codes(levels), pack.codes_TS)
     hook.remove()
     # A picture does not depend on those drawn beside it, nor guidance on itself.
-    assert torch.equal(writer.draw(prompts[1:2], free, grid, LIKELIEST), drawn[1:2])
-    guided = writer.draw([free], free, grid, Sampling(temperature=0, guidance=4))
-    assert torch.equal(guided, writer.draw([free], free, grid, LIKELIEST))
-    assert packed_hidden(writer.language, torch.randn(4, 32), (4,)).shape == (4, 32)
+    assert torch.equal(model.generate(prompts[1:2], unconditional, grid, LIKELIEST), drawn[1:2])
+    guided = model.generate(
+        [unconditional], unconditional, grid, Sampling(temperature=0, guidance=4)
+    )
+    assert torch.equal(guided, model.generate([unconditional], unconditional, grid, LIKELIEST))
+    assert packed_hidden(model.language, torch.randn(4, 32), (4,)).shape == (4, 32)
 
 
 @torch.no_grad()
-def test_a_size_is_chosen_word_by_word(writer: CodeWriter, words) -> None:
-    allowed, end = size_words(words)
+def test_a_size_is_chosen_word_by_word(model: CodeGenerator, words) -> None:
+    allowed, end = size_tokens(words)
     assert words.decode(allowed) == "0123456789x" and words.decode([end]) == BEGIN
-    prompts = [order_prompt(caption, words) for caption in CAPTIONS]
-    chosen = writer.say(prompts, allowed, end, 3, LIKELIEST)
-    embed, head = writer.language.get_input_embeddings(), writer.language.get_output_embeddings()
+    prompts = [instruction_prompt(caption, words) for caption in CAPTIONS]
+    chosen = model.generate_text(prompts, allowed, end, 3, LIKELIEST)
+    embed, head = model.language.get_input_embeddings(), model.language.get_output_embeddings()
     for prompt, said in zip(prompts, chosen, strict=True):
         ids = [*prompt, *said]
-        hidden_LD = packed_hidden(writer.language, embed(torch.tensor(ids)), (len(ids),))
+        hidden_LD = packed_hidden(model.language, embed(torch.tensor(ids)), (len(ids),))
         logits = head(hidden_LD[len(prompt) - 1 :])[:, [*allowed, end]]
         best = [[*allowed, end][i] for i in logits.argmax(-1)]
         assert best[: len(said)] == said and len(said) <= 3
         assert len(said) == 3 or best[-1] == end
     for text, grid in (("6x8", (6, 8)), ("12x1", (12, 1)), ("0x3", None), ("66", None),
                        ("", None), ("6x", None)):  # fmt: skip
-        assert read_size(words.encode(text, add_special_tokens=False), words) == grid
+        assert parse_size(words.encode(text, add_special_tokens=False), words) == grid
 
 
 def test_pictures_of_sizes_of_their_own(
-    writer: CodeWriter, words, monkeypatch: pytest.MonkeyPatch
+    model: CodeGenerator, words, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each picture has the size its caption chose, and is the one drawn when asked for that size;
     nonsense, and more than was ever seen, become the usual size."""
-    config = replace(writer.config, grid=(1, 2), most_patches=6)
-    monkeypatch.setattr(writer, "config", config)
-    artist = Artist(writer, words, load("viq-tiny"))
+    config = replace(model.config, grid=(1, 2), most_patches=6)
+    monkeypatch.setattr(model, "config", config)
+    pipeline = TextToImagePipeline(model, words, load("viq-tiny"))
     marks = ["2x3", "x2x", "3x1", "4x4"]
     said = [words.encode(mark, add_special_tokens=False) for mark in marks]
-    monkeypatch.setattr(writer, "say", lambda prompts, *_: said[: len(prompts)])
+    monkeypatch.setattr(model, "say", lambda prompts, *_: said[: len(prompts)])
     captions = [*CAPTIONS, "a red ring"]
-    drawn = artist.write(captions, LIKELIEST)
+    drawn = pipeline.generate_codes(captions, LIKELIEST)
     assert [item.grid for item in drawn] == [(2, 3), (1, 2), (3, 1), (1, 2)]
     assert [item.size for item in drawn] == [(32, 48), (16, 32), (48, 16), (16, 32)]
     for caption, item in zip(captions, drawn, strict=True):
-        (alone,) = artist.write([caption], LIKELIEST, size=item.size)
+        (alone,) = pipeline.generate_codes([caption], LIKELIEST, size=item.size)
         assert np.array_equal(alone.ids, item.ids)
-    assert artist.write(captions[:1], LIKELIEST, size=(20, 40))[0].size == (20, 40)
+    assert pipeline.generate_codes(captions[:1], LIKELIEST, size=(20, 40))[0].size == (20, 40)
 
 
 # Commands
@@ -335,7 +336,7 @@ def test_a_store_is_drawn_from_as_a_file_is(tmp_path: Path) -> None:
     for a, b in zip(pairs, same, strict=True):
         assert np.array_equal(a.codes.ids, b.codes.ids)
     recipe = replace(debug(), loop=replace(debug().loop, steps=1))
-    model = DrawRun(
+    model = GenerationRun(
         recipe=recipe, out=tmp_path / "run", stores=[tmp_path / "codes"], hidden=True
     ).train()
     config = json.loads((model / "config.json").read_text())

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from viq.bench.report import table
+from viq.bench.encode_tables import table
 
 
-def format(result: dict[str, Any]) -> str:
+def as_text(result: dict[str, Any]) -> str:
     """The result of `run` as text."""
     about = result["machine"]
     lines = [

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 
-def format(result: dict[str, Any]) -> str:
+def as_text(result: dict[str, Any]) -> str:
     """The result of `run` as text; a ratio of 2 means twice the time of the first line."""
     about = result["machine"]
     lines = [

@@ -135,7 +135,7 @@ def folding(
                 "restore": compare(restores, repeats),
                 "merge": compare({w: _calling(m, codes_TSd) for w, m in merges.items()}, repeats),
             }
-    flops = {"folded": head.restore_flops(folded=True), "unfolded": head.restore_flops(False)}
+    flops = {"folded": head.dequantize_flops(folded=True), "unfolded": head.dequantize_flops(False)}
     return {
         "name": name,
         "width": width,

@@ -1,6 +1,6 @@
 """A causal language model that reads visual features: what gives the features their meaning.
 
-The model itself is a Hugging Face one: any causal LM with ChatML marks (Qwen2.5), frozen but for
+The model itself is a Hugging Face one: any causal LM with special tokens of ChatML (Qwen2.5), frozen but for
 low-rank adapters, or a small Qwen2 built from a shape and trained from scratch. Ours is what lies
 around it: the projector, the places where visual vectors go, and the score of the answers.
 
@@ -165,7 +165,7 @@ class AnswerScore:
     correct_A: Tensor
 
 
-class ReadsFeatures:
+class VisionLanguageMixin:
     """What a module can do that has a language model and a projector of features into it.
 
     Attributes:
@@ -222,7 +222,7 @@ class ReadsFeatures:
         )
 
 
-class LanguageReader(ReadsFeatures, nn.Module):
+class VisionLanguageModel(VisionLanguageMixin, nn.Module):
     """Projector and language model: features and text in, a score of the answers out.
 
     The language model is given packed attention.
@@ -231,11 +231,11 @@ class LanguageReader(ReadsFeatures, nn.Module):
         own: names of the parameters that training may change: all, or projector and adapters.
     """
 
-    def __init__(self, language: Any, features: int, merge: int = 2) -> None:
+    def __init__(self, language: Any, features: int, merge_size: int = 2) -> None:
         super().__init__()
         width = language.get_input_embeddings().embedding_dim
         self.projector = MergeProjector(
-            ProjectorConfig(features=features, width=width, merge=merge)
+            ProjectorConfig(features=features, width=width, merge_size=merge_size)
         )
         use_packed_attention(language)
         self.language = language
