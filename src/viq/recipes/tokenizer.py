@@ -31,6 +31,24 @@ _CROPS = CropConfig(
 )
 
 
+_SCRATCH = OptimConfig(learning_rate=1e-3, weight_decay=0.02, betas=(0.9, 0.99), warmup_ratio=0.05)
+_BEGUN = replace(_SCRATCH, learning_rate=2e-4, new_module_lr=1e-3)  # of parts that can do something
+_TALK = DataConfig(
+    max_side=128,
+    tokens=1024,
+    patches=1536,
+    chat=ChatConfig(system="", max_length=768),
+    synthetic=_SYNTHETIC,
+    synthetic_ratio=0.5,
+)
+_TALK_AND_CROPS = replace(_TALK, max_side=192, tokens=640, patches=1024, crops=_CROPS)
+_MANY_CROPS = replace(_CROPS, patches_per_group=512, patches_per_step=2048)
+_SMALL_CROPS = replace(_MANY_CROPS, sides={4: 0.1, 8: 1, 12: 1, 16: 0.6, 24: 0.3})
+_ALIGN = {"text": 1.0, "distill": 1.0}
+# The text loss has by far the smallest gradient in the encoder, that on pixels must not yield.
+_ALIGN_AND_PAINT = {"text": 2.0, "distill": 0.5, "rmse": 5.0}
+
+
 def train_tiny() -> TokenizerRecipe:
     """The bundled model: `viq train tiny --data PHOTOS --data PAIRS --out RUN`, about two hours.
 
@@ -40,26 +58,6 @@ def train_tiny() -> TokenizerRecipe:
     an encoder that has lost the details of pictures and learns them again only slowly
     (docs/training.md). The loss on pixels stands for the paper's on VAE latents.
     """
-    scratch = OptimConfig(
-        learning_rate=1e-3, weight_decay=0.02, betas=(0.9, 0.99), warmup_ratio=0.05
-    )
-    begun = replace(scratch, learning_rate=2e-4, new_module_lr=1e-3)
-    chat = ChatConfig(system="", max_length=768)
-    talk = DataConfig(
-        max_side=128,
-        tokens=1024,
-        patches=1536,
-        chat=chat,
-        synthetic=_SYNTHETIC,
-        synthetic_ratio=0.5,
-    )
-    both = replace(talk, max_side=192, tokens=640, patches=1024, crops=_CROPS)
-    many = replace(_CROPS, patches_per_group=512, patches_per_step=2048)
-    small = replace(many, sides={4: 0.1, 8: 1, 12: 1, 16: 0.6, 24: 0.3})
-    align = {"text": 1.0, "distill": 1.0}
-    # The text loss has by far the smallest gradient in the encoder, that on pixels must not yield.
-    whole = {"text": 2.0, "distill": 0.5, "rmse": 5.0}
-    first = ("encoder", "pool", "reader")
     return TokenizerRecipe(
         name="tiny",
         model=tiny(),
@@ -70,108 +68,134 @@ def train_tiny() -> TokenizerRecipe:
             encoder=EncoderConfig(width=192, depth=4, heads=3, mlp_width=768, position_grid=6),
         ),
         stages=(
-            StageConfig(
-                name="0-teacher",
-                kind="tower",
-                parts=(),
-                data=replace(talk, patches=4096, synthetic_ratio=0.4, synthetic_sides=(96, 160)),
-                loop=LoopConfig(steps=600, losses={"contrast": 1.0}, optim=scratch),
-            ),
-            StageConfig(
-                name="0-detail-proximal",
-                bottleneck="proximal",
-                data=DataConfig(crops=small),
-                loop=LoopConfig(
-                    steps=400,
-                    losses={"rmse": 1.0},
-                    optim=replace(
-                        scratch,
-                        schedule="linear",
-                        warmup_ratio=0.25,
-                        decay_ratio=0.7,
-                        min_lr_ratio=0.0,
-                    ),
-                ),
-            ),
-            StageConfig(
-                name="0-detail-fsq",
-                bottleneck="fsq",
-                data=DataConfig(crops=many),
-                loop=LoopConfig(
-                    steps=1700,
-                    losses={"rmse": 1.0},
-                    optim=replace(
-                        scratch,
-                        learning_rate=2e-4,
-                        schedule="linear",
-                        decay_ratio=0.647,
-                        min_lr_ratio=0.0,
-                    ),
-                ),
-            ),
-            StageConfig(
-                name="1a-align",
-                bottleneck="none",
-                parts=first,
-                new=("pool", "reader"),
-                data=talk,
-                loop=LoopConfig(
-                    steps=700,
-                    losses=align,
-                    optim=replace(begun, learning_rate=1e-4, min_lr_ratio=1.0),
-                ),
-            ),
-            StageConfig(
-                name="1b-align",
-                bottleneck="none",
-                parts=first,
-                new=("pool", "reader"),
-                data=replace(talk, max_side=224, patches=2048),
-                loop=LoopConfig(
-                    steps=300,
-                    losses=align,
-                    optim=replace(begun, learning_rate=1e-4, min_lr_ratio=0.5, warmup_ratio=0.0),
-                ),
-            ),
-            StageConfig(
-                name="2-1-proximal",
-                bottleneck="proximal",
-                new=("bottleneck", "reader"),
-                data=both,
-                loop=LoopConfig(steps=250, losses=whole, optim=replace(begun, min_lr_ratio=0.4)),
-            ),
-            StageConfig(
-                name="2-2-fsq",
-                bottleneck="fsq",
-                new=("bottleneck", "reader"),
-                data=both,
-                loop=LoopConfig(
-                    steps=700,
-                    losses=whole,
-                    optim=replace(begun, new_module_lr=5e-4, min_lr_ratio=0.0),
-                    ema_decay=0.99,
-                ),
-            ),
-            StageConfig(
-                name="3-decoder",
-                kind="decoder",
-                parts=("decoder",),
-                perceptual="teacher",
-                discriminator=DiscriminatorConfig(),
-                data=DataConfig(crops=_CROPS),
-                loop=LoopConfig(
-                    steps=250,
-                    losses={
-                        "rmse": 1.0,
-                        "perceptual": 0.02,
-                        "features": 0.02,
-                        "adversarial": 0.001,
-                        "discriminator": 1.0,
-                    },
-                    optim=replace(scratch, learning_rate=4e-4, min_lr_ratio=0.0),
-                    ema_decay=0.98,
-                ),
-            ),
+            _teacher(),
+            _detail_proximal(),
+            _detail_fsq(),
+            _align_small(),
+            _align_large(),
+            _proximal(),
+            _fsq(),
+            _decoder(),
+        ),
+    )
+
+
+def _teacher() -> StageConfig:
+    """A vision tower that tells which caption belongs to which picture."""
+    return StageConfig(
+        name="0-teacher",
+        kind="tower",
+        parts=(),
+        data=replace(_TALK, patches=4096, synthetic_ratio=0.4, synthetic_sides=(96, 160)),
+        loop=LoopConfig(steps=600, losses={"contrast": 1.0}, optim=_SCRATCH),
+    )
+
+
+def _detail_proximal() -> StageConfig:
+    """Details of pictures, from nothing, with the bottleneck that is easier to begin with."""
+    rates = replace(
+        _SCRATCH, schedule="linear", warmup_ratio=0.25, decay_ratio=0.7, min_lr_ratio=0.0
+    )
+    return StageConfig(
+        name="0-detail-proximal",
+        bottleneck="proximal",
+        data=DataConfig(crops=_SMALL_CROPS),
+        loop=LoopConfig(steps=400, losses={"rmse": 1.0}, optim=rates),
+    )
+
+
+def _detail_fsq() -> StageConfig:
+    """Details of pictures through codes: the longest stage."""
+    rates = replace(
+        _SCRATCH, learning_rate=2e-4, schedule="linear", decay_ratio=0.647, min_lr_ratio=0.0
+    )
+    return StageConfig(
+        name="0-detail-fsq",
+        bottleneck="fsq",
+        data=DataConfig(crops=_MANY_CROPS),
+        loop=LoopConfig(steps=1700, losses={"rmse": 1.0}, optim=rates),
+    )
+
+
+def _align_small() -> StageConfig:
+    """Answers and distillation from the encoder's own tokens, on small pictures."""
+    return StageConfig(
+        name="1a-align",
+        bottleneck="none",
+        parts=("encoder", "pool", "reader"),
+        new=("pool", "reader"),
+        data=_TALK,
+        loop=LoopConfig(
+            steps=700,
+            losses=_ALIGN,
+            optim=replace(_BEGUN, learning_rate=1e-4, min_lr_ratio=1.0),
+        ),
+    )
+
+
+def _align_large() -> StageConfig:
+    """The same on larger pictures, with falling rates."""
+    return replace(
+        _align_small(),
+        name="1b-align",
+        data=replace(_TALK, max_side=224, patches=2048),
+        loop=LoopConfig(
+            steps=300,
+            losses=_ALIGN,
+            optim=replace(_BEGUN, learning_rate=1e-4, min_lr_ratio=0.5, warmup_ratio=0.0),
+        ),
+    )
+
+
+def _proximal() -> StageConfig:
+    """All losses, through the proximal bottleneck."""
+    return StageConfig(
+        name="2-1-proximal",
+        bottleneck="proximal",
+        new=("bottleneck", "reader"),
+        data=_TALK_AND_CROPS,
+        loop=LoopConfig(
+            steps=250, losses=_ALIGN_AND_PAINT, optim=replace(_BEGUN, min_lr_ratio=0.4)
+        ),
+    )
+
+
+def _fsq() -> StageConfig:
+    """All losses, through the codes that the tokenizer keeps."""
+    return StageConfig(
+        name="2-2-fsq",
+        bottleneck="fsq",
+        new=("bottleneck", "reader"),
+        data=_TALK_AND_CROPS,
+        loop=LoopConfig(
+            steps=700,
+            losses=_ALIGN_AND_PAINT,
+            optim=replace(_BEGUN, new_module_lr=5e-4, min_lr_ratio=0.0),
+            ema_decay=0.99,
+        ),
+    )
+
+
+def _decoder() -> StageConfig:
+    """The pixel decoder, on frozen codes."""
+    return StageConfig(
+        name="3-decoder",
+        kind="decoder",
+        parts=("decoder",),
+        perceptual="teacher",
+        discriminator=DiscriminatorConfig(),
+        data=DataConfig(crops=_CROPS),
+        loop=LoopConfig(
+            steps=250,
+            losses={
+                "rmse": 1.0,
+                "perceptual": 0.02,
+                "features": 0.02,
+                "adversarial": 0.001,
+                "discriminator": 1.0,
+            },
+            optim=replace(_SCRATCH, learning_rate=4e-4, min_lr_ratio=0.0),
+            ema_decay=0.98,
         ),
     )
 
