@@ -183,7 +183,7 @@ def test_g_takes_a_real_step_with_a_cut_depth(places: dict[str, str], tmp_path: 
     optimizer = make_optimizer(objective, stage.loop.optim)
     batch = micro([(32, 48), (30, 20)], chats=2)
     sums = objective(batch)
-    weighted(sums, batch.counts, stage.loop.losses).backward()
+    weighted(sums, batch.counts, stage.loop.losses, objective.counted_in).backward()
     optimizer.step()
     assert all(value.isfinite() for value in sums.values())
     without = {n for n, p in objective.named_parameters() if p.requires_grad and p.grad is None}

@@ -28,6 +28,7 @@ from viq.train.loop import (
     micro_batch_seed,
     train,
 )
+from viq.train.loss_terms import Objective
 from viq.train.optim import OptimConfig
 
 RATES = OptimConfig(learning_rate=0.05, schedule="constant", warmup_ratio=0.0)
@@ -81,8 +82,11 @@ class Joined(Stream):
         return Micro(torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts]))
 
 
-class Line(nn.Module):
+class Line(Objective):
     """A linear map, scored by squared error; with dropout where asked."""
+
+    counted_in = {"text": "answers", "correct": "answers"}
+    metrics = {"correct": "answer_accuracy"}
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
@@ -370,7 +374,6 @@ def test_sides_of_a_contest_are_clipped_apart() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"losses": {"texts": 1.0}}, r"no losses \['texts'\]: choose from text, distill"),
         ({"steps": 0}, "must be at least 1"),
         ({"save_every": 0}, "must be at least 1"),
     ],

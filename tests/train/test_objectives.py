@@ -16,7 +16,6 @@ from viq.data.text.conversations import Turn
 from viq.image.patches import pack, patchify
 from viq.models.language.vision_language import VisionLanguageModel
 from viq.models.tokenizer.encoder import EncoderConfig
-from viq.models.tokenizer.fsq import FSQ
 from viq.models.tokenizer.latent_head import LatentConfig
 from viq.models.vision.tower import TowerConfig, VisionTower, stretch
 from viq.train.loss_terms import weighted
@@ -75,15 +74,18 @@ def learning(model: nn.Module, loss: Tensor) -> set[str]:
 
 def test_weighted_terms_over_their_counts() -> None:
     sums = {"text": torch.tensor(6.0), "distill": torch.tensor(2.0), "psnr": torch.tensor(99.0)}
-    counts = {"answers": 3, "images": 4}
-    assert weighted(sums, counts, {"text": 2.0, "distill": 10.0}).item() == 2 * 6 / 3 + 10 * 2 / 4
-    assert weighted(sums, {"answers": 0}, {"text": 1.0}).item() == 6  # nothing scored: over one
-    assert weighted(sums, counts, {"text": 1.0, "latents": 0.0}).item() == 2
+    counts, per = {"answers": 3, "images": 4}, losses.TERMS["align"]
+    both = weighted(sums, counts, {"text": 2.0, "distill": 10.0}, per)
+    assert both.item() == 2 * 6 / 3 + 10 * 2 / 4
+    nothing = weighted(sums, {"answers": 0}, {"text": 1.0}, per)
+    assert nothing.item() == 6  # nothing scored: over one
+    assert weighted(sums, counts, {"text": 1.0, "latents": 0.0}, per).item() == 2
 
 
 def test_terms_that_a_stage_does_not_have() -> None:
     with pytest.raises(ViqError, match=r"no losses \['contrast', 'mse'\], only text"):
-        weighted({"text": torch.ones(())}, {"answers": 1}, {"text": 1, "mse": 1, "contrast": 1})
+        weights = {"text": 1, "mse": 1, "contrast": 1}
+        weighted({"text": torch.ones(())}, {"answers": 1}, weights, {"text": "answers"})
 
 
 def test_padding_does_not_count() -> None:
@@ -97,12 +99,6 @@ def test_padding_does_not_count() -> None:
     errors = torch.tensor([0.25, 0.04])
     assert losses.rmse_sum(errors, grids).item() == pytest.approx(2 * 0.5 + 4 * 0.2, abs=1e-3)
     assert losses.mse_sum(errors, grids).item() == pytest.approx(2 * 0.25 + 4 * 0.04)
-
-
-def test_code_perplexity_by_hand() -> None:
-    z = torch.tensor([[[-9.0]], [[-9.0]], [[9.0]], [[9.0]]])
-    assert losses.code_perplexity(z, FSQ((3,))) == pytest.approx(2)
-    assert losses.code_perplexity(z[:2], FSQ((3,))) == pytest.approx(1)
 
 
 # Alignment

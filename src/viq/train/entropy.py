@@ -9,7 +9,7 @@ integers: a few minutes on one core.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,10 @@ from viq.data.sources.open import concatenate, open_source
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store.folder import JOB, PARQUET, Store
 from viq.store.rows import CodesReader
+from viq.train.in_memory import train_in_memory
+from viq.train.loop import LoopConfig
+from viq.train.loss_terms import Objective
+from viq.train.optim import OptimConfig
 
 _HELD_OUT = 20  # one image in so many is not trained on, and tells what the model is worth
 _REPORT_PICTURES = 200
@@ -47,9 +51,45 @@ class EntropyConfig:
     decay_ratio: float = 0.6  # of the steps, at the end, in which the rate falls to zero
     seed: int = 0
 
+    def loop(self) -> LoopConfig:
+        """As the training loop takes it, logging twenty times."""
+        return LoopConfig(
+            steps=self.steps,
+            losses={"nats": 1.0},
+            optim=OptimConfig(
+                learning_rate=self.learning_rate,
+                schedule="linear",
+                warmup_ratio=self.warmup_steps / self.steps,
+                decay_ratio=self.decay_ratio,
+                min_lr_ratio=0.0,
+                weight_decay=1e-3,
+            ),
+            log_every=max(1, self.steps // 20),
+        )
 
-class EntropyNetwork(nn.Module):
+
+@dataclass(frozen=True, kw_only=True)
+class EntropyBatch:
+    """Patches of any images: values (P, K) of the neighbours of each, and its levels (P, D)."""
+
+    values_PK: Tensor
+    levels_PD: Tensor
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"levels": self.levels_PD.numel(), "patches": len(self.levels_PD)}
+
+    def to(self, device: torch.device) -> EntropyBatch:
+        """The same on another device."""
+        return EntropyBatch(
+            values_PK=self.values_PK.to(device), levels_PD=self.levels_PD.to(device)
+        )
+
+
+class EntropyNetwork(Objective):
     """The network of `EntropyModel` in floats; P patches, D levels each, of at most L values."""
+
+    counted_in = {"nats": "levels"}
 
     def __init__(self, sizes: np.ndarray, inputs: int, config: EntropyConfig) -> None:
         super().__init__()
@@ -63,9 +103,10 @@ class EntropyNetwork(nn.Module):
         self.head_bias = nn.Parameter(torch.zeros(d, wide))
         self.register_buffer("absent", torch.arange(wide) >= torch.from_numpy(sizes)[:, None])
 
-    def forward(self, values_PK: Tensor, levels_PD: Tensor) -> Tensor:
-        """Mean nats a level."""
-        x = values_PK
+    def forward(self, batch: EntropyBatch) -> dict[str, Tensor]:
+        """Sum of nats of all levels."""
+        self.limit()
+        x, levels_PD = batch.values_PK, batch.levels_PD
         for i, layer in enumerate(self.context):
             x = layer(x if i == 0 else _clip(x))
         known_PDH = self.embed[torch.arange(len(self.embed)), levels_PD]
@@ -73,7 +114,8 @@ class EntropyNetwork(nn.Module):
         hidden_PDH = _clip(x[:, None] + before_PDH)
         logits = torch.einsum("pdh,dlh->pdl", hidden_PDH, self.head) + self.head_bias
         logits = logits.masked_fill(self.get_buffer("absent"), -1e9)
-        return F.cross_entropy(logits.flatten(0, 1), levels_PD.flatten())
+        nats = F.cross_entropy(logits.flatten(0, 1), levels_PD.flatten(), reduction="sum")
+        return {"nats": nats}
 
     @torch.no_grad()
     def clip_weights(self) -> None:
@@ -85,6 +127,7 @@ class EntropyNetwork(nn.Module):
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Rounded to the integers of `EntropyModel`."""
+        self.limit()
         result = {
             "embed": _integers(self.embed, VALUE_UNIT, np.int16),
             "head.weight": _integers(self.head, WEIGHT_UNIT, np.int16),
@@ -165,28 +208,32 @@ def fit_entropy(
     values = layout.values(levels_PD, sizes).astype(np.int16)
     levels_PD = levels_PD.astype(np.int8)
     torch.manual_seed(config.seed)
-    draw = np.random.default_rng(config.seed)
     network = EntropyNetwork(sizes, layout.neighbours_PN.shape[1] * values.shape[1], config)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=1e-3)
-    running = None
-    for step in range(config.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * _schedule(step, config)
-        chosen = draw.integers(0, len(levels_PD), config.patches)
-        read = values[layout.neighbours_PN[chosen]].reshape(len(chosen), -1)
-        loss = network(
-            torch.from_numpy(read).float() / VALUE_UNIT, torch.from_numpy(levels_PD[chosen]).long()
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        network.clip_weights()
-        bits = float(loss.detach()) * len(levels) / math.log(2)
-        running = bits if running is None else 0.98 * running + 0.02 * bits
-        if (step + 1) % max(1, config.steps // 20) == 0 or step + 1 == config.steps:
-            report({"step": step + 1, "steps": config.steps, "bits_per_code": round(running, 3)})
+    batches = _batches(values, levels_PD, layout.neighbours_PN, config)
+
+    def log(record: dict[str, Any]) -> None:
+        bits = record["loss"] * len(levels) / math.log(2)
+        steps = {name: record[name] for name in ("step", "steps")}
+        report({**steps, "bits_per_code": round(bits, 3)})
+
+    train_in_memory(
+        network, batches, config.loop(), name="entropy model", seed=config.seed, log=log
+    )
     return EntropyModel(network.tensors(), levels, fingerprint)
+
+
+def _batches(
+    values: np.ndarray, levels_PD: np.ndarray, neighbours_PN: np.ndarray, config: EntropyConfig
+) -> Iterator[EntropyBatch]:
+    """Patches at random, endlessly."""
+    rng = np.random.default_rng(config.seed)
+    while True:
+        chosen = rng.integers(0, len(levels_PD), config.patches)
+        read = values[neighbours_PN[chosen]].reshape(len(chosen), -1)
+        yield EntropyBatch(
+            values_PK=torch.from_numpy(read).float() / VALUE_UNIT,
+            levels_PD=torch.from_numpy(levels_PD[chosen]).long(),
+        )
 
 
 def _codes_of(
@@ -223,12 +270,6 @@ def _is_codes(path: Path) -> bool:
         return path.suffix == PARQUET and bool(CodesReader(path).info)
     except CodesError:
         return False
-
-
-def _schedule(step: int, config: EntropyConfig) -> float:
-    """Linear warm-up, flat, linear decay; a factor of the learning rate."""
-    left = (config.steps - step) / (config.steps * config.decay_ratio)
-    return min(1.0, (step + 1) / config.warmup_steps, left)
 
 
 def _clip(x: Tensor) -> Tensor:

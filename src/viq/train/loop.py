@@ -14,23 +14,22 @@ import hashlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from viq.core.types import Stopped, ViqError
-from viq.data.batching.mixture import Stream
 from viq.train import checkpoints as state
 from viq.train.distributed import _gathered, _inner, _on_host, _reduced, _shard_by_layer
 from viq.train.ema import _Average
-from viq.train.loss_terms import COUNTED, weighted
+from viq.train.loss_terms import Objective, weighted
 from viq.train.monitor import print_line
 from viq.train.optim import OptimConfig, make_optimizer, set_rate
 
@@ -56,8 +55,6 @@ class LoopConfig:
     save_every: int = 200
 
     def __post_init__(self) -> None:
-        if unknown := sorted(self.losses.keys() - COUNTED.keys()):
-            raise ViqError(f"no losses {unknown}: choose from {', '.join(COUNTED)}")
         if min(self.steps, self.log_every, self.eval_every, self.save_every) < 1:
             raise ViqError("steps, log_every, eval_every and save_every must be at least 1")
 
@@ -73,11 +70,22 @@ class Hooks:
     saving: Callable[[], None] = lambda: None  # before each checkpoint
 
 
+class Batches(Protocol):
+    """The endless data of a stage on this process (`data/batching/mixture.py`)."""
+
+    lanes: Sequence[int]
+
+    def steps(self, first: int, last: int) -> Iterator[tuple[list[Any], dict[int, state.Position]]]:
+        """For each step from `first` to `last` (excluded): a micro-batch of each lane, and the
+        positions after it."""
+        ...
+
+
 def train(
-    objective: nn.Module,
-    stream_at: Callable[[state.Resumed], Stream],
+    objective: Objective,
+    stream_at: Callable[[state.Resumed], Batches],
     config: LoopConfig,
-    folder: Path,
+    folder: Path | None,
     *,
     name: str,
     seed: int,
@@ -88,8 +96,9 @@ def train(
     """Train what requires a gradient in `objective`, in place, resuming what `folder` holds.
 
     Args:
-        objective: takes a micro-batch, gives sums by name (`train/tokenizer/objectives.py`).
         stream_at: the data of this process from where a checkpoint left them.
+        folder: for checkpoints; None: none are written, and SIGTERM is not waited for.
+        accelerator: accelerate's, or `viq.train.in_memory.SingleProcess`.
         new: prefixes of parameters that get the rate for new parts.
 
     Raises:
@@ -97,87 +106,147 @@ def train(
         TrainingStopped: SIGTERM; the state was saved.
     """
     hooks = hooks or Hooks()
-    folder.mkdir(parents=True, exist_ok=True)
-    bare, main, world = objective, accelerator.is_main_process, accelerator.num_processes
-    optimizer = make_optimizer(bare, config.optim, new)
-    if accelerator.distributed_type == "FSDP":
-        _shard_by_layer(accelerator, bare)
-    objective, optimizer = accelerator.prepare(objective, optimizer)
-    resumed = state.resume(
-        folder,
-        objective,
-        _inner(optimizer),
-        print_line=print_line,
-        agree=partial(_agreed, accelerator),
-    )
-    average = _Average(bare, config.ema_decay, resumed.average) if config.ema_decay else None
-    stream = stream_at(resumed)
+    main = accelerator.is_main_process
+    training = _Training(
+        objective, config, folder, name=name, seed=seed, accelerator=accelerator, new=new,
+        after=hooks.after if main else lambda: None,
+    )  # fmt: skip
+    stream, first = stream_at(training.resumed), training.resumed.step
     if main:
-        hooks.resumed(resumed.step)
+        hooks.resumed(first)
     meter = _Meter(name, config)
     objective.train()
-
-    with _asked_to_stop() as asked:
-        for step, (micros, reached) in enumerate(
-            stream.steps(resumed.step, config.steps), resumed.step
-        ):
-            rate = set_rate(optimizer, config.optim, step, config.steps)
-            counts = _reduced(_counts(micros), accelerator)
-            totals: dict[str, Tensor] = {}
-            for lane, micro in zip(stream.lanes, micros, strict=True):
-                torch.manual_seed(micro_batch_seed(seed, step, lane))
-                last = micro is micros[-1]
-                with nullcontext() if last else accelerator.no_sync(objective):
-                    with accelerator.autocast():
-                        sums = objective(micro.to(accelerator.device))
-                    loss = weighted(sums, counts, config.losses)
-                    # Gradients are averaged over processes; the counts are already of all.
-                    accelerator.backward(loss * world)
-                for key, value in sums.items():  # on their device: the CPU need not wait for it
-                    value = value.detach().to(accelerator.device, torch.float32)
-                    totals[key] = totals[key] + value if key in totals else value
-                if main:
-                    hooks.after()
-            norms = _clip(accelerator, objective, bare, config.optim.clip_norm)
-            sums_of_step, norms = _on_host(totals, norms, accelerator)
-            record = _means(sums_of_step, counts, config.losses)
-            if not math.isfinite(record["loss"]):
-                raise _not_finite("loss", record["loss"], name, step, folder)
-            if not all(map(math.isfinite, norms)):
-                raise _not_finite("norm of the gradient", norms[0], name, step, folder)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            if average:
-                average.update(bare)
-
+    with _asked_to_stop() if folder else nullcontext(lambda: False) as asked:
+        for step, (micros, reached) in enumerate(stream.steps(first, config.steps), first):
+            meter.add(*training.step(step, stream.lanes, micros))
             done, end = step + 1, step + 1 == config.steps
-            meter.add({**record, "gradient_norm": norms[0], "learning_rate": rate}, counts)
             stop = _reduced({"stop": torch.tensor(float(asked()))}, accelerator)["stop"] > 0
             if main and (done % config.log_every == 0 or end or stop):
                 hooks.log(meter.line(done))
             if done % config.eval_every == 0 or end:
-                with average.swapped(bare) if average else nullcontext(), torch.no_grad():
+                with training.averaged(), torch.no_grad():
                     hooks.evaluate(done)
-            if done % config.save_every == 0 or end or stop:
+            if folder and (done % config.save_every == 0 or end or stop):
                 hooks.saving()
-                state.save(
-                    folder,
-                    done,
-                    objective,
-                    _inner(optimizer),
-                    positions=_gathered(reached, accelerator),
-                    average=average.values if average else None,
-                    main=main,
-                )
-                accelerator.wait_for_everyone()
+                training.save(folder, done, reached)
             if stop and not end:
                 raise TrainingStopped(
                     f"{name}: asked to stop; saved at step {done} of {config.steps}: run the same "
                     "command to go on"
                 )
     objective.eval()
-    if average:
-        average.apply(bare)
+    if training.average:
+        training.average.apply(objective)
+
+
+class _Training:
+    """A stage in progress: model, optimizer and moving average, and one step of them.
+
+    Attributes:
+        bare: the objective itself.
+        model: the objective as the accelerator runs it.
+        resumed: where it goes on.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        config: LoopConfig,
+        folder: Path | None,
+        *,
+        name: str,
+        seed: int,
+        accelerator: Any,
+        new: tuple[str, ...],
+        after: Callable[[], None],
+    ) -> None:
+        self.bare, self.config, self.folder = objective, config, folder
+        self.name, self.seed, self.accelerator, self.after = name, seed, accelerator, after
+        optimizer = make_optimizer(objective, config.optim, new)
+        if accelerator.distributed_type == "FSDP":
+            _shard_by_layer(accelerator, objective)
+        self.model, self.optimizer = accelerator.prepare(objective, optimizer)
+        self.resumed = state.Resumed(positions={})
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.resumed = state.resume(
+                folder,
+                self.model,
+                _inner(self.optimizer),
+                print_line=print_line,
+                agree=partial(_agreed, accelerator),
+            )
+        decay = config.ema_decay
+        self.average = _Average(objective, decay, self.resumed.average) if decay else None
+
+    def step(
+        self, step: int, lanes: Sequence[int], micros: Sequence[Any]
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """One step of the optimizer: numbers for the log, and the counts of the step."""
+        rate = set_rate(self.optimizer, self.config.optim, step, self.config.steps)
+        counts = _reduced(_counts(micros), self.accelerator)
+        totals = self._accumulated(step, lanes, micros, counts)
+        norms = _clip(self.accelerator, self.model, self.bare, self.config.optim.clip_norm)
+        sums, norms = _on_host(totals, norms, self.accelerator)
+        record = _means(sums, counts, self.config.losses, self.bare)
+        self._check_finite("loss", [record["loss"]], step)
+        self._check_finite("norm of the gradient", norms, step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(self.bare)
+        return {**record, "gradient_norm": norms[0], "learning_rate": rate}, counts
+
+    def _accumulated(
+        self,
+        step: int,
+        lanes: Sequence[int],
+        micros: Sequence[Any],
+        counts: Mapping[str, float],
+    ) -> dict[str, Tensor]:
+        """Gradients of the micro-batches of this process, and the sums of their terms."""
+        accelerator, totals = self.accelerator, dict[str, Tensor]()
+        for lane, micro in zip(lanes, micros, strict=True):
+            torch.manual_seed(micro_batch_seed(self.seed, step, lane))
+            last = micro is micros[-1]
+            with nullcontext() if last else accelerator.no_sync(self.model):
+                with accelerator.autocast():
+                    sums = self.model(micro.to(accelerator.device))
+                loss = weighted(sums, counts, self.config.losses, self.bare.counted_in)
+                # Gradients are averaged over processes; the counts are already of all.
+                accelerator.backward(loss * accelerator.num_processes)
+            for key, value in sums.items():  # on their device: the CPU need not wait for it
+                value = value.detach().to(accelerator.device, torch.float32)
+                totals[key] = totals[key] + value if key in totals else value
+            self.after()
+        return totals
+
+    def _check_finite(self, what: str, values: Sequence[float], step: int) -> None:
+        if all(map(math.isfinite, values)):
+            return
+        again = "train again"
+        if self.folder:
+            again = f"the last checkpoint in {self.folder} is good: resume"
+        raise TrainingError(
+            f"{self.name}: {what} is {values[0]} at step {step}; {again} with a lower learning rate"
+        )
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The moving average in the model for a while, where there is one."""
+        return self.average.swapped(self.bare) if self.average else nullcontext()
+
+    def save(self, folder: Path, step: int, reached: Mapping[int, state.Position]) -> None:
+        """Write a checkpoint; every process must call this."""
+        state.save(
+            folder,
+            step,
+            self.model,
+            _inner(self.optimizer),
+            positions=_gathered(reached, self.accelerator),
+            average=self.average.values if self.average else None,
+            main=self.accelerator.is_main_process,
+        )
+        self.accelerator.wait_for_everyone()
 
 
 def micro_batch_seed(seed: int, step: int, lane: int) -> int:
@@ -187,26 +256,22 @@ def micro_batch_seed(seed: int, step: int, lane: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def _counts(micros: list[Any]) -> dict[str, Tensor]:
+def _counts(micros: Sequence[Any]) -> dict[str, Tensor]:
     names = micros[0].counts if micros else {}
     return {name: torch.tensor(float(sum(m.counts[name] for m in micros))) for name in names}
 
 
 def _means(
-    totals: Mapping[str, float], counts: Mapping[str, float], weights: Mapping[str, float]
+    totals: Mapping[str, float],
+    counts: Mapping[str, float],
+    weights: Mapping[str, float],
+    objective: Objective,
 ) -> dict[str, float]:
     """Each term over its count, and the weighted sum of those that are trained on."""
-    means = {k: v / max(1.0, counts[COUNTED[k]]) for k, v in totals.items()}
+    means = {k: v / max(1.0, counts[objective.counted_in[k]]) for k, v in totals.items()}
     record = {"loss": sum(w * means[k] for k, w in weights.items() if k in means)}
-    names = {"correct": "answer_accuracy", "matched": "caption_accuracy", "psnr": "psnr"}
+    names = objective.metrics
     return record | {names.get(k, f"loss/{k}"): value for k, value in means.items()}
-
-
-def _not_finite(what: str, value: float, name: str, step: int, folder: Path) -> TrainingError:
-    return TrainingError(
-        f"{name}: {what} is {value} at step {step}; the last checkpoint in {folder} is good: "
-        "resume with a lower learning rate"
-    )
 
 
 def _clip(accelerator: Any, objective: nn.Module, bare: nn.Module, norm: float) -> list[Tensor]:

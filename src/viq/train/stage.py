@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import nn
-
 from viq.data.batching.mixture import Position, Stream
 from viq.metrics.run_log import RECIPE
 from viq.train import checkpoints as state
 from viq.train.loop import LoopConfig, train
+from viq.train.loss_terms import Objective
 from viq.train.monitor import print_line
 from viq.train.observer import Observer, own_lanes
 from viq.train.run_folder import begin_anew, check_data, check_recipe
 
-_Objective = TypeVar("_Objective", bound=nn.Module)
+_Objective = TypeVar("_Objective", bound=Objective)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +70,7 @@ def open_run(
 
 def run_stage(
     stage: Stage,
-    objective: nn.Module,
+    objective: Objective,
     make_stream: Callable[[range, Mapping[int, Position]], Stream],
     observer: Observer,
     accelerator: Any,

@@ -17,6 +17,8 @@ from viq.data.text.conversations import IMAGE_PLACEHOLDER, Turn, split_system
 from viq.data.text.text_tokenizer import train_text_tokenizer
 from viq.image.open import limit_pixels
 from viq.models.language.vision_language import LanguageConfig
+from viq.train.loop import LoopConfig
+from viq.train.optim import OptimConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,17 @@ class ProbeConfig:
     language: LanguageConfig = LanguageConfig(
         width=128, depth=2, heads=2, mlp_width=384, vocabulary=1024
     )
+
+    def loop(self) -> LoopConfig:
+        """As the training loop takes it, logging every step."""
+        optim = OptimConfig(
+            learning_rate=self.learning_rate,
+            betas=(0.9, 0.98),
+            weight_decay=0.02,
+            warmup_ratio=30 / self.steps,
+            min_lr_ratio=0.02,
+        )
+        return LoopConfig(steps=self.steps, losses={"text": 1.0}, optim=optim, log_every=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ from viq.eval.probes.understanding import Features, train_probe
 from viq.image.patches import lengths_of, normalize, pack
 from viq.metrics.intervals import of_seeds
 from viq.models.language.projector import Whitener
+from viq.models.layers.ambient import tiny_as_zero
 from viq.models.tokenizer.embedder import CodeEmbedder
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 
@@ -114,9 +115,9 @@ def _alone(task: _Task) -> dict[str, Any]:
         return pool.submit(_run, task).result()
 
 
+@tiny_as_zero()
 def _run(task: _Task) -> dict[str, Any]:
     torch.set_num_threads(task.threads)
-    torch.set_flush_denormal(True)
     features, width = _features(task)
     times: list[float] = []
     answers = train_probe(

@@ -12,7 +12,6 @@ T = patches of an image, C = width of features.
 from __future__ import annotations
 
 import dataclasses
-import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -28,8 +27,10 @@ from viq.data.text.chat_format import pack_chats
 from viq.eval.probes.benchmark import ProbeBenchmark, ProbeConfig, ProbeQuestion, _group
 from viq.image.patches import lengths_of, normalize, pack
 from viq.metrics.intervals import of_seeds
-from viq.models.language.vision_language import VisionLanguageModel, build_language
+from viq.models.language.vision_language import AnswerScore, VisionLanguageModel, build_language
 from viq.models.tokenizer.tokenizer import VisualTokenizer
+from viq.train.in_memory import train_in_memory
+from viq.train.loss_terms import Objective
 
 Features = Literal["codes", "continuous"]
 Gathered = Callable[[Sequence[int]], Tensor]  # numbers of pictures to their features (T, C)
@@ -108,27 +109,24 @@ def train_probe(
     """
     torch.manual_seed(seed)
     reader = VisionLanguageModel(build_language(config.language, benchmark.vocabulary), width)
-    optimizer = torch.optim.AdamW(
-        reader.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.02
+    train_in_memory(
+        _ReaderObjective(reader, features, grids),
+        map(_Pack, _packs(benchmark.train, config.tokens, random.Random(seed))),
+        config.loop(),
+        name="probe",
+        seed=seed,
+        log=lambda record: progress(record["step"] - 1),
     )
-    reader.train()
-    batches = _packs(benchmark.train, config.tokens, random.Random(seed))
-    for step in range(config.steps):
-        share = min(1.0, (step + 1) / 30) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * max(0.02, share)
-        loss = _score(reader, next(batches), features, grids)[0].mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        progress(step)
-    reader.eval()
     hits: dict[str, list[bool]] = defaultdict(list)
     with torch.inference_mode():
         for start in range(0, len(benchmark.test), 16):
             questions = benchmark.test[start : start + 16]
-            _, correct, owner = _score(reader, questions, features, grids)
+            pack = _Pack(questions)
+            correct = _score(reader, pack, features, grids).correct_A
+            owners_L = torch.arange(len(questions)).repeat_interleave(
+                torch.tensor(pack.text.lengths)
+            )
+            owner = owners_L[pack.text.targets_L != IGNORE]
             for i, question in enumerate(questions):
                 right = bool(correct[owner == i].all())
                 for kind in ("all", _group(question.kind), question.kind):
@@ -136,23 +134,53 @@ def train_probe(
     return {kind: 100 * sum(found) / len(found) for kind, found in hits.items()}
 
 
+class _Pack:
+    """Questions in one sequence."""
+
+    def __init__(self, questions: Sequence[ProbeQuestion]) -> None:
+        self.questions, self.text = questions, pack_chats([q.chat for q in questions])
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"answers": self.text.answers, "tokens": len(self.text.ids_L)}
+
+    def to(self, device: torch.device) -> _Pack:
+        """Itself: probes are trained on the CPU."""
+        return self
+
+
+class _ReaderObjective(Objective):
+    """Cross-entropy of the answers.
+
+    Args:
+        features, grids: see `train_probe`.
+    """
+
+    counted_in = {"text": "answers"}
+
+    def __init__(
+        self, reader: VisionLanguageModel, features: Gathered, grids: Sequence[Grid]
+    ) -> None:
+        super().__init__()
+        self.reader, self.features, self.grids = reader, features, grids
+
+    def forward(self, pack: _Pack) -> dict[str, Tensor]:
+        """Sums by name, nats."""
+        return {"text": _score(self.reader, pack, self.features, self.grids).loss_A.sum()}
+
+
 def _score(
-    reader: VisionLanguageModel,
-    questions: Sequence[ProbeQuestion],
-    features: Gathered,
-    grids: Sequence[Grid],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses (A,), hits (A,) and number of the question (A,) of every scored token."""
-    packed = pack_chats([q.chat for q in questions])
-    score = reader(
-        features([q.picture for q in questions]),
-        [grids[q.picture] for q in questions],
-        packed.ids_L,
-        packed.targets_L,
-        packed.lengths,
+    reader: VisionLanguageModel, pack: _Pack, features: Gathered, grids: Sequence[Grid]
+) -> AnswerScore:
+    """Loss and hit of every scored token."""
+    pictures = [question.picture for question in pack.questions]
+    return reader(
+        features(pictures),
+        [grids[picture] for picture in pictures],
+        pack.text.ids_L,
+        pack.text.targets_L,
+        pack.text.lengths,
     )
-    owners_L = torch.cat([torch.full((len(q.chat.ids),), i) for i, q in enumerate(questions)])
-    return score.loss_A, score.correct_A, owners_L[packed.targets_L != IGNORE]
 
 
 def _packs(

@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from viq.core.types import Size, ViqError
 from viq.models.language.vision_language import LanguageConfig
 from viq.train.loop import LoopConfig
+from viq.train.loss_terms import check_losses
+
+# Of the loss: what each term is divided by. `next` is the sum of the other two.
+TERMS = {"next": "scored", "text": "answers", "codes": "patches"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,7 @@ class GenerationRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_losses(f"recipe {self.name}", self.loop.losses, TERMS)
         if min(self.pictures, self.samples, self.gradient_accumulation) < 1:
             raise ViqError(
                 f"recipe {self.name}: pictures, samples and gradient_accumulation must be 1 or more"

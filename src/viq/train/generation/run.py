@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from viq.core.files import folder_aside
 from viq.core.types import ViqError
@@ -39,7 +39,8 @@ from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store.folder import Store
 from viq.store.rows import StoreInfo
 from viq.train.distributed import make_accelerator, process_settings
-from viq.train.generation.recipe import GenerationRecipe
+from viq.train.generation.recipe import TERMS, GenerationRecipe
+from viq.train.loss_terms import Objective
 from viq.train.monitor import print_line
 from viq.train.observer import Observer, make_text_tokenizer
 from viq.train.run_folder import alone, empty_model, entry
@@ -50,8 +51,10 @@ CODES, TEXT_TOKENIZER, STAGE, MODEL = "codes.parquet", "words", "draw", "model"
 _GROUP = 64  # pictures encoded at a time
 
 
-class GenerationObjective(nn.Module):
+class GenerationObjective(Objective):
     """Next-token losses of words and patches, for the training loop."""
+
+    counted_in = TERMS
 
     def __init__(self, generator_model: CodeGenerator) -> None:
         super().__init__()

@@ -14,11 +14,14 @@ from viq.models.language.vision_language import (
     LanguageConfig,
 )
 from viq.train.loop import LoopConfig
+from viq.train.loss_terms import check_losses
 from viq.train.observer import (
     check_stage_names,
 )
 
 PARTS = ("embedder", "projector", "language")
+TERMS = {"text": "answers", "correct": "answers"}  # of the loss: what each is divided by
+METRICS = {"correct": "answer_accuracy"}  # of those that are only logged: their names in the log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,7 @@ class MllmStage:
     def __post_init__(self) -> None:
         if unknown := sorted({*self.parts, *self.new} - set(PARTS)):
             raise ViqError(f"{self.name}: no parts {unknown}: choose from {', '.join(PARTS)}")
+        check_losses(self.name, self.loop.losses, TERMS.keys() - METRICS.keys())
         if self.adapter and "language" not in self.parts:
             raise ViqError(f"{self.name}: adapters train the language model: add it to parts")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from viq.core.files import folder_aside
 from viq.core.quiet import quiet
@@ -53,7 +53,8 @@ from viq.models.tokenizer.embedder import CodeEmbedder
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store.folder import INDEX
 from viq.train.distributed import make_accelerator, process_settings
-from viq.train.mllm.recipe import MllmRecipe, MllmStage
+from viq.train.loss_terms import Objective
+from viq.train.mllm.recipe import METRICS, TERMS, MllmRecipe, MllmStage
 from viq.train.monitor import print_line
 from viq.train.observer import Observer, first_texts, make_text_tokenizer, shared
 from viq.train.run_folder import alone, contents_of, empty_model, entries, entry, sizes_of
@@ -64,8 +65,10 @@ TEXT_TOKENIZER, CODES, CACHE = "words", "codes", "cache"
 _SETTLING_SAMPLES, _SETTLING_PATCHES = 300, 16_384  # at most
 
 
-class CodesObjective(nn.Module):
+class CodesObjective(Objective):
     """Cross-entropy of the answers, for packed conversations about codes."""
+
+    counted_in, metrics = TERMS, METRICS
 
     def __init__(self, model: ViQForConditionalGeneration) -> None:
         super().__init__()

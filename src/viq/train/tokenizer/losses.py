@@ -1,15 +1,42 @@
-"""Loss terms. T = patches of all images, D = values per patch, S = slots, d = FSQ dims."""
+"""Loss terms: which each kind of stage has, and those of pixels.
+
+T = patches of all images, D = values per patch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from viq.core.types import Grid
 from viq.image.patches import lengths_of
-from viq.models.tokenizer.fsq import FSQ
+
+# By kind of stage: of each term, what it is divided by (`MicroBatch.counts`).
+TERMS: Mapping[str, Mapping[str, str]] = {
+    "tower": {"contrast": "captions", "matched": "captions"},
+    "align": {
+        "text": "answers",
+        "distill": "images",
+        "rmse": "patches",
+        "mse": "patches",
+        "latents": "images",
+        "correct": "answers",
+        "psnr": "images",
+    },
+    "decoder": {
+        "rmse": "patches",
+        "mse": "patches",
+        "perceptual": "images",
+        "features": "images",
+        "adversarial": "patches",
+        "discriminator": "patches",
+        "psnr": "images",
+    },
+}
+# Of those that are only logged, never trained on: their names in the log.
+METRICS = {"correct": "answer_accuracy", "matched": "caption_accuracy", "psnr": "psnr"}
 
 
 def image_mse(
@@ -39,13 +66,3 @@ def rmse_sum(mse_n: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
 def psnr(mse_n: Tensor) -> Tensor:
     """Mean PSNR in dB of images with these errors, pixels in [-1, 1] (a range of 2)."""
     return (10 * (4 / mse_n.clamp_min(1e-8)).log10()).mean()
-
-
-def code_perplexity(z_TSd: Tensor, fsq: FSQ) -> float:
-    """exp(entropy) of the codes in a batch: how many codes are in even use, 1..codebook size.
-
-    Bounded above by the number of codes in the batch.
-    """
-    counts = torch.unique(fsq.indices(z_TSd), return_counts=True)[1].float()
-    share = counts / counts.sum()
-    return float((-(share * share.log()).sum()).exp())

@@ -27,13 +27,14 @@ from viq.models.tokenizer.quantizer import FSQBottleneck
 from viq.models.tokenizer.qwen_vae import encode_latents
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.models.vision.tower import VisionTower, stretch
+from viq.train.loss_terms import Objective
 from viq.train.tokenizer import losses
 from viq.train.tokenizer.discriminator import Discriminator
 
 PIXELS = ("rmse", "mse")  # terms of painted pixels
 
 
-class AlignObjective(nn.Module):
+class AlignObjective(Objective):
     """Stages 1, 2-1 and 2-2: answers, self-distillation, reconstruction (paper, section 3).
 
     Args:
@@ -44,6 +45,8 @@ class AlignObjective(nn.Module):
         vae: frozen Qwen-Image VAE; the model's latent head then predicts its latents, as the
             paper does.
     """
+
+    counted_in, metrics = losses.TERMS["align"], losses.METRICS
 
     def __init__(
         self,
@@ -134,7 +137,7 @@ def latent_mse(head: LatentHead, vae: Any, features_TC: Tensor, micro: MicroBatc
     ).sum()
 
 
-class DecoderObjective(nn.Module):
+class DecoderObjective(Objective):
     """The last stage: the pixel decoder on frozen codes (paper, appendix; unreleased).
 
     Error of pixels, distance of deep features, a patch-wise adversary, and alignment of the
@@ -145,6 +148,8 @@ class DecoderObjective(nn.Module):
         perceptual: module that gives a distance (n,) of painted and real images.
         alignment: module that gives a distance (n,) of decoder features and a tower's.
     """
+
+    counted_in, metrics = losses.TERMS["decoder"], losses.METRICS
 
     def __init__(
         self,
@@ -191,7 +196,7 @@ class DecoderObjective(nn.Module):
         return {"adversarial": -fooled.sum(), "discriminator": told.sum()}
 
 
-class TowerObjective(nn.Module):
+class TowerObjective(Objective):
     """Train a vision tower against sentence embeddings of captions, with SigLIP's sigmoid loss.
 
     For where no pretrained teacher is at hand. Each image and each caption of a micro-batch make a
@@ -200,6 +205,8 @@ class TowerObjective(nn.Module):
     Args:
         sentences: captions to unit vectors (n, E), frozen.
     """
+
+    counted_in, metrics = losses.TERMS["tower"], losses.METRICS
 
     def __init__(self, tower: VisionTower, sentences: Any, width: int) -> None:
         super().__init__()

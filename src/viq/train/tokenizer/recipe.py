@@ -11,8 +11,10 @@ from viq.models.language.vision_language import LanguageConfig
 from viq.models.tokenizer.tokenizer import TokenizerConfig
 from viq.models.vision.tower import TowerConfig
 from viq.train.loop import LoopConfig
+from viq.train.loss_terms import check_losses
 from viq.train.observer import check_stage_names
 from viq.train.tokenizer.discriminator import DiscriminatorConfig
+from viq.train.tokenizer.losses import METRICS, TERMS
 
 # Names of the parts, and how the parameters of each begin.
 PREFIXES = {
@@ -63,6 +65,8 @@ class StageConfig:
                 raise ViqError(
                     f"{self.name}: {field_name} {value!r}: choose from {', '.join(choices)}"
                 )
+        terms = [term for term in TERMS[self.kind] if term not in METRICS]
+        check_losses(self.name, self.loop.losses, terms)
 
 
 @dataclass(frozen=True, kw_only=True)
