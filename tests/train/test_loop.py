@@ -19,6 +19,7 @@ from viq.data.batching.mixture import Position
 from viq.train import checkpoints as state
 from viq.train.checkpoints import read_state
 from viq.train.distributed import make_accelerator, process_settings
+from viq.train.in_memory import train_in_memory
 from viq.train.loop import (
     Hooks,
     LoopConfig,
@@ -381,6 +382,25 @@ def test_sides_of_a_contest_are_clipped_apart() -> None:
 def test_impossible_configs(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ViqError, match=words):
         replace(CONFIG, **changes)
+
+
+def test_in_memory_it_is_the_same_training(tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=4, ema_decay=0.3)
+    whole, log = run(tmp_path / "run", config=config, make=Joined)
+    mine, lines = Line(), list[dict[str, Any]]()
+    batches = (Joined.micro(step, 0) for step in itertools.count())
+    train_in_memory(mine, batches, config, name="toy", seed=3, log=lines.append)
+    assert torch.equal(weights(mine), weights(whole))
+    assert losses(lines) == losses(log)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_in_memory_what_is_not_finite_stops_it() -> None:
+    batches = (Joined.micro(step, 0) for step in itertools.count())
+    words = "toy: loss is nan at step 6; train again with a lower learning rate"
+    with pytest.raises(TrainingError, match=words):
+        config = replace(CONFIG, steps=9)
+        train_in_memory(Broken("loss"), batches, config, name="toy", seed=3)
 
 
 def test_a_loss_that_the_model_does_not_give(tmp_path: Path) -> None:

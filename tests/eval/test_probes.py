@@ -1,0 +1,46 @@
+"""Probes: a small language model learns to answer from features, by the one training loop."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from viq.core.types import IGNORE, IMAGE_TOKEN, language_tokens
+from viq.data.text.chat_format import EncodedChat
+from viq.eval.probes.benchmark import ProbeBenchmark, ProbeConfig, Question
+from viq.eval.probes.understanding import train_probe
+from viq.models.language.vision_language import LanguageConfig
+
+CONFIG = ProbeConfig(
+    steps=60,
+    tokens=64,
+    language=LanguageConfig(width=32, depth=1, heads=2, mlp_width=64, vocabulary=16),
+)
+YES, NO, END, ASK = 3, 4, 5, 6
+
+
+def question(picture: int) -> Question:
+    """Whether a picture of 2x2 patches is bright."""
+    answer, visual = [YES if picture % 2 else NO, END], [IMAGE_TOKEN] * language_tokens((2, 2))
+    ids = [*visual, ASK, *answer]
+    labels = [IGNORE] * (len(ids) - 2) + answer
+    chat = EncodedChat(ids=ids, labels=labels, images=1)
+    return Question(picture=picture, chat=chat, kind="light/bright", answer=str(picture % 2))
+
+
+def features(pictures: Sequence[int]) -> Tensor:
+    return torch.cat([torch.full((4, 8), 1.0 if p % 2 else -1.0) for p in pictures])
+
+
+def test_a_reader_learns_what_the_features_tell() -> None:
+    questions = tuple(map(question, range(40)))
+    benchmark = ProbeBenchmark(
+        pictures=(), train=questions[:30], test=questions[30:], probes=(), vocabulary=16
+    )
+    grids, steps = [(2, 2)] * 40, list[int]()
+    score = train_probe(benchmark, features, 8, grids, CONFIG, 0, steps.append)
+    assert score == {"all": 100.0, "light": 100.0, "light/bright": 100.0}
+    assert steps == list(range(CONFIG.steps))
+    assert train_probe(benchmark, features, 8, grids, CONFIG, 0, steps.append) == score
+    blind = train_probe(benchmark, lambda p: features(p) * 0, 8, grids, CONFIG, 0, steps.append)
+    assert blind["all"] <= 50
