@@ -47,7 +47,7 @@ def test_extras_hold_only_what_the_package_imports() -> None:
         for requirement in extras[extra]:
             name = re.split(r"[\[<>=]", requirement)[0]
             module = re.escape(modules.get(name, name.replace("-", "_")))
-            if not re.search(rf"(import|from) {module}\b|(_spec|_module)\(\"{module}\"", code):
+            if not re.search(rf"(import|from) {module}\b|(_spec\(|_module\(|: )\"{module}\"", code):
                 unused.append(f"{extra}: {name}")
     assert unused == []
 

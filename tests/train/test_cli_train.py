@@ -78,10 +78,23 @@ def test_from_nothing_to_a_model(short: Path, tmp_path: Path) -> None:
     assert model.encode(Image.new("RGB", (20, 20)))[0].grid == (2, 2)
 
 
-def test_logs_for_tensorboard(short: Path, tmp_path: Path) -> None:
+def test_the_old_option_of_tensorboard_warns(short: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    run("train", short, "--out", tmp_path / "run", "--tensorboard", "--json")
+    done = run("train", short, "--out", tmp_path / "run", "--tensorboard", "--json")
     assert list((tmp_path / "run" / "2-2-fsq" / "tensorboard").glob("events*"))
+    assert "--tensorboard is of release 0.1: give --track tensorboard" in done.stderr
+
+
+def test_trackers_are_asked_for_before_training(
+    short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    out = tmp_path / "run"
+    for name, words in (("wandb", "pip install wandb"), ("comet", "choose from tensorboard,")):
+        for command in ((short,), ("mllm", "debug"), ("draw", "debug")):
+            done = run("train", *command, "--out", out, "--track", name, code=2)
+            assert words in done.stderr.replace("\n", " ")
+    assert not (out / "recipe.json").exists()
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")

@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -159,43 +158,6 @@ def test_a_bad_sample_is_written_once(tmp_path: Path) -> None:
     assert [record["key"] for record in read_lines(tmp_path / "skipped.jsonl")] == [
         "a.jpg", "b.jpg",
     ]  # fmt: skip
-
-
-def test_training_goes_on_without_tensorboard(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    said: list[str] = []
-    journal = Journal(tmp_path, tensorboard=True, warn=said.append)
-    journal.cut(0)
-    journal.log({"step": 1, "loss": 1.0})
-    journal.close()
-    assert said == ["no TensorBoard: run pip install tensorboard; training goes on without"]
-    assert read_lines(tmp_path / "log.jsonl") == [{"step": 1, "loss": 1.0}]
-
-
-def test_scalars_reach_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scalars: list[tuple] = []
-
-    class SummaryWriter:
-        def __init__(self, folder: str, purge_step: int | None) -> None:
-            scalars.append((folder, purge_step))
-
-        def add_scalar(self, *scalar: object) -> None:
-            scalars.append(scalar)
-
-        def close(self) -> None:
-            pass
-
-    module = type(sys)("torch.utils.tensorboard")
-    module.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    journal = Journal(tmp_path, tensorboard=True)
-    journal.cut(5)
-    journal.log({"stage": "fsq", "step": 6, "steps": 9, "loss": 0.5})
-    journal.codes(6, {"codes": 4, "levels": [[4]]})
-    folder = str(tmp_path / "tensorboard")
-    assert scalars == [(folder, 6), ("loss", 0.5, 6), ("codes/codes", 4, 6)]
 
 
 # The bar

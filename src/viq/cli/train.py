@@ -35,7 +35,11 @@ Where = Annotated[
 Language = Annotated[str | None, typer.Option(help="Causal language model: folder or hub id.")]
 Scale = Annotated[float, typer.Option(help="Times the steps of every stage.")]
 Workers = Annotated[int, typer.Option(help="Threads that make samples.")]
-TensorBoard = Annotated[bool, typer.Option(help="Also log for TensorBoard.")]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(help="Also log to tensorboard, wandb, mlflow or trackio; again for more."),
+]
+TensorBoard = Annotated[bool, typer.Option(hidden=True)]  # of release 0.1: --track tensorboard
 PrintRecipe = Annotated[bool, typer.Option("--print", help="Print the recipe as JSON and stop.")]
 
 
@@ -82,6 +86,7 @@ def train_tokenizer(
     scale: Scale = 1.0,
     threads: Threads = None,
     workers: Workers = 1,
+    track: Track = None,
     tensorboard: TensorBoard = False,
     overwrite: Anew = False,
     show_recipe: PrintRecipe = False,
@@ -100,6 +105,7 @@ def train_tokenizer(
     import torch
 
     from viq.data.corpora.corpora import open_corpora
+    from viq.train.old_names import trackers
     from viq.train.tokenizer.run import TokenizerRun, TrainingData
 
     rows = conditions(where)
@@ -107,8 +113,8 @@ def train_tokenizer(
     corpora = open_corpora(data or [], "train", where=rows, root=root, access=access)
     material = TrainingData.of(corpora, data or [], rows)
     run = TokenizerRun(
-        chosen, material, out, hidden=as_json, tensorboard=tensorboard, threads=workers,
-        overwrite=overwrite, paths=data or [],
+        chosen, material, out, hidden=as_json, report_to=trackers(track or [], tensorboard),
+        threads=workers, overwrite=overwrite, paths=data or [],
     )  # fmt: skip
     _refuse_other_model(out, overwrite)
     trained = run.train()
@@ -193,6 +199,7 @@ def train_mllm(
     scale: Scale = 1.0,
     threads: Threads = None,
     workers: Workers = 1,
+    track: Track = None,
     tensorboard: TensorBoard = False,
     overwrite: Anew = False,
     show_recipe: PrintRecipe = False,
@@ -206,11 +213,12 @@ def train_mllm(
     chosen = _find(recipe, RECIPES, MllmRecipe, places, scale)
     _begin(chosen, threads, show_recipe)
     from viq.train.mllm.run import MllmRun
+    from viq.train.old_names import trackers
 
     run = MllmRun(
         recipe=chosen, out=out, stores=codes or [], synthetic=synthetic, texts=text or [],
-        where=conditions(where), cache=cache, hidden=as_json, tensorboard=tensorboard,
-        threads=workers, overwrite=overwrite,
+        where=conditions(where), cache=cache, hidden=as_json,
+        report_to=trackers(track or [], tensorboard), threads=workers, overwrite=overwrite,
     )  # fmt: skip
     model = run.train()
     if run.accelerator.is_main_process:
@@ -238,6 +246,7 @@ def train_generation(
     steps: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     scale: Scale = 1.0,
     threads: Threads = None,
+    track: Track = None,
     tensorboard: TensorBoard = False,
     overwrite: Anew = False,
     show_recipe: PrintRecipe = False,
@@ -258,13 +267,14 @@ def train_generation(
         chosen = replace(chosen, loop=replace(chosen.loop, steps=steps))
     _begin(chosen, threads, show_recipe)
     from viq.train.generation.run import GenerationRun
+    from viq.train.old_names import trackers
 
     run = GenerationRun(
         recipe=chosen,
         out=out,
         stores=codes or [],
         hidden=as_json,
-        tensorboard=tensorboard,
+        report_to=trackers(track or [], tensorboard),
         overwrite=overwrite,
     )
     model = run.train()

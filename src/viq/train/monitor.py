@@ -6,7 +6,8 @@ A stage's folder, which `viq report` reads:
     codes.jsonl                  how the codebook is used, every so often
     grids/step-000200.png        originals above what their codes give back
     skipped.jsonl                samples that could not be used, and why
-    tensorboard/                 the numbers of log.jsonl and codes.jsonl again, if asked for
+    tensorboard/, trackers.json  of trackers, which have the numbers of log.jsonl and codes.jsonl
+                                 again, if asked for
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +28,7 @@ from viq.core.untrusted import printable
 from viq.metrics.codebook import collapse_warning, summarize_counts
 from viq.metrics.run_log import CODES, GRIDS, LOG, SKIPPED, _parsed, clock, read_lines
 from viq.models.tokenizer.fsq import FSQ
+from viq.train.tracking import Trackers
 
 
 def print_line(line: str) -> None:
@@ -61,19 +63,24 @@ def code_use(counts: Tensor, fsq: FSQ) -> dict[str, Any]:
 
 
 class Journal:
-    """The files of lines in one stage's folder, and TensorBoard beside them.
+    """The files of lines in one stage's folder, and trackers beside them.
 
     Args:
-        tensorboard: also write scalars for TensorBoard. Without the package, training goes on.
+        report_to: names of trackers that get the numbers, too (`train/tracking.py`).
         warn: called with a line that the user should see.
     """
 
     def __init__(
-        self, folder: Path, *, tensorboard: bool = False, warn: Callable[[str], None] = print_line
+        self,
+        folder: Path,
+        *,
+        report_to: Sequence[str] = (),
+        warn: Callable[[str], None] = print_line,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self._warn, self._purge_step = folder, warn, None
-        self._tensorboard, self._board = tensorboard, None
+        self.folder, self._warn, self._from_step = folder, warn, 0
+        self._report_to = report_to
+        self._trackers: Trackers | None = None
         self._skipped = {record.get("key") for record in read_lines(folder / SKIPPED)}
 
     def cut(self, step: int) -> None:
@@ -88,7 +95,7 @@ class Journal:
                 kept = (line for line, record in _parsed(path) if record.get("step", 0) <= step)
                 write_atomically(path, b"".join(kept))
         self.close()
-        self._purge_step = step + 1
+        self._from_step = step
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Numbers of the steps since the last line."""
@@ -113,30 +120,19 @@ class Journal:
         return self.folder / GRIDS / f"step-{step:06d}.png"
 
     def close(self) -> None:
-        if self._board:
-            self._board.close()
-            self._board = None
+        if self._trackers:
+            self._trackers.close()
+            self._trackers = None
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
         with (self.folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def _scalars(self, record: Mapping[str, Any], prefix: str) -> None:
-        if self._tensorboard and self._board is None:
-            self._board = self._open_board()
-        if self._board:
-            for key, value in record.items():
-                if isinstance(value, int | float) and key not in ("step", "steps"):
-                    self._board.add_scalar(prefix + key, value, record["step"])
-
-    def _open_board(self) -> Any:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            self._tensorboard = False
-            self._warn("no TensorBoard: run pip install tensorboard; training goes on without")
-            return None
-        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._purge_step)
+        if self._report_to and self._trackers is None:
+            self._trackers = Trackers(self._report_to, self.folder, self._from_step)
+        if self._trackers:
+            self._trackers.log(record, prefix)
 
 
 # The bar
@@ -169,6 +165,7 @@ class Bar:
         self._lines = not hidden and not self.stream.isatty()
         self._progress = None if hidden or self._lines else _progress(self.stream)
         self._record: dict[str, Any] = {}
+        self._begun, self._task = time.perf_counter(), None
 
     def __enter__(self) -> Bar:
         self._begun = time.perf_counter()

@@ -85,6 +85,7 @@ class Observer:
 
     Args:
         skipped: (key, reason) of what could not even be read.
+        report_to: names of trackers that get the numbers of the log.
 
     Attributes:
         stream: whose bad samples are listed; set when there is one.
@@ -99,12 +100,12 @@ class Observer:
         *,
         skipped: Sequence[tuple[str, str]] = (),
         hidden: bool = False,
-        tensorboard: bool = False,
+        report_to: Sequence[str] = (),
     ) -> None:
         self.name, self.loop, self.folder = name, loop, folder
         self.main = accelerator.is_main_process
         self.stream: Stream | None = None
-        self._unread, self._hidden, self._tensorboard = skipped, hidden, tensorboard
+        self._unread, self._hidden, self._report_to = skipped, hidden, report_to
         self._journal: Journal | None = None
         self._bar: Bar | None = None
 
@@ -116,7 +117,7 @@ class Observer:
 
     def __enter__(self) -> Observer:
         if self.main:
-            self._journal = Journal(self.folder, tensorboard=self._tensorboard)
+            self._journal = Journal(self.folder, report_to=self._report_to)
         return self
 
     def __exit__(self, *error: object) -> None:

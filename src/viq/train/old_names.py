@@ -1,9 +1,12 @@
-"""Fields of recipes under the names of release 0.1, which are read for one release."""
+"""Fields of recipes and options under the names of release 0.1, read for one release."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
+
+from viq.train.monitor import print_line
 
 # By the object that holds the field; "" is the recipe itself.
 _RENAMED: dict[str, dict[str, str]] = {
@@ -31,6 +34,18 @@ def with_new_names(recipe: Any, where: str) -> Any:
         names = ", ".join(dict.fromkeys(old))
         warnings.warn(f"{where}: names of release 0.1: {names}", DeprecationWarning, stacklevel=3)
     return renamed
+
+
+def trackers(report_to: Sequence[str], tensorboard: bool) -> list[str]:
+    """The trackers of a run; a line on stderr tells of the option of release 0.1.
+
+    Args:
+        tensorboard: whether `--tensorboard` was given, which is `--track tensorboard` now.
+    """
+    if not tensorboard:
+        return list(report_to)
+    print_line("--tensorboard is of release 0.1: give --track tensorboard")
+    return list(dict.fromkeys([*report_to, "tensorboard"]))
 
 
 def _renamed(value: Any, holder: str, old: list[str]) -> Any:

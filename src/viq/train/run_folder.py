@@ -254,7 +254,7 @@ _MODEL_FILES = (r"config\.json|generation_config\.json|digest\.json"
                 rf"|vae/diffusion_pytorch_model\.safetensors|{_TOKENIZER_FILES}")  # fmt: skip
 _MODEL = re.compile(rf"(language/)?({_MODEL_FILES})")
 _STAGE = re.compile(
-    r"(log|codes|skipped)\.jsonl|reader\.safetensors|grids/step-\d{6}\.png"
+    r"(log|codes|skipped)\.jsonl|trackers\.json|reader\.safetensors|grids/step-\d{6}\.png"
     r"|tensorboard/events\.out\.tfevents\.[^/]+|step-\d{1,16}/state\.(json|safetensors|pt)"
     rf"|(model|tower)/(language/)?({_MODEL_FILES})"
 )

@@ -15,6 +15,7 @@ from viq.train.loss_terms import Objective
 from viq.train.monitor import print_line
 from viq.train.observer import Observer, own_lanes
 from viq.train.run_folder import begin_anew, check_data, check_recipe
+from viq.train.tracking import check_trackers
 
 _Objective = TypeVar("_Objective", bound=Objective)
 
@@ -51,16 +52,19 @@ def open_run(
     *,
     overwrite: bool,
     reads: Iterable[str | Path | None],
+    report_to: Sequence[str] = (),
     extra_stages: Sequence[str] = (),
 ) -> None:
     """Begin a run folder, anew if asked, or see that a begun one is of this recipe and data.
 
     Args:
         data, reads, extra_stages: see `check_data` and `begin_anew`.
+        report_to: names of trackers.
 
     Raises:
-        ViqError: it was begun with another recipe or other data.
+        ViqError: it was begun with another recipe or other data, or a tracker is not installed.
     """
+    check_trackers(report_to)
     if overwrite and accelerator.is_main_process:
         begin_anew(out, print_line, reads=reads, extra_stages=extra_stages)
     check_recipe(out / RECIPE, recipe, accelerator)

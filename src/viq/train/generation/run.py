@@ -80,7 +80,7 @@ class GenerationRun:
     stores: Sequence[str | Path] = ()
     accelerator: Any = field(default_factory=make_accelerator)
     hidden: bool = False  # no progress on stderr
-    tensorboard: bool = False
+    report_to: Sequence[str] = ()  # names of trackers (train/tracking.py)
     overwrite: bool = False  # begin anew: remove what an earlier run wrote here
 
     @process_settings()
@@ -100,6 +100,7 @@ class GenerationRun:
             identity,
             self.accelerator,
             overwrite=self.overwrite,
+            report_to=self.report_to,
             reads=[*self.stores, recipe.tokenizer, recipe.language.name],
             extra_stages=[STAGE],
         )
@@ -133,7 +134,7 @@ class GenerationRun:
         )
         observer = Observer(
             STAGE, recipe.loop, stage.folder, self.accelerator,
-            hidden=self.hidden, tensorboard=self.tensorboard,
+            hidden=self.hidden, report_to=self.report_to,
         )  # fmt: skip
 
         def stream(lanes: range, positions: Mapping[int, Position]) -> GenerationStream:

@@ -118,7 +118,7 @@ class MllmRun:
     cache: Path | None = None
     accelerator: Any = field(default_factory=make_accelerator)
     hidden: bool = False  # no progress on stderr
-    tensorboard: bool = False
+    report_to: Sequence[str] = ()  # names of trackers (train/tracking.py)
     threads: int = 1
     overwrite: bool = False  # begin anew: remove what an earlier run wrote here
     corpora: tuple[list[CodeCorpus], list[CodeCorpus]] = field(default=([], []), init=False)
@@ -151,6 +151,7 @@ class MllmRun:
             self._identity(given, texts),
             self.accelerator,
             overwrite=self.overwrite,
+            report_to=self.report_to,
             reads=[*self.stores, *self.texts, self.recipe.tokenizer, self.recipe.language.name],
         )
         self.corpora = [*given, *self._drawn()], texts
@@ -201,7 +202,7 @@ class MllmRun:
             self.accelerator,
             skipped=[entry for group in self.corpora for c in group for entry in c.skipped],
             hidden=self.hidden,
-            tensorboard=self.tensorboard,
+            report_to=self.report_to,
         )
 
         def stream(lanes: range, positions: Mapping[int, Position]) -> CodeStream:

@@ -238,6 +238,9 @@ class TowerObjective(Objective):
         return {"contrast": loss * weight, "matched": hits * weight}
 
 
+TokenizerObjective = AlignObjective | DecoderObjective | TowerObjective
+
+
 def code_ids(objective: nn.Module) -> Tensor | None:
     """Codebook indices (T, S) of the last micro-batch, where the model has codes."""
     z_TSd = objective.last_z if isinstance(objective, AlignObjective) else None

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from viq.core.files import write_atomically
 from viq.core.types import ViqError
-from viq.data.batching.crops import CropConfig, Pictures, make_batch
+from viq.data.batching.crops import Pictures, make_batch
 from viq.data.batching.mixture import Mixture, Part, Position
 from viq.data.batching.tokenizer_batches import BatchStream
 from viq.data.corpora.corpora import RowCorpus, SyntheticCorpus
@@ -36,11 +35,10 @@ from viq.models.language.vision_language import (
 )
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.models.vision.tower import VisionTower
-from viq.report.sheets import picture_grid
 from viq.train import checkpoints as state
 from viq.train.distributed import make_accelerator, process_settings
-from viq.train.monitor import code_use, count_codes, print_line
-from viq.train.observer import Observer, first_texts, make_text_tokenizer, shared
+from viq.train.monitor import print_line
+from viq.train.observer import first_texts, make_text_tokenizer, shared
 from viq.train.run_folder import alone, contents_of, entries, sizes_of
 from viq.train.stage import Stage, open_run, run_stage, stage_seed
 from viq.train.tokenizer.discriminator import Discriminator
@@ -50,15 +48,13 @@ from viq.train.tokenizer.objectives import (
     PIXELS,
     AlignObjective,
     DecoderObjective,
+    TokenizerObjective,
     TowerObjective,
-    code_ids,
-    fsq_of,
 )
+from viq.train.tokenizer.observer import TokenizerObserver
 from viq.train.tokenizer.recipe import PREFIXES, StageConfig, TokenizerRecipe
 from viq.weights import checkpoint
 from viq.weights.verify import digest_of
-
-Objective = AlignObjective | DecoderObjective | TowerObjective
 
 READER, TEXT_TOKENIZER, MODEL, TOWER = "reader.safetensors", "words", "model", "tower"
 
@@ -114,7 +110,7 @@ class TokenizerRun:
     out: Path
     accelerator: Any = field(default_factory=make_accelerator)
     hidden: bool = False  # no progress on stderr
-    tensorboard: bool = False
+    report_to: Sequence[str] = ()  # names of trackers (train/tracking.py)
     threads: int = 1
     overwrite: bool = False  # begin anew: remove what an earlier run wrote here
     paths: Sequence[str | Path] = ()  # of the data, which that must not touch
@@ -139,6 +135,7 @@ class TokenizerRun:
             self.data.identity,
             self.accelerator,
             overwrite=self.overwrite,
+            report_to=self.report_to,
             reads=[*self.paths, *places, *language],
         )
         self._tell_of_crops()
@@ -171,7 +168,7 @@ class TokenizerRun:
         name = TOWER if stage.kind == "tower" else MODEL
         return (self.out / stage.name / name / checkpoint.CONFIG_FILE).is_file()
 
-    def objective(self, stage: StageConfig, previous: Path | None, seed: int) -> Objective:
+    def objective(self, stage: StageConfig, previous: Path | None, seed: int) -> TokenizerObjective:
         """What a stage optimises, before its first step; only its parts require gradients.
 
         Args:
@@ -208,11 +205,20 @@ class TokenizerRun:
                 threads=self.threads,
             )
 
-        observer = _Observer(self, stage, plan.folder, objective)
+        observer = TokenizerObserver(
+            stage,
+            plan.folder,
+            self.accelerator,
+            objective,
+            photos=self.data.photos,
+            skipped=self.data.skipped,
+            hidden=self.hidden,
+            report_to=self.report_to,
+        )
         run_stage(plan, objective, stream, observer, self.accelerator)
         self._write(objective, plan.folder, previous)
 
-    def _write(self, objective: Objective, folder: Path, previous: Path | None) -> None:
+    def _write(self, objective: TokenizerObjective, folder: Path, previous: Path | None) -> None:
         """What the next stage begins from; the config of the model is written last.
 
         Every process must call this, since each may hold a piece of the weights.
@@ -381,67 +387,6 @@ class TokenizerRun:
         synthetic = {kind for stage in self.recipe.stages for kind in stage.data.synthetic}
         corpora = [*self.data.rows, *(SyntheticCorpus(k, "train") for k in sorted(synthetic))]
         return first_texts(corpora, self.recipe.seed)
-
-
-class _Observer(Observer):
-    """Of a stage of the tokenizer: code use and pictures, too."""
-
-    def __init__(
-        self, run: TokenizerRun, stage: StageConfig, folder: Path, objective: Objective
-    ) -> None:
-        super().__init__(
-            stage.name,
-            stage.loop,
-            folder,
-            run.accelerator,
-            skipped=run.data.skipped,
-            hidden=run.hidden,
-            tensorboard=run.tensorboard,
-        )
-        self.run, self.stage, self.objective = run, stage, objective
-        self._counts: Tensor | None = None
-
-    def after(self) -> None:
-        ids, fsq = code_ids(self.objective), fsq_of(self.objective)
-        if ids is not None and fsq is not None:
-            counts = count_codes(ids, fsq)
-            self._counts = counts if self._counts is None else self._counts + counts
-
-    def evaluate(self, step: int) -> None:
-        fsq = fsq_of(self.objective)
-        if self._counts is not None and fsq is not None:
-            self.journal.codes(step, code_use(self._counts, fsq))
-            self._counts = None
-        crops = self.stage.data.crops
-        if crops and any(name in PIXELS for name in self.stage.loop.losses):
-            assert not isinstance(self.objective, TowerObjective)
-            if tokenizer := state.unsharded(self.objective.tokenizer, self.main):
-                pairs = look_at(tokenizer, self.run.data.photos, crops)
-                picture_grid(*pairs, self.journal.grid_path(step))
-
-
-def look_at(
-    tokenizer: VisualTokenizer, photos: Pictures, crops: CropConfig
-) -> tuple[list[Any], list[Any]]:
-    """The same few crops each time, and what the model makes of them."""
-    from viq.image.patches import denormalize, lengths_of, unpatchify
-
-    crop = make_batch(photos, crops, -1 % 2**31, 0)
-    training = tokenizer.training
-    tokenizer.eval()
-    device = tokenizer.device
-    batch = replace(crop.batch, patches_TD=crop.batch.patches_TD.to(device))
-    painted_TD = tokenizer.reconstruct(tokenizer(batch).features_TC, batch.grids_hw).cpu()
-    tokenizer.train(training)
-
-    def pictures(patches_TD: Tensor) -> list[Any]:
-        parts = patches_TD.split(lengths_of(batch.grids_hw))[:12]
-        return [
-            denormalize(unpatchify(part, size)).numpy()
-            for part, size in zip(parts, crop.sizes, strict=False)
-        ]
-
-    return pictures(crop.batch.patches_TD), pictures(painted_TD)
 
 
 def _talks(stage: StageConfig) -> bool:
