@@ -92,6 +92,10 @@ def changed(edit: Callable[[dict[str, Any]], Any]) -> str:
         (changed(lambda v: {"name": v["name"]}), r"missing.*'model' and 'stages'"),
         (changed(lambda v: v["stages"][0].update(kind="towr")), "kind 'towr': choose from tower"),
         (changed(lambda v: v["stages"][0]["loop"]["losses"].update(x=1)), r"no losses \['x'\]"),
+        (
+            changed(lambda v: v["stages"][0]["loop"]["losses"].update(text=1)),
+            "choose from contrast$",
+        ),
         (changed(lambda v: v["stages"].clear()), "need different names"),
         ("{", "not JSON"),
     ],

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from test_tracking import scalars
 from typer.testing import CliRunner, Result
 
 import viq
 from viq.cli import app
 from viq.core.types import ViqError
 from viq.data.sources.access import Access
+from viq.metrics.run_log import read_lines
 from viq.recipes.registry import find_recipe
 from viq.train.monitor import Journal
 from viq.train.tokenizer.recipe import TokenizerRecipe
@@ -81,7 +83,10 @@ def test_from_nothing_to_a_model(short: Path, tmp_path: Path) -> None:
 def test_the_old_option_of_tensorboard_warns(short: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     done = run("train", short, "--out", tmp_path / "run", "--tensorboard", "--json")
-    assert list((tmp_path / "run" / "2-2-fsq" / "tensorboard").glob("events*"))
+    found = scalars(tmp_path / "run" / "2-2-fsq" / "tensorboard")
+    lines = read_lines(tmp_path / "run" / "2-2-fsq" / "log.jsonl")
+    assert found["loss"] == [(line["step"], line["loss"]) for line in lines]
+    assert found.keys() >= {"loss/rmse", "psnr", "learning_rate", "codes/perplexity"}
     assert "--tensorboard is of release 0.1: give --track tensorboard" in done.stderr
 
 

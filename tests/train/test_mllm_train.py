@@ -22,7 +22,9 @@ from viq.data.text.chat_format import ChatConfig
 from viq.data.text.text_tokenizer import train_text_tokenizer
 from viq.jobs.encode import encode
 from viq.mllm.loading import load_mllm
+from viq.models.language.vision_language import AdapterConfig, LanguageConfig
 from viq.models.tokenizer.encoder import Encoder
+from viq.recipes import generation
 from viq.recipes.mllm import RECIPES, debug
 from viq.recipes.registry import scaled
 from viq.train.loop import TrainingError
@@ -256,6 +258,13 @@ def test_recipes_are_checked(
     with pytest.raises(ViqError, match="add it to parts"):
         MllmStage(name="x", parts=("projector",), adapter=debug().stages[1].adapter,
                   data=stage.data, loop=stage.loop)  # fmt: skip
+    for language in (
+        LanguageConfig(adapter=AdapterConfig()),
+        LanguageConfig(gradient_checkpointing=True),
+    ):
+        for of_another_kind in (debug(), generation.debug()):
+            with pytest.raises(ViqError, match="belong to recipes of tokenizers"):
+                replace(of_another_kind, language=language)
     with pytest.raises(ViqError, match="chat.max_length is 4096, but a sequence has only 512"):
         CodeDataConfig(tokens=512)
     for make in RECIPES.values():

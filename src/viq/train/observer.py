@@ -33,6 +33,19 @@ def check_stage_names(recipe: str, names: Sequence[str]) -> None:
             raise ViqError(f"recipe {recipe}: no stage can be called {name}, as other files are")
 
 
+def check_language(recipe: str, language: LanguageConfig) -> None:
+    """Of recipes whose stages say it themselves: nothing that would be passed over.
+
+    Raises:
+        ViqError: adapters or gradient checkpointing are asked for in `language`.
+    """
+    if language.adapter or language.gradient_checkpointing:
+        raise ViqError(
+            f"recipe {recipe}: language.adapter and language.gradient_checkpointing belong to "
+            "recipes of tokenizers; give them in a stage, where stages have them"
+        )
+
+
 def own_lanes(stage: str, gradient_accumulation: int, accelerator: Any) -> range:
     """The lanes of this process (data/batching/mixture.py): a micro-batch a step each.
 

@@ -35,7 +35,12 @@ _SIDE = 64  # px, at least, where a record gives both sides
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The data of one stage."""
+    """The data of one stage.
+
+    A stage that reads no conversations, as it has `crops` and no text loss, reads `crops` and
+    `gradient_accumulation` alone; of the others, those without a text loss never read `tokens`,
+    `merge_size` and `chat`.
+    """
 
     gradient_accumulation: int = 1  # micro-batches a step, shared by all processes
     # Images of conversations are shrunk to at most this side squared, also those that ask for more.

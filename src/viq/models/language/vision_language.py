@@ -42,7 +42,8 @@ class AdapterConfig:
 class LanguageConfig:
     """Which language model reads the features.
 
-    With `name` it is loaded, else a Qwen2 of the shape below is built from scratch.
+    With `name` it is loaded, else a Qwen2 of the shape below is built from scratch. Adapters and
+    gradient checkpointing are those of a tokenizer's training; other recipes refuse them here.
     """
 
     name: str | None = None  # folder or hub id

@@ -8,6 +8,7 @@ from viq.core.types import Size, ViqError
 from viq.models.language.vision_language import LanguageConfig
 from viq.train.loop import LoopConfig
 from viq.train.loss_terms import check_losses
+from viq.train.observer import check_language
 
 # Of the loss: what each term is divided by. `next` is the sum of the other two.
 TERMS = {"next": "scored", "text": "answers", "codes": "patches"}
@@ -42,6 +43,7 @@ class GenerationRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_language(self.name, self.language)
         check_losses(f"recipe {self.name}", self.loop.losses, TERMS)
         if min(self.pictures, self.samples, self.gradient_accumulation) < 1:
             raise ViqError(

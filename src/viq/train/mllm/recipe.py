@@ -16,6 +16,7 @@ from viq.models.language.vision_language import (
 from viq.train.loop import LoopConfig
 from viq.train.loss_terms import check_losses
 from viq.train.observer import (
+    check_language,
     check_stage_names,
 )
 
@@ -57,7 +58,7 @@ class MllmRecipe:
 
     Attributes:
         tokenizer: whose codes it reads: a folder, a bundled name, or a hub id.
-        language: what reads them; its `adapter` is not used, see the stages.
+        language: what reads them; adapters and gradient checkpointing are of the stages.
         merge_size: patches a side of a visual token.
         synthetic: pictures that are drawn and encoded where no store is given; None: never.
     """
@@ -72,3 +73,4 @@ class MllmRecipe:
 
     def __post_init__(self) -> None:
         check_stage_names(self.name, [stage.name for stage in self.stages])
+        check_language(self.name, self.language)
