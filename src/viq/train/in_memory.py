@@ -64,8 +64,7 @@ class SingleProcess:
     trained in memory must not depend on what else was trained before.
     """
 
-    is_main_process, num_processes, process_index = True, 1, 0
-    distributed_type, mixed_precision = "NO", "no"
+    is_main_process, num_processes, distributed_type = True, 1, "NO"
     device = torch.device("cpu")
 
     def prepare(self, *parts: Any) -> tuple[Any, ...]:

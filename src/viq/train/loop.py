@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from viq.core.types import Stopped, ViqError
+from viq.data.batching.mixture import Position
 from viq.train import checkpoints as state
 from viq.train.distributed import _gathered, _inner, _on_host, _reduced, _shard_by_layer
 from viq.train.ema import _Average
@@ -75,7 +76,7 @@ class Batches(Protocol):
 
     lanes: Sequence[int]
 
-    def steps(self, first: int, last: int) -> Iterator[tuple[list[Any], dict[int, state.Position]]]:
+    def steps(self, first: int, last: int) -> Iterator[tuple[list[Any], dict[int, Position]]]:
         """For each step from `first` to `last` (excluded): a micro-batch of each lane, and the
         positions after it."""
         ...
@@ -235,7 +236,7 @@ class _Training:
         """The moving average in the model for a while, where there is one."""
         return self.average.swapped(self.bare) if self.average else nullcontext()
 
-    def save(self, folder: Path, step: int, reached: Mapping[int, state.Position]) -> None:
+    def save(self, folder: Path, step: int, reached: Mapping[int, Position]) -> None:
         """Write a checkpoint; every process must call this."""
         state.save(
             folder,
