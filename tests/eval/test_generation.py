@@ -301,8 +301,8 @@ def test_a_size_is_chosen_word_by_word(model: CodeGenerator, words) -> None:
     embed, head = model.language.get_input_embeddings(), model.language.get_output_embeddings()
     for prompt, said in zip(prompts, chosen, strict=True):
         ids = [*prompt, *said]
-        hidden_LD = packed_hidden(model.language, embed(torch.tensor(ids)), (len(ids),))
-        logits = head(hidden_LD[len(prompt) - 1 :])[:, [*allowed, end]]
+        hidden_LE = packed_hidden(model.language, embed(torch.tensor(ids)), (len(ids),))
+        logits = head(hidden_LE[len(prompt) - 1 :])[:, [*allowed, end]]
         best = [[*allowed, end][i] for i in logits.argmax(-1)]
         assert best[: len(said)] == said and len(said) <= 3
         assert len(said) == 3 or best[-1] == end

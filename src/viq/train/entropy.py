@@ -49,7 +49,7 @@ class EntropyConfig:
 
 
 class EntropyNetwork(nn.Module):
-    """The network of `EntropyModel` in floats; P patches, D levels each, of at most L values."""
+    """The network of `EntropyModel` in floats; T patches, K levels each, of at most l values."""
 
     def __init__(self, sizes: np.ndarray, inputs: int, config: EntropyConfig) -> None:
         super().__init__()
@@ -63,17 +63,17 @@ class EntropyNetwork(nn.Module):
         self.head_bias = nn.Parameter(torch.zeros(d, wide))
         self.register_buffer("absent", torch.arange(wide) >= torch.from_numpy(sizes)[:, None])
 
-    def forward(self, values_PK: Tensor, levels_PD: Tensor) -> Tensor:
+    def forward(self, values_TI: Tensor, levels_TK: Tensor) -> Tensor:
         """Mean nats a level."""
-        x = values_PK
+        x = values_TI
         for i, layer in enumerate(self.context):
             x = layer(x if i == 0 else _clip(x))
-        known_PDH = self.embed[torch.arange(len(self.embed)), levels_PD]
-        before_PDH = F.pad(known_PDH, (0, 0, 1, -1)).cumsum(1)
-        hidden_PDH = _clip(x[:, None] + before_PDH)
-        logits = torch.einsum("pdh,dlh->pdl", hidden_PDH, self.head) + self.head_bias
+        known_TKU = self.embed[torch.arange(len(self.embed)), levels_TK]
+        before_TKU = F.pad(known_TKU, (0, 0, 1, -1)).cumsum(1)
+        hidden_TKU = _clip(x[:, None] + before_TKU)
+        logits = torch.einsum("pdh,dlh->pdl", hidden_TKU, self.head) + self.head_bias
         logits = logits.masked_fill(self.get_buffer("absent"), -1e9)
-        return F.cross_entropy(logits.flatten(0, 1), levels_PD.flatten())
+        return F.cross_entropy(logits.flatten(0, 1), levels_TK.flatten())
 
     @torch.no_grad()
     def clip_weights(self) -> None:
@@ -159,23 +159,23 @@ def fit_entropy(
     config = config or EntropyConfig()
     sizes = np.array(tuple(levels) * (codes[0].ids.shape[-1] if codes else 0))
     layout = Layout.of([item.grid for item in codes]) if codes else None
-    if layout is None or len(layout.step_P) < config.patches:
+    if layout is None or len(layout.step_T) < config.patches:
         raise ViqError(f"an entropy model needs at least {config.patches} patches to learn from")
-    levels_PD = layout.levels([item.ids for item in codes], levels)
-    values = layout.values(levels_PD, sizes).astype(np.int16)
-    levels_PD = levels_PD.astype(np.int8)
+    levels_TK = layout.levels([item.ids for item in codes], levels)
+    values = layout.values(levels_TK, sizes).astype(np.int16)
+    levels_TK = levels_TK.astype(np.int8)
     torch.manual_seed(config.seed)
     draw = np.random.default_rng(config.seed)
-    network = EntropyNetwork(sizes, layout.neighbours_PN.shape[1] * values.shape[1], config)
+    network = EntropyNetwork(sizes, layout.neighbours_T3.shape[1] * values.shape[1], config)
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=1e-3)
     running = None
     for step in range(config.steps):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _schedule(step, config)
-        chosen = draw.integers(0, len(levels_PD), config.patches)
-        read = values[layout.neighbours_PN[chosen]].reshape(len(chosen), -1)
+        chosen = draw.integers(0, len(levels_TK), config.patches)
+        read = values[layout.neighbours_T3[chosen]].reshape(len(chosen), -1)
         loss = network(
-            torch.from_numpy(read).float() / VALUE_UNIT, torch.from_numpy(levels_PD[chosen]).long()
+            torch.from_numpy(read).float() / VALUE_UNIT, torch.from_numpy(levels_TK[chosen]).long()
         )
         optimizer.zero_grad()
         loss.backward()
