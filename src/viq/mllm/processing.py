@@ -78,7 +78,7 @@ class ViQProcessor(ProcessorMixin):
         self.codebook_size = whole_number(codebook_size, "codebook_size", 1, 2**16)
         super().__init__(tokenizer, chat_template=chat_template)
 
-    def __call__(  # type: ignore[override]
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         images: Any = None,
         text: Any = None,
@@ -133,7 +133,7 @@ class ViQProcessor(ProcessorMixin):
             data |= {kind: torch.cat(visuals), "image_grid_hw": torch.tensor(grids)}
         return BatchFeature(data)
 
-    def apply_chat_template(  # type: ignore[override]
+    def apply_chat_template(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         conversation: Any,
         chat_template: Any = None,

@@ -97,14 +97,15 @@ def _parts(thing: Mask, pixels: Plane, away: Plane) -> Iterator[tuple[Mask, str]
 
 def _components(mask: Mask) -> Iterator[Mask]:
     """Connected parts, each a mask; corners connect."""
-    labels, count = ndimage.label(mask, _NEIGHBOURS)
-    for label in range(1, count + 1):
+    labels = np.empty(mask.shape, np.int32)
+    ndimage.label(mask, _NEIGHBOURS, output=labels)  # numbered from 1
+    for label in range(1, labels.max(initial=0) + 1):
         yield labels == label
 
 
 def _grown(mask: Mask) -> Mask:
     """A mask with all its neighbours."""
-    return ndimage.binary_dilation(mask, _NEIGHBOURS)
+    return np.asarray(ndimage.binary_dilation(mask, _NEIGHBOURS), bool)
 
 
 def _framed(cover: Plane, x: float, y: float, area: float) -> Plane:
