@@ -268,7 +268,7 @@ def test_a_pipeline_of_transformers(parts: Parts) -> None:
 
     model, processor, _ = parts
     image = Image.fromarray(picture(40, 50))
-    ask_it = pipeline("image-text-to-text", model=model, processor=processor)
+    ask_it: Any = pipeline("image-text-to-text", model=model, processor=processor)
     likeliest = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
     options = {"return_full_text": False, "generate_kwargs": likeliest}
     content = [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]

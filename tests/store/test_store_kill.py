@@ -282,6 +282,8 @@ def test_a_stopped_run_leaves_nothing_behind(
         if process.returncode != 3:  # 3: it was done, with broken pictures, before the signal
             break
         shutil.rmtree(out)
+    else:
+        pytest.fail("every run was done before its signal came")
     assert process.returncode == 130, errors
     assert "shards are whole: run the same command again to go on" in errors
     assert set(contents(out)) - set(whole) == set()
