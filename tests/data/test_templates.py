@@ -176,9 +176,9 @@ def test_attention_dropout_is_left_out_and_that_is_said() -> None:
         assert line == f"{name} is left out of packed samples" and model.training
         assert torch.equal(torch.get_rng_state(), state)
         assert check_packed(model, 32) == []
-        inputs_LD = model.get_input_embeddings()(torch.arange(7))
-        first = packed_hidden(model, inputs_LD, (4, 3))
-        assert torch.equal(first, packed_hidden(model, inputs_LD, (4, 3)))  # in training, too
+        inputs_LE = model.get_input_embeddings()(torch.arange(7))
+        first = packed_hidden(model, inputs_LE, (4, 3))
+        assert torch.equal(first, packed_hidden(model, inputs_LE, (4, 3)))  # in training, too
 
 
 def test_windows_matter_only_where_a_sample_is_longer() -> None:

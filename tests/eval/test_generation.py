@@ -1,8 +1,10 @@
 """Models that draw: exact likelihoods, drawing as trained, captions judged from pixels."""
 
+import importlib
 import itertools
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +36,7 @@ from viq.data.batching.generation_batches import (
 from viq.data.sources.open import open_source
 from viq.data.synthetic.captions import CaptionedShapes, Shape, satisfies, sides
 from viq.data.text.text_tokenizer import train_text_tokenizer
-from viq.eval.generation.shapes import find_shapes
+from viq.eval.generation.shapes import _components, find_shapes
 from viq.jobs.encode import encode
 from viq.mllm.generation import CodeGenerator, CodeGeneratorConfig, LevelHead, Sampling, _draw
 from viq.mllm.text_to_image import TextToImagePipeline
@@ -103,6 +105,20 @@ def test_the_judge_parts_touching_things_and_ignores_specks() -> None:
     assert find_shapes(Image.new("RGB", (40, 40), "white")) == []
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     assert not satisfies("a red circle", find_shapes(Image.fromarray(noise)), (64, 64))
+
+
+def test_things_that_meet_at_a_corner_are_one() -> None:
+    mask = np.array([[1, 1, 0, 0, 1], [0, 0, 1, 0, 1], [0, 0, 0, 0, 0], [1, 0, 0, 0, 1]], bool)
+    parts = [{(int(y), int(x)) for y, x in np.argwhere(part)} for part in _components(mask)]
+    joined = {(0, 0), (0, 1), (1, 2)}
+    assert parts == [joined, {(0, 4), (1, 4)}, {(3, 0)}, {(3, 4)}]
+
+
+def test_the_judge_names_the_library_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    monkeypatch.delitem(sys.modules, "viq.eval.generation.shapes")
+    with pytest.raises(ViqError, match=r"needs scipy: pip install 'viq\[train\]'"):
+        importlib.import_module("viq.eval.generation.shapes")
 
 
 def test_captions_by_hand() -> None:
@@ -285,8 +301,8 @@ def test_a_size_is_chosen_word_by_word(model: CodeGenerator, words) -> None:
     embed, head = model.language.get_input_embeddings(), model.language.get_output_embeddings()
     for prompt, said in zip(prompts, chosen, strict=True):
         ids = [*prompt, *said]
-        hidden_LD = packed_hidden(model.language, embed(torch.tensor(ids)), (len(ids),))
-        logits = head(hidden_LD[len(prompt) - 1 :])[:, [*allowed, end]]
+        hidden_LE = packed_hidden(model.language, embed(torch.tensor(ids)), (len(ids),))
+        logits = head(hidden_LE[len(prompt) - 1 :])[:, [*allowed, end]]
         best = [[*allowed, end][i] for i in logits.argmax(-1)]
         assert best[: len(said)] == said and len(said) <= 3
         assert len(said) == 3 or best[-1] == end

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import tiny_mllm
 import torch
+from PIL import Image
 from tiny_mllm import picture
 from torch import Tensor
 
@@ -218,6 +219,65 @@ def test_generate_takes_the_likeliest_words_also_in_a_padded_batch(parts: Parts)
     beams = model.generate(**batch, **options, num_beams=3, num_return_sequences=2)
     assert len(beams) == 6
     assert len(processor.answers(beams, batch)) == 6
+
+
+def test_arguments_that_nobody_knows_are_refused(parts: Parts) -> None:
+    _, processor, _ = parts
+    with pytest.raises(ViqError, match=r"^max_pixel: no argument of ViQProcessor.__init__, which t"
+                       r"akes tokenizer, .*, max_pixels, [^\n]*codebook_size$"):  # fmt: skip
+        ViQProcessor(processor.tokenizer, max_pixel=64)
+    messages = said("What?")
+    calls = [
+        lambda **given: processor(text="What?", **given),
+        lambda **given: processor.apply_chat_template(messages, tokenize=True, **given),
+        lambda **given: processor.apply_chat_template(messages, **given),
+    ]
+    for call in calls:
+        with pytest.raises(
+            ViqError, match=r"^max_pixels: no argument of .*, which takes \w+, [^\n]+$"
+        ):
+            call(max_pixels=64)
+        with pytest.raises(ViqError, match=r"^padding: 'max_length' is not what .* or 'longest'"):
+            call(padding="max_length")
+        with pytest.raises(ViqError, match=r"^return_tensors: 'np' is not what .* give 'pt'"):
+            call(return_tensors="np")
+    with pytest.raises(ViqError, match="^continue_final_message: True is not"):
+        calls[2](continue_final_message=True)
+    with pytest.raises(ViqError, match="^size: no argument of"):
+        calls[1](processor_kwargs={"size": 3})
+
+
+def test_arguments_of_transformers_that_ask_for_what_is_done(parts: Parts) -> None:
+    _, processor, tokenizer = parts
+    texts, codes = ["<image>What?", "How many?"], [tokenizer.encode(picture(40, 50)), []]
+    plain = processor(text=texts, codes=codes)
+    same = processor(
+        text=texts, codes=codes, return_tensors="pt", padding=True, padding_side="left",
+        truncation=False, add_special_tokens=False, videos=None,
+    )  # fmt: skip
+    assert plain.keys() == same.keys() and all(torch.equal(plain[k], same[k]) for k in plain)
+    inputs = processor.apply_chat_template(
+        [said("What?"), said("How many?")], tools=None, continue_final_message=False,
+        tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs={"padding": True},
+    )  # fmt: skip
+    assert len(inputs["input_ids"]) == 2
+
+
+def test_a_pipeline_of_transformers(parts: Parts) -> None:
+    from transformers import pipeline
+
+    model, processor, _ = parts
+    image = Image.fromarray(picture(40, 50))
+    ask_it: Any = pipeline("image-text-to-text", model=model, processor=processor)
+    likeliest = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    options = {"return_full_text": False, "generate_kwargs": likeliest}
+    content = [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]
+    (by_messages,) = ask_it(text=[{"role": "user", "content": content}], **options)
+    (by_text,) = ask_it(images=image, text="<image>What?", **options)
+    ids = model.generate(**processor(text="<image>What?", images=image), **likeliest)
+    (expected,) = processor.tokenizer.batch_decode(ids[:, -4:], skip_special_tokens=True)
+    assert by_messages["generated_text"] == expected
+    assert by_text["generated_text"].endswith(expected)
 
 
 def test_what_is_saved_comes_back_through_auto_classes(parts: Parts, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 import tiny
 from PIL import Image
 
+from viq.core.locks import locked
 from viq.core.process import Place, place_among
 from viq.core.types import CodesError, ViqError
 from viq.data.sources.base import ImageRef, Row, Source, SourceError
@@ -28,7 +29,6 @@ from viq.jobs.pipeline import EncodeOptions
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store.folder import INDEX, JOB, LEDGER, Store
 from viq.store.job import write_index
-from viq.store.lock import locked
 
 SHARDS_OF_4 = EncodeOptions(shard_size=4)
 

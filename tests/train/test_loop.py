@@ -173,6 +173,7 @@ def test_accumulation_is_one_big_batch(tmp_path: Path) -> None:
 def test_stopped_anywhere_it_goes_on_to_the_last_bit(tmp_path: Path, average: float) -> None:
     config = replace(CONFIG, ema_decay=average)
     whole, log = run(tmp_path / "whole", config=config)
+    folder = tmp_path
     for stop in range(1, 12):  # after each micro-batch
         folder, seen = tmp_path / str(stop), []
 

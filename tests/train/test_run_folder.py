@@ -13,6 +13,7 @@ import tiny_mllm
 from typer.testing import CliRunner
 
 from viq.cli import app
+from viq.core.locks import locked
 from viq.core.types import ViqError
 from viq.data.batching.generation_batches import CodePair, write_pairs
 from viq.data.sources.open import open_source
@@ -23,7 +24,6 @@ from viq.recipes.generation import debug as draw_debug
 from viq.recipes.mllm import debug as mllm_debug
 from viq.recipes.registry import find
 from viq.recipes.tokenizer import train_debug
-from viq.store.lock import locked
 from viq.store.rows import StoreInfo
 from viq.train.generation.recipe import GenerationRecipe
 from viq.train.loop import TrainingError

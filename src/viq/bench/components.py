@@ -3,7 +3,8 @@
 Alternatives are given their best case: what they need beyond our packed sequence (padding, masks)
 is prepared outside the clock. Each part also reports how far the results of its variants differ.
 
-T = patches of all images, n = images, L = patches of the longest, H = heads, D = head dim.
+T = patches of all images, n = images, L = patches of the longest, N = heads, c = values of a
+head.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def attention(
     shape = (3, sum(lengths), heads, head_dim)
     qkv = torch.randn(shape, generator=seed).to(device, dtype)
     packed = list(qkv.unbind())
-    padded = [_pad(x, lengths).transpose(1, 2).contiguous() for x in packed]  # n, H, L, D
-    joined = [x.transpose(0, 1)[None].contiguous() for x in packed]  # 1, H, T, D
+    padded = [_pad(x, lengths).transpose(1, 2).contiguous() for x in packed]  # n, N, L, c
+    joined = [x.transpose(0, 1)[None].contiguous() for x in packed]  # 1, N, T, c
     counts = torch.tensor(lengths, device=device)
     keys_nL = torch.arange(max(lengths), device=device) < counts[:, None]
     image_T = torch.arange(len(lengths), device=device).repeat_interleave(counts)

@@ -13,7 +13,7 @@ towers: they need 96 times the bytes.
 
 Where there is no GPU the shapes are scaled down (`SCALED`), and the result says so.
 
-L = tokens of a packed sequence, T = patches of its images, S = 4 slots, D = width, A = scored.
+L = tokens of a packed sequence, T = patches of its images, S = 4 slots, E = width, A = scored.
 """
 
 from __future__ import annotations
@@ -225,13 +225,13 @@ class _Subject:
 
     def loss(self, way: str, pack: Packed) -> Tensor:
         """Mean cross-entropy of the scored tokens."""
-        inputs_LD = self.language.get_input_embeddings()(pack.ids_L)
+        inputs_LE = self.language.get_input_embeddings()(pack.ids_L)
         if way != "text":
             features_TC = self.eyes.features(way, pack)
             visual = torch.cat(self.projectors[way](features_TC, pack.batch.grids_hw))
-            inputs_LD = inputs_LD.masked_scatter(pack.places_L[:, None], visual)
-        hidden_LD = packed_hidden(self.language, inputs_LD, pack.lengths)
-        logits = self.language.get_output_embeddings()(hidden_LD[pack.scored_A])
+            inputs_LE = inputs_LE.masked_scatter(pack.places_L[:, None], visual)
+        hidden_LE = packed_hidden(self.language, inputs_LE, pack.lengths)
+        logits = self.language.get_output_embeddings()(hidden_LE[pack.scored_A])
         return F.cross_entropy(logits.float(), pack.targets_A)
 
     def _forward(self, way: str, pack: Packed) -> Callable[[], Any]:

@@ -41,7 +41,7 @@ def without_torchvision() -> None:
     """
     for name in ("torchvision", "torchvision.datasets", "torchvision.transforms.functional"):
         sys.modules[name] = MagicMock(__spec__=ModuleSpec(name, None))
-    sys.modules["torchvision.datasets"].VisionDataset = object  # type: ignore[attr-defined]
+    sys.modules["torchvision.datasets"].VisionDataset = object  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def mosaicml_streaming(samples: list[dict[str, Any]], folder: Path) -> dict[str, Any]:

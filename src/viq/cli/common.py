@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
@@ -95,7 +95,7 @@ def guarded(command: Command) -> Command:
             _say_last(message, as_json=bool(kwargs.get("as_json")))
         raise typer.Exit(code)
 
-    return run  # type: ignore[return-value]
+    return cast(Command, run)
 
 
 def _told(error: BaseException) -> tuple[str, int] | None:

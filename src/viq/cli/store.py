@@ -28,9 +28,9 @@ def index(
     as_json: Json = False,
 ) -> None:
     """Write ledger and index anew, as after several ranks or damage to the index."""
+    from viq.core.locks import locked
     from viq.core.types import ViqError
     from viq.store.job import write_index
-    from viq.store.lock import locked
 
     with locked(folder):
         found, missing = write_index(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperGroup
@@ -26,7 +26,10 @@ from viq.cli.common import (
 )
 from viq.cli.console import show, show_record
 
-R = TypeVar("R")  # a recipe
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+R = TypeVar("R", bound="DataclassInstance")  # a recipe
 
 Out = Annotated[Path, typer.Option("-o", "--out", help="Run folder; resumed if begun.")]
 Where = Annotated[

@@ -74,12 +74,13 @@ def beside(digest: str) -> str:
 class EntropyModel:
     """Probabilities of FSQ levels given their neighbours, and the coder that they drive.
 
-    D = levels a patch (slots times dims), L = greatest number of levels, H = hidden width.
+    T = patches of all images, K = levels of a patch (slots times dims), l = greatest number of
+    levels, U = hidden width.
 
     Args:
         tensors: integers. `context.N.weight` (out, in) and `context.N.bias` (out) for N = 0, 1,
-            ..; `embed` (D, L, H); `head.weight` (D, L, H) and `head.bias` (D, L). The first layer
-            reads 3 * (D + 1) values (see `Layout`). Unit of weights: 1/WEIGHT_UNIT, of embed:
+            ..; `embed` (K, l, U); `head.weight` (K, l, U) and `head.bias` (K, l). The first layer
+            reads 3 * (K + 1) values (see `Layout`). Unit of weights: 1/WEIGHT_UNIT, of embed:
             1/VALUE_UNIT, of biases: the product of both.
         levels: FSQ levels of the tokenizer.
         fingerprint: of the tokenizer whose codes the model was fitted to.
@@ -230,27 +231,27 @@ class EntropyModel:
         """Information content of all codes under the model, in bits; payloads come close to it."""
         total = 0.0
         for batch in _batches([item.grid for item in codes]):
-            layout, levels_PD = self._levels(codes[batch])
-            for i, table_PL in enumerate(self._tables(layout, levels_PD)):
-                p_P = np.take_along_axis(table_PL, levels_PD[:, i, None], 1)[:, 0]
-                total -= float(np.log2(np.maximum(p_P, 2**-8) / table_PL.sum(1)).sum())
+            layout, levels_TK = self._levels(codes[batch])
+            for i, table_Tl in enumerate(self._tables(layout, levels_TK)):
+                p_T = np.take_along_axis(table_Tl, levels_TK[:, i, None], 1)[:, 0]
+                total -= float(np.log2(np.maximum(p_T, 2**-8) / table_Tl.sum(1)).sum())
         return total
 
     def _compress(self, codes: Sequence[Codes]) -> Iterator[bytes]:
-        layout, levels_PD = self._levels(codes)
-        tables_PDL = np.stack(list(self._tables(layout, levels_PD)), axis=1)
+        layout, levels_TK = self._levels(codes)
+        tables_TKl = np.stack(list(self._tables(layout, levels_TK)), axis=1)
         coder, family = _constriction()
-        dims = levels_PD.shape[1]
+        dims = levels_TK.shape[1]
         for image, item in enumerate(codes):
-            mine = np.flatnonzero(layout.image_P == image)
+            mine = np.flatnonzero(layout.image_T == image)
             # Coding order: diagonal, then level of the patch, then patch on the diagonal.
-            place_PD = layout.step_P[mine, None] * dims + np.arange(dims)
-            order = np.argsort(place_PD.ravel(), kind="stable")
+            place_TK = layout.step_T[mine, None] * dims + np.arange(dims)
+            order = np.argsort(place_TK.ravel(), kind="stable")
             encoder = coder.RangeEncoder()
             encoder.encode(
-                levels_PD[mine].ravel()[order],
+                levels_TK[mine].ravel()[order],
                 family,
-                tables_PDL[mine].reshape(len(order), -1)[order],
+                tables_TKl[mine].reshape(len(order), -1)[order],
             )
             words = encoder.get_compressed().astype("<u4").tobytes()
             short = max(0, -(-len(mine) // _PATCHES_PER_BYTE) - len(words))
@@ -262,30 +263,30 @@ class EntropyModel:
         coder, family = _constriction()
         layout, dims = Layout.of(grids), len(self._sizes)
         decoders = [coder.RangeDecoder(w) for w in words]
-        levels_PD = np.zeros((len(layout.step_P), dims), np.int32)
-        values = layout.values(levels_PD, self._sizes)
+        levels_TK = np.zeros((len(layout.step_T), dims), np.int32)
+        values = layout.values(levels_TK, self._sizes)
         for start, stop, parts in layout.steps():
-            hidden_PH = self._hidden(values[layout.neighbours_PN[start:stop]])
-            clipped_PH = np.empty_like(hidden_PH)
+            hidden_TU = self._hidden(values[layout.neighbours_T3[start:stop]])
+            clipped_TU = np.empty_like(hidden_TU)
             for i in range(dims):
-                table_PL = self._table(i, hidden_PH, clipped_PH)
+                table_Tl = self._table(i, hidden_TU, clipped_TU)
                 try:
-                    found = [decoders[image].decode(family, table_PL[a:b]) for image, a, b in parts]
+                    found = [decoders[image].decode(family, table_Tl[a:b]) for image, a, b in parts]
                 except AssertionError:  # no symbol can begin like this
                     raise CodesError(self._damage()) from None
-                level_P = found[0] if len(found) == 1 else np.concatenate(found)
-                levels_PD[start:stop, i] = level_P
-                hidden_PH += self._embed[i][level_P]
-            values[start + 1 : stop + 1, :dims] = _centred(levels_PD[start:stop], self._sizes)
-        slots = levels_PD.reshape(-1, CODES_PER_PATCH, len(self.levels))
-        ids_PS = (slots @ self._basis.astype(np.int32)).astype(np.uint16)
+                level_T = found[0] if len(found) == 1 else np.concatenate(found)
+                levels_TK[start:stop, i] = level_T
+                hidden_TU += self._embed[i][level_T]
+            values[start + 1 : stop + 1, :dims] = _centred(levels_TK[start:stop], self._sizes)
+        slots = levels_TK.reshape(-1, CODES_PER_PATCH, len(self.levels))
+        ids_TS = (slots @ self._basis.astype(np.int32)).astype(np.uint16)
         return [
-            ids_PS[places].reshape(*grid, CODES_PER_PATCH)
+            ids_TS[places].reshape(*grid, CODES_PER_PATCH)
             for places, grid in zip(layout.places, grids, strict=True)
         ]
 
     def _levels(self, codes: Sequence[Codes]) -> tuple[Layout, np.ndarray]:
-        """Layout of images, and their levels (P, D) int32 in coding order."""
+        """Layout of images, and their levels (T, K) int32 in coding order."""
         for item in codes:
             if item.fingerprint and item.fingerprint != self.fingerprint:
                 raise CodesError(
@@ -300,28 +301,28 @@ class EntropyModel:
         layout = Layout.of([item.grid for item in codes])
         return layout, layout.levels([item.ids for item in codes], self.levels)
 
-    def _tables(self, layout: Layout, levels_PD: np.ndarray) -> Iterator[np.ndarray]:
-        """Tables (P, L) of every level in turn, all patches at once, since all are known."""
-        values = layout.values(levels_PD, self._sizes)
-        hidden_PH = self._hidden(values[layout.neighbours_PN])
-        clipped_PH = np.empty_like(hidden_PH)
+    def _tables(self, layout: Layout, levels_TK: np.ndarray) -> Iterator[np.ndarray]:
+        """Tables (T, l) of every level in turn, all patches at once, since all are known."""
+        values = layout.values(levels_TK, self._sizes)
+        hidden_TU = self._hidden(values[layout.neighbours_T3])
+        clipped_TU = np.empty_like(hidden_TU)
         for i in range(len(self._sizes)):
-            yield self._table(i, hidden_PH, clipped_PH)
-            hidden_PH += self._embed[i][levels_PD[:, i]]
+            yield self._table(i, hidden_TU, clipped_TU)
+            hidden_TU += self._embed[i][levels_TK[:, i]]
 
-    def _hidden(self, values_PNK: np.ndarray) -> np.ndarray:
-        """What the context gives to hidden (P, H), not yet clipped."""
-        x_PK = values_PNK.reshape(len(values_PNK), -1)
+    def _hidden(self, values_T3I: np.ndarray) -> np.ndarray:
+        """What the context gives to hidden (T, U), not yet clipped."""
+        x_TI = values_T3I.reshape(len(values_T3I), -1)
         for i, (weight, bias) in enumerate(self._context):
-            x_PK = x_PK if i == 0 else np.clip(x_PK, 0, CAP)
-            x_PK = np.floor((x_PK @ weight + bias) * np.float32(1 / WEIGHT_UNIT))
-        return x_PK
+            x_TI = x_TI if i == 0 else np.clip(x_TI, 0, CAP)
+            x_TI = np.floor((x_TI @ weight + bias) * np.float32(1 / WEIGHT_UNIT))
+        return x_TI
 
-    def _table(self, i: int, hidden_PH: np.ndarray, clipped_PH: np.ndarray) -> np.ndarray:
-        """Unnormalised probabilities (P, L) of level i, integers; `clipped_PH` is overwritten."""
-        np.clip(hidden_PH, 0, CAP, out=clipped_PH)
-        logits_PL = clipped_PH @ self._head[i] + self._bias[i]
-        below = (logits_PL.max(1, keepdims=True) - logits_PL) * np.float32(_LOGIT_SCALE)
+    def _table(self, i: int, hidden_TU: np.ndarray, clipped_TU: np.ndarray) -> np.ndarray:
+        """Unnormalised probabilities (T, l) of level i, integers; `clipped_TU` is overwritten."""
+        np.clip(hidden_TU, 0, CAP, out=clipped_TU)
+        logits_Tl = clipped_TU @ self._head[i] + self._bias[i]
+        below = (logits_Tl.max(1, keepdims=True) - logits_Tl) * np.float32(_LOGIT_SCALE)
         return _EXP[np.minimum(below, len(_EXP) - 1).astype(np.intp)]
 
     def _damage(self) -> str:

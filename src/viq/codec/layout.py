@@ -28,17 +28,17 @@ EXACT = 1 << 24  # float32 holds every integer up to here
 class Layout:
     """Patches of several images in coding order: by anti-diagonal, then image, then raster.
 
-    P = patches of all images, N = 3 neighbours: left, above, above left.
+    T = patches of all images; each has 3 neighbours: left, above, above left.
 
     Attributes:
-        image_P, step_P: image and anti-diagonal of each patch.
-        neighbours_PN: rows of `values`; 0 where there is no neighbour.
+        image_T, step_T: image and anti-diagonal of each patch.
+        neighbours_T3: rows of `values`; 0 where there is no neighbour.
         places: for each image, where its patches are, in raster order.
     """
 
-    image_P: np.ndarray
-    step_P: np.ndarray
-    neighbours_PN: np.ndarray
+    image_T: np.ndarray
+    step_T: np.ndarray
+    neighbours_T3: np.ndarray
     places: list[np.ndarray]
 
     @classmethod
@@ -60,32 +60,32 @@ class Layout:
 
     def steps(self) -> Iterator[tuple[int, int, list[tuple[int, int, int]]]]:
         """(start, stop) of each anti-diagonal, and its images as (image, start, stop) within."""
-        ends = [*np.flatnonzero(np.diff(self.step_P)) + 1, len(self.step_P)]
+        ends = [*np.flatnonzero(np.diff(self.step_T)) + 1, len(self.step_T)]
         for start, stop in zip([0, *ends], ends, strict=False):
-            images = self.image_P[start:stop]
+            images = self.image_T[start:stop]
             cuts = [*np.flatnonzero(np.diff(images)) + 1, len(images)]
             yield start, stop, [(images[a], a, b) for a, b in zip([0, *cuts], cuts, strict=False)]
 
     def levels(self, ids: Sequence[np.ndarray], levels: Sequence[int]) -> np.ndarray:
-        """Levels (P, D), int32, of the ids (rows, cols, 4) of each image."""
-        ids_PS = np.concatenate([item.reshape(-1, CODES_PER_PATCH) for item in ids])
-        ordered = np.empty_like(ids_PS)
-        ordered[np.concatenate(self.places)] = ids_PS
+        """Levels (T, K), int32, of the ids (rows, cols, 4) of each image."""
+        ids_TS = np.concatenate([item.reshape(-1, CODES_PER_PATCH) for item in ids])
+        ordered = np.empty_like(ids_TS)
+        ordered[np.concatenate(self.places)] = ids_TS
         basis = np.cumprod([1, *levels[:-1]])
         return (
-            (ordered[..., None] // basis % np.array(levels)).reshape(len(ids_PS), -1).astype("i4")
+            (ordered[..., None] // basis % np.array(levels)).reshape(len(ids_TS), -1).astype("i4")
         )
 
-    def values(self, levels_PD: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        """What the network reads of patches, (1 + P, D + 1) float32: centred levels, and 1.
+    def values(self, levels_TK: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """What the network reads of patches, (1 + T, K + 1) float32: centred levels, and 1.
 
         Row 0, all zero, is the neighbour that does not exist.
         """
-        values = np.zeros((len(levels_PD) + 1, len(sizes) + 1), np.float32)
-        values[1:, :-1] = _centred(levels_PD, sizes)
+        values = np.zeros((len(levels_TK) + 1, len(sizes) + 1), np.float32)
+        values[1:, :-1] = _centred(levels_TK, sizes)
         values[1:, -1] = VALUE_UNIT
         return values
 
 
-def _centred(levels_PD: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    return (2 * levels_PD - (sizes - 1)) * LEVEL_UNIT
+def _centred(levels_TK: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    return (2 * levels_TK - (sizes - 1)) * LEVEL_UNIT

@@ -67,7 +67,7 @@ def make_plain() -> None:
     """
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError):  # not a stream of Python's own making
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+            stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     sys.excepthook = _show_fault
 
 

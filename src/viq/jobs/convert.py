@@ -7,7 +7,7 @@ tensor of the file finds its place, or is skipped for a reason listed below.
 
 A file of 7 GB is mapped into memory, not read, and never unpickled beyond plain tensors.
 
-W = width, G = side of the position grid, M = slot attention width, d = FSQ dims.
+C = width, G = side of the position grid, M = slot attention width, d = FSQ dims.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Names and shapes of the official release, mapped to ours. No file is read here.
 
-W = width. The official model keeps the tokenizer in one flat namespace; ours says which part a
+C = width. The official model keeps the tokenizer in one flat namespace; ours says which part a
 tensor belongs to. Nothing is transposed: only the position grid and the patch kernel are reshaped.
 """
 

@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 _Z_95 = 1.96
-_T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t by number of seeds
+_T_95 = {
+    2: 12.71,
+    3: 4.303,
+    4: 3.182,
+    5: 2.776,
+}  # Student's t by number of seeds; of more, at most that of 6
 
 
 def of_share(count: int, of: int) -> dict[str, float]:

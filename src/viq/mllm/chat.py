@@ -51,10 +51,10 @@ def ask(
     codes = [one for one in seen if isinstance(one, Codes)]
     if codes and len(codes) < len(seen):
         raise ViqError("images and .viq files together: encode the images first (viq encode)")
-    visuals = {"codes" if codes else "images": seen} if seen else {}
+    visuals: dict[str, Any] = {"codes" if codes else "images": seen} if seen else {}
     name = ", ".join(map(str, places)) or "question"
     messages = [*before, {"role": "user", "content": question}]
-    inputs = processor(text=messages, keys=[name], **visuals).to(model.device)  # type: ignore[arg-type]
+    inputs = processor(text=messages, keys=[name], **visuals).to(model.device)
     if stream:
         generation["streamer"] = TextStreamer(
             processor.tokenizer, skip_prompt=True, skip_special_tokens=True

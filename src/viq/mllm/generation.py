@@ -7,7 +7,7 @@ back as the values of its codes through an MLP. Patches also carry the place of 
 for a sequence of tokens does not tell where a row ends.
 
 L = tokens of a packed sequence, T = written patches, S = 4 slots, d = FSQ dims, K = S * d levels of
-a patch, D = width of the language model, W = width of the head, B = pictures drawn at once.
+a patch, E = width of the language model, U = width of the head, B = pictures drawn at once.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class CodeGeneratorConfig:
         fingerprint: of that tokenizer.
         grid: rows and columns of patches of the pictures it was trained on, the most frequent.
         most_patches: of a picture it was trained on; it chooses no larger size by itself.
-        head_width: W.
+        head_width: U.
     """
 
     levels: tuple[int, ...]
@@ -110,33 +110,33 @@ class LevelHead(nn.Module):
         self.out = nn.Parameter(torch.empty(count, max(levels), w).normal_(std=0.02))
         self.bias = nn.Parameter(torch.zeros(count, max(levels)))
 
-    def forward(self, hidden_TD: Tensor, levels_TK: Tensor) -> Tensor:
+    def forward(self, hidden_TE: Tensor, levels_TK: Tensor) -> Tensor:
         """Negative log-likelihood (T,) of each patch, nats, fp32."""
         places = torch.arange(len(self.choices), device=levels_TK.device)
-        drawn_TKW = self.drawn[places, levels_TK]
-        before_TKW = drawn_TKW.cumsum(1) - drawn_TKW
-        logits_TKl = self._logits(self.project(hidden_TD)[:, None] + before_TKW, places)
+        drawn_TKU = self.drawn[places, levels_TK]
+        before_TKU = drawn_TKU.cumsum(1) - drawn_TKU
+        logits_TKl = self._logits(self.project(hidden_TE)[:, None] + before_TKU, places)
         nats = F.cross_entropy(logits_TKl.flatten(0, 1), levels_TK.flatten(), reduction="none")
         return nats.view_as(levels_TK).sum(1)
 
     def sample(
         self,
-        hidden_BD: Tensor,
-        unconditional_BD: Tensor | None,
+        hidden_BE: Tensor,
+        free_BE: Tensor | None,
         sampling: Sampling,
         generator: torch.Generator | None,
     ) -> Tensor:
         """Levels (B, K), one after another.
 
         Args:
-            unconditional_BD: hidden states without the caption, for guidance.
+            free_BE: hidden states without the caption, for guidance.
         """
-        states = [self.project(hidden_BD)]
-        if unconditional_BD is not None:
-            states.append(self.project(unconditional_BD))
+        states = [self.project(hidden_BE)]
+        if free_BE is not None:
+            states.append(self.project(free_BE))
         levels = []
         for k in range(len(self.choices)):
-            place = torch.tensor([k], device=hidden_BD.device)
+            place = torch.tensor([k], device=hidden_BE.device)
             asked, *unconditional = (self._logits(state[:, None], place)[:, 0] for state in states)
             if unconditional:
                 asked = unconditional[0] + sampling.guidance * (asked - unconditional[0])
@@ -145,11 +145,11 @@ class LevelHead(nn.Module):
             states = [state + self.drawn[k, levels[-1]] for state in states]
         return torch.stack(levels, 1)
 
-    def _logits(self, states_TkW: Tensor, places_k: Tensor) -> Tensor:
+    def _logits(self, states_TkU: Tensor, places_k: Tensor) -> Tensor:
         """Logits (T, k, most levels) of the levels at some places, fp32."""
-        x_TkW = states_TkW + self.place[places_k]
-        x_TkW = self.final_norm(x_TkW + self.mlp(self.norm(x_TkW)))
-        logits = torch.einsum("tkw,klw->tkl", x_TkW, self.out[places_k]).float()
+        x_TkU = states_TkU + self.place[places_k]
+        x_TkU = self.final_norm(x_TkU + self.mlp(self.norm(x_TkU)))
+        logits = torch.einsum("tkw,klw->tkl", x_TkU, self.out[places_k]).float()
         return (logits + self.bias[places_k]).masked_fill(self._missing(places_k), -torch.inf)
 
     def _missing(self, places_k: Tensor) -> Tensor:
@@ -185,24 +185,24 @@ class CodeGenerator(nn.Module):
         Arguments are those of `viq.data.batching.generation_batches.GenerationBatch`.
         """
         places_L = ids_L == IMAGE_TOKEN
-        words_LD = self.language.get_input_embeddings()(ids_L.masked_fill(places_L, 0))
+        words_LE = self.language.get_input_embeddings()(ids_L.masked_fill(places_L, 0))
         patches_L = places_L.nonzero()[:, 0]
-        extra_LD = torch.zeros_like(words_LD)
+        extra_LE = torch.zeros_like(words_LE)
         if len(patches_L):
-            ahead_TD = torch.cat([self._ahead(grid) for grid in grids_hw])
-            values_TD = self.read_codes(codes_TS).to(words_LD.dtype)
+            ahead_TE = torch.cat([self._ahead(grid) for grid in grids_hw])
+            values_TE = self.read_codes(codes_TS).to(words_LE.dtype)
             # A patch's own place is told one token before it, where it is predicted.
-            extra_LD = extra_LD.index_put((patches_L,), values_TD)
-            ahead_TD = ahead_TD.to(words_LD.dtype)  # autocast gives half precision
-            extra_LD = extra_LD.index_put((patches_L - 1,), ahead_TD, accumulate=True)
-        inputs_LD = words_LD.masked_fill(places_L[:, None], 0) + extra_LD
-        hidden_LD = packed_hidden(self.language, inputs_LD, lengths)
+            extra_LE = extra_LE.index_put((patches_L,), values_TE)
+            ahead_TE = ahead_TE.to(words_LE.dtype)  # autocast gives half precision
+            extra_LE = extra_LE.index_put((patches_L - 1,), ahead_TE, accumulate=True)
+        inputs_LE = words_LE.masked_fill(places_L[:, None], 0) + extra_LE
+        hidden_LE = packed_hidden(self.language, inputs_LE, lengths)
         scored_L = targets_L != IGNORE
-        logits = self.language.get_output_embeddings()(hidden_LD[scored_L]).float()
+        logits = self.language.get_output_embeddings()(hidden_LE[scored_L]).float()
         text = F.cross_entropy(logits, targets_L[scored_L], reduction="sum")
-        written_TD = hidden_LD[patches_L[scored_T] - 1]
+        written_TE = hidden_LE[patches_L[scored_T] - 1]
         levels_TK = self.fsq.levels_of(codes_TS[scored_T]).flatten(1)
-        codes = self.head(written_TD, levels_TK).sum()
+        codes = self.head(written_TE, levels_TK).sum()
         return {"next": text + codes, "text": text, "codes": codes}
 
     @torch.inference_mode()
@@ -221,15 +221,15 @@ class CodeGenerator(nn.Module):
         """
         guided = sampling.guidance != 1
         rows = [*prompts, *([unconditional] * len(prompts) if guided else [])]
-        ahead_TD = self._ahead(grid)
-        inputs_BLD, mask_BL = self._padded(rows)
-        inputs_BLD[:, -1] += ahead_TD[0]
+        ahead_TE = self._ahead(grid)
+        inputs_BLE, mask_BL = self._padded(rows)
+        inputs_BLE[:, -1] += ahead_TE[0]
         cache, written = None, []
         for patch in range(grid[0] * grid[1]):
             output = base_of(self.language).get_decoder()(
-                inputs_embeds=inputs_BLD,
+                inputs_embeds=inputs_BLE,
                 attention_mask=mask_BL,
-                position_ids=(mask_BL.cumsum(1) - 1).clamp_min(0)[:, -inputs_BLD.shape[1] :],
+                position_ids=(mask_BL.cumsum(1) - 1).clamp_min(0)[:, -inputs_BLE.shape[1] :],
                 past_key_values=cache,
                 use_cache=True,
             )
@@ -237,9 +237,9 @@ class CodeGenerator(nn.Module):
             asked, without = (hidden.chunk(2)) if guided else (hidden, None)
             levels_BK = self.head.sample(asked, without, sampling, generator)
             written.append(self._codes(levels_BK))
-            if patch + 1 < len(ahead_TD):
-                read_BD = self.read_codes(written[-1]) + ahead_TD[patch + 1]
-                inputs_BLD = read_BD.repeat(2 if guided else 1, 1)[:, None]
+            if patch + 1 < len(ahead_TE):
+                read_BE = self.read_codes(written[-1]) + ahead_TE[patch + 1]
+                inputs_BLE = read_BE.repeat(2 if guided else 1, 1)[:, None]
                 mask_BL = F.pad(mask_BL, (0, 1), value=1)
         return torch.stack(written, 1).unflatten(1, grid)
 
@@ -260,18 +260,18 @@ class CodeGenerator(nn.Module):
         tokens: list[list[int]] = [[] for _ in prompts]
         going, choices = list(range(len(prompts))), torch.tensor([*allowed, end])
         for _ in range(most):
-            inputs_BLD, mask_BL = self._padded([[*prompts[i], *tokens[i]] for i in going])
-            hidden_BLD = (
+            inputs_BLE, mask_BL = self._padded([[*prompts[i], *tokens[i]] for i in going])
+            hidden_BLE = (
                 base_of(self.language)
                 .get_decoder()(
-                    inputs_embeds=inputs_BLD,
+                    inputs_embeds=inputs_BLE,
                     attention_mask=mask_BL,
                     position_ids=(mask_BL.cumsum(1) - 1).clamp_min(0),
                     use_cache=False,
                 )
                 .last_hidden_state
             )
-            logits = self.language.get_output_embeddings()(hidden_BLD[:, -1]).float().cpu()
+            logits = self.language.get_output_embeddings()(hidden_BLE[:, -1]).float().cpu()
             words = choices[_draw(logits[:, choices], sampling, generator)].tolist()
             for i, word in zip(going, words, strict=True):
                 tokens[i].append(word)
@@ -322,12 +322,12 @@ class CodeGenerator(nn.Module):
         return writer.requires_grad_(False).eval()
 
     def read_codes(self, codes_TS: Tensor) -> Tensor:
-        """Input vectors (T, D) of written patches."""
+        """Input vectors (T, E) of written patches."""
         values_TK = self.fsq.decode(codes_TS).flatten(1)
         return self.read(values_TK.to(self.read.fc1.weight.dtype))
 
     def _padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Input vectors (B, L, D) and mask (B, L) of prompts, padded on the left."""
+        """Input vectors (B, L, E) and mask (B, L) of prompts, padded on the left."""
         embed = self.language.get_input_embeddings()
         longest = max(map(len, prompts))
         ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts])
@@ -336,7 +336,7 @@ class CodeGenerator(nn.Module):
         return embed(ids.to(device)).clone(), mask.to(device)
 
     def _ahead(self, grid: Grid) -> Tensor:
-        """What is added one token before each patch of a picture, (rows * cols, D)."""
+        """What is added one token before each patch of a picture, (rows * cols, E)."""
         return self.ahead(_features(grid).to(self.ahead.weight))
 
     def _codes(self, levels_BK: Tensor) -> Tensor:

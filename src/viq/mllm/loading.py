@@ -95,7 +95,7 @@ def load_mllm(
         raise ViqError(
             f"{name}: cannot be loaded ({first_line(error, 400)}); give a run folder"
         ) from None
-    return model.to(device).eval(), processor  # type: ignore[arg-type, return-value]
+    return model.to(device).eval(), processor
 
 
 def _last_stage(run: Path) -> Path:

@@ -9,8 +9,9 @@ loaded beside the model and turns them into codes first, so both give the same r
     inputs = processor("How many cups are there?", codes=tokenizer.encode("photo.jpg"))
     print(processor.decode(model.generate(**inputs, max_new_tokens=64)[0]))
 
-Names as elsewhere in transformers: B = sequences, L = their tokens, D = width of the language
-model; T = patches of all images of the batch, one image after another, S = 4 slots, n = images.
+Names as elsewhere in transformers: B = sequences, L = their tokens, E = width of the language
+model; T = patches of all images of the batch, one image after another, S = 4 slots, D = values
+per patch, n = images.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ class ViQConfig(PreTrainedConfig):
     """
 
     model_type = "viq"
-    sub_configs = {"text_config": AutoConfig}  # type: ignore[assignment]
+    # A class property in transformers, set so by its own configs.
+    sub_configs = {  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+        "text_config": AutoConfig
+    }
 
     text_config: Any = None
     embedder_config: Any = None
@@ -76,7 +80,7 @@ class ViQForConditionalGeneration(VisionLanguageMixin, PreTrainedModel, Generati
     Build it of its parts with `from_parts`, or load one with `from_pretrained`.
     """
 
-    config: ViQConfig  # type: ignore[assignment]
+    config: ViQConfig
     config_class = ViQConfig
     main_input_name = "input_ids"
     input_modalities = ["image", "text"]
@@ -104,7 +108,7 @@ class ViQForConditionalGeneration(VisionLanguageMixin, PreTrainedModel, Generati
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, of safetensors alone, and strict: no weight may be missing.
 
         Raises:
@@ -199,7 +203,7 @@ class ViQForConditionalGeneration(VisionLanguageMixin, PreTrainedModel, Generati
         )
 
     @torch.no_grad()
-    def generate(
+    def generate(  # pyright: ignore[reportIncompatibleMethodOverride]  # all but ids are named
         self,
         inputs: Tensor | None = None,
         *,
@@ -216,7 +220,7 @@ class ViQForConditionalGeneration(VisionLanguageMixin, PreTrainedModel, Generati
         ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         if ids is not None and kwargs.get("inputs_embeds") is None:
             kwargs["inputs_embeds"] = self.embed(ids, codes, pixel_values, image_grid_hw)
-        return super().generate(ids, **kwargs)  # type: ignore[misc]
+        return super().generate(ids, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language.get_input_embeddings()
@@ -254,7 +258,7 @@ class ViQForConditionalGeneration(VisionLanguageMixin, PreTrainedModel, Generati
         pixel_values_TD: Tensor | None = None,
         image_grid_hw: Tensor | None = None,
     ) -> Tensor:
-        """Input vectors (B, L, D): embeddings of words, and images in the places they have."""
+        """Input vectors (B, L, E): embeddings of words, and images in the places they have."""
         features_TC, grids = None, []
         if image_grid_hw is not None:
             grids = [(rows, cols) for rows, cols in image_grid_hw.tolist()]

@@ -12,7 +12,7 @@ come first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from viq.data.text.conversations import Conversation, Turn, marked, turns_of
 from viq.data.text.templates import Prompt, formatted, parsed
 from viq.image.open import limit_pixels, open_image
 from viq.image.patches import normalize, patchify
+from viq.mllm.keywords import OF_CALL, OF_TEMPLATE, check_keywords
 
 
 class ViQProcessor(ProcessorMixin):
@@ -44,6 +45,9 @@ class ViQProcessor(ProcessorMixin):
         max_length: tokens of a conversation with labels, see `encode_chat`.
         fingerprint: of the tokenizer whose codes the model reads; "" accepts all.
         codebook_size: its number of codes.
+
+    Raises:
+        ViqError: an argument has another type or is out of its range, or there is no such argument.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class ViQProcessor(ProcessorMixin):
         codebook_size: int = 2**16,
         **kwargs: Any,
     ) -> None:
+        check_keywords(kwargs, ViQProcessor.__init__)
         if IMAGE_PAD not in tokenizer.get_vocab():
             tokenizer.add_tokens([AddedToken(IMAGE_PAD, special=True)], special_tokens=True)
         self.image_token_id: int = tokenizer.convert_tokens_to_ids(IMAGE_PAD)
@@ -73,7 +78,7 @@ class ViQProcessor(ProcessorMixin):
         self.codebook_size = whole_number(codebook_size, "codebook_size", 1, 2**16)
         super().__init__(tokenizer, chat_template=chat_template)
 
-    def __call__(  # type: ignore[override]
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         images: Any = None,
         text: Any = None,
@@ -93,6 +98,8 @@ class ViQProcessor(ProcessorMixin):
             codes: instead of images, `viq.Codes` in the same form.
             labels: the conversations end with an answer; score what the assistant says.
             keys: name the samples of a batch in errors.
+            kwargs: of transformers, where they ask for what is done anyway: `return_tensors="pt"`,
+                `padding=True`, `padding_side="left"`, `add_special_tokens=False`.
 
         Returns:
             `input_ids`, `attention_mask` (B, L); with images `image_grid_hw` (n, 2) and `codes`
@@ -100,8 +107,9 @@ class ViQProcessor(ProcessorMixin):
 
         Raises:
             ViqError: image placeholders and images differ in number, codes are of another tokenizer, or a
-                conversation has another form; names the sample.
+                conversation has another form; names the sample. Or `kwargs` ask for anything else.
         """
+        check_keywords(kwargs, ViQProcessor.__call__, OF_CALL)
         if images is not None and codes is not None:
             raise ViqError("give images or codes, not both")
         samples = [text] if _is_one(text) else list(text)
@@ -125,7 +133,7 @@ class ViQProcessor(ProcessorMixin):
             data |= {kind: torch.cat(visuals), "image_grid_hw": torch.tensor(grids)}
         return BatchFeature(data)
 
-    def apply_chat_template(  # type: ignore[override]
+    def apply_chat_template(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         conversation: Any,
         chat_template: Any = None,
@@ -133,6 +141,7 @@ class ViQProcessor(ProcessorMixin):
         tokenize: bool = False,
         return_dict: bool = False,
         add_generation_prompt: bool = True,
+        processor_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Messages to the text of a prompt, or with `tokenize` at once to inputs.
@@ -144,16 +153,20 @@ class ViQProcessor(ProcessorMixin):
             chat_template: there is one format only, ChatML; anything but None is refused.
             return_dict: with `tokenize`, all inputs instead of `input_ids` alone.
             add_generation_prompt: whether the text ends with the head of the answer.
+            processor_kwargs, kwargs: with `tokenize`, other arguments of a call of the processor.
 
         Raises:
-            ViqError: a conversation has another form, or its text spells out special tokens of ChatML,
-                which a prompt in one text could not tell from its own.
+            ViqError: a conversation has another form, its text spells out special tokens of ChatML, which a
+                prompt in one text could not tell from its own, or there is no such argument.
         """
         if chat_template is not None:
             raise ViqError("chat_template: the format is ChatML; leave it out")
+        of_template = {name: kwargs.pop(name) for name in OF_TEMPLATE if name in kwargs}
+        check_keywords(of_template, ViQProcessor.apply_chat_template, OF_TEMPLATE)
         if tokenize:
-            inputs = self(text=conversation, **kwargs)
+            inputs = self(text=conversation, **kwargs, **processor_kwargs or {})
             return inputs if return_dict else inputs["input_ids"]
+        check_keywords(kwargs, ViQProcessor.apply_chat_template, OF_CALL)
         samples = [conversation] if _is_one(conversation) else list(conversation)
         texts = [
             formatted(

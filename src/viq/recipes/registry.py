@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from viq.core.types import ViqError
 from viq.recipes.ablations import ablation
@@ -15,7 +15,10 @@ from viq.train.old_names import with_new_names
 from viq.train.tokenizer.recipe import TokenizerRecipe
 from viq.weights.checkpoint import from_dict, read_object
 
-R = TypeVar("R")  # a recipe
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+R = TypeVar("R", bound="DataclassInstance")  # a recipe
 
 
 RECIPES: Mapping[str, Callable[[], TokenizerRecipe]] = {
@@ -74,7 +77,7 @@ def scaled(recipe: R, factor: float) -> R:
     stages = getattr(recipe, "stages", None)
     if stages is None:
         return longer(recipe)
-    return replace(recipe, stages=tuple(map(longer, stages)))  # type: ignore[type-var]
+    return replace(recipe, stages=tuple(map(longer, stages)))
 
 
 def with_places(recipe: R, places: Mapping[str, Any]) -> R:
@@ -83,4 +86,4 @@ def with_places(recipe: R, places: Mapping[str, Any]) -> R:
     name, language = given.pop("language", None), getattr(recipe, "language", None)
     if name is not None and language is not None:
         given["language"] = replace(language, name=name)
-    return replace(recipe, **given)  # type: ignore[type-var]
+    return replace(recipe, **given)

@@ -13,7 +13,8 @@ disk beside a JPEG file.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -144,29 +145,7 @@ def make_gallery(
     _protect(named, out)
     manifest = Manifest(out / _MANIFEST, "demo")
     _require_ours(named, manifest, overwrite)
-    rows: list[dict[str, Any]] = []
-    failed: list[dict[str, str]] = []
-    files: list[str] = []
-    blocks: list[Image.Image] = []
-    sections: list[dict[str, Any]] = []
-    for done, (name, source) in enumerate(named, 1):
-        try:
-            original = open_image(source)
-        except ImageError as error:
-            failed.append({"name": name, "reason": str(error)})
-        else:
-            credit = source.info.get("credit") if isinstance(source, Image.Image) else None
-            row, pictures = _compare(tokenizer, name, original, manifest)
-            rows.append({"name": name, "credit": str(credit) if credit else None, **row})
-            files += [f"{name}.viq", f"{name}.png"]
-            # Full-size pictures go no further: a gallery may hold many.
-            blocks.append(block(rows[-1], pictures))
-            sections.append(section(rows[-1], pictures))
-        if progress is not None:
-            progress(done)
-    if not rows:
-        reason = f": {failed[0]['reason']}" if failed else "; give at least one"
-        raise ViqError(f"no picture to show{reason}")
+    shown = _shown(tokenizer, named, manifest, progress)
     summary = {
         "title": title,
         "command": command,
@@ -178,21 +157,58 @@ def make_gallery(
             "tile": tokenizer.config.tile,
         },
         "pillow": PIL.__version__,
-        "images": rows,
-        "failed": failed,
-        "files": [*files, *_FOR_ALL, _MANIFEST],
+        "images": shown.rows,
+        "failed": shown.failed,
+        "files": [*_pair_files(row["name"] for row in shown.rows), *_FOR_ALL, _MANIFEST],
     }
-    for name, data in zip(
-        _FOR_ALL,
-        (encoded(make_sheet(summary, blocks), "PNG"), make_page(summary, sections).encode()),
-        strict=True,
-    ):
+    sheet = encoded(make_sheet(summary, shown.blocks), "PNG")
+    page = make_page(summary, shown.sections).encode()
+    for name, data in zip(_FOR_ALL, (sheet, page), strict=True):
         manifest.write(name, data)
     manifest.tidy()
     return summary
 
 
 # Pictures and numbers
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What a gallery says of its pictures, and how sheet and page show each."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[dict[str, str]] = field(default_factory=list)
+    blocks: list[Image.Image] = field(default_factory=list)
+    sections: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _shown(
+    tokenizer: VisualTokenizer,
+    named: Sequence[tuple[str, ImageInput]],
+    manifest: Manifest,
+    progress: Callable[[int], None] | None,
+) -> _Shown:
+    """Write the files of all pictures that can be read. Raises `ViqError` if there is none."""
+    shown = _Shown()
+    for done, (name, source) in enumerate(named, 1):
+        try:
+            original = open_image(source)
+        except ImageError as error:
+            shown.failed.append({"name": name, "reason": str(error)})
+        else:
+            credit = source.info.get("credit") if isinstance(source, Image.Image) else None
+            figures, pictures = _compare(tokenizer, name, original, manifest)
+            row = {"name": name, "credit": str(credit) if credit else None, **figures}
+            shown.rows.append(row)
+            # Full-size pictures go no further: a gallery may hold many.
+            shown.blocks.append(block(row, pictures))
+            shown.sections.append(section(row, pictures))
+        if progress is not None:
+            progress(done)
+    if not shown.rows:
+        reason = f": {shown.failed[0]['reason']}" if shown.failed else "; give at least one"
+        raise ViqError(f"no picture to show{reason}")
+    return shown
 
 
 def _compare(
@@ -311,7 +327,12 @@ def _require_ours(
 
 
 def _files_of(named: Sequence[tuple[str, ImageInput]]) -> list[str]:
-    return [*(f"{name}.{kind}" for name, _ in named for kind in ("viq", "png")), *_FOR_ALL]
+    return [*_pair_files(name for name, _ in named), *_FOR_ALL]
+
+
+def _pair_files(names: Iterable[str]) -> list[str]:
+    """Codes and picture of each."""
+    return [f"{name}.{kind}" for name in names for kind in ("viq", "png")]
 
 
 def _identity(path: str | os.PathLike[str]) -> tuple[int, int]:

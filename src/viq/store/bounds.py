@@ -95,7 +95,7 @@ class Bounds:
             CodesError: an image is larger than it may be, or all together are.
         """
         sizes = heights.astype(np.int64), widths.astype(np.int64)
-        rows, cols = (np.asarray(side) for side in grid_of(sizes))  # type: ignore[arg-type]
+        rows, cols = (np.asarray(side) for side in grid_of(sizes))  # pyright: ignore[reportArgumentType]
         none = (sizes[0] == 0) & (sizes[1] == 0)
         bad = ~none & ((np.minimum(*sizes) < 1) | (rows * cols > MAX_PATCHES)
                        | (sizes[0] * sizes[1] > MAX_PIXELS))  # fmt: skip

@@ -20,12 +20,12 @@ from typing import Any
 
 from viq.codec.entropy_model import beside
 from viq.core.files import is_plain, remove_leftovers, sha256_of, write_atomically, write_new
+from viq.core.locks import locked
 from viq.core.types import CodesError, ViqError
 from viq.store.columns import Extras
 from viq.store.facts import Counts as Counts
 from viq.store.facts import Facts, Failure, write_ledger
 from viq.store.folder import INDEX, JOB, LEDGER, Index, Shard, read_begun, read_index, shard_name
-from viq.store.lock import locked
 from viq.store.rows import CodeRow, CodesReader, CodesWriter, StoreInfo
 from viq.store.schema import samples_of
 

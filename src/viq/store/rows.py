@@ -297,7 +297,7 @@ class CodesReader:
                 sizes = batch["height"].to_numpy(), batch["width"].to_numpy()
                 if coder:
                     self._bounds.require_images(*sizes)
-                grids = grid_of(sizes)  # type: ignore[arg-type]  # arrays work as well
+                grids = grid_of(sizes)  # arrays work as well
                 columns.setdefault("rows", pa.array(grids[0]))
                 columns.setdefault("cols", pa.array(grids[1]))
                 for name in NUMBERS:

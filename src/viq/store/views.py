@@ -99,7 +99,7 @@ class ShardView:
     def patches(self) -> np.ndarray:
         """Patches of each sample, int64."""
         height, width = self._numbers[:, :2].astype(np.int64).T
-        rows, cols = grid_of((height, width))  # type: ignore[arg-type]  # arrays work as well
+        rows, cols = grid_of((height, width))  # arrays work as well
         patches = np.asarray(rows * cols)
         return np.add.reduceat(patches, self._starts[:-1]) if len(self) else patches
 

@@ -70,24 +70,24 @@ class EntropyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EntropyBatch:
-    """Patches of any images: values (P, K) of the neighbours of each, and its levels (P, D)."""
+    """Patches of any images: values (T, I) of the neighbours of each, and its levels (T, K)."""
 
-    values_PK: Tensor
-    levels_PD: Tensor
+    values_TI: Tensor
+    levels_TK: Tensor
 
     @property
     def counts(self) -> dict[str, int]:
-        return {"levels": self.levels_PD.numel(), "patches": len(self.levels_PD)}
+        return {"levels": self.levels_TK.numel(), "patches": len(self.levels_TK)}
 
     def to(self, device: torch.device) -> EntropyBatch:
         """The same on another device."""
         return EntropyBatch(
-            values_PK=self.values_PK.to(device), levels_PD=self.levels_PD.to(device)
+            values_TI=self.values_TI.to(device), levels_TK=self.levels_TK.to(device)
         )
 
 
 class EntropyNetwork(Objective):
-    """The network of `EntropyModel` in floats; P patches, D levels each, of at most L values."""
+    """The network of `EntropyModel` in floats; T patches, K levels each, of at most l values."""
 
     counted_in = {"nats": "levels"}
 
@@ -105,16 +105,16 @@ class EntropyNetwork(Objective):
 
     def forward(self, batch: EntropyBatch) -> dict[str, Tensor]:
         """Sum of nats of all levels."""
-        self.limit()
-        x, levels_PD = batch.values_PK, batch.levels_PD
+        self.clip_weights()
+        x, levels_TK = batch.values_TI, batch.levels_TK
         for i, layer in enumerate(self.context):
             x = layer(x if i == 0 else _clip(x))
-        known_PDH = self.embed[torch.arange(len(self.embed)), levels_PD]
-        before_PDH = F.pad(known_PDH, (0, 0, 1, -1)).cumsum(1)
-        hidden_PDH = _clip(x[:, None] + before_PDH)
-        logits = torch.einsum("pdh,dlh->pdl", hidden_PDH, self.head) + self.head_bias
+        known_TKU = self.embed[torch.arange(len(self.embed)), levels_TK]
+        before_TKU = F.pad(known_TKU, (0, 0, 1, -1)).cumsum(1)
+        hidden_TKU = _clip(x[:, None] + before_TKU)
+        logits = torch.einsum("pdh,dlh->pdl", hidden_TKU, self.head) + self.head_bias
         logits = logits.masked_fill(self.get_buffer("absent"), -1e9)
-        nats = F.cross_entropy(logits.flatten(0, 1), levels_PD.flatten(), reduction="sum")
+        nats = F.cross_entropy(logits.flatten(0, 1), levels_TK.flatten(), reduction="sum")
         return {"nats": nats}
 
     @torch.no_grad()
@@ -127,7 +127,7 @@ class EntropyNetwork(Objective):
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Rounded to the integers of `EntropyModel`."""
-        self.limit()
+        self.clip_weights()
         result = {
             "embed": _integers(self.embed, VALUE_UNIT, np.int16),
             "head.weight": _integers(self.head, WEIGHT_UNIT, np.int16),
@@ -202,14 +202,14 @@ def fit_entropy(
     config = config or EntropyConfig()
     sizes = np.array(tuple(levels) * (codes[0].ids.shape[-1] if codes else 0))
     layout = Layout.of([item.grid for item in codes]) if codes else None
-    if layout is None or len(layout.step_P) < config.patches:
+    if layout is None or len(layout.step_T) < config.patches:
         raise ViqError(f"an entropy model needs at least {config.patches} patches to learn from")
-    levels_PD = layout.levels([item.ids for item in codes], levels)
-    values = layout.values(levels_PD, sizes).astype(np.int16)
-    levels_PD = levels_PD.astype(np.int8)
+    levels_TK = layout.levels([item.ids for item in codes], levels)
+    values = layout.values(levels_TK, sizes).astype(np.int16)
+    levels_TK = levels_TK.astype(np.int8)
     torch.manual_seed(config.seed)
-    network = EntropyNetwork(sizes, layout.neighbours_PN.shape[1] * values.shape[1], config)
-    batches = _batches(values, levels_PD, layout.neighbours_PN, config)
+    network = EntropyNetwork(sizes, layout.neighbours_T3.shape[1] * values.shape[1], config)
+    batches = _batches(values, levels_TK, layout.neighbours_T3, config)
 
     def log(record: dict[str, Any]) -> None:
         bits = record["loss"] * len(levels) / math.log(2)
@@ -223,16 +223,16 @@ def fit_entropy(
 
 
 def _batches(
-    values: np.ndarray, levels_PD: np.ndarray, neighbours_PN: np.ndarray, config: EntropyConfig
+    values: np.ndarray, levels_TK: np.ndarray, neighbours_T3: np.ndarray, config: EntropyConfig
 ) -> Iterator[EntropyBatch]:
     """Patches at random, endlessly."""
     rng = np.random.default_rng(config.seed)
     while True:
-        chosen = rng.integers(0, len(levels_PD), config.patches)
-        read = values[neighbours_PN[chosen]].reshape(len(chosen), -1)
+        chosen = rng.integers(0, len(levels_TK), config.patches)
+        read = values[neighbours_T3[chosen]].reshape(len(chosen), -1)
         yield EntropyBatch(
-            values_PK=torch.from_numpy(read).float() / VALUE_UNIT,
-            levels_PD=torch.from_numpy(levels_PD[chosen]).long(),
+            values_TI=torch.from_numpy(read).float() / VALUE_UNIT,
+            levels_TK=torch.from_numpy(levels_TK[chosen]).long(),
         )
 
 

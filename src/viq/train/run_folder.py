@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from viq.core.files import open_regular, write_atomically
+from viq.core.locks import locked
 from viq.core.types import ViqError
 from viq.core.untrusted import printable
 from viq.data.corpora.corpora import RowCorpus
 from viq.image.open import IMAGE_SUFFIXES
 from viq.metrics.run_log import RECIPE, read_recipe, stage_names
-from viq.store.lock import locked
 from viq.train.loop import TrainingError
 from viq.train.old_names import with_new_names
 from viq.weights import checkpoint

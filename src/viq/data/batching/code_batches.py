@@ -91,7 +91,9 @@ class CodeExample:
 class CodeCorpus(RowCorpus):
     """Samples of a store, or rows of text alone, that belong to a split."""
 
-    def example(self, index: int, rng: random.Random) -> CodeExample:  # type: ignore[override]
+    def example(  # pyright: ignore[reportIncompatibleMethodOverride]  # codes, and no pictures
+        self, index: int, rng: random.Random
+    ) -> CodeExample:
         """Raises SourceError or ConversationError for a bad row, CodesError for a damaged shard."""
         chat = self.chat(index, rng)
         codes = tuple(image.codes for image in chat.images if isinstance(image, CodesRef))

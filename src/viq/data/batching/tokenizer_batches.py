@@ -174,7 +174,7 @@ class BatchStream(Stream[_Prepared, MicroBatch]):
 
     def _cost(self, item: _Prepared) -> tuple[int, int]:
         """Language tokens and patches of one example."""
-        patches = lengths_of([grid_of(p.shape[:2], PATCH_SIZE) for p in item.pixels])  # type: ignore[arg-type]
+        patches = lengths_of([grid_of(p.shape[:2], PATCH_SIZE) for p in item.pixels])
         return len(item.chat.ids) if item.chat else 0, sum(patches)
 
     def _collate(self, items: Sequence[_Prepared], number: int) -> MicroBatch:

@@ -18,8 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from viq.core.errors import require
 from viq.data.synthetic.captions import Shape
 from viq.data.synthetic.shapes import COLOURS, SHAPES, shape_mask
+
+with require("scipy", "train", "finding shapes in pictures"):  # before any is drawn to be judged
+    from scipy import ndimage
 
 _THING = 0.5  # of the way from the ground to the colour of a thing: where it begins
 _DIFFERENT = 60.0  # least colour distance from the ground, of 442
@@ -27,6 +31,7 @@ _LEAST = 0.004  # of the picture: smaller things are specks
 _PART = 0.25  # of a thing: least share of a second colour that makes it two things
 _FIT = 0.62  # least overlap of thing and outline, of 1
 _CELLS, _RADIUS = 33, 12.0  # the common frame; radius there of a disc of the same area
+_NEIGHBOURS = np.ones((3, 3), bool)  # of a pixel: eight, corners too
 _NAMES = tuple(COLOURS)
 _PALETTE = np.array([COLOURS[name] for name in _NAMES], np.float32)
 # After which part of a whole turn an outline looks the same.
@@ -92,29 +97,15 @@ def _parts(thing: Mask, pixels: Plane, away: Plane) -> Iterator[tuple[Mask, str]
 
 def _components(mask: Mask) -> Iterator[Mask]:
     """Connected parts, each a mask; corners connect."""
-    labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
-    while True:  # each pixel takes the largest number around it, until nothing changes
-        spread = np.where(mask, _around(labels, np.maximum), 0)
-        if np.array_equal(spread, labels):
-            break
-        labels = spread
-    for label in np.unique(labels[mask]):
+    labels = np.empty(mask.shape, np.int32)
+    ndimage.label(mask, _NEIGHBOURS, output=labels)  # numbered from 1
+    for label in range(1, labels.max(initial=0) + 1):
         yield labels == label
 
 
 def _grown(mask: Mask) -> Mask:
     """A mask with all its neighbours."""
-    return _around(mask, np.logical_or)
-
-
-def _around(plane: NDArray, join: np.ufunc) -> NDArray:
-    """Each pixel joined with its eight neighbours."""
-    for axis in (0, 1):
-        wide = np.pad(plane, [(1, 1) if a == axis else (0, 0) for a in (0, 1)])
-        size = plane.shape[axis]
-        below, here, above = (wide.take(range(i, i + size), axis) for i in range(3))
-        plane = join(join(below, here), above)
-    return plane
+    return np.asarray(ndimage.binary_dilation(mask, _NEIGHBOURS), bool)
 
 
 def _framed(cover: Plane, x: float, y: float, area: float) -> Plane:

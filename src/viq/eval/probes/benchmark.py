@@ -104,7 +104,7 @@ def make_benchmark(
             rng.shuffle(pairs)
             kept = pairs[: config.pairs]
             for group in [[pair] for pair in kept] if held else [kept]:
-                chat = _encode(group, pictures[number].shape[:2], text_tokenizer)  # type: ignore[arg-type]
+                chat = _encode(group, pictures[number].shape[:2], text_tokenizer)
                 kind, _, answer = group[0]
                 (test if held else train).append(
                     ProbeQuestion(picture=number, chat=chat, kind=kind, answer=answer)

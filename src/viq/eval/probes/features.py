@@ -80,7 +80,7 @@ def compare_features(
         seed=0,
         tokenizer=tokenizer,
         benchmark=benchmark,
-        grids=tuple(grid_of(picture.shape[:2]) for picture in benchmark.pictures),  # type: ignore[arg-type]
+        grids=tuple(grid_of(picture.shape[:2]) for picture in benchmark.pictures),
         codes=tuple(item.ids.reshape(-1, 4) for item in codes),
         config=config,
         threads=torch.get_num_threads(),

@@ -68,7 +68,7 @@ def evaluate_features(
     Returns accuracies in percent: `answers` (all, and by kind) with mean, the half-width of the
     95% interval over seeds (Student's t), and each seed's value; `probes` by question.
     """
-    grids = [grid_of(p.shape[:2]) for p in benchmark.pictures]  # type: ignore[arg-type]
+    grids = [grid_of(p.shape[:2]) for p in benchmark.pictures]
     # A fresh projector expects centred channels of unit size; tokenizers differ in that.
     sample = torch.cat(list(features[:500]))
     mean, std = sample.mean(0), sample.std(0) + 1e-6
@@ -243,7 +243,7 @@ def _logistic(x: Tensor, y: Tensor, x_test: Tensor, classes: int) -> Tensor:
         loss.backward()
         return loss
 
-    solver.step(closure)  # type: ignore[arg-type]
+    solver.step(closure)
     return (x_test @ weight.detach() + bias.detach()).argmax(1)
 
 

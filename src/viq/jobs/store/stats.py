@@ -121,4 +121,8 @@ def _digests(row: CodeRow) -> tuple[bytes, bytes]:
     ids = codes.ids.astype("<u2").tobytes() + repr((codes.size, codes.tile)).encode() if codes \
         else b""  # fmt: skip
     extras = repr(sorted((k, v) for k, v in row.extras.items() if v is not None)).encode()
-    return tuple(hashlib.blake2b(data, digest_size=16).digest() for data in (ids, extras))  # type: ignore[return-value]
+    return _digest(ids), _digest(extras)
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()

@@ -6,7 +6,7 @@ make 256 million entries. Here each sample has its own attention (`viq.models.la
 one variable-length kernel on CUDA, a loop elsewhere, and nothing quadratic in L.
 
     use_packed_attention(language)  # once; everything else stays as it was
-    hidden_LD = packed_hidden(language, inputs_LD, lengths)
+    hidden_LE = packed_hidden(language, inputs_LE, lengths)
 
 Attention dropout, which no kernel for packed samples has, is left out. `check_packed` tells before
 training what of a model could not be packed at all: windows shorter than a sample, and whatever
@@ -15,7 +15,7 @@ its attention computes beside the softmax.
 The model still generates, with caches and padding masks, as with "sdpa". Gradient checkpointing,
 adapters of peft and `save_pretrained` are not affected.
 
-L = tokens of the packed sequence, D = width, H = heads.
+L = tokens of the packed sequence, E = width of the language model.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ def use_packed_attention(language: Any) -> None:
     base_of(language).set_attn_implementation(PACKED)
 
 
-def packed_hidden(language: Any, inputs_LD: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Last hidden states (L, D) of packed samples; positions restart with each.
+def packed_hidden(language: Any, inputs_LE: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Last hidden states (L, E) of packed samples; positions restart with each.
 
     Args:
         language: a model that `use_packed_attention` has seen.
         lengths: tokens of each sample, in order; they add up to L.
     """
-    if sum(lengths) != len(inputs_LD):
-        raise ValueError(f"lengths add up to {sum(lengths)} tokens, not to {len(inputs_LD)}")
-    positions_L = torch.cat([torch.arange(length) for length in lengths]).to(inputs_LD.device)
+    if sum(lengths) != len(inputs_LE):
+        raise ValueError(f"lengths add up to {sum(lengths)} tokens, not to {len(inputs_LE)}")
+    positions_L = torch.cat([torch.arange(length) for length in lengths]).to(inputs_LE.device)
     output = base_of(language).get_decoder()(
-        inputs_embeds=inputs_LD[None],
+        inputs_embeds=inputs_LE[None],
         position_ids=positions_L[None],
         # transformers passes a mask of four dimensions on as it is, and `_attention` ignores it;
         # without one it would build L x L.
-        attention_mask=inputs_LD.new_zeros(1, 1, 1, 1),
+        attention_mask=inputs_LE.new_zeros(1, 1, 1, 1),
         use_cache=False,
         lengths=tuple(lengths),
     )
@@ -126,14 +126,14 @@ def _differs(base: Any) -> float:
     base.eval()
     try:
         ids = torch.arange(5, device=embed.weight.device) % embed.num_embeddings
-        inputs_LD = embed(ids)
-        packed_LD = packed_hidden(base, inputs_LD, (3, 2))
+        inputs_LE = embed(ids)
+        packed_LE = packed_hidden(base, inputs_LE, (3, 2))
         alone = [
             base.get_decoder()(inputs_embeds=part[None], use_cache=False).last_hidden_state[0]
-            for part in inputs_LD.split((3, 2))
+            for part in inputs_LE.split((3, 2))
         ]
-        alone_LD = torch.cat(alone).float()
-        return float((packed_LD.float() - alone_LD).abs().max() / alone_LD.abs().max())
+        alone_LE = torch.cat(alone).float()
+        return float((packed_LE.float() - alone_LE).abs().max() / alone_LE.abs().max())
     finally:
         base.train(training)
 

@@ -7,8 +7,8 @@ one long line, can tell rows apart. These are vectors, not words of its vocabula
 The official code needs grids whose sides are multiples of the window and fails on others. Here a
 window at the right or lower border simply has fewer members; on whole windows the numbers agree.
 
-T = patches of all images, C = width of features, W = windows of all images, M = merge_size**2 members,
-D = width of the language model, L = tokens of one image.
+T = patches of all images, C = width of features, R = windows of all images, m = merge_size**2 members,
+E = width of the language model, L = tokens of one image.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ProjectorConfig:
     """Shape of the projector."""
 
     features: int  # C
-    width: int  # D
+    width: int  # E
     merge_size: int = 2  # side of a window, patches: 1, 2 or 4
     whiten: bool = False  # features go through a `Whitener` first
 
@@ -77,7 +77,7 @@ class Whitener(nn.Module):
 
 @functools.lru_cache(maxsize=1024)
 def _windows(grid: Grid, merge_size: int) -> Tensor:
-    """Patch numbers (windows, M) of one image in raster order; -1 where a member is missing."""
+    """Patch numbers (windows, m) of one image in raster order; -1 where a member is missing."""
     rows, cols = (-(-side // merge_size) for side in grid)
     numbers = torch.arange(grid[0] * grid[1]).view(1, 1, *grid).float()
     padded = F.pad(
@@ -102,29 +102,29 @@ class MergeProjector(nn.Module):
         self.end = nn.Parameter(torch.empty(d).normal_(std=0.02))
 
     def merged(self, features_TC: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
-        """One vector a window, (W, D), images one after another, windows in raster order."""
+        """One vector a window, (R, E), images one after another, windows in raster order."""
         parts, start = [], 0
         for grid in grids_hw:
             windows = _windows(grid, self.config.merge_size)
             parts.append(torch.where(windows < 0, windows, windows + start))
             start += grid[0] * grid[1]
-        index_WM = torch.cat(parts).to(features_TC.device)
-        x_TD = self.project_in(self.whitener(features_TC).to(features_TC.dtype))
+        index_Rm = torch.cat(parts).to(features_TC.device)
+        x_TE = self.project_in(self.whitener(features_TC).to(features_TC.dtype))
         if self.config.merge_size > 1:
-            missing_WM1 = (index_WM < 0).unsqueeze(-1)
-            x_WMD = x_TD[index_WM.clamp_min(0)].masked_fill(missing_WM1, 0)
-            mean_W1D = x_WMD.sum(1, keepdim=True) / (~missing_WM1).sum(1, keepdim=True)
-            logits_WMD = self.weigh(torch.cat([x_WMD, mean_W1D.expand_as(x_WMD)], dim=-1))
-            x_TD = (x_WMD * logits_WMD.masked_fill(missing_WM1, -torch.inf).softmax(1)).sum(1)
-        return self.project_out(F.gelu(x_TD))
+            missing_Rm1 = (index_Rm < 0).unsqueeze(-1)
+            x_RmE = x_TE[index_Rm.clamp_min(0)].masked_fill(missing_Rm1, 0)
+            mean_R1E = x_RmE.sum(1, keepdim=True) / (~missing_Rm1).sum(1, keepdim=True)
+            logits_RmE = self.weigh(torch.cat([x_RmE, mean_R1E.expand_as(x_RmE)], dim=-1))
+            x_TE = (x_RmE * logits_RmE.masked_fill(missing_Rm1, -torch.inf).softmax(1)).sum(1)
+        return self.project_out(F.gelu(x_TE))
 
     def forward(self, features_TC: Tensor, grids_hw: Sequence[Grid]) -> list[Tensor]:
-        """Tokens (L, D) of each image, marks included; L is `viq.core.types.language_tokens`."""
+        """Tokens (L, E) of each image, marks included; L is `viq.core.types.language_tokens`."""
         tokens, start = [], 0
-        merged_WD = self.merged(features_TC, grids_hw)
+        merged_RE = self.merged(features_TC, grids_hw)
         for grid in grids_hw:
             rows, cols = (-(-side // self.config.merge_size) for side in grid)
-            image = merged_WD[start : start + rows * cols].view(rows, cols, -1)
+            image = merged_RE[start : start + rows * cols].view(rows, cols, -1)
             newline = self.newline.expand(rows, 1, -1)
             lines = torch.cat([image, newline], dim=1).flatten(0, 1)
             tokens.append(torch.cat([self.begin[None], lines, self.end[None]]))

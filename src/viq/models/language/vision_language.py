@@ -4,7 +4,7 @@ The model itself is a Hugging Face one: any causal LM with special tokens of Cha
 low-rank adapters, or a small Qwen2 built from a shape and trained from scratch. Ours is what lies
 around it: the projector, the places where visual vectors go, and the score of the answers.
 
-L = tokens of a packed sequence, D = width of the language model, A = scored tokens.
+L = tokens of a packed sequence, E = width of the language model, A = scored tokens.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def add_adapters(language: Any, config: AdapterConfig) -> Any:
     names = adapter_targets(language)
     wanted = peft.LoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]
+        lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         use_dora=config.dora,
         bias="none",
@@ -178,24 +178,24 @@ class VisionLanguageMixin:
     projector: MergeProjector
 
     def inputs(self, ids_L: Tensor, features_TC: Tensor | None, grids_hw: Sequence[Grid]) -> Tensor:
-        """Input vectors (L, D): embeddings of the words, visual vectors in the places of images.
+        """Input vectors (L, E): embeddings of the words, visual vectors in the places of images.
 
         Raises:
             ViqError: the images take other than the places that the ids keep for them.
         """
         places_L = ids_L == IMAGE_TOKEN
-        words_LD = self.language.get_input_embeddings()(ids_L.masked_fill(places_L, 0))
+        words_LE = self.language.get_input_embeddings()(ids_L.masked_fill(places_L, 0))
         if features_TC is None or not len(grids_hw):
             if places_L.any():
                 raise ViqError(f"{int(places_L.sum())} places for images, but no image")
-            return words_LD
-        visual = torch.cat(self.projector(features_TC, grids_hw)).to(words_LD.dtype)
+            return words_LE
+        visual = torch.cat(self.projector(features_TC, grids_hw)).to(words_LE.dtype)
         if len(visual) != int(places_L.sum()):
             raise ViqError(
                 f"{len(visual)} visual tokens of {len(grids_hw)} images, but the text keeps "
                 f"{int(places_L.sum())} places for them"
             )
-        return words_LD.masked_scatter(places_L[:, None], visual)
+        return words_LE.masked_scatter(places_L[:, None], visual)
 
     def score(
         self,
@@ -212,10 +212,10 @@ class VisionLanguageMixin:
         Args:
             lengths: tokens of each conversation.
         """
-        inputs_LD = self.inputs(ids_L, features_TC, grids_hw)
-        hidden_LD = packed_hidden(self.language, inputs_LD, lengths)
+        inputs_LE = self.inputs(ids_L, features_TC, grids_hw)
+        hidden_LE = packed_hidden(self.language, inputs_LE, lengths)
         scored_L = targets_L != IGNORE
-        logits = self.language.get_output_embeddings()(hidden_LD[scored_L]).float()
+        logits = self.language.get_output_embeddings()(hidden_LE[scored_L]).float()
         targets_A = targets_L[scored_L]
         return AnswerScore(
             loss_A=F.cross_entropy(logits, targets_A, reduction="none"),

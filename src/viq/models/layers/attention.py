@@ -1,6 +1,6 @@
 """Attention within each image of a packed sequence, with a plain and a fast twin.
 
-T = tokens of all images, H = heads, D = head dim. Both twins take and give the same things.
+T = tokens of all images, N = heads, c = values of a head. Both twins take and give the same things.
 The plain one is a loop of PyTorch's scaled dot-product attention over images and runs
 everywhere; on CPU it beat padding, block masks, nested tensors and flex attention. The fast one
 is PyTorch's variable-length FlashAttention, for half precision on CUDA.
@@ -18,33 +18,33 @@ from torch import Tensor
 
 
 def packed_attention(
-    q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, lengths: Sequence[int], *, causal: bool = False
+    q_TNc: Tensor, k_TNc: Tensor, v_TNc: Tensor, lengths: Sequence[int], *, causal: bool = False
 ) -> Tensor:
-    """Softmax attention, scale 1/sqrt(D), no token seeing another image. Gives (T, H, D).
+    """Softmax attention, scale 1/sqrt(c), no token seeing another image. Gives (T, N, c).
 
     Args:
-        k_THD, v_THD: may have fewer heads, which consecutive heads of q then share.
+        k_TNc, v_TNc: may have fewer heads, which consecutive heads of q then share.
         lengths: tokens of each image, in order; they add up to T.
         causal: a token sees itself and those before it only.
     """
-    if sum(lengths) != len(q_THD):
-        raise ValueError(f"lengths add up to {sum(lengths)} tokens, the sequence has {len(q_THD)}")
-    way = varlen_attention if _fast_is_possible(q_THD) else looped_attention
-    return way(q_THD, k_THD, v_THD, lengths, causal=causal)
+    if sum(lengths) != len(q_TNc):
+        raise ValueError(f"lengths add up to {sum(lengths)} tokens, the sequence has {len(q_TNc)}")
+    way = varlen_attention if _fast_is_possible(q_TNc) else looped_attention
+    return way(q_TNc, k_TNc, v_TNc, lengths, causal=causal)
 
 
 def looped_attention(
-    q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, lengths: Sequence[int], *, causal: bool = False
+    q_TNc: Tensor, k_TNc: Tensor, v_TNc: Tensor, lengths: Sequence[int], *, causal: bool = False
 ) -> Tensor:
     """The plain twin: one attention call for each run of images of equal length."""
-    shared = q_THD.shape[1] != k_THD.shape[1]
+    shared = q_TNc.shape[1] != k_TNc.shape[1]
     outputs, start = [], 0
     for length, run in groupby(lengths):
         count = len(list(run))
         stop = start + count * length
         q, k, v = (
             x[start:stop].unflatten(0, (count, length)).transpose(1, 2)
-            for x in (q_THD, k_THD, v_THD)
+            for x in (q_TNc, k_TNc, v_TNc)
         )
         out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=shared)
         outputs.append(out.transpose(1, 2).flatten(0, 1))
@@ -53,18 +53,18 @@ def looped_attention(
 
 
 def varlen_attention(
-    q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, lengths: Sequence[int], *, causal: bool = False
+    q_TNc: Tensor, k_TNc: Tensor, v_TNc: Tensor, lengths: Sequence[int], *, causal: bool = False
 ) -> Tensor:
-    """The fast twin: one kernel for the whole sequence (CUDA, fp16 or bf16, D at most 256)."""
+    """The fast twin: one kernel for the whole sequence (CUDA, fp16 or bf16, c at most 256)."""
     from torch.nn.attention.varlen import varlen_attn
 
-    if (share := q_THD.shape[1] // k_THD.shape[1]) > 1:
+    if (share := q_TNc.shape[1] // k_TNc.shape[1]) > 1:
         # Not every release of the kernel takes fewer heads; copies cost little beside the rest.
-        k_THD, v_THD = (x.repeat_interleave(share, dim=1) for x in (k_THD, v_THD))
-    ends = _ends(tuple(lengths), q_THD.device)
+        k_TNc, v_TNc = (x.repeat_interleave(share, dim=1) for x in (k_TNc, v_TNc))
+    ends = _ends(tuple(lengths), q_TNc.device)
     longest = max(lengths)
     window = (-1, 0 if causal else -1)  # how far a token sees back and ahead; -1: all the way
-    out = varlen_attn(q_THD, k_THD, v_THD, ends, ends, longest, longest, window_size=window)
+    out = varlen_attn(q_TNc, k_TNc, v_TNc, ends, ends, longest, longest, window_size=window)
     return out if isinstance(out, Tensor) else out[0]
 
 
@@ -74,10 +74,10 @@ def _ends(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
 
 
-def _fast_is_possible(q_THD: Tensor) -> bool:
-    if q_THD.device.type != "cuda" or q_THD.dtype not in (torch.float16, torch.bfloat16):
+def _fast_is_possible(q_TNc: Tensor) -> bool:
+    if q_TNc.device.type != "cuda" or q_TNc.dtype not in (torch.float16, torch.bfloat16):
         return False
-    if q_THD.shape[-1] > 256 or q_THD.shape[-1] % 8:
+    if q_TNc.shape[-1] > 256 or q_TNc.shape[-1] % 8:
         return False
     # FlashAttention needs an Ampere card or newer.
-    return torch.version.hip is None and torch.cuda.get_device_capability(q_THD.device)[0] >= 8
+    return torch.version.hip is None and torch.cuda.get_device_capability(q_TNc.device)[0] >= 8

@@ -1,4 +1,7 @@
-"""The blocks all models are made of, on packed sequences: T = tokens of all images, C = width."""
+"""The blocks all models are made of, on packed sequences: T = tokens of all images, C = width.
+
+N = heads, c = values of a head.
+"""
 
 from __future__ import annotations
 
@@ -83,13 +86,13 @@ class AttentionPool(nn.Module):
         self.mlp = Mlp(width, mlp_width, width)
 
     def forward(self, x_TC: Tensor, lengths: Sequence[int]) -> Tensor:
-        q_HD = self.q(self.latent).view(self.heads, -1)
-        k_THD, v_THD = self.kv(x_TC).unflatten(-1, (2, self.heads, -1)).unbind(1)
+        q_Nc = self.q(self.latent).view(self.heads, -1)
+        k_TNc, v_TNc = self.kv(x_TC).unflatten(-1, (2, self.heads, -1)).unbind(1)
         pooled = [
             nn.functional.scaled_dot_product_attention(
-                q_HD[None, :, None], k.transpose(0, 1)[None], v.transpose(0, 1)[None]
+                q_Nc[None, :, None], k.transpose(0, 1)[None], v.transpose(0, 1)[None]
             ).flatten(1)
-            for k, v in zip(k_THD.split(list(lengths)), v_THD.split(list(lengths)), strict=True)
+            for k, v in zip(k_TNc.split(list(lengths)), v_TNc.split(list(lengths)), strict=True)
         ]
         x_nC = self.proj(torch.cat(pooled))
         return x_nC + self.mlp(self.norm(x_nC))

@@ -4,7 +4,7 @@ Every head and frequency has its own direction in the plane; directions advance 
 angle, so they never line up. Positions span the same range whatever the number of patches, so
 a picture keeps its angles when its resolution changes (docs/model.md, "Rotary positions").
 
-N = patches of one image, S = slots (heads), D = head dim, F = D/2 frequencies.
+P = patches of one image, T = of all, S = slots (heads), c = values of a head, F = c/2 frequencies.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def frequencies(slots: int, head_dim: int) -> Tensor:
     ramp = torch.linspace(0, 1, count - zeros)
     magnitudes = _MIN_FREQUENCY * (_MAX_FREQUENCY / _MIN_FREQUENCY) ** ramp
     magnitudes = torch.cat([torch.zeros(zeros), magnitudes])
-    # The official code forms index times step in fp32; double differs by up to 1e-3 at D = 256.
+    # The official code forms index times step in fp32; double differs by up to 1e-3 at c = 256.
     angles = (torch.arange(slots * count) * _DIRECTION_STEP).view(slots, count)
     directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
     return magnitudes[:, None] * directions
 
 
 def positions_xy(grid: Grid) -> Tensor:
-    """Coordinates (N, 2), x then y, raster order; the range keeps the aspect and the area 4."""
+    """Coordinates (P, 2), x then y, raster order; the range keeps the aspect and the area 4."""
     rows, cols = grid
     x_limit, y_limit = math.sqrt(cols / rows), math.sqrt(rows / cols)
     x = torch.linspace(-x_limit, x_limit, cols)
@@ -46,15 +46,15 @@ def positions_xy(grid: Grid) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def angles(grid: Grid, slots: int, head_dim: int) -> Tensor:
-    """Rotation angles (N, S, F), fp32, on the CPU, so that every device starts from the same."""
-    freqs_SF2, xy_N2 = frequencies(slots, head_dim), positions_xy(grid)
-    x, y = xy_N2[:, 0, None, None], xy_N2[:, 1, None, None]
+    """Rotation angles (P, S, F), fp32, on the CPU, so that every device starts from the same."""
+    freqs_SF2, xy_P2 = frequencies(slots, head_dim), positions_xy(grid)
+    x, y = xy_P2[:, 0, None, None], xy_P2[:, 1, None, None]
     return freqs_SF2[..., 0] * x + freqs_SF2[..., 1] * y
 
 
-def rotate(x_TSD: Tensor, angles_TSF: Tensor) -> Tensor:
+def rotate(x_TSc: Tensor, angles_TSF: Tensor) -> Tensor:
     """Rotate the first half of the channels against the second half. Keeps the dtype of x."""
     cos, sin = angles_TSF.cos(), angles_TSF.sin()
-    first, second = x_TSD.to(cos.dtype).chunk(2, dim=-1)
+    first, second = x_TSc.to(cos.dtype).chunk(2, dim=-1)
     rotated = torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
-    return rotated.to(x_TSD.dtype)
+    return rotated.to(x_TSc.dtype)

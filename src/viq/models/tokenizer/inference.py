@@ -1,6 +1,6 @@
 """A tokenizer on images of any size: tiles in, bands of rows out.
 
-T = patches of all images, S = 4 slots, D = values per patch, L = latent channels.
+T = patches of all images, S = 4 slots, D = values per patch, Z = latent channels.
 """
 
 from __future__ import annotations
@@ -156,8 +156,8 @@ def decode_bands(model: VisualTokenizer, codes: Codes) -> Image.Image:
 def decode_with_vae(model: VisualTokenizer, vae: Any, codes: Codes) -> Image.Image:
     """The image in one piece: latent head and Qwen-Image VAE attend across all of it."""
     assert model.latent_head is not None
-    latents_Lhw = model.latent_head(model.features(checked_ids(model, codes)), [codes.grid])
-    pixels = decode_latents(vae, latents_Lhw)[0]
+    latents_Zhw = model.latent_head(model.features(checked_ids(model, codes)), [codes.grid])
+    pixels = decode_latents(vae, latents_Zhw)[0]
     height, width = codes.size
     return Image.fromarray(denormalize(pixels[:, :height, :width]).cpu().numpy())
 

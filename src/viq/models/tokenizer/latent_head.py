@@ -1,6 +1,7 @@
 """Features to latents of the Qwen-Image VAE: the reconstruction head of the official model.
 
-T = patches of all images, C = width, L = latent channels (docs/model.md, "Decoders").
+T = patches of all images, P = patches of one, C = width, Z = latent channels (docs/model.md,
+"Decoders").
 """
 
 from __future__ import annotations
@@ -54,10 +55,10 @@ class LatentHead(nn.Module):
         return x_TC
 
     def forward(self, features_TC: Tensor, grids_hw: Sequence[Grid]) -> list[Tensor]:
-        """Raw latents (L, 2*rows, 2*cols) of each image, without the VAE's mean and std."""
+        """Raw latents (Z, 2*rows, 2*cols) of each image, without the VAE's mean and std."""
         parts = self.adapt(features_TC, grids_hw).split(lengths_of(grids_hw))
         return [self._latents(part, grid) for part, grid in zip(parts, grids_hw, strict=True)]
 
-    def _latents(self, x_NC: Tensor, grid: Grid) -> Tensor:
-        x_1Chw = x_NC.T.unflatten(1, grid)[None]
+    def _latents(self, x_PC: Tensor, grid: Grid) -> Tensor:
+        x_1Chw = x_PC.T.unflatten(1, grid)[None]
         return F.pixel_shuffle(self.conv(F.silu(self.group_norm(x_1Chw))), 2)[0]

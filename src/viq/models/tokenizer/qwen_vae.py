@@ -4,7 +4,7 @@ Its config and the shapes of all its tensors are worked out here by hand, so tha
 checkpoint needs no diffusers; only decoding does (`pip install "viq[vae]"`). The folder is in
 diffusers' own format and any diffusers program can read it, and `load_vae` reads the stock one.
 
-L = latent channels, z_dim in diffusers' words.
+Z = latent channels, z_dim in diffusers' words.
 """
 
 from __future__ import annotations
@@ -62,22 +62,22 @@ def load_vae(
 
 
 def decode_latents(vae: Any, latents: Sequence[Tensor]) -> list[Tensor]:
-    """Images [3, 8h, 8w] fp32 in [-1, 1] of raw latents [L, h, w], one at a time.
+    """Images [3, 8h, 8w] fp32 in [-1, 1] of raw latents [Z, h, w], one at a time.
 
     Raw: the official head predicts the VAE's posterior mean itself, so latents_mean and
     latents_std of the VAE's config are not applied. Gradients flow through.
     """
     images = []
-    for latent_Lhw in latents:
+    for latent_Zhw in latents:
         # A video model: batch, channels, frames, rows, columns. An image is one frame.
-        one = latent_Lhw.to(vae.device, vae.dtype)[None, :, None]
+        one = latent_Zhw.to(vae.device, vae.dtype)[None, :, None]
         images.append(vae.decode(one).sample[0, :, 0].float())
     return images
 
 
 @torch.no_grad()
 def encode_latents(vae: Any, images: Sequence[Tensor]) -> list[Tensor]:
-    """Raw latents [L, h/8, w/8] fp32 of images [3, h, w] in [-1, 1], sides multiples of 8.
+    """Raw latents [Z, h/8, w/8] fp32 of images [3, h, w] in [-1, 1], sides multiples of 8.
 
     The mean of the posterior, without latents_mean and latents_std: what the official
     reconstruction loss is measured against.

@@ -79,9 +79,9 @@ class DinoTower(nn.Module):
         return self.model(pixel_values=pixels).last_hidden_state[:, self._skip :]
 
 
-def _resample(tokens_NC: Tensor, grid: Grid) -> Tensor:
+def _resample(tokens_PC: Tensor, grid: Grid) -> Tensor:
     """Tokens of a square grid for another grid, (rows*cols, C): bilinear, averaged if coarser."""
-    side = round(len(tokens_NC) ** 0.5)
-    square_1CGG = tokens_NC.T.unflatten(1, (side, side))[None]
+    side = round(len(tokens_PC) ** 0.5)
+    square_1CGG = tokens_PC.T.unflatten(1, (side, side))[None]
     resized = F.interpolate(square_1CGG, grid, mode="bilinear", align_corners=False, antialias=True)
     return resized[0].flatten(1).T

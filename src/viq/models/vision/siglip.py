@@ -5,7 +5,7 @@ transformers' (a vision tower alone, or the tower inside a whole model; fixed re
 They serve twice: as the frozen teacher of `models/vision/tower.py`, with the position grid as it is
 stored, and as the start of a student, resampled to its patches and its position grid.
 
-W = width, G = side of the position grid, p = patch size.
+C = width, G = side of the position grid, p = patch size.
 """
 
 from __future__ import annotations
@@ -138,14 +138,14 @@ def student_weights(
         resampled = resample_position_grid(stored_1NW, position_grid)
         weights["encoder.position"] = resampled.unflatten(1, (position_grid, -1))[0]
     if (p := tower.encoder.patch_size) != patch_size:
-        kernel_W3pp = weights["encoder.patch_embed.weight"].unflatten(1, (3, p, p))
-        resampled = resample_patch_kernel(kernel_W3pp, patch_size)
+        kernel_C3pp = weights["encoder.patch_embed.weight"].unflatten(1, (3, p, p))
+        resampled = resample_patch_kernel(kernel_C3pp, patch_size)
         weights["encoder.patch_embed.weight"] = resampled.flatten(1)
     return weights
 
 
 def resample_position_grid(pos_embed: Tensor, side: int) -> Tensor:
-    """Bicubic resampling of [1, g*g, W] to [1, side*side, W], as done when weights are loaded."""
+    """Bicubic resampling of [1, g*g, C] to [1, side*side, C], as done when weights are loaded."""
     old = math.isqrt(pos_embed.shape[1])
     grid = pos_embed.float().unflatten(1, (old, old)).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, (side, side), mode="bicubic", align_corners=False)
@@ -153,7 +153,7 @@ def resample_position_grid(pos_embed: Tensor, side: int) -> Tensor:
 
 
 def resample_patch_kernel(kernel: Tensor, side: int) -> Tensor:
-    """Bicubic resampling of a patch kernel [W, 3, p, p] to [W, 3, side, side]."""
+    """Bicubic resampling of a patch kernel [C, 3, p, p] to [C, 3, side, side]."""
     return F.interpolate(kernel.float(), (side, side), mode="bicubic", align_corners=False)
 
 

@@ -3,7 +3,7 @@
 The same modules as the encoder and pooling head of the tokenizer, so that SigLIP2 fits both, and
 a recipe without SigLIP2 can train its own.
 
-n = images, N = patches of one, C = width.
+n = images, P = patches of one, C = width.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ class VisionTower(nn.Module):
 
     def forward(self, images_nCHW: Tensor) -> Tensor:
         """Pooled tokens (n, C) of images of side x side px in [-1, 1]."""
-        tokens_nNC = self.tokens(images_nCHW)
-        lengths = [tokens_nNC.shape[1]] * len(tokens_nNC)
-        return self.pool_head(tokens_nNC.flatten(0, 1), lengths)
+        tokens_nPC = self.tokens(images_nCHW)
+        lengths = [tokens_nPC.shape[1]] * len(tokens_nPC)
+        return self.pool_head(tokens_nPC.flatten(0, 1), lengths)
 
     def tokens(self, images_nCHW: Tensor) -> Tensor:
-        """Tokens (n, N, C) after the final norm, in raster order."""
+        """Tokens (n, P, C) after the final norm, in raster order."""
         count, patch = len(images_nCHW), self.config.encoder.patch_size
         if tuple(images_nCHW.shape[1:]) != (3, self.side, self.side):
             raise ValueError(

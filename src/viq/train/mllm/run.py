@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from viq.data.batching.code_batches import (
     CUT,
     CodeBatch,
     CodeCorpus,
+    CodeSource,
     CodesRef,
     CodeStream,
     open_stores,
@@ -41,6 +42,7 @@ from viq.metrics.run_log import SKIPPED, read_lines
 from viq.mllm.loading import MODEL, assemble, load_mllm, make_processor
 from viq.mllm.modeling import ViQForConditionalGeneration
 from viq.models.language.packed import check_packed, use_packed_attention
+from viq.models.language.projector import Whitener
 from viq.models.language.vision_language import (
     adapter_targets,
     add_adapters,
@@ -350,13 +352,14 @@ class MllmRun:
 
 def store_digest(corpus: CodeCorpus) -> str:
     """Tells the store of a corpus from others, wherever it lies."""
-    return corpus.source.data.state_dict()["store"]  # type: ignore[attr-defined]
+    return cast(CodeSource, corpus.source).data.state_dict()["store"]
 
 
 def largest(corpora: Sequence[CodeCorpus]) -> int | None:
     """Area in px that images of these stores were shrunk to; None if of any it is not known."""
-    limits = [c.source.data.options.get("max_pixels") for c in corpora]  # type: ignore[attr-defined]
-    return max(limits) if all(limits) else None
+    limits = [cast(CodeSource, c.source).data.options.get("max_pixels") for c in corpora]
+    known = [limit for limit in limits if limit]
+    return max(known) if len(known) == len(limits) else None
 
 
 @torch.no_grad()
@@ -370,7 +373,8 @@ def fit_whitening(model: ViQForConditionalGeneration, corpora: Sequence[CodeCorp
         for image in corpus.row(index).images
         if isinstance(image, CodesRef)
     ]
-    if ids:
+    whitener = model.projector.whitener
+    if ids and isinstance(whitener, Whitener):
         codes_TS = torch.cat(ids)
         every = -(-len(codes_TS) // _SETTLING_PATCHES)  # large images: some of their patches do
-        model.projector.whitener.fit(model.embedder(codes_TS[::every]))  # type: ignore[operator]
+        whitener.fit(model.embedder(codes_TS[::every]))

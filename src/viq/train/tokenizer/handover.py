@@ -36,7 +36,7 @@ def begin(
 ) -> VisualTokenizer:
     """A model with this bottleneck; every other part starts from the previous stage, if any."""
     torch.manual_seed(seed)
-    quantizer = replace(config.quantizer, bottleneck=bottleneck)  # type: ignore[arg-type]
+    quantizer = replace(config.quantizer, bottleneck=bottleneck)
     model = VisualTokenizer(replace(config, quantizer=quantizer))
     initialize(model)
     if previous is not None:

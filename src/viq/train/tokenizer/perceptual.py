@@ -3,8 +3,8 @@
 Every module gives one number an image, fp32. What they look through is frozen; gradients flow to
 the painted pixels or to the decoder's values alone.
 
-n = images, T = patches of all images, D = values per patch, C = width, G = patches a side of what
-a tower sees.
+n = images, T = patches of all images, P = of one, D = values per patch, C = width, G = patches a
+side of what a tower sees.
 """
 
 from __future__ import annotations
@@ -106,9 +106,9 @@ class Lpips(nn.Module):
         lengths = lengths_of(grids_hw)
         distances = []
         parts = zip(painted_TD.split(lengths), real_TD.split(lengths), grids_hw, strict=True)
-        for painted_ND, real_ND, (rows, cols) in parts:
+        for painted_PD, real_PD, (rows, cols) in parts:
             size = (rows * PATCH_SIZE, cols * PATCH_SIZE)
-            painted, real = (unpatchify(x, size)[None].float() for x in (painted_ND, real_ND))
+            painted, real = (unpatchify(x, size)[None].float() for x in (painted_PD, real_PD))
             distances.append(self.net(painted, real).flatten())
         return torch.cat(distances)
 
@@ -136,9 +136,9 @@ class Alignment(nn.Module):
             images: pixels (3, H, W) in [-1, 1] of each image.
         """
         with torch.no_grad():
-            tokens_nNC = self.target.tokens(stretch(images, self.target.side)).float()
+            tokens_nPC = self.target.tokens(stretch(images, self.target.side)).float()
             wanted_TC = torch.cat(
-                [_resample(t, grid) for t, grid in zip(tokens_nNC, grids_hw, strict=True)]
+                [_resample(t, grid) for t, grid in zip(tokens_nPC, grids_hw, strict=True)]
             )
         cosine_T = F.cosine_similarity(self.project(hidden_TC).float(), wanted_TC, dim=-1)
         return _means(1 - cosine_T, grids_hw)

@@ -1,4 +1,9 @@
-"""One process at a time on a store, by locks that the system drops when their holder dies."""
+"""One process at a time in a folder, by locks that the system drops when their holder dies.
+
+By `flock` rather than the library filelock, whose locks are exclusive only, so that ranks of a job
+could not share one; which stay behind as files; and which empty, in releases of 3.x, what a user
+has put at `.lock` (3.16: or what a link there leads to).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from viq.core.types import ViqError
+from viq.core.errors import ViqError
 
 try:
     import fcntl
