@@ -9,10 +9,12 @@ import tiny
 
 from viq.core.codes import Codes
 from viq.data.batching.code_batches import CodeCorpus, CodeDataConfig, CodeStream, open_stores
+from viq.data.batching.generation_batches import PairCorpus, open_pairs
 from viq.data.batching.mixture import Mixture, Part
 from viq.data.text.chat_format import ChatConfig
 from viq.store.cache import ShardCache
 from viq.store.columns import Extras
+from viq.store.dataset import CodeDataset
 from viq.store.folder import INDEX, Index, Shard, shard_name
 from viq.store.rows import CodesWriter, StoreInfo
 
@@ -82,3 +84,15 @@ def test_an_epoch_unpacks_each_shard_once_though_few_fit_the_cache(
     assert len(seen) == corpus.length and max(seen.values()) <= 2
     again = Counter(unpacked)  # some by the next epoch, which is read ahead
     assert len(again) >= SHARDS - 1 and again.total() <= SHARDS + in_use
+
+
+def test_training_has_the_order_of_the_data_set(store: Path, tmp_path: Path) -> None:
+    corpus = PairCorpus([open_pairs(store, tmp_path)])
+    mixture = Mixture([Part(corpus=corpus, weight=1)], seed=3, lanes=1, block=BLOCK)
+    data = CodeDataset(store, shuffle=3, block=BLOCK, cache=tmp_path)
+    wanted = [sample.codes[0] for _ in range(2) for sample in data]
+    position, found = mixture.start(), []
+    for _ in range(2 * corpus.length):
+        _, index, position = mixture.draw(0, position)
+        found.append(corpus.pair(index).codes)
+    assert found == wanted and len(wanted) == 2 * SHARDS * SAMPLES

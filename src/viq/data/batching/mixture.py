@@ -134,8 +134,7 @@ class Mixture:
 
     def draw(self, lane: int, position: Position) -> tuple[int, int, Position]:
         """(part, index in its corpus, position after it) of the next example of a lane."""
-        rng = np.random.default_rng([self.seed, lane, position.drawn])
-        part = int(rng.choice(len(self.parts), p=self._weights))
+        part = self._part(lane, position.drawn)
         number = position.taken[part] * self.lanes + lane
         taken = (*position.taken[:part], position.taken[part] + 1, *position.taken[part + 1 :])
         after = Position(position.drawn + 1, taken, position.orders)
@@ -145,6 +144,12 @@ class Mixture:
         """Make the example of one draw; raises what its corpus raises for a bad one."""
         rng = random.Random(f"{self.seed} {lane} {draw}")
         return self.parts[part].corpus.example(index, rng)
+
+    def _part(self, lane: int, draw: int) -> int:
+        if len(self.parts) == 1:  # a generator takes longer to make than all else of a draw
+            return 0
+        rng = np.random.default_rng([self.seed, lane, draw])
+        return int(rng.choice(len(self.parts), p=self._weights))
 
     def _index(self, part: int, number: int) -> int:
         """Finite corpora are shuffled anew each time they have been gone through."""
