@@ -38,7 +38,7 @@ SIZES = [(20, 36), (17, 16), (40, 10)]  # 2x3, 2x1 and 3x1 patches
 class Album:
     """Example i has the pictures of these numbers, a question with their marks, and a caption."""
 
-    name, length = "album", None
+    name, length, samples = "album", None, None
 
     def __init__(self, *pictures: Sequence[int]) -> None:
         self.pictures = pictures

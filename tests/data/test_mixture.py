@@ -20,6 +20,7 @@ class Numbers:
 
     def __init__(self, name: str, length: int | None = None, bad: Sequence[int] = ()) -> None:
         self.name, self.length, self.bad = name, length, set(bad)
+        self.samples = None if length is None else [length]
 
     def key(self, index: int) -> str:
         return f"{self.name}:{index}"
@@ -142,9 +143,40 @@ def test_it_goes_on_from_any_position() -> None:
 
 
 def test_other_data_than_before_are_refused() -> None:
-    position = Packing(mixture(Numbers("a"), Numbers("b")))(1)[0][1]
-    with pytest.raises(ViqError, match="had 2 corpora when training stopped, now they have 1"):
-        Packing(mixture(Numbers("a")))(1, position)
+    position = Packing(mixture(Numbers("a"), Numbers("b", 9)))(1)[0][1]
+    for other, message in (
+        (mixture(Numbers("a")), "cannot resume: number of corpora was 2, is 1; go on with the"),
+        (mixture(Numbers("a"), Numbers("b", 8)), "cannot resume: order of the data was"),
+        (mixture(Numbers("a"), Numbers("b", 9), seed=1), "order of the data was"),
+        (mixture(Numbers("a"), Numbers("b", 9), lanes=2), "order of the data was"),
+    ):
+        with pytest.raises(ViqError, match=message):
+            Packing(other)(1, position)
+
+
+def test_positions_of_release_0_1_go_on() -> None:
+    """They count what was taken, but not in which order; those of text-to-image count nothing."""
+    mixed = mixture(Numbers("a", 7), Numbers("b"))
+    now = Packing(mixed)(3)[1][1]
+    values = {name: value for name, value in now.as_json().items() if name != "orders"}
+    old = Position.from_json(values)
+    assert Packing(mixed)(1, old) == Packing(mixed)(1, now)
+    assert mixed.reorders([now, old]) and not mixed.reorders([now])
+    assert not mixture(Numbers("a")).reorders([old])  # an endless corpus has no order
+    assert mixed.resumed(Position()) == mixed.start()
+    with pytest.raises(ViqError, match="number of corpora was 2, is 1"):
+        mixture(Numbers("a")).resumed(old)
+
+
+def test_examples_come_shard_by_shard_where_blocks_are_small() -> None:
+    corpus = Numbers("a", 60)
+    corpus.samples = [10] * 6
+    mixed = Mixture([Part(corpus=corpus, weight=1)], seed=0, lanes=1, block=20)
+    indices = [index for _, index in drawn(mixed, 0, 120)]
+    for epoch in (indices[:60], indices[60:]):
+        assert sorted(epoch) == list(range(60))
+        assert [len({i // 10 for i in epoch[at : at + 20]}) for at in (0, 20, 40)] == [2, 2, 2]
+    assert indices[:60] != indices[60:]
 
 
 def test_bad_samples_are_passed_over_and_listed_once() -> None:

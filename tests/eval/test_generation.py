@@ -4,9 +4,13 @@ import importlib
 import itertools
 import json
 import math
+import shutil
 import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,17 +26,21 @@ from viq.data.batching.generation_batches import (
     BEGIN,
     FINISH,
     CodePair,
+    GenerationBatch,
     GenerationStream,
+    PairCorpus,
     add_image_tokens,
     encode_description,
     encode_generation,
     generation_prompt,
     instruction_prompt,
+    open_pairs,
     pack_generation,
     parse_size,
-    read_pairs,
     size_tokens,
+    write_pairs,
 )
+from viq.data.batching.mixture import Mixture, Part, Position
 from viq.data.sources.open import open_source
 from viq.data.synthetic.captions import CaptionedShapes, Shape, satisfies, sides
 from viq.data.text.text_tokenizer import train_text_tokenizer
@@ -44,7 +52,11 @@ from viq.models.language.packed import packed_hidden
 from viq.models.language.vision_language import LanguageConfig, build_language
 from viq.models.tokenizer.loading import load
 from viq.recipes.generation import debug
+from viq.store.columns import Extras
+from viq.store.rows import CodesWriter, StoreInfo
+from viq.train import checkpoints as state
 from viq.train.generation.run import GenerationRun
+from viq.weights.checkpoint import read_weights
 
 pytest.importorskip("transformers")
 CAPTIONS = ["a red circle", "a blue square left of a green ring", "an orange star"]
@@ -222,17 +234,40 @@ def test_labels_by_hand(words) -> None:
     assert pack.targets_L[pack.lengths[0] - 1] == IGNORE  # nothing across two samples
 
 
-def test_packs_are_functions_of_their_number(words) -> None:
-    pairs = [CodePair(caption=c, codes=codes(1, 2, i)) for i, c in enumerate(CAPTIONS)]
+INFO = StoreInfo(model="viq-test", fingerprint="00000000000000ab", levels=(8, 8, 8, 5, 5, 5))
 
-    def stream(lanes: tuple[int, ...] = (0,)) -> GenerationStream:
-        return GenerationStream(
-            pairs, words, samples=4, read=0.3, unconditional=0.3, seed=1, lanes=lanes, all_lanes=2
-        )
 
-    whole = [m for micros, _ in stream((0, 1)).steps(0, 3) for m in micros]
-    resumed = [m for micros, _ in stream((1,)).steps(1, 3) for m in micros]
-    assert [m.ids_L.tolist() for m in whole[3::2]] == [m.ids_L.tolist() for m in resumed]
+def test_packs_go_on_from_any_step_in_any_number_of_processes(words, tmp_path: Path) -> None:
+    pairs = [CodePair(caption=CAPTIONS[i % 3], codes=codes(1, 2, i)) for i in range(11)]
+    for part in (0, 1):
+        write_pairs(tmp_path / f"{part}.parquet", INFO, pairs[5 * part : 5 + 6 * part])
+
+    def stream(lanes: Sequence[int], positions: Mapping[int, Position]) -> GenerationStream:
+        stores = [open_pairs(tmp_path / f"{part}.parquet", tmp_path / "cache") for part in (0, 1)]
+        corpus = PairCorpus(stores, read=0.3, unconditional=0.3)
+        assert (corpus.samples, corpus.grids, corpus.captions) == (
+            [5, 6], {(1, 2): 11}, set(CAPTIONS),
+        )  # fmt: skip
+        mixture = Mixture([Part(corpus=corpus, weight=1)], seed=1, lanes=2)
+        return GenerationStream(mixture, words, samples=4, lanes=lanes, positions=positions)
+
+    def told(packs: Sequence[GenerationBatch]) -> list[Any]:
+        return [(pack.ids_L.tolist(), pack.codes_TS.tolist()) for pack in packs]
+
+    whole = [(told(micros), reached) for micros, reached in stream((0, 1), {}).steps(0, 6)]
+    for step in range(1, 6):
+        for lane in (0, 1):
+            reached = {
+                int(k): Position.from_json(v.as_json()) for k, v in whole[step - 1][1].items()
+            }
+            resumed = [told(micros) for micros, _ in stream((lane,), reached).steps(step, 6)]
+            assert resumed == [micros[lane : lane + 1] for micros, _ in whole[step:]]
+    packs = [pack for micros, _ in stream((0, 1), {}).steps(0, 11) for pack in micros]
+    seen = Counter(str(p) for pack in packs for p in pack.codes_TS.view(-1, 2, 4).tolist())
+    assert len(packs) * 4 == 88 and set(seen.values()) == {8}  # 8 epochs of 11 pairs
+    assert {p.scored_T.all().item() for p in packs} == {True, False}  # some describe
+    lengths = {len(p.ids_L) for p in packs}
+    assert len(lengths) > 3
 
 
 def test_samples_do_not_see_each_other(model: CodeGenerator, words) -> None:
@@ -345,12 +380,12 @@ def test_a_store_is_drawn_from_as_a_file_is(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
     for out in ("codes", "codes.parquet"):
         encode(tokenizer, open_source(tmp_path / "data.jsonl"), tmp_path / out, workers=1)
-    info, pairs = read_pairs(tmp_path / "codes")
-    alone, same = read_pairs(tmp_path / "codes.parquet")
-    assert info.fingerprint == alone.fingerprint == tokenizer.fingerprint
-    assert [pair.caption for pair in pairs] == CAPTIONS == [pair.caption for pair in same]
-    for a, b in zip(pairs, same, strict=True):
-        assert np.array_equal(a.codes.ids, b.codes.ids)
+    stores = [open_pairs(tmp_path / name, tmp_path / "c") for name in ("codes", "codes.parquet")]
+    for store in stores:
+        assert store.data.info.fingerprint == tokenizer.fingerprint
+    store, file = (PairCorpus([found]) for found in stores)
+    assert [store.pair(number).caption for number in range(store.length)] == CAPTIONS
+    assert [store.pair(number) for number in range(3)] == [file.pair(number) for number in range(3)]
     recipe = replace(debug(), loop=replace(debug().loop, steps=1))
     model = GenerationRun(
         recipe=recipe, out=tmp_path / "run", stores=[tmp_path / "codes"], hidden=True
@@ -358,7 +393,64 @@ def test_a_store_is_drawn_from_as_a_file_is(tmp_path: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     assert (config["grid"], config["most_patches"]) == ([2, 2], 6)
     with pytest.raises(ViqError, match="unfinished|holds no store"):
-        read_pairs(tmp_path)
+        open_pairs(tmp_path)
+    write_pairs(tmp_path / "mute.parquet", INFO, [CodePair(caption="", codes=codes(1, 1))])
+    with pytest.raises(ViqError, match=r"mute\.parquet: no row has codes and a caption"):
+        PairCorpus([*stores, open_pairs(tmp_path / "mute.parquet", tmp_path / "c")])
+
+
+def test_every_picture_of_a_sample_is_a_pair(tmp_path: Path) -> None:
+    extras = Extras.inferred([{"caption": "two rings"}])
+    with CodesWriter(tmp_path / "a.parquet", INFO, extras) as file:
+        for number, caption in enumerate(("two rings", None, "a star")):
+            for image in range(2):
+                file.add(f"{number}", codes(1, 1, 2 * number + image), image, {"caption": caption})
+    corpus = PairCorpus([open_pairs(tmp_path / "a.parquet", tmp_path / "c")])
+    found = [corpus.pair(number) for number in range(corpus.length)]
+    assert [pair.caption for pair in found] == ["two rings"] * 2 + ["a star"] * 2
+    for pair, number in zip(found, (0, 1, 4, 5), strict=True):
+        assert np.array_equal(pair.codes.ids, codes(1, 1, number).ids)
+
+
+def test_a_run_that_was_cut_has_the_weights_of_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also from the middle of an epoch; and one of release 0.1 goes on, in an order of its own."""
+    pytest.importorskip("accelerate")
+    recipe = replace(debug(), samples=5, gradient_accumulation=2)
+
+    def run(name: str) -> GenerationRun:
+        return GenerationRun(recipe=recipe, out=tmp_path / name, hidden=True)
+
+    def weights(name: str) -> dict[str, torch.Tensor]:
+        return read_weights(tmp_path / name / "model" / "model.safetensors")
+
+    def stop(self: object, record: dict[str, Any]) -> None:
+        if record["step"] == 4:
+            raise InterruptedError
+
+    whole = run("whole").train()
+    with monkeypatch.context() as patch:
+        patch.setattr("viq.train.monitor.Journal.log", stop)
+        with pytest.raises(InterruptedError):
+            run("cut").train()
+    for name in ("cut", "old"):
+        if name == "cut":
+            shutil.copytree(tmp_path / "cut", tmp_path / "old")
+        else:
+            saved = tmp_path / "old" / "draw" / "step-3"
+            values = state.read_state(saved)
+            assert values["positions"]["1"]["taken"] == [15]
+            values["positions"] = {lane: {"drawn": 0, "taken": []} for lane in "01"}
+            state.write_state(saved, values)
+        run(name).train()
+        said = capsys.readouterr().err
+        assert said.count("data come in another order") == (name == "old")
+    assert whole.is_dir() and weights("cut").keys() == weights("old").keys()
+    assert all(torch.equal(value, weights("whole")[key]) for key, value in weights("cut").items())
+    assert not all(
+        torch.equal(value, weights("whole")[key]) for key, value in weights("old").items()
+    )
 
 
 def size_of(path: Path) -> tuple[int, int]:

@@ -133,13 +133,31 @@ def test_shuffled_epochs_differ_and_repeat(store: Path) -> None:
 
 
 def test_the_order_stays_what_it_is() -> None:
-    """A change here makes every state of a running training void."""
+    """A change here, or in the shuffles of numpy, makes every state of a running training void."""
     order = Order(samples=(3, 0, 4, 2), seed=7, block=4)
     epochs = [[(p, b.tolist()) for p, b in order.blocks(epoch)] for epoch in range(2)]
     assert epochs == [
         [(0, [1, 0, 8, 2, 7]), (5, [4, 3, 5, 6])],
         [(0, [0, 7, 1, 8, 2]), (5, [5, 3, 6, 4])],
     ]
+
+
+@pytest.mark.parametrize("seed", [None, 0, 3])
+def test_any_position_of_an_order_by_itself(
+    seed: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = Order(samples=[3, 0, 4, 2, 7, 0], seed=seed, block=5)
+    whole = [[n for _, found in order.blocks(e) for n in found.tolist()] for e in range(3)]
+    asked = [(e, p) for e in range(3) for p in range(order.total)]
+    np.random.default_rng(0).shuffle(asked)
+    assert [order.at(e, p) for e, p in asked] == [whole[e][p] for e, p in asked]
+
+    made, blocks = [], Order.blocks
+    monkeypatch.setattr(Order, "blocks", lambda *at: made.append(at[1:]) or blocks(*at))
+    fresh = Order(samples=order.samples, seed=1, block=5)
+    ahead = [fresh.at(0, p) for p in range(16)], [fresh.at(0, max(0, p - 5)) for p in range(16)]
+    assert ahead[0][:11] == ahead[1][5:]
+    assert len(made) == len(list(blocks(fresh, 0)))  # each block once, though two go through it
 
 
 def test_small_blocks_keep_to_their_shards() -> None:

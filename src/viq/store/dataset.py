@@ -27,10 +27,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from viq.core.process import place_among
 from viq.core.types import ViqError
-from viq.core.untrusted import printable, whole_number
+from viq.core.untrusted import whole_number
 from viq.store.cache import ShardCache
 from viq.store.epochs import MOST_EPOCHS, Epochs
-from viq.store.order import Batch, Order, cut
+from viq.store.order import BLOCK, Batch, Order, cut, require_same
 from viq.store.views import CodeSample
 
 Collate = Callable[[list[CodeSample]], Any]
@@ -55,6 +55,7 @@ class CodeDataset(IterableDataset):
         cache_bytes: what it may hold.
 
     Attributes:
+        samples: how many each shard has.
         total: samples of the whole store.
         info: who made the codes.
         options: of encoding, as the store notes them; empty for a single file.
@@ -69,7 +70,7 @@ class CodeDataset(IterableDataset):
         *,
         columns: Sequence[str] | None = None,
         shuffle: int | None = None,
-        block: int = 1 << 17,
+        block: int = BLOCK,
         rank: int | None = None,
         world: int | None = None,
         cache: str | os.PathLike[str] | None = None,
@@ -79,8 +80,9 @@ class CodeDataset(IterableDataset):
         self._shards = ShardCache(path, columns, _cache_folder(cache), cache_bytes)
         self.info = self._shards.index.info
         self.options = self._shards.index.options
-        self._order = Order(samples=self._shards.samples, seed=shuffle, block=block)
-        self._firsts = [0, *np.cumsum(self._shards.samples, dtype=np.int64).tolist()]
+        self.samples = self._shards.samples
+        self._order = Order(samples=self.samples, seed=shuffle, block=block)
+        self._firsts = [0, *np.cumsum(self.samples, dtype=np.int64).tolist()]
         self._by_key: tuple[np.ndarray, np.ndarray] | None = None  # sorted hashes, samples
         self.total = self._firsts[-1]
         self._epochs = Epochs()  # and the position: all before it are taken, by whatever rank
@@ -119,9 +121,7 @@ class CodeDataset(IterableDataset):
 
     def keys(self) -> Iterator[str]:
         """The keys of all samples, in the order of the store, without reading codes."""
-        return (
-            key for shard in range(len(self._shards.samples)) for key in self._shards.keys(shard)
-        )
+        return (key for shard in range(len(self.samples)) for key in self._shards.keys(shard))
 
     def __contains__(self, key: object) -> bool:
         try:
@@ -203,13 +203,7 @@ class CodeDataset(IterableDataset):
         """
         if not isinstance(state, Mapping):
             raise ViqError(f"cannot resume: a state is a mapping, got {type(state).__name__}")
-        for name, value in self._identity().items():
-            found = state.get(name)
-            if type(found) is not type(value) or found != value:
-                raise ViqError(
-                    f"cannot resume: {name} was {printable(str(found), 80)}, is {value}; open the "
-                    "data set as it was"
-                )
+        require_same(state, self._identity(), "open the data set as it was")
         epoch = whole_number(state.get("epoch"), "cannot resume: epoch", 0, MOST_EPOCHS)
         position = whole_number(state.get("position"), "cannot resume: position", 0, self.total)
         self._epochs.go_to(epoch, position)

@@ -3,7 +3,8 @@
 Samples have numbers 0..n-1 in the order of the store. An epoch is a sequence of positions; what
 stands at a position is a function of (seed, epoch) alone. Shards are shuffled, neighbours in that
 order make blocks, and samples are shuffled within a block: so only the shards of one block need to
-be at hand, and small stores are shuffled as a whole.
+be at hand, and small stores are shuffled as a whole. `CodeDataset` goes through an order block by
+block, training (`viq.data.batching.mixture`) asks it for one position after the other.
 
 Batches are runs of positions, cut one after another. Ranks take them in turn and so do workers, so
 the number of either changes who gets a batch and never what is in it, and "where we are" is one
@@ -12,10 +13,19 @@ number: the position up to which all batches are taken.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
+
+from viq.core.types import ViqError
+from viq.core.untrusted import printable
+
+BLOCK = 1 << 17  # samples, by default
+_RECENT = 4  # blocks: those who ask by turns are rarely more than one apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +40,27 @@ class Order:
 
     samples: Sequence[int]
     seed: int | None = None
-    block: int = 1 << 17
+    block: int = BLOCK
+    _recent: deque[tuple[int, int, np.ndarray]] = field(
+        default_factory=lambda: deque(maxlen=_RECENT), init=False, repr=False, compare=False
+    )
+
+    @cached_property
+    def total(self) -> int:
+        """Samples of an epoch."""
+        return sum(self.samples)
+
+    def at(self, epoch: int, position: int) -> int:
+        """The number of the sample at a position, 0 to `total` - 1, of an epoch.
+
+        Blocks that were asked for last are remembered, so it takes a moment but where one begins.
+        """
+        for of, first, found in tuple(self._recent):  # a copy, as other threads may add to it
+            if of == epoch and 0 <= position - first < len(found):
+                return int(found[position - first])
+        first, found = next(self.blocks(epoch, position))
+        self._recent.append((epoch, first, found))
+        return int(found[position - first])
 
     def blocks(self, epoch: int, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         """(first position, sample numbers) of all blocks of an epoch that reach beyond `start`."""
@@ -60,9 +90,31 @@ class Order:
             yield group
 
     def _draw(self, epoch: int, block: int | None = None) -> np.random.Generator:
-        # Philox and a key by numbers: streams that numpy keeps the same from release to release.
+        # numpy keeps the bits of Philox from release to release, but may change what `permutation`
+        # and `shuffle` make of them (NEP 19). We use them all the same: sorting the bits ourselves
+        # would be another order, in which no epoch in progress could go on. A test of a small order
+        # shows it if numpy changes.
         keys = [self.seed or 0, epoch] + ([] if block is None else [block])
         return np.random.Generator(np.random.Philox(np.random.SeedSequence(keys)))
+
+
+def require_same(before: Mapping[str, Any], now: Mapping[str, Any], mend: str) -> None:
+    """Refuse to go on in another order than the one that a position belongs to.
+
+    Args:
+        before: what a saved state says of the data and their order, perhaps damaged.
+        now: what must be the same, by name.
+        mend: what to do else.
+
+    Raises:
+        ViqError: names the first difference.
+    """
+    for name, value in now.items():
+        found = before.get(name)
+        if type(found) is not type(value) or found != value:
+            raise ViqError(
+                f"cannot resume: {name} was {printable(str(found), 80)}, is {value}; {mend}"
+            )
 
 
 @dataclass(frozen=True)

@@ -90,8 +90,12 @@ def run_stage(
     lanes = own_lanes(stage.name, stage.gradient_accumulation, accelerator)
 
     def stream_at(resumed: state.Resumed) -> Stream:
-        observer.stream = make_stream(lanes, resumed.positions)
-        return observer.stream
+        stream = observer.stream = make_stream(lanes, resumed.positions)
+        if stream.reordered and accelerator.is_main_process:
+            print_line(
+                f"{stage.name}: begun by release 0.1: from here on its data come in another order"
+            )
+        return stream
 
     with observer:
         train(

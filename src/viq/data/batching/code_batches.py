@@ -50,16 +50,25 @@ class CodeSource(Source):
     """The samples of a store as rows; their images are codes.
 
     Args:
-        store: as `CodeDataset` takes it.
+        store, columns: as `CodeDataset` takes them.
         cache: folder for unpacked shards.
     """
 
-    def __init__(self, store: str | Path, cache: Path | None = None) -> None:
-        self.name, self.data = str(store), CodeDataset(store, cache=cache)
+    def __init__(
+        self,
+        store: str | Path,
+        cache: Path | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> None:
+        self.name, self.data = str(store), CodeDataset(store, cache=cache, columns=columns)
         self._lock = Lock()  # the data set is made for one thread
 
     def __len__(self) -> int:
         return self.data.total
+
+    @property
+    def shards(self) -> Sequence[int]:
+        return self.data.samples
 
     def keys(self) -> Iterator[str]:
         return self.data.keys()

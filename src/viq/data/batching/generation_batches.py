@@ -7,17 +7,21 @@ The size mark is plain text, the two marks are Qwen2.5's own special tokens. A t
 captions is dropped ("Draw."), which is what guidance moves away from. The other way round, a
 picture is read and its caption is the answer; then patches are not scored.
 
+Samples of stores that have a caption are drawn and packed as all data are
+(`viq.data.batching.mixture`), a fixed number to a pack.
+
 T = patches, S = 4 slots.
 """
 
 from __future__ import annotations
 
-import functools
+import random
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,16 +29,22 @@ from torch import Tensor
 
 from viq.core.codes import Codes
 from viq.core.types import IGNORE, IMAGE_TOKEN, Grid, ViqError
-from viq.data.batching.mixture import Stream
+from viq.data.batching.code_batches import CodeSource, CodesRef
+from viq.data.batching.mixture import Mixture, Position, Stream
+from viq.data.corpora.corpora import samples_of
+from viq.data.sources.base import Row
+from viq.data.sources.open import concatenate
 from viq.data.text.chat_format import END, ChatConfig, encode_chat, encode_prompt
 from viq.data.text.conversations import IMAGE_PLACEHOLDER, Turn
 from viq.store.columns import Extras
-from viq.store.folder import Store
 from viq.store.rows import CodesWriter, StoreInfo
 
 BEGIN, FINISH = "<|vision_start|>", "<|vision_end|>"
 UNCONDITIONAL_PROMPT = "Draw."  # what is asked where the caption is left out
 _READ = "Describe the image."
+_CAPTION = "caption"  # column
+
+Task = Literal["generate", "generate unconditionally", "describe"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,31 +108,107 @@ class GenerationBatch:
         )
 
 
-def read_pairs(path: str | Path) -> tuple[StoreInfo, list[CodePair]]:
-    """The pairs of a store, or of a Parquet file of codes, whose rows have a caption, and who made
-    the codes.
+@dataclass(frozen=True, kw_only=True)
+class PairExample:
+    """A pair, and what is to be learnt from it."""
+
+    pair: CodePair
+    task: Task
+
+
+class PairCorpus:
+    """The pairs of stores: every picture of every sample that has a caption, none held out.
+
+    All are gone over once, to know how many there are; codes stay where they are.
+
+    Args:
+        stores: with the column `caption`.
+        read: share of examples that describe a picture instead of drawing it.
+        unconditional: share of drawings whose caption is left out.
+
+    Attributes:
+        samples: pairs of each shard.
+        captions: all there are.
+        grids: how many pictures have it, by grid; in the order they were met.
 
     Raises:
-        ViqError: no codes, or no captions.
+        ViqError: no captions in one of them, or a damaged sample.
     """
-    store = Store(path)
-    pairs = [
-        CodePair(caption=str(row.extras["caption"]), codes=row.codes)
-        for row in store.rows(["caption"])
-        if row.codes is not None and row.extras.get("caption")
-    ]
-    if not pairs:
-        raise ViqError(f"{path}: no row has codes and a caption; encode pictures with captions")
-    return store.info, pairs
+
+    name = "pairs"
+
+    def __init__(
+        self, stores: Sequence[CodeSource], *, read: float = 0.0, unconditional: float = 0.0
+    ) -> None:
+        self._source, self._read, self._free = concatenate(stores), read, unconditional
+        self.captions: set[str] = set()
+        self.grids = Counter[Grid]()
+        self._rows: list[int] = []  # of each pair, in order
+        self._images: list[int] = []  # which of its row
+        first = 0
+        for store in stores:
+            before = len(self._rows)
+            for number, row in enumerate(store, first):
+                self._add(number, row)
+            if len(self._rows) == before:
+                raise ViqError(
+                    f"{store.name}: no row has codes and a caption; encode pictures with captions"
+                )
+            first += len(store)
+        self.samples = samples_of(self._rows, self._source.shards)
+
+    def _add(self, number: int, row: Row) -> None:
+        for image, pair in enumerate(_pairs(row)):
+            self._rows.append(number)
+            self._images.append(image)
+            self.captions.add(pair.caption)
+            self.grids[pair.codes.grid] += 1
+
+    @property
+    def length(self) -> int:
+        return len(self._rows)
+
+    def key(self, index: int) -> str:
+        return f"{self.name}:{index}"
+
+    def pair(self, index: int) -> CodePair:
+        """One pair, in the order of the stores. Raises CodesError for a damaged shard."""
+        return list(_pairs(self._source[self._rows[index]]))[self._images[index]]
+
+    def example(self, index: int, rng: random.Random) -> PairExample:
+        """Raises CodesError for a damaged shard."""
+        task: Task = "describe"
+        if rng.random() >= self._read:
+            task = "generate unconditionally" if rng.random() < self._free else "generate"
+        return PairExample(pair=self.pair(index), task=task)
+
+
+def _pairs(row: Row) -> Iterator[CodePair]:
+    if row.extras.get(_CAPTION):
+        for image in row.images:
+            if isinstance(image, CodesRef):
+                yield CodePair(caption=str(row.extras[_CAPTION]), codes=image.codes)
+
+
+def open_pairs(store: str | Path, cache: Path | None = None) -> CodeSource:
+    """The rows of a store, or of a Parquet file of codes, with their captions alone.
+
+    Args:
+        cache: folder for unpacked shards.
+
+    Raises:
+        ViqError: no codes.
+    """
+    return CodeSource(store, cache, [_CAPTION])
 
 
 def write_pairs(path: Path, info: StoreInfo, pairs: Iterable[CodePair]) -> None:
-    """A Parquet file that `read_pairs` reads."""
+    """A Parquet file that `open_pairs` opens."""
     import pyarrow as pa
 
-    with CodesWriter(path, info, Extras([pa.field("caption", pa.string())])) as writer:
+    with CodesWriter(path, info, Extras([pa.field(_CAPTION, pa.string())])) as writer:
         for number, pair in enumerate(pairs):
-            writer.add(f"{number:07d}", pair.codes, extras={"caption": pair.caption})
+            writer.add(f"{number:07d}", pair.codes, extras={_CAPTION: pair.caption})
 
 
 def add_image_tokens(tokenizer: Any) -> int:
@@ -201,61 +287,47 @@ def pack_generation(samples: Sequence[GenerationSample]) -> GenerationBatch:
     )
 
 
-class GenerationStream(Stream[CodePair, GenerationBatch]):
-    """The packs of a training run: functions of seed and number alone, so any can be made again.
+class GenerationStream(Stream[GenerationSample, GenerationBatch]):
+    """The packs of a training run.
 
     Args:
-        pairs: sentences and codes, gone through in a new order each time.
+        mixture: of `PairCorpus`.
+        tokenizer: text tokenizer that knows the marks.
         samples: in a pack.
-        read: share of samples that describe instead of drawing.
-        unconditional: share of drawings whose caption is left out.
+        lanes, positions, threads: see `Stream`.
     """
 
     def __init__(
         self,
-        pairs: Sequence[CodePair],
+        mixture: Mixture,
         tokenizer: Any,
         *,
         samples: int,
-        read: float,
-        unconditional: float,
-        seed: int,
-        lanes: Sequence[int] = (0,),
-        all_lanes: int = 1,
+        lanes: Sequence[int],
+        positions: Mapping[int, Position] | None = None,
+        threads: int = 1,
     ) -> None:
-        super().__init__(None, lanes=lanes, all_lanes=all_lanes, budgets=())
-        self.pairs, self.tokenizer, self.seed = pairs, tokenizer, seed
-        self.samples, self.read, self.unconditional = samples, read, unconditional
-
-    def _prepare(self, example: Any) -> CodePair:
-        raise AssertionError("packs are made of their number alone")
-
-    def _cost(self, item: CodePair) -> tuple[int, ...]:
-        return ()
-
-    def _collate(self, items: Sequence[CodePair], number: int) -> GenerationBatch:
-        rng = np.random.default_rng([self.seed, number])
-        first = number * self.samples
-        return pack_generation(
-            [self._sample(self._pair(place), rng) for place in range(first, first + self.samples)]
+        super().__init__(
+            mixture,
+            lanes=lanes,
+            all_lanes=mixture.lanes,
+            budgets=(samples,),
+            positions=positions,
+            threads=threads,
         )
+        self.tokenizer = tokenizer
 
-    def _pair(self, place: int) -> CodePair:
-        epoch, index = divmod(place, len(self.pairs))
-        return self.pairs[_order(len(self.pairs), self.seed, epoch)[index]]
+    def _prepare(self, example: PairExample) -> GenerationSample:
+        if example.task == "describe":
+            return encode_description(example.pair, self.tokenizer)
+        unconditional = example.task == "generate unconditionally"
+        return encode_generation(example.pair, self.tokenizer, unconditional=free)
 
-    def _sample(self, pair: CodePair, rng: np.random.Generator) -> GenerationSample:
-        if rng.random() < self.read:
-            return encode_description(pair, self.tokenizer)
-        return encode_generation(
-            pair, self.tokenizer, unconditional=rng.random() < self.unconditional
-        )
+    def _cost(self, item: GenerationSample) -> tuple[int]:
+        return (1,)
 
-
-@functools.lru_cache(maxsize=4)
-def _order(length: int, seed: int, epoch: int) -> list[int]:
-    """A shuffle of all pairs."""
-    return np.random.default_rng([seed, 1, epoch]).permutation(length).tolist()
+    def _collate(self, items: Sequence[GenerationSample], number: int) -> GenerationBatch:
+        return pack_generation(items)
 
 
 def _begun(grid: Grid, tokenizer: Any) -> list[int]:

@@ -6,6 +6,9 @@ configs), one from each lane. A lane is a stream of its own, in which draw numbe
 overlap. So the data of a step do not depend on how many processes share the lanes, and the position
 of a lane, a few integers, is all that a checkpoint must hold.
 
+What comes when in a corpus is for `viq.store.order.Order` to say, as for a `CodeDataset`: epoch
+after epoch, each in a new order of blocks of shards.
+
 A sample that cannot be used (a broken picture, a wrong conversation) is passed over and listed.
 
 From corpora to training: `Mixture` draws, `Packer` packs what one lane has drawn, `Stream` gives
@@ -14,18 +17,22 @@ the micro-batches of all lanes of a process, step by step.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from viq.core.types import ViqError
 from viq.data.corpora.corpora import Corpus
+from viq.store.order import BLOCK, Order, require_same
 
 T = TypeVar("T")  # a prepared example
 M = TypeVar("M")  # a micro-batch
@@ -43,19 +50,24 @@ class Part:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a lane stands: how many examples it has drawn, in all and from each corpus."""
+    """Where a lane stands: how many examples it has drawn, in all and from each corpus.
+
+    Attributes:
+        orders: `Mixture.digest` of what was drawn from; "" as of release 0.1, which had none.
+    """
 
     drawn: int = 0
     taken: tuple[int, ...] = ()
+    orders: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"drawn": self.drawn, "taken": list(self.taken)}
+        return {"drawn": self.drawn, "taken": list(self.taken), "orders": self.orders}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Position:
-        """What `as_json` gave."""
-        return cls(values["drawn"], tuple(values["taken"]))
+        """What `as_json` gave, in this release or 0.1."""
+        return cls(values["drawn"], tuple(values["taken"]), values.get("orders", ""))
 
 
 @dataclass
@@ -73,44 +85,76 @@ class Mixture:
 
     Args:
         lanes: streams that share the corpora.
+        block: examples of a corpus that are shuffled together, at least.
     """
 
-    def __init__(self, parts: Sequence[Part], *, seed: int, lanes: int) -> None:
+    def __init__(self, parts: Sequence[Part], *, seed: int, lanes: int, block: int = BLOCK) -> None:
         weights = np.array([part.weight for part in parts], float)
         if not len(parts) or weights.min() < 0 or not weights.sum():
             raise ViqError("a mixture needs at least one corpus with a weight above 0")
         self.parts, self.seed, self.lanes = list(parts), seed, lanes
         self._weights = weights / weights.sum()
-        self._orders: dict[tuple[int, int], np.ndarray] = {}
+        self._orders = [
+            Order(samples=part.corpus.samples, seed=seed * len(parts) + number, block=block)
+            if part.corpus.samples is not None
+            else None
+            for number, part in enumerate(parts)
+        ]
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits that tell these corpora, and the orders they are drawn in, from others."""
+        orders = [order and [order.seed, order.block, *order.samples] for order in self._orders]
+        text = json.dumps([self.seed, self.lanes, orders])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def start(self) -> Position:
         """The beginning of a lane."""
-        return Position(0, (0,) * len(self.parts))
+        return Position(0, (0,) * len(self.parts), self.digest)
+
+    def resumed(self, position: Position) -> Position:
+        """Where a lane goes on that stood at `position`, maybe in a run of release 0.1.
+
+        Raises:
+            ViqError: it belongs to other data, or to another order of them.
+        """
+        if position == Position():  # text-to-image training of release 0.1 counted steps alone
+            return self.start()
+        count, order = "number of corpora", "order of the data"
+        require_same(
+            {count: len(position.taken), order: position.orders or self.digest},
+            {count: len(self.parts), order: self.digest},
+            "go on with the same data",
+        )
+        return replace(position, orders=self.digest)
+
+    def reorders(self, positions: Iterable[Position]) -> bool:
+        """Whether these are of release 0.1, which shuffled in another way, and that matters."""
+        return any(self._orders) and not all(position.orders for position in positions)
 
     def draw(self, lane: int, position: Position) -> tuple[int, int, Position]:
         """(part, index in its corpus, position after it) of the next example of a lane."""
-        rng = np.random.default_rng([self.seed, lane, position.drawn])
-        part = int(rng.choice(len(self.parts), p=self._weights))
+        part = self._part(lane, position.drawn)
         number = position.taken[part] * self.lanes + lane
         taken = (*position.taken[:part], position.taken[part] + 1, *position.taken[part + 1 :])
-        return part, self._index(part, number), Position(position.drawn + 1, taken)
+        after = Position(position.drawn + 1, taken, position.orders)
+        return part, self._index(part, number), after
 
     def example(self, lane: int, draw: int, part: int, index: int) -> Any:
         """Make the example of one draw; raises what its corpus raises for a bad one."""
         rng = random.Random(f"{self.seed} {lane} {draw}")
         return self.parts[part].corpus.example(index, rng)
 
+    def _part(self, lane: int, draw: int) -> int:
+        if len(self.parts) == 1:  # a generator takes longer to make than all else of a draw
+            return 0
+        rng = np.random.default_rng([self.seed, lane, draw])
+        return int(rng.choice(len(self.parts), p=self._weights))
+
     def _index(self, part: int, number: int) -> int:
         """Finite corpora are shuffled anew each time they have been gone through."""
-        length = self.parts[part].corpus.length
-        if length is None:
-            return number
-        epoch, place = divmod(number, length)
-        if (part, epoch) not in self._orders:
-            self._orders.pop((part, epoch - 2), None)  # lanes are at most about one epoch apart
-            rng = np.random.default_rng([self.seed, part, epoch])
-            self._orders[part, epoch] = rng.permutation(length)
-        return int(self._orders[part, epoch][place])
+        order = self._orders[part]
+        return number if order is None else order.at(*divmod(number, order.total))
 
 
 class Packer(Generic[T]):
@@ -120,6 +164,9 @@ class Packer(Generic[T]):
         prepare: makes an example ready (on a thread); raises ViqError for a bad one.
         cost: of a prepared example, in the units of the budgets; one value a budget.
         budgets: what a micro-batch may cost at most; a single example may exceed them.
+
+    Raises:
+        ViqError: the position belongs to other data.
     """
 
     def __init__(
@@ -134,15 +181,10 @@ class Packer(Generic[T]):
         skipped: Skipped,
         pool: ThreadPoolExecutor,
     ) -> None:
-        if len(position.taken) != len(mixture.parts):
-            raise ViqError(
-                f"the data had {len(position.taken)} corpora when training stopped, now they have "
-                f"{len(mixture.parts)}: go on with the same data"
-            )
         self.mixture, self.lane = mixture, lane
         self._prepare, self._cost, self._budgets = prepare, cost, budgets
         self._skipped, self._pool = skipped, pool
-        self._next = position  # of the next draw to be sent to a thread
+        self._next = mixture.resumed(position)  # of the next draw to be sent to a thread
         self._queue: deque[tuple[Position, Position, str, Future[T]]] = deque()
 
     def __iter__(self) -> Iterator[tuple[list[T], Position]]:
@@ -197,6 +239,7 @@ class Stream(ABC, Generic[T, M]):
 
     Attributes:
         skipped: samples that could not be used.
+        reordered: whether a run of release 0.1 goes on here in another order of its data.
     """
 
     def __init__(
@@ -213,6 +256,7 @@ class Stream(ABC, Generic[T, M]):
         self.skipped = Skipped()
         self._all_lanes, self._budgets, self._threads = all_lanes, budgets, threads
         self._positions = dict(positions or {})
+        self.reordered = mixture is not None and mixture.reorders(self._positions.values())
 
     def steps(self, first: int, last: int) -> Iterator[tuple[list[M], dict[int, Position]]]:
         """For each step from `first` to `last` (excluded): micro-batches, and positions after it.

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 from PIL import Image
 
 from viq.core.types import ViqError
@@ -59,12 +60,17 @@ class Example:
 
 
 class Corpus(Protocol):
-    """Examples by index. `len` is None for an endless one."""
+    """Examples by index. `length` and `samples` are None for an endless one."""
 
     name: str
 
     @property
     def length(self) -> int | None: ...
+
+    @property
+    def samples(self) -> Sequence[int] | None:
+        """Examples of each shard, in their order, as `viq.store.order.Order` takes them."""
+        ...
 
     def key(self, index: int) -> str: ...
 
@@ -113,6 +119,11 @@ class RowCorpus:
     @property
     def length(self) -> int:
         return len(self._rows)
+
+    @functools.cached_property
+    def samples(self) -> list[int]:
+        """Examples of each shard of the source."""
+        return samples_of(self._rows, self.source.shards)
 
     def key(self, index: int) -> str:
         return self._key(self._rows[index])
@@ -197,7 +208,7 @@ class SyntheticCorpus:
         self.name, self.sides, self.limit, self.seed = kind, sides, limit, seed
         self._odd = int(split == "held-out")
 
-    length = None
+    length = samples = None
 
     def key(self, index: int) -> str:
         return f"{self.name}:{index}"
@@ -217,6 +228,11 @@ class SyntheticCorpus:
         rng.shuffle(asked)
         pairs = [(f"{self.name}/{q.kind}", q.prompt, q.answer) for q in asked]
         return synthetic_example(self.key(index), drawing.image, pairs, sentence)
+
+
+def samples_of(rows: Sequence[int], shards: Sequence[int]) -> list[int]:
+    """How many of these rows, which are in order, each shard has; `shards` tells of all rows."""
+    return np.diff(np.searchsorted(rows, np.cumsum(shards)), prepend=0).tolist()
 
 
 def synthetic_example(

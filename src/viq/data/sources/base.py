@@ -102,6 +102,11 @@ class Source(ABC):
     @abstractmethod
     def __len__(self) -> int: ...
 
+    @property
+    def shards(self) -> Sequence[int]:
+        """Rows of each of its files, in order, if it is better read file by file; else of all."""
+        return [len(self)]
+
     @abstractmethod
     def keys(self) -> Iterator[str]:
         """The keys of all rows in order, damaged ones too, without reading images."""

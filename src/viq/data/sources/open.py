@@ -158,6 +158,10 @@ class _Concatenation(Source):
     def __len__(self) -> int:
         return self._first[-1]
 
+    @property
+    def shards(self) -> Sequence[int]:
+        return [rows for source in self._sources for rows in source.shards]
+
     def keys(self) -> Iterator[str]:
         return chain.from_iterable(source.keys() for source in self._sources)
 

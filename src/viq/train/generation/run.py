@@ -2,6 +2,7 @@
 
 RUN/recipe.json, data.json   what runs, on what (viq/train/run_folder.py); a resumed run is the same
 RUN/codes.parquet      codes and captions of the pictures it draws, where none are given
+RUN/cache/             unpacked shards of the codes
 RUN/words/             text tokenizer, where the language model is trained from scratch
 RUN/draw/              log and checkpoints
 RUN/model/             the model, as `viq draw --model RUN` reads it
@@ -9,7 +10,6 @@ RUN/model/             the model, as `viq draw --model RUN` reads it
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +25,12 @@ from viq.data.batching.generation_batches import (
     CodePair,
     GenerationBatch,
     GenerationStream,
+    PairCorpus,
     add_image_tokens,
-    read_pairs,
+    open_pairs,
     write_pairs,
 )
-from viq.data.batching.mixture import Position
+from viq.data.batching.mixture import Mixture, Part, Position
 from viq.data.synthetic.captions import CaptionedShapes
 from viq.mllm.generation import LANGUAGE, CodeGenerator, CodeGeneratorConfig
 from viq.models.language.packed import check_packed
@@ -48,6 +49,7 @@ from viq.train.stage import Stage, open_run, rebuilt, run_stage
 from viq.weights import checkpoint
 
 CODES, TEXT_TOKENIZER, STAGE, MODEL = "codes.parquet", "words", "draw", "model"
+CACHE = "cache"
 _GROUP = 64  # pictures encoded at a time
 
 
@@ -108,11 +110,11 @@ class GenerationRun:
             return self.out / MODEL
         if main:
             empty_model(self.out / MODEL)  # now, rather than after hours of training
-        info, pairs = self._pairs()
+        info, corpus = self._pairs()
         texts = [
             UNCONDITIONAL_PROMPT,
             "user assistant describe the image 0123456789x",
-            *sorted({p.caption for p in pairs}),
+            *sorted(corpus.captions),
         ]
         text_tokenizer = make_text_tokenizer(
             recipe.language, self.out / TEXT_TOKENIZER, texts, self.accelerator
@@ -121,8 +123,8 @@ class GenerationRun:
             levels=info.levels,
             tokenizer=recipe.tokenizer,
             fingerprint=info.fingerprint,
-            grid=Counter(pair.codes.grid for pair in pairs).most_common(1)[0][0],
-            most_patches=max(pair.codes.grid[0] * pair.codes.grid[1] for pair in pairs),
+            grid=corpus.grids.most_common(1)[0][0],
+            most_patches=max(rows * cols for rows, cols in corpus.grids),
             head_width=recipe.head_width,
         )
         stage = Stage(
@@ -138,15 +140,13 @@ class GenerationRun:
         )  # fmt: skip
 
         def stream(lanes: range, positions: Mapping[int, Position]) -> GenerationStream:
-            return GenerationStream(  # its position follows from the step
-                pairs,
-                text_tokenizer,
-                samples=recipe.samples,
-                read=recipe.caption_ratio,
-                free=recipe.caption_dropout,
+            mixture = Mixture(
+                [Part(corpus=corpus, weight=1.0)],
                 seed=recipe.seed,
-                lanes=lanes,
-                all_lanes=recipe.gradient_accumulation,
+                lanes=recipe.gradient_accumulation,
+            )
+            return GenerationStream(
+                mixture, text_tokenizer, samples=recipe.samples, lanes=lanes, positions=positions
             )
 
         objective = self._objective(text_tokenizer, config)
@@ -175,22 +175,25 @@ class GenerationRun:
                 print_line(line)
         return GenerationObjective(generator_model)
 
-    def _pairs(self) -> tuple[StoreInfo, list[CodePair]]:
-        """Codes and captions; all made by the recipe's tokenizer."""
+    def _pairs(self) -> tuple[StoreInfo, PairCorpus]:
+        """Who made the codes, and the codes with their captions; all of the recipe's tokenizer."""
         stores = self.stores or [self.out / CODES]
         if not self.stores:
             if self.accelerator.is_main_process and not (self.out / CODES).is_file():
                 self._draw(self.out / CODES)
             self.accelerator.wait_for_everyone()
-        found = [read_pairs(store) for store in stores]
+        found = [open_pairs(store, self.out / CACHE) for store in stores]
         wanted = load(self.recipe.tokenizer).fingerprint
-        for store, (info, _) in zip(stores, found, strict=True):
+        for store in found:
+            info = store.data.info
             if info.fingerprint != wanted:
                 raise ViqError(
-                    f"{store}: codes of tokenizer {info.fingerprint}, but {self.recipe.tokenizer} "
-                    f"is {wanted}: encode the pictures with it, or name the other with --tokenizer"
+                    f"{store.name}: codes of tokenizer {info.fingerprint}, but "
+                    f"{self.recipe.tokenizer} is {wanted}: encode the pictures with it, or name "
+                    "the other with --tokenizer"
                 )
-        return found[0][0], [pair for _, pairs in found for pair in pairs]
+        corpus = PairCorpus(found, read=self.recipe.caption_ratio, free=self.recipe.caption_dropout)
+        return found[0].data.info, corpus
 
     def _draw(self, path: Path) -> None:
         tokenizer = load(self.recipe.tokenizer)
