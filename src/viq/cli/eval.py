@@ -56,11 +56,15 @@ def reconstruction(
     ] = None,
     tile: Tile = None,
     codecs: Annotated[str, typer.Option(help="Codecs to compare with, by commas.")] = "jpeg,webp",
+    perceptual: Annotated[
+        bool, typer.Option("--perceptual", help="Also how different EfficientNet-Lite0 finds them.")
+    ] = False,
     device: Device = "auto",
     dtype: Dtype = "float32",
     as_json: Json = False,
 ) -> None:
-    """PSNR, SSIM, bits per pixel and code use, beside JPEG and WebP at the same bytes."""
+    """PSNR, SSIM, MS-SSIM, blockiness, code use, beside JPEG and WebP at the same bytes."""
+    from viq.eval.tokenizer.perceptual import EfficientNetDistance
     from viq.eval.tokenizer.reconstruction import evaluate
     from viq.image.open import list_images
 
@@ -69,8 +73,9 @@ def reconstruction(
     names = [name for name in codecs.split(",") if name]
     with progress("evaluating", len(paths), hidden=as_json) as advance:
         result = evaluate(
-            tokenizer, paths, crop=crop, tile=tile, codecs=names, progress=lambda n: advance()
-        )
+            tokenizer, paths, crop=crop, tile=tile, codecs=names, progress=lambda n: advance(),
+            perceptual=EfficientNetDistance() if perceptual else None,
+        )  # fmt: skip
     if as_json:
         print(json.dumps(result))
     else:
