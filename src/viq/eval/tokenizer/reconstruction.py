@@ -55,7 +55,7 @@ def evaluate(
 
     Returns:
         images: for each image key (its path, or its place in `images` from 0), height, width,
-            bytes, bpp (bits a pixel), psnr (dB), ssim, ms_ssim (None below 176 px), blockiness (1 is
+            bytes, bpp (bits a pixel), psnr (dB), ssim, ms_ssim (None below 176 px), blockiness (1:
             none), with `perceptual` efficientnet_distance, and codecs: by name, quality, bytes and
             the same numbers, or None if no file is small enough.
         failed: key and reason of each image that cannot be read; the others go on.
