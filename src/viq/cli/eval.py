@@ -39,6 +39,7 @@ from viq.cli.console import (
     show_quality,
     show_reconstruction,
     show_understanding,
+    table,
 )
 from viq.cli.generate import Decoder, GeneratorModel, Guidance, Seed, Temperature, TopP
 from viq.cli.progress import progress
@@ -83,6 +84,41 @@ def reconstruction(
     if result["failed"]:
         show_failures(result["failed"])
         raise typer.Exit(SOME_FAILED)
+
+
+@eval_app.command()
+@guarded
+def naming(
+    data: Annotated[
+        list[str], typer.Argument(help="Photos with a column of labels: Parquet files, folders, ..")
+    ],
+    model: Model = "viq-tiny",
+    label: Annotated[str, typer.Option(help="Column that says what is in a photo.")] = "label",
+    where: Annotated[list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE.")] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """How many held-out photos a linear classifier on code features names, beside baselines."""
+    from viq.data.sources.open import concatenate, open_source
+    from viq.eval.probes.naming import evaluate
+
+    use_threads(threads)
+    source = concatenate([open_source(place) for place in data])
+    tokenizer = load_tokenizer(model, "auto", "float32")
+    with progress("naming", 0, hidden=as_json) as advance:
+        result = evaluate(tokenizer, source, label=label, where=conditions(where), progress=advance)
+    if as_json:
+        print(json.dumps(result))
+        return
+    probes = result.pop("probes")
+    show(result, False)
+    table(
+        ["features", "named, %", "± 95%"],
+        (
+            [kind, f"{found['percent']:.1f}", f"{found['interval']:.1f}"]
+            for kind, found in probes.items()
+        ),
+    )
 
 
 @eval_app.command()
