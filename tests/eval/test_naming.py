@@ -1,4 +1,4 @@
-"""The naming probe: its split, and that it tells features that know names from those that do not."""
+"""The naming probe: its split, and that features that know names score above those that guess."""
 
 from __future__ import annotations
 
