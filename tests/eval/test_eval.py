@@ -294,7 +294,7 @@ def test_evaluate_without_images(tokenizer):
     result = evaluate(tokenizer, [b"nothing"])
     assert (result["images"], result["code_use"]) == ([], None)
     assert result["failed"][0]["key"] == "0"
-    nothing = {"bpp": None, "psnr": None, "ssim": None}
+    nothing = dict.fromkeys(("bpp", "psnr", "ssim", "ms_ssim", "blockiness"))
     codec = {"fits": 0, **nothing, "ours": nothing}
     assert result["totals"] == {
         "images": 0, "bytes": 0, **nothing, "codecs": {"jpeg": codec, "webp": codec}

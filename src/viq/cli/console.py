@@ -131,15 +131,25 @@ def show_reconstruction(result: dict[str, Any]) -> None:
         ["image", "size", "bpp", "PSNR", "SSIM", *beside], map(list, map(cells, result["images"]))
     )
     totals = result["totals"]
-    print(f"mean of {totals['images']}: {number(totals['psnr'])} dB, SSIM "
-          f"{number(totals['ssim'], 3)}, {number(totals['bpp'], 3)} bits per pixel")  # fmt: skip
+    figures = {
+        "bits per pixel": ("bpp", 3), "PSNR, dB": ("psnr", 2), "SSIM": ("ssim", 3),
+        "MS-SSIM": ("ms_ssim", 3), "blockiness": ("blockiness", 2),
+        "EfficientNet distance": ("efficientnet_distance", 3),
+    }  # fmt: skip
+    shown = {title: key for title, key in figures.items() if key[0] in totals}
+    rows = [(f"ours, mean of {totals['images']}", totals)]
     for name in codecs:
         codec = totals["codecs"][name]
-        print(
-            f"{name} at the same bytes: {number(codec['psnr'])} dB, SSIM {number(codec['ssim'], 3)}"
-            f" on the {codec['fits']} images that fit; there ours: "
-            f"{number(codec['ours']['psnr'])} dB, SSIM {number(codec['ours']['ssim'], 3)}"
-        )
+        rows.append((f"{name}, same bytes, {codec['fits']} fit", codec))
+        if codec["fits"] != totals["images"]:
+            rows.append((f"ours on those {codec['fits']}", codec["ours"]))
+    print()
+    table(
+        ["", *shown],
+        ([title, *(number(means.get(k), d) for k, d in shown.values())] for title, means in rows),
+    )
+    if "efficientnet_frechet" in totals:
+        print(f"EfficientNet-Frechet distance: {number(totals['efficientnet_frechet'])}")
     use = result["code_use"]
     if use:
         print(f"code use: {use['used']:,} of {use['codebook']:,} codes hit, perplexity "

@@ -39,6 +39,7 @@ from viq.cli.console import (
     show_quality,
     show_reconstruction,
     show_understanding,
+    table,
 )
 from viq.cli.generate import Decoder, GeneratorModel, Guidance, Seed, Temperature, TopP
 from viq.cli.progress import progress
@@ -56,11 +57,15 @@ def reconstruction(
     ] = None,
     tile: Tile = None,
     codecs: Annotated[str, typer.Option(help="Codecs to compare with, by commas.")] = "jpeg,webp",
+    perceptual: Annotated[
+        bool, typer.Option("--perceptual", help="Also how different EfficientNet-Lite0 finds them.")
+    ] = False,
     device: Device = "auto",
     dtype: Dtype = "float32",
     as_json: Json = False,
 ) -> None:
-    """PSNR, SSIM, bits per pixel and code use, beside JPEG and WebP at the same bytes."""
+    """PSNR, SSIM, MS-SSIM, blockiness, code use, beside JPEG and WebP at the same bytes."""
+    from viq.eval.tokenizer.perceptual import EfficientNetDistance
     from viq.eval.tokenizer.reconstruction import evaluate
     from viq.image.open import list_images
 
@@ -69,8 +74,9 @@ def reconstruction(
     names = [name for name in codecs.split(",") if name]
     with progress("evaluating", len(paths), hidden=as_json) as advance:
         result = evaluate(
-            tokenizer, paths, crop=crop, tile=tile, codecs=names, progress=lambda n: advance()
-        )
+            tokenizer, paths, crop=crop, tile=tile, codecs=names, progress=lambda n: advance(),
+            perceptual=EfficientNetDistance() if perceptual else None,
+        )  # fmt: skip
     if as_json:
         print(json.dumps(result))
     else:
@@ -78,6 +84,41 @@ def reconstruction(
     if result["failed"]:
         show_failures(result["failed"])
         raise typer.Exit(SOME_FAILED)
+
+
+@eval_app.command()
+@guarded
+def naming(
+    data: Annotated[
+        list[str], typer.Argument(help="Photos with a column of labels: Parquet files, folders, ..")
+    ],
+    model: Model = "viq-tiny",
+    label: Annotated[str, typer.Option(help="Column that says what is in a photo.")] = "label",
+    where: Annotated[list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE.")] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """How many held-out photos a linear classifier on code features names, beside baselines."""
+    from viq.data.sources.open import concatenate, open_source
+    from viq.eval.probes.naming import evaluate
+
+    use_threads(threads)
+    source = concatenate([open_source(place) for place in data])
+    tokenizer = load_tokenizer(model, "auto", "float32")
+    with progress("naming", 0, hidden=as_json) as advance:
+        result = evaluate(tokenizer, source, label=label, where=conditions(where), progress=advance)
+    if as_json:
+        print(json.dumps(result))
+        return
+    probes = result.pop("probes")
+    show(result, False)
+    table(
+        ["features", "named, %", "± 95%"],
+        (
+            [kind, f"{found['percent']:.1f}", f"{found['interval']:.1f}"]
+            for kind, found in probes.items()
+        ),
+    )
 
 
 @eval_app.command()

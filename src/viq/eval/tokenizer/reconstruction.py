@@ -20,11 +20,16 @@ import PIL
 from PIL import Image, ImageOps
 
 from viq.core.types import ViqError
+from viq.eval.tokenizer.perceptual import EfficientNetDistance
 from viq.image.codecs import check_codec, fit_codec
 from viq.image.open import ImageError, ImageInput, open_image
 from viq.metrics.codebook import code_counts, summarize_counts
-from viq.metrics.images import fidelity
+from viq.metrics.frechet import frechet_distance
+from viq.metrics.images import blockiness, fidelity, ms_ssim
 from viq.models.tokenizer.tokenizer import VisualTokenizer
+
+_ALWAYS = ("ssim", "ms_ssim", "blockiness")
+_AVERAGED = (*_ALWAYS, "efficientnet_distance")
 
 
 def evaluate(
@@ -34,6 +39,7 @@ def evaluate(
     crop: int | None = None,
     tile: int | None = None,
     codecs: Sequence[str] = ("jpeg", "webp"),
+    perceptual: EfficientNetDistance | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Encode and decode every image, and measure what comes back.
@@ -44,17 +50,20 @@ def evaluate(
             resizing the shorter side and cropping the centre gives. None: images as they are.
         tile: as in `VisualTokenizer.encode`: None takes the model's setting, 0 never tiles.
         codecs: each gets as many bytes for the same pixels as our codes take.
+        perceptual: also measures how different pictures look to a pretrained network.
         progress: called with the number of images done after each, failed ones included.
 
     Returns:
         images: for each image key (its path, or its place in `images` from 0), height, width,
-            bytes, bpp (bits a pixel), psnr (dB), ssim, and codecs: by name, quality, bytes, bpp,
-            psnr and ssim, or None if no file is small enough.
+            bytes, bpp (bits a pixel), psnr (dB), ssim, ms_ssim (None below 176 px), blockiness (1:
+            none), with `perceptual` efficientnet_distance, and codecs: by name, quality, bytes and
+            the same numbers, or None if no file is small enough.
         failed: key and reason of each image that cannot be read; the others go on.
-        totals: images (how many), bytes, bpp (all bits over all pixels), psnr and ssim (means over
-            images), and codecs: by name, fits (images with a small enough file) and the bpp, psnr
-            and ssim of those, with the same numbers of ours, over the same images, under "ours".
-            Means of psnr leave out exact copies: of one, or of either in a comparison.
+        totals: images (how many), bytes, bpp (all bits over all pixels), means of the numbers over
+            images, with `perceptual` efficientnet_frechet (the distance between the sets of
+            originals and of what came back), and codecs: by name, fits (images with a small enough
+            file) and the same of those, with ours, over the same images, under "ours". Means of
+            psnr leave out exact copies: of one, or of either in a comparison.
         code_use: see `viq.metrics.codebook.summarize_counts`; None without images.
         settings: crop, tile, codecs, and pillow: the release that wrote the files.
         tokenizer: name and fingerprint.
@@ -73,6 +82,7 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     counts = code_counts(np.empty(0, np.uint16), levels)
+    measure = _Measure(perceptual)
     for done, (key, image) in enumerate(_opened(images, failed), 1):
         if image is not None:
             if crop is not None:
@@ -80,8 +90,8 @@ def evaluate(
             codes = tokenizer.encode(image, tile=tile)[0]
             counts += code_counts(codes.ids, levels)
             row = {"key": key, "height": image.height, "width": image.width}
-            row |= _measured(image, tokenizer.decode(codes)[0], codes.nbytes)
-            row["codecs"] = {codec: _fitted(image, codec, codes.nbytes) for codec in codecs}
+            row |= measure(image, tokenizer.decode(codes)[0], codes.nbytes)
+            row["codecs"] = {name: measure.codec(image, name, codes.nbytes) for name in codecs}
             rows.append(row)
         if progress is not None:
             progress(done)
@@ -102,6 +112,7 @@ def evaluate(
             "images": len(rows),
             "bytes": sum(row["bytes"] for row in rows),
             **_means(rows, rows),
+            **measure.frechet(),
             "codecs": {codec: _comparison(rows, codec) for codec in codecs},
         },
         "code_use": summarize_counts(counts, levels) if rows else None,
@@ -135,21 +146,51 @@ def _opened(
         yield key, image
 
 
-def _measured(image: Image.Image, restored: Image.Image, size: int) -> dict[str, Any]:
-    """Numbers of one picture that took `size` bytes."""
-    return {
-        "bytes": size,
-        "bpp": 8 * size / (image.height * image.width),
-        **fidelity(np.asarray(image), np.asarray(restored)),
-    }
+class _Measure:
+    """Numbers of pictures beside their originals, and the features of both for sets of them."""
 
+    def __init__(self, perceptual: EfficientNetDistance | None) -> None:
+        self._perceptual = perceptual
+        self._features: list[tuple[np.ndarray, np.ndarray]] = []  # of originals and of ours
 
-def _fitted(image: Image.Image, codec: str, max_bytes: int) -> dict[str, Any] | None:
-    fitted = fit_codec(image, codec, max_bytes)
-    if fitted is None:
-        return None
-    data, decoded, quality = fitted
-    return {"quality": quality, **_measured(image, decoded, len(data))}
+    def __call__(self, image: Image.Image, restored: Image.Image, size: int) -> dict[str, Any]:
+        """Numbers of one picture that took `size` bytes."""
+        numbers, features = self._numbers(image, restored, size)
+        self._features += features
+        return numbers
+
+    def codec(self, image: Image.Image, codec: str, max_bytes: int) -> dict[str, Any] | None:
+        """Those of the best file of a codec; None if none is small enough."""
+        fitted = fit_codec(image, codec, max_bytes)
+        if fitted is None:
+            return None
+        data, decoded, quality = fitted
+        return {"quality": quality, **self._numbers(image, decoded, len(data))[0]}
+
+    def frechet(self) -> dict[str, float | None]:
+        """Of all pictures of our own; nothing where no network measures."""
+        if self._perceptual is None:
+            return {}
+        if len(self._features) < 2:
+            return {"efficientnet_frechet": None}
+        originals, ours = (np.stack(part) for part in zip(*self._features, strict=True))
+        return {"efficientnet_frechet": frechet_distance(originals, ours)}
+
+    def _numbers(
+        self, image: Image.Image, restored: Image.Image, size: int
+    ) -> tuple[dict[str, Any], list[tuple[np.ndarray, np.ndarray]]]:
+        original, pixels = np.asarray(image), np.asarray(restored)
+        numbers: dict[str, Any] = {
+            "bytes": size,
+            "bpp": 8 * size / (image.height * image.width),
+            **fidelity(original, pixels),
+            "ms_ssim": ms_ssim(original, pixels),
+            "blockiness": blockiness(pixels, original),
+        }
+        if self._perceptual is None:
+            return numbers, []
+        distance, *features = self._perceptual.measure(original, pixels)
+        return numbers | {"efficientnet_distance": distance}, [(features[0], features[1])]
 
 
 def _comparison(rows: Sequence[dict[str, Any]], codec: str) -> dict[str, Any]:
@@ -174,11 +215,14 @@ def _means(
     pixels = sum(row["height"] * row["width"] for row in rows)
     keep = with_psnr or [True] * len(rows)
     decibels = [m["psnr"] for m, kept in zip(measured, keep, strict=True) if kept]
-    return {
+    means: dict[str, Any] = {
         "bpp": 8 * sum(m["bytes"] for m in measured) / pixels if pixels else None,
         "psnr": _mean([value for value in decibels if value is not None]),
-        "ssim": _mean([m["ssim"] for m in measured]),
     }
+    for name in _AVERAGED:
+        if name in _ALWAYS or any(name in m for m in measured):
+            means[name] = _mean([m[name] for m in measured if m.get(name) is not None])
+    return means
 
 
 def _mean(values: Sequence[float]) -> float | None:
