@@ -322,9 +322,9 @@ def test_a_planted_folder_of_finished_inputs_is_refused(
     "command",
     [
         ("store", "preview", "{tmp}/codes", "-o"),
-        ("draw", "a circle", "-o"),
-        ("eval", "draw", "-o"),
-        ("eval", "draw", "--sheet"),
+        ("generate", "a circle", "-o"),
+        ("eval", "generation", "-o"),
+        ("eval", "generation", "--sheet"),
         ("eval", "mllm", "nope", "-o"),
         ("eval", "features", "-o"),
         ("eval", "understanding", "nope", "-o"),

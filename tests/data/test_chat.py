@@ -29,8 +29,8 @@ def turns(*texts: str) -> list[Turn]:
 
 
 def spelled(ids: Iterable[int]) -> str:
-    """One character a token: { and } for the special tokens of ChatML, / for a line break, # where a visual
-    vector goes, . where nothing is scored."""
+    """One character a token: { and } for the special tokens of ChatML, / for a line break, # where
+    a visual vector goes, . where nothing is scored."""
     marks = {IMAGE_TOKEN: "#", IGNORE: "."}
     tokens = {"<|im_start|>": "{", "<|im_end|>": "}", "Ċ": "/", "Ġ": " "}
     names = (marks.get(i) or LETTERS.convert_ids_to_tokens(i) for i in ids)

@@ -244,7 +244,7 @@ def test_packs_go_on_from_any_step_in_any_number_of_processes(words, tmp_path: P
 
     def stream(lanes: Sequence[int], positions: Mapping[int, Position]) -> GenerationStream:
         stores = [open_pairs(tmp_path / f"{part}.parquet", tmp_path / "cache") for part in (0, 1)]
-        corpus = PairCorpus(stores, read=0.3, unconditional=0.3)
+        corpus = PairCorpus(stores, caption_ratio=0.3, caption_dropout=0.3)
         assert (corpus.samples, corpus.grids, corpus.captions) == (
             [5, 6], {(1, 2): 11}, set(CAPTIONS),
         )  # fmt: skip
@@ -466,33 +466,33 @@ def test_commands(tmp_path: Path) -> None:
     def call(*options: object):
         return CliRunner().invoke(app, [str(option) for option in options])
 
-    done = call("train", "draw", "debug", "-o", run, "--json")
+    done = call("train", "generation", "debug", "-o", run, "--json")
     assert done.exit_code == 0, done.output
     log = [json.loads(line) for line in (run / "draw/log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2, 3, 4, 5, 6]
     assert {"loss", "loss/text", "loss/codes", "loss/next"} <= log[0].keys()
     caption = "a red circle left of a blue square"
-    assert call("draw", caption, "-o", out, "--model", run, "--json").exit_code == 0
+    assert call("generate", caption, "-o", out, "--model", run, "--json").exit_code == 0
     first = out.read_bytes()
     assert size_of(out)[0] * size_of(out)[1] <= 32 * 48  # a size of its choosing
-    assert call("draw", caption, "-o", out, "--model", run, "--overwrite").exit_code == 0
+    assert call("generate", caption, "-o", out, "--model", run, "--overwrite").exit_code == 0
     assert out.read_bytes() == first
-    other = call("draw", caption, "-o", tmp_path / "b.png", "--model", run, "--size", "16x64")
+    other = call("generate", caption, "-o", tmp_path / "b.png", "--model", run, "--size", "16x64")
     assert other.exit_code == 0 and size_of(tmp_path / "b.png") == (64, 16)
-    judged = call("eval", "draw", "--model", run, "--pictures", 3, "--json",
+    judged = call("eval", "generation", "--model", run, "--pictures", 3, "--json",
                   "--sheet", tmp_path / "sheet.png")  # fmt: skip
     result = json.loads(judged.stdout.splitlines()[-1])
     assert result["kept"]["true"]["caption"]["percent"] == 100
     assert result["loss"]["bits_per_code"] > 1
     for arguments, message in (
-        (("draw", caption, "-o", out, "--model", run), "exists"),
-        (("draw", caption, "-o", tmp_path / "c.png", "--model", tmp_path), "no finished model"),
-        (("draw", caption, "-o", tmp_path / "c.png", "--model", run, "--size", "9"), "--size 9"),
-        (("draw", caption, "-o", tmp_path / "c.png", "--model", run, "--top-p", 2), "top-p"),
-        (("draw", caption, caption, "-o", tmp_path / "c.png", "--model", run), "need a folder"),
-        (("train", "draw", "tiny", "-o", run), "begun with another recipe"),
-        (("train", "draw", "nothing", "-o", run), "no recipe nothing"),
-        (("train", "draw", "debug", "-o", tmp_path / "x", "--codes", tmp_path / "a.parquet"),
+        (("generate", caption, "-o", out, "--model", run), "exists"),
+        (("generate", caption, "-o", tmp_path / "c.png", "--model", tmp_path), "no finished model"),
+        (("generate", caption, "-o", tmp_path / "c.png", "--model", run, "--size", "9"), "--size 9"),
+        (("generate", caption, "-o", tmp_path / "c.png", "--model", run, "--top-p", 2), "top-p"),
+        (("generate", caption, caption, "-o", tmp_path / "c.png", "--model", run), "need a folder"),
+        (("train", "generation", "tiny", "-o", run), "begun with another recipe"),
+        (("train", "generation", "nothing", "-o", run), "no recipe nothing"),
+        (("train", "generation", "debug", "-o", tmp_path / "x", "--codes", tmp_path / "a.parquet"),
          "no such file"),
     ):  # fmt: skip
         done = call(*arguments)

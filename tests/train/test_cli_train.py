@@ -96,14 +96,14 @@ def test_trackers_are_asked_for_before_training(
     monkeypatch.setitem(sys.modules, "wandb", None)
     out = tmp_path / "run"
     for name, words in (("wandb", "pip install wandb"), ("comet", "choose from tensorboard,")):
-        for command in ((short,), ("mllm", "debug"), ("draw", "debug")):
+        for command in ((short,), ("mllm", "debug"), ("generation", "debug")):
             done = run("train", *command, "--out", out, "--track", name, code=2)
             assert words in done.stderr.replace("\n", " ")
     assert not (out / "recipe.json").exists()
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
-@pytest.mark.parametrize("command", [("train",), ("train", "mllm"), ("train", "draw")])
+@pytest.mark.parametrize("command", [("train",), ("train", "mllm"), ("train", "generation")])
 def test_asked_to_stop_it_saves_and_ends_with_a_code_of_its_own(
     command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,7 +130,7 @@ def test_printed_recipes_are_recipe_files(tmp_path: Path) -> None:
     assert run("train", path, "--print").stdout == path.read_text()
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "mllm", "draw"])
+@pytest.mark.parametrize("kind", ["tokenizer", "mllm", "generation"])
 def test_every_kind_of_training_can_be_scaled(kind: str) -> None:
     def steps(*options: object) -> list[int]:
         recipe = json.loads(run("train", kind, "debug", "--print", *options).stdout)
@@ -143,9 +143,9 @@ def test_every_kind_of_training_can_be_scaled(kind: str) -> None:
 
 
 def test_steps_of_drawing_are_given_once() -> None:
-    recipe = json.loads(run("train", "draw", "debug", "--steps", 7, "--print").stdout)
+    recipe = json.loads(run("train", "generation", "debug", "--steps", 7, "--print").stdout)
     assert recipe["loop"]["steps"] == 7
-    assert "give one of them" in refused("train", "draw", "debug", "--steps", 7, "--scale", 2)
+    assert "give one of them" in refused("train", "generation", "debug", "--steps", 7, "--scale", 2)
 
 
 @pytest.mark.parametrize("option", [("--print",), ("--where", "a=b"), ("--scale", "3")])

@@ -88,7 +88,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 KINDS: dict[str, tuple[list[str], str, str]] = {
     "tokenizer": (["train"], "--data", ".jsonl"),
     "mllm": (["train", "mllm"], "--codes", "-store"),
-    "draw": (["train", "draw"], "--codes", ".parquet"),
+    "draw": (["train", "generation"], "--codes", ".parquet"),
 }
 
 
@@ -142,7 +142,15 @@ def test_recipes_of_0_1_are_read(kind: Any, recipe: Any, tmp_path: Path) -> None
 
 def test_a_run_that_0_1_began_goes_on(places: dict[str, Path], tmp_path: Path) -> None:
     run, path = tmp_path / "run", tmp_path / "run" / "recipe.json"
-    command = ["train", "draw", places["draw.json"], "--codes", places["a.parquet"], "--out", run]
+    command = [
+        "train",
+        "generation",
+        places["draw.json"],
+        "--codes",
+        places["a.parquet"],
+        "--out",
+        run,
+    ]
     assert call(*command).exit_code == 0
     model = (run / "model" / "model.safetensors").read_bytes()
     log = (run / "draw" / "log.jsonl").read_bytes()

@@ -298,7 +298,7 @@ def test_data_without_plain_pictures_are_told_of(
         out = tmp_path / chosen.stages[0].name
         for _ in range(2):  # nothing is said of a stage that has ended
             run(out, chosen, data)
-            line = "2-2-fsq: crops are cut from drawn pictures alone, as all data have text"
+            line = "2-2-fsq: crops are cut from synthetic pictures alone, as all data have text"
             assert (line in capsys.readouterr().err) == told
             told = False
 

@@ -323,10 +323,11 @@ def eval_mllm(
         print(*lines(result), sep="\n")
 
 
-@eval_app.command("draw")
+@eval_app.command("generation")
+@eval_app.command("draw", hidden=True, deprecated=True)
 @guarded
 def eval_generation(
-    model: GeneratorModel = "runs/draw",
+    model: GeneratorModel = "runs/generation",
     pictures: Annotated[int, typer.Option(help="Captions of held-out pictures.")] = 200,
     temperature: Temperature = 1.0,
     top_p: TopP = 0.95,
@@ -335,13 +336,13 @@ def eval_generation(
     tokenizer: Decoder = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write JSON here.")] = None,
     sheet: Annotated[
-        Path | None, typer.Option(help="Also a sheet of drawn pictures: NAME.png.")
+        Path | None, typer.Option(help="Also a sheet of the pictures: NAME.png.")
     ] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """How often drawn pictures keep their captions, beside the model's loss."""
+    """How often generated pictures keep their captions, beside the model's loss."""
     from viq.core.files import written_aside
     from viq.core.outputs import require_free
     from viq.core.types import ViqError
@@ -355,13 +356,18 @@ def eval_generation(
         raise ViqError(f"--pictures {pictures}: give at least 1")
     sampling = Sampling(temperature=temperature, top_p=top_p, guidance=guidance)
     pipeline = TextToImagePipeline.load(model, tokenizer=tokenizer, device=find_device(device))
-    drawn: list = []
-    with progress("drawing", pictures, hidden=as_json) as advance:
+    generated: list = []
+    with progress("generating", pictures, hidden=as_json) as advance:
         result = evaluate(
-            pipeline, sampling, pictures=pictures, seed=seed, progress=advance, keep=drawn.append
+            pipeline,
+            sampling,
+            pictures=pictures,
+            seed=seed,
+            progress=advance,
+            keep=generated.append,
         )
     save_json(out, result)
     if sheet is not None:
         with written_aside(sheet) as aside:
-            make_sheet(drawn).save(aside, "PNG")
+            make_sheet(generated).save(aside, "PNG")
     print(json.dumps(result) if as_json else "\n".join(lines(result)))

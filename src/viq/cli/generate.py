@@ -1,4 +1,4 @@
-"""The command that draws pictures from sentences."""
+"""The command that makes pictures from sentences: `viq generate`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from viq.cli.common import Device, Json, Overwrite, find_device, guarded
 from viq.cli.console import show
 
-GeneratorModel = Annotated[str, typer.Option("--model", help="Run folder of viq train draw.")]
+GeneratorModel = Annotated[str, typer.Option("--model", help="Run folder of viq train generation.")]
 Temperature = Annotated[float, typer.Option(help="Of sampling; 0 takes the likeliest levels.")]
 TopP = Annotated[float, typer.Option(help="Only the likeliest levels of this share together.")]
 Guidance = Annotated[float, typer.Option(help="How strongly the caption is followed; 1 plainly.")]
@@ -21,12 +21,12 @@ Decoder = Annotated[
 
 
 @guarded
-def draw(
-    captions: Annotated[list[str], typer.Argument(help="What to draw, one sentence a picture.")],
+def generate(
+    captions: Annotated[list[str], typer.Argument(help="What to show, one sentence a picture.")],
     out: Annotated[
         Path, typer.Option("-o", "--out", help="NAME.png, or a folder for several pictures.")
     ],
-    model: GeneratorModel = "runs/draw",
+    model: GeneratorModel = "runs/generation",
     size: Annotated[
         str | None, typer.Option(help="HEIGHTxWIDTH in px. Default: what the model chooses.")
     ] = None,
@@ -40,7 +40,7 @@ def draw(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Pictures from sentences, drawn code by code."""
+    """Pictures from sentences, generated code by code."""
     from viq.core.files import written_aside
     from viq.core.outputs import require_folder, require_free
     from viq.core.types import ViqError

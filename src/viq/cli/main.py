@@ -15,7 +15,7 @@ from viq.cli.bench import bench_app
 from viq.cli.chat import caption, chat
 from viq.cli.codes import decode, encode
 from viq.cli.eval import eval_app
-from viq.cli.generate import draw
+from viq.cli.generate import generate
 from viq.cli.store import store_app
 from viq.cli.tools import convert, demo, doctor, info, report
 from viq.cli.train import train_app
@@ -33,8 +33,9 @@ app.add_typer(eval_app, name="eval")
 app.add_typer(bench_app, name="bench")
 app.add_typer(store_app, name="store")
 app.add_typer(train_app, name="train")
-for command in (encode, decode, chat, caption, draw, info, convert, report, demo, doctor):
+for command in (encode, decode, chat, caption, generate, info, convert, report, demo, doctor):
     app.command()(command)
+app.command("draw", hidden=True, deprecated=True)(generate)  # its name in release 0.1
 
 
 @app.callback(invoke_without_command=True)

@@ -187,6 +187,7 @@ def train_mllm(
     synthetic: Annotated[
         bool, typer.Option("--synthetic", help="Beside --codes, also what the recipe draws.")
     ] = False,
+    drawn: Annotated[bool, typer.Option("--drawn", hidden=True)] = False,  # of release 0.1
     text: Annotated[
         list[str] | None, typer.Option(help="File of conversations without images; again for more.")
     ] = None,
@@ -219,7 +220,7 @@ def train_mllm(
     from viq.train.old_names import trackers
 
     run = MllmRun(
-        recipe=chosen, out=out, stores=codes or [], synthetic=synthetic, texts=text or [],
+        recipe=chosen, out=out, stores=codes or [], synthetic=synthetic or drawn, texts=text or [],
         where=conditions(where), cache=cache, hidden=as_json,
         report_to=trackers(track or [], tensorboard), threads=workers, overwrite=overwrite,
     )  # fmt: skip
@@ -230,7 +231,8 @@ def train_mllm(
         show({"model": str(model), "samples": samples, **run.listed(), "next": hint}, as_json)
 
 
-@train_app.command("draw")
+@train_app.command("generation")
+@train_app.command("draw", hidden=True, deprecated=True)
 @guarded
 def train_generation(
     recipe: Annotated[str, typer.Argument(help="tiny, qwen, debug, or a recipe file.json.")],
@@ -241,7 +243,7 @@ def train_generation(
             "pictures of shapes that it draws and encodes."
         ),
     ] = None,
-    out: Out = Path("runs/draw"),
+    out: Out = Path("runs/generation"),
     tokenizer: Annotated[
         str | None, typer.Option(help="Whose codes are written: bundled name, folder, or hub id.")
     ] = None,
@@ -282,7 +284,7 @@ def train_generation(
     )
     model = run.train()
     if run.accelerator.is_main_process:
-        hint = f'viq draw "a red circle left of a blue square" -o out.png --model {out}'
+        hint = f'viq generate "a red circle left of a blue square" -o out.png --model {out}'
         show({"model": str(model), "next": hint}, as_json)
 
 

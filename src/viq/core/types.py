@@ -60,8 +60,9 @@ def bounded_grid(size: Size, max_pixels: int = MAX_PIXELS) -> Grid:
 
 
 def language_tokens(grid: Grid, merge_size: int = 2) -> int:
-    """Tokens that an image takes in a language model: its windows of merge_size x merge_size patches (those
-    at the border may be smaller), a mark after each row of them, one at the begin, one at the end.
+    """Tokens that an image takes in a language model: its windows of merge_size x merge_size
+    patches (those at the border may be smaller), a mark after each row of them, one at the begin,
+    one at the end.
     """
     rows, cols = -(-grid[0] // merge_size), -(-grid[1] // merge_size)
     return rows * cols + rows + 2

@@ -1,10 +1,10 @@
 """A language model that also writes codes: pictures as a language (docs/generation.md).
 
-A picture enters the sequence as its size in words ("6x8"), a begin mark, one token a patch in
-raster order, and an end mark. Words and marks are scored by the language model's own head, patches
-by `LevelHead`; both are next-token losses in nats and are simply added. A written patch is read
-back as the values of its codes through an MLP. Patches also carry the place of the *next* patch,
-for a sequence of tokens does not tell where a row ends.
+A picture enters the sequence as its size in text ("6x8"), a start token, one token a patch in
+raster order, and an end token. Text and special tokens are scored by the language model's own head,
+patches by `LevelHead`; both are next-token losses in nats and are simply added. A written patch is
+read back as the values of its codes through an MLP. Patches also carry the place of the *next*
+patch, for a sequence of tokens does not tell where a row ends.
 
 L = tokens of a packed sequence, T = written patches, S = 4 slots, d = FSQ dims, K = S * d levels of
 a patch, E = width of the language model, U = width of the head, B = pictures drawn at once.
@@ -71,7 +71,7 @@ class CodeGeneratorConfig:
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How levels are drawn. Guidance moves away from what the model would draw without a caption:
-    logits become free + guidance * (asked - unconditional); 1 leaves it out."""
+    logits become unconditional + guidance * (conditional - unconditional); 1 leaves it out."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -214,7 +214,7 @@ class CodeGenerator(nn.Module):
         sampling: Sampling,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Codebook indices (B, rows, cols, S) for prompts that end with the begin mark.
+        """Codebook indices (B, rows, cols, S) for prompts that end with the start token.
 
         Args:
             unconditional: the prompt without caption, for guidance.
@@ -255,7 +255,7 @@ class CodeGenerator(nn.Module):
     ) -> list[list[int]]:
         """Words that go on each prompt, drawn of `allowed` alone until `end`, at most so many.
 
-        Nothing is cached: it is for a few words, such as a size mark.
+        Nothing is cached: it is for a few words, such as a size.
         """
         tokens: list[list[int]] = [[] for _ in prompts]
         going, choices = list(range(len(prompts))), torch.tensor([*allowed, end])

@@ -106,8 +106,9 @@ class ViQProcessor(ProcessorMixin):
             (T, 4) or `pixel_values` (T, 768); `labels` (B, L) if asked for.
 
         Raises:
-            ViqError: image placeholders and images differ in number, codes are of another tokenizer, or a
-                conversation has another form; names the sample. Or `kwargs` ask for anything else.
+            ViqError: image placeholders and images differ in number, codes are of another
+                tokenizer, or a conversation has another form; names the sample. Or `kwargs` ask for
+                anything else.
         """
         check_keywords(kwargs, ViQProcessor.__call__, OF_CALL)
         if images is not None and codes is not None:
@@ -156,8 +157,9 @@ class ViQProcessor(ProcessorMixin):
             processor_kwargs, kwargs: with `tokenize`, other arguments of a call of the processor.
 
         Raises:
-            ViqError: a conversation has another form, its text spells out special tokens of ChatML, which a
-                prompt in one text could not tell from its own, or there is no such argument.
+            ViqError: a conversation has another form, its text spells out special tokens of ChatML,
+                which a prompt in one text could not tell from its own, or there is no such
+                argument.
         """
         if chat_template is not None:
             raise ViqError("chat_template: the format is ChatML; leave it out")

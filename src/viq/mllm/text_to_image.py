@@ -1,6 +1,6 @@
 """Pictures from sentences: a trained model that writes codes, and the tokenizer that shows them.
 
-pipeline = TextToImagePipeline.load("runs/draw")
+pipeline = TextToImagePipeline.load("runs/generation")
 pipeline.generate(["a red circle left of a blue square"], Sampling(guidance=2))[0].save("out.png")
 """
 
@@ -57,7 +57,9 @@ class TextToImagePipeline:
         if not (folder / CONFIG_FILE).is_file():
             folder = folder / "model"
         if not (folder / LANGUAGE).is_dir() or not (folder / CONFIG_FILE).is_file():
-            raise ViqError(f"{run}: no finished model that draws; train one with viq train draw")
+            raise ViqError(
+                f"{run}: no finished model that draws; train one with viq train generation"
+            )
         generator = CodeGenerator.from_pretrained(folder).to(device)
         text_tokenizer = load_text_tokenizer(folder / LANGUAGE)
         return cls(
@@ -119,8 +121,8 @@ class TextToImagePipeline:
     ) -> list[Grid]:
         """Rows and columns of patches that the model chooses for each caption.
 
-        It writes the size mark as it writes any text_tokenizer, but of figures and "x" alone. What says no
-        size then, or one larger than all it was trained on, becomes the most frequent.
+        It writes the size mark as it writes any text_tokenizer, but of figures and "x" alone. What
+        says no size then, or one larger than all it was trained on, becomes the most frequent.
         """
         text_tokenizer, end = size_tokens(self.text_tokenizer)
         generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Complete configurations of models that draw: `viq train draw NAME`."""
+"""Complete configurations of models that draw: `viq train generation NAME`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def debug() -> GenerationRecipe:
 
 
 def qwen() -> GenerationRecipe:
-    """Qwen2.5-0.5B, all of it trained: `viq train draw qwen --codes FILE --tokenizer NAME`."""
+    """Qwen2.5-0.5B, all of it trained: `viq train generation qwen --codes FILE --tokenizer NAME`."""
     return GenerationRecipe(
         name="qwen",
         language=LanguageConfig(name="Qwen/Qwen2.5-0.5B"),

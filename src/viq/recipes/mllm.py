@@ -20,9 +20,9 @@ from viq.train.optim import OptimConfig
 
 
 def tiny() -> MllmRecipe:
-    """A language model of 0.8M parameters from scratch, on the codes of 12,000 synthetic pictures of
-    one or two shapes, with one question each: a model this small learns to look only where little
-    stands between picture and answer.
+    """A language model of 0.8M parameters from scratch, on the codes of 12,000 synthetic pictures
+    of one or two shapes, with one question each: a model this small learns to look only where
+    little stands between picture and answer.
 
     The projector goes ahead alone for a few steps, as in the larger recipes, though here the
     language model has little to say yet.
@@ -53,7 +53,8 @@ def tiny() -> MllmRecipe:
 
 
 def small() -> MllmRecipe:
-    """The bundled `viq-tiny-chat`: 2.2M parameters, 40,000 synthetic pictures and stores of one's own.
+    """The bundled `viq-tiny-chat`: 2.2M parameters, 40,000 synthetic pictures and stores of one's
+    own.
 
     `viq train mllm small --codes STORE.. --synthetic`.
     """

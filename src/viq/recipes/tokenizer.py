@@ -246,8 +246,10 @@ def train_g() -> TokenizerRecipe:
     """
     model = replace(g(), latents=LatentConfig())
     rates = OptimConfig(learning_rate=5e-5)
-    data = DataConfig(gradient_accumulation=64, max_side=768, tokens=4096, patches=16384,
-                      synthetic=_SYNTHETIC, synthetic_ratio=0.1, synthetic_sides=(128, 768))  # fmt: skip
+    data = DataConfig(
+        gradient_accumulation=64, max_side=768, tokens=4096, patches=16384,
+        synthetic=_SYNTHETIC, synthetic_ratio=0.1, synthetic_sides=(128, 768),
+    )  # fmt: skip
     align = {"text": 1.0, "distill": 10.0}  # of the released code; the paper's are unpublished
     whole = {**align, "latents": 1.0}
     loop = LoopConfig(steps=11_444, losses=align, optim=rates, save_every=500, eval_every=500)

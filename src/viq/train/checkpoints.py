@@ -361,8 +361,8 @@ def load_trained(folder: Path, module: nn.Module) -> None:
 def unsharded(module: _Module, main: bool) -> _Module | None:
     """The module on the main process, None elsewhere; every process must call this.
 
-    One whose parameters are sharded over processes (FSDP) is copied to the CPU in one piece. It must
-    be one that its `config` alone builds.
+    One whose parameters are sharded over processes (FSDP) is copied to the CPU in one piece. It
+    must be one that its `config` alone builds.
     """
     if not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
         return module if main else None

@@ -10,8 +10,21 @@ from viq.train.monitor import print_line
 
 # By the object that holds the field; "" is the recipe itself.
 _RENAMED: dict[str, dict[str, str]] = {
-    "": {"lanes": "gradient_accumulation"},
-    "data": {"lanes": "gradient_accumulation"},
+    "": {
+        "lanes": "gradient_accumulation",
+        "drawn": "synthetic",
+        "merge": "merge_size",
+        "read": "caption_ratio",
+        "free": "caption_dropout",
+    },
+    "data": {
+        "lanes": "gradient_accumulation",
+        "drawn": "synthetic",
+        "drawn_share": "synthetic_ratio",
+        "drawn_sides": "synthetic_sides",
+        "merge": "merge_size",
+    },
+    "crops": {"synthetic_share": "synthetic_ratio"},
     "loop": {"average": "ema_decay", "look_every": "eval_every"},
     "optim": {
         "warmup_share": "warmup_ratio",

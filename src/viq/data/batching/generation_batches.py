@@ -1,10 +1,10 @@
-"""Pictures as text with patches in it: what a model that writes codes is trained on.
+"""Pictures as text with patches in it: what a model that generates codes is trained on.
 
     <|im_start|>user\\nDraw a red circle.<|im_end|>\\n<|im_start|>assistant\\n
     6x6<|vision_start|>(36 patches)<|vision_end|><|im_end|>
 
-The size mark is plain text, the two marks are Qwen2.5's own special tokens. A tenth of the
-captions is dropped ("Draw."), which is what guidance moves away from. The other way round, a
+The size is plain text, the two vision tokens are special tokens of Qwen2.5. A tenth of the captions
+is dropped ("Draw."), which is what guidance moves away from. The other way round, a
 picture is read and its caption is the answer; then patches are not scored.
 
 Samples of stores that have a caption are drawn and packed as all data are
@@ -39,7 +39,7 @@ from viq.data.text.conversations import IMAGE_PLACEHOLDER, Turn
 from viq.store.columns import Extras
 from viq.store.rows import CodesWriter, StoreInfo
 
-BEGIN, FINISH = "<|vision_start|>", "<|vision_end|>"
+VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 UNCONDITIONAL_PROMPT = "Draw."  # what is asked where the caption is left out
 _READ = "Describe the image."
 _CAPTION = "caption"  # column
@@ -60,13 +60,13 @@ class GenerationSample:
     """One sample as tokens: as `viq.data.text.chat_format.EncodedChat`, with one picture in it.
 
     Attributes:
-        writes: whether its patches are scored.
+        generates: whether its patches are scored.
     """
 
     ids: list[int]
     labels: list[int]
     codes: Codes
-    writes: bool
+    generates: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class GenerationBatch:
     """Samples packed into one sequence, with the pictures in them.
 
     Attributes:
-        ids_L: words and marks; IMAGE_TOKEN where a patch stands.
+        ids_L: of text; IMAGE_TOKEN where a patch stands.
         targets_L: the word to come at each place, IGNORE where none is scored.
         lengths: tokens of each sample.
         codes_TS: codebook indices of all patches, in the order of their places.
@@ -123,8 +123,8 @@ class PairCorpus:
 
     Args:
         stores: with the column `caption`.
-        read: share of examples that describe a picture instead of drawing it.
-        unconditional: share of drawings whose caption is left out.
+        caption_ratio: share of examples that describe a picture instead of drawing it.
+        caption_dropout: share of the others whose caption is left out.
 
     Attributes:
         samples: pairs of each shard.
@@ -138,9 +138,14 @@ class PairCorpus:
     name = "pairs"
 
     def __init__(
-        self, stores: Sequence[CodeSource], *, read: float = 0.0, unconditional: float = 0.0
+        self,
+        stores: Sequence[CodeSource],
+        *,
+        caption_ratio: float = 0.0,
+        caption_dropout: float = 0.0,
     ) -> None:
-        self._source, self._read, self._free = concatenate(stores), read, unconditional
+        self._source = concatenate(stores)
+        self._caption_ratio, self._caption_dropout = caption_ratio, caption_dropout
         self.captions: set[str] = set()
         self.grids = Counter[Grid]()
         self._rows: list[int] = []  # of each pair, in order
@@ -178,8 +183,10 @@ class PairCorpus:
     def example(self, index: int, rng: random.Random) -> PairExample:
         """Raises CodesError for a damaged shard."""
         task: Task = "describe"
-        if rng.random() >= self._read:
-            task = "generate unconditionally" if rng.random() < self._free else "generate"
+        if rng.random() >= self._caption_ratio:
+            task = (
+                "generate unconditionally" if rng.random() < self._caption_dropout else "generate"
+            )
         return PairExample(pair=self.pair(index), task=task)
 
 
@@ -212,32 +219,33 @@ def write_pairs(path: Path, info: StoreInfo, pairs: Iterable[CodePair]) -> None:
 
 
 def add_image_tokens(tokenizer: Any) -> int:
-    """Teach a text tokenizer the marks around a picture; gives how many words it knows then."""
+    """Add the special tokens around a picture to a text tokenizer; gives its new size."""
     tokenizer.add_special_tokens(
-        {"additional_special_tokens": [BEGIN, FINISH]}, replace_extra_special_tokens=False
+        {"additional_special_tokens": [VISION_START, VISION_END]},
+        replace_extra_special_tokens=False,
     )
     return len(tokenizer)
 
 
 def generation_prompt(caption: str | None, grid: Grid, tokenizer: Any) -> list[int]:
-    """Ids of the order to draw, up to the begin mark of the picture; None: without caption."""
-    return [*instruction_prompt(caption, tokenizer), *_begun(grid, tokenizer)]
+    """Ids of the instruction, the size and the start token; None: without caption."""
+    return [*instruction_prompt(caption, tokenizer), *_image_start(grid, tokenizer)]
 
 
 def instruction_prompt(caption: str | None, tokenizer: Any) -> list[int]:
-    """Ids of the order to draw, up to the size mark; None: without caption."""
+    """Ids of the instruction alone, up to the size; None: without caption."""
     order = UNCONDITIONAL_PROMPT if caption is None else f"Draw {caption}."
     return encode_prompt([Turn(role="user", text=order)], [], tokenizer)
 
 
 def size_tokens(tokenizer: Any) -> tuple[list[int], int]:
-    """Ids of the words that a size mark is made of, and of the begin mark that ends it."""
+    """Ids of what a size is made of, and of the start token that ends it."""
     words = tokenizer.encode("0123456789x", add_special_tokens=False)
-    return words, _marks(tokenizer, BEGIN)[0]
+    return words, _token_ids(tokenizer, VISION_START)[0]
 
 
 def parse_size(words: Sequence[int], tokenizer: Any) -> Grid | None:
-    """Rows and columns of patches that a size mark says; None if it says nothing of the kind."""
+    """Rows and columns of patches that a size says; None if it says nothing of the kind."""
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", tokenizer.decode(words).replace(" ", ""))
     return (int(found[1]), int(found[2])) if found else None
 
@@ -247,13 +255,13 @@ def encode_generation(
 ) -> GenerationSample:
     """A picture drawn to its caption, or to none."""
     asked = instruction_prompt(None if unconditional else pair.caption, tokenizer)
-    begun, ended = _begun(pair.codes.grid, tokenizer), _marks(tokenizer, FINISH, END)
+    begun, ended = _image_start(pair.codes.grid, tokenizer), _token_ids(tokenizer, VISION_END, END)
     patches = pair.codes.grid[0] * pair.codes.grid[1]
     return GenerationSample(
         ids=[*asked, *begun, *[IMAGE_TOKEN] * patches, *ended],
         labels=[*[IGNORE] * len(asked), *begun, *[IGNORE] * patches, *ended],
         codes=pair.codes,
-        writes=True,
+        generates=True,
     )
 
 
@@ -268,8 +276,8 @@ def encode_description(pair: CodePair, tokenizer: Any) -> GenerationSample:
     chat = encode_chat(turns, [rows * cols + 2], tokenizer, config)
     first = chat.ids.index(IMAGE_TOKEN)
     ids = list(chat.ids)
-    ids[first], ids[first + rows * cols + 1] = _marks(tokenizer, BEGIN, FINISH)
-    return GenerationSample(ids=ids, labels=chat.labels, codes=pair.codes, writes=False)
+    ids[first], ids[first + rows * cols + 1] = _token_ids(tokenizer, VISION_START, VISION_END)
+    return GenerationSample(ids=ids, labels=chat.labels, codes=pair.codes, generates=False)
 
 
 def pack_generation(samples: Sequence[GenerationSample]) -> GenerationBatch:
@@ -282,7 +290,7 @@ def pack_generation(samples: Sequence[GenerationSample]) -> GenerationBatch:
         codes_TS=torch.cat(codes),
         grids_hw=tuple(s.codes.grid for s in samples),
         scored_T=torch.cat(
-            [torch.full((len(c),), s.writes) for c, s in zip(codes, samples, strict=True)]
+            [torch.full((len(c),), s.generates) for c, s in zip(codes, samples, strict=True)]
         ),
     )
 
@@ -292,7 +300,7 @@ class GenerationStream(Stream[GenerationSample, GenerationBatch]):
 
     Args:
         mixture: of `PairCorpus`.
-        tokenizer: text tokenizer that knows the marks.
+        tokenizer: text tokenizer that knows the vision tokens.
         samples: in a pack.
         lanes, positions, threads: see `Stream`.
     """
@@ -321,7 +329,7 @@ class GenerationStream(Stream[GenerationSample, GenerationBatch]):
         if example.task == "describe":
             return encode_description(example.pair, self.tokenizer)
         unconditional = example.task == "generate unconditionally"
-        return encode_generation(example.pair, self.tokenizer, unconditional=free)
+        return encode_generation(example.pair, self.tokenizer, unconditional=unconditional)
 
     def _cost(self, item: GenerationSample) -> tuple[int]:
         return (1,)
@@ -330,11 +338,11 @@ class GenerationStream(Stream[GenerationSample, GenerationBatch]):
         return pack_generation(items)
 
 
-def _begun(grid: Grid, tokenizer: Any) -> list[int]:
-    """Size mark and begin mark."""
+def _image_start(grid: Grid, tokenizer: Any) -> list[int]:
+    """Size and start token."""
     size = tokenizer.encode(f"{grid[0]}x{grid[1]}", add_special_tokens=False)
-    return [*size, *_marks(tokenizer, BEGIN)]
+    return [*size, *_token_ids(tokenizer, VISION_START)]
 
 
-def _marks(tokenizer: Any, *marks: str) -> list[int]:
-    return [tokenizer.convert_tokens_to_ids(mark) for mark in marks]
+def _token_ids(tokenizer: Any, *tokens: str) -> list[int]:
+    return [tokenizer.convert_tokens_to_ids(token) for token in tokens]

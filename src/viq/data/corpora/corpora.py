@@ -1,7 +1,7 @@
 """What a tokenizer is trained on: pictures with questions, answers and captions, by index.
 
-A corpus is an endless or finite list of examples, each made when it is asked for. `RowCorpus`
-reads files; `SyntheticCorpus` draws pictures and knows their exact answers. A tenth of every corpus is
+A corpus is an endless or finite list of examples, each made when it is asked for. `RowCorpus` reads
+files; `SyntheticCorpus` draws pictures and knows their exact answers. A tenth of every corpus is
 held out, by the name of the row, which is the same wherever the data lie, or the number of the
 drawing, so that no picture is both trained on and tested.
 """

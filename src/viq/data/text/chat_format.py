@@ -80,12 +80,14 @@ def encode_chat(
         tokenizer: a fast Hugging Face tokenizer that knows the two special tokens of ChatML.
 
     Raises:
-        ConversationError: not even the first pair fits, or image placeholders and images do not agree.
+        ConversationError: not even the first pair fits, or image placeholders and images do not
+            agree.
     """
     marks = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns)
     if marks != len(image_tokens):
         raise ConversationError(
-            f"{where}: {marks} {IMAGE_PLACEHOLDER} placeholders, but {len(image_tokens)} images; match them"
+            f"{where}: {marks} {IMAGE_PLACEHOLDER} placeholders, but {len(image_tokens)} "
+            "images; match them"
         )
     ids, turns = _begin(turns, config.system, tokenizer)
     labels, used, kept = [IGNORE] * len(ids), 0, 0

@@ -130,8 +130,8 @@ def conversation(row: Row, *, prompt: str = "Describe the image.", choice: int =
     before the first question if there are none.
 
     Raises:
-        ConversationError: there is nothing of these, turns do not alternate, one is empty, or placeholders
-            and images differ in number.
+        ConversationError: there is nothing of these, turns do not alternate, one is empty, or
+            placeholders and images differ in number.
     """
     turns = marked(_turns(row, prompt, choice), len(row.images))
     resize = row.extras.get("resize")
@@ -223,7 +223,8 @@ def _turns(row: Row, prompt: str, choice: int) -> list[Turn]:
 
 
 def marked(turns: Sequence[Turn], images: int) -> list[Turn]:
-    """The same turns; if there are images but no placeholder, placeholders come before the first question."""
+    """The same turns; if there are images but no placeholder, placeholders come before the first
+    question."""
     if not images or not turns or any(IMAGE_PLACEHOLDER in turn.text for turn in turns):
         return list(turns)
     begin = int(turns[0].role == "system")

@@ -1,4 +1,5 @@
-"""A small text tokenizer of one's own: byte-level BPE with the special tokens of ChatML, trained in seconds.
+"""A small text tokenizer of one's own: byte-level BPE with the special tokens of ChatML, trained in
+seconds.
 
 For language models trained from scratch. Larger ones bring theirs.
 """

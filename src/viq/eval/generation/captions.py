@@ -1,8 +1,8 @@
-"""How often drawn pictures keep their captions, beside the loss of the model that drew them.
+"""How often generated pictures keep their captions, beside the loss of their model.
 
 Captions are of held-out pictures, and the judge is exact (`viq.eval.generation.shapes`). Three
 figures stand beside each other: true pictures (what the judge itself misses), true pictures through
-codes and back (the most that codes and decoder allow), and drawn ones.
+codes and back (the most that codes and decoder allow), and generated ones.
 """
 
 from __future__ import annotations
@@ -32,33 +32,33 @@ def evaluate(
     pictures: int = 200,
     seed: int = 0,
     progress: Callable[[], None] = lambda: None,
-    keep: Callable[[tuple[str, Image.Image, bool]], None] = lambda drawn: None,
+    keep: Callable[[tuple[str, Image.Image, bool]], None] = lambda picture: None,
 ) -> dict[str, Any]:
     """Figures in percent by kind of picture, and losses.
 
     Args:
         progress: called after each picture.
-        keep: called with each drawn picture, its caption, and whether it keeps it.
+        keep: called with each generated picture, its caption, and whether it keeps it.
     """
     shapes = CaptionedShapes("held-out", pipeline.size)
-    kept: dict[str, Counter[str]] = {name: Counter() for name in ("true", "codes", "drawn")}
+    kept: dict[str, Counter[str]] = {name: Counter() for name in ("true", "codes", "generated")}
     nats: Counter[str] = Counter()
     for start in range(0, pictures, _GROUP):
         pairs = [shapes.pair(i) for i in range(start, min(pictures, start + _GROUP))]
         codes = pipeline.tokenizer.encode([pair.image for pair in pairs])
         captions = [pair.caption for pair in pairs]
-        drawn = pipeline.generate(
+        generated = pipeline.generate(
             captions, sampling, size=pipeline.size, seed=seed * pictures + start
         )
         for name, images in (
             ("true", [pair.image for pair in pairs]),
             ("codes", pipeline.tokenizer.decode(codes)),
-            ("drawn", drawn),
+            ("generated", generated),
         ):
             for pair, image in zip(pairs, images, strict=True):
                 verdict = judge(pair, image)
                 kept[name].update(verdict)
-                if name == "drawn":
+                if name == "generated":
                     keep((pair.caption, image, bool(verdict["caption"])))
                     progress()
         named = [CodePair(caption=c, codes=item) for c, item in zip(captions, codes, strict=True)]
@@ -83,7 +83,7 @@ JUDGED = ("caption", "colors", "shapes", "number")
 _KINDS = {
     "true": "true pictures (the judge)",
     "codes": "through codes and back (the most possible)",
-    "drawn": "drawn",
+    "generated": "generated",
 }
 
 
@@ -103,14 +103,14 @@ def lines(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def make_sheet(drawn: Sequence[tuple[str, Image.Image, bool]], most: int = 24) -> Image.Image:
-    """Drawn pictures with their captions; those that do not keep them are marked."""
-    drawn, columns = drawn[:most], 6
-    side = max(max(image.size) for _, image, _ in drawn)
+def make_sheet(generated: Sequence[tuple[str, Image.Image, bool]], most: int = 24) -> Image.Image:
+    """Generated pictures with their captions; those that do not keep them are marked."""
+    generated, columns = generated[:most], 6
+    side = max(max(image.size) for _, image, _ in generated)
     wide, tall = max(190, side + 16), side + 52
-    sheet = Image.new("RGB", (columns * wide, -(-len(drawn) // columns) * tall), "white")
+    sheet = Image.new("RGB", (columns * wide, -(-len(generated) // columns) * tall), "white")
     pen = ImageDraw.Draw(sheet)
-    for number, (caption, image, kept) in enumerate(drawn):
+    for number, (caption, image, kept) in enumerate(generated):
         x, y = number % columns * wide + 8, number // columns * tall + 4
         sheet.paste(image, (x, y))
         words = caption.split(" ")

@@ -1,14 +1,14 @@
 """Visual features to the input vectors of a language model (docs/model.md, "Projector").
 
-A window of `merge_size` x `merge_size` neighbouring patches becomes one token. Every row of tokens ends with
-a learned vector, and an image begins and ends with one more, so that a language model, which reads
-one long line, can tell rows apart. These are vectors, not words of its vocabulary.
+A window of `merge_size` x `merge_size` neighbouring patches becomes one token. Every row of tokens
+ends with a learned vector, and an image begins and ends with one more, so that a language model,
+which reads one long line, can tell rows apart. These are vectors, not words of its vocabulary.
 
 The official code needs grids whose sides are multiples of the window and fails on others. Here a
 window at the right or lower border simply has fewer members; on whole windows the numbers agree.
 
-T = patches of all images, C = width of features, R = windows of all images, m = merge_size**2 members,
-E = width of the language model, L = tokens of one image.
+T = patches of all images, C = width of features, R = windows of all images, m = merge_size**2
+members, E = width of the language model, L = tokens of one image.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """A causal language model that reads visual features: what gives the features their meaning.
 
-The model itself is a Hugging Face one: any causal LM with special tokens of ChatML (Qwen2.5), frozen but for
-low-rank adapters, or a small Qwen2 built from a shape and trained from scratch. Ours is what lies
-around it: the projector, the places where visual vectors go, and the score of the answers.
+The model itself is a Hugging Face one: any causal LM with special tokens of ChatML (Qwen2.5),
+frozen but for low-rank adapters, or a small Qwen2 built from a shape and trained from scratch. Ours
+is what lies around it: the projector, the places where visual vectors go, and the score of the
+answers.
 
 L = tokens of a packed sequence, E = width of the language model, A = scored tokens.
 """

@@ -1,11 +1,11 @@
-"""Train a language model to write codes: `viq train draw RECIPE`.
+"""Train a language model to write codes: `viq train generation RECIPE`.
 
 RUN/recipe.json, data.json   what runs, on what (viq/train/run_folder.py); a resumed run is the same
 RUN/codes.parquet      codes and captions of the pictures it draws, where none are given
 RUN/cache/             unpacked shards of the codes
 RUN/words/             text tokenizer, where the language model is trained from scratch
 RUN/draw/              log and checkpoints
-RUN/model/             the model, as `viq draw --model RUN` reads it
+RUN/model/             the model, as `viq generate --model RUN` reads it
 """
 
 from __future__ import annotations
@@ -192,7 +192,11 @@ class GenerationRun:
                     f"{self.recipe.tokenizer} is {wanted}: encode the pictures with it, or name "
                     "the other with --tokenizer"
                 )
-        corpus = PairCorpus(found, read=self.recipe.caption_ratio, free=self.recipe.caption_dropout)
+        corpus = PairCorpus(
+            found,
+            caption_ratio=self.recipe.caption_ratio,
+            caption_dropout=self.recipe.caption_dropout,
+        )
         return found[0].data.info, corpus
 
     def _draw(self, path: Path) -> None:

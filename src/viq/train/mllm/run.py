@@ -108,7 +108,8 @@ class MllmRun:
         where: only samples of these stores whose columns have these values.
         cache: folder for unpacked shards of the stores.
         corpora: of codes and of text alone; opened by `train`.
-        text_tokenizer: text tokenizer of the first stage; made by `train`, None if that stage has ended.
+        text_tokenizer: text tokenizer of the first stage; made by `train`, None if that stage has
+            ended.
     """
 
     recipe: MllmRecipe

@@ -158,8 +158,8 @@ class TokenizerRun:
         given = self.data.rows and not len(self.data.photos)
         if wanted and given and self.accelerator.is_main_process:
             print_line(
-                f"{', '.join(wanted)}: crops are cut from synthetic pictures alone, as all data have "
-                "text: give photos, too (--data)"
+                f"{', '.join(wanted)}: crops are cut from synthetic pictures alone, as all data "
+                "have text: give photos, too (--data)"
             )
 
     # One stage

@@ -3,10 +3,10 @@
     drawing = draw("scene", (96, 96), seed=3)
     questions(drawing, random.Random(0))  # [Question(kind="count", prompt=..., answer="2"), ...]
 
-Everything follows from `SyntheticImage.facts`. Answers are short, lower case and in one style; wording
-varies only in prompts. What a reader could not tell for certain is not asked: things that share a
-name, differences too small to see, print below 10 px. Yes and no are equally likely, and the two
-are asked in the same words, so that a model that never looks gains little.
+Everything follows from `SyntheticImage.facts`. Answers are short, lower case and in one style;
+wording varies only in prompts. What a reader could not tell for certain is not asked: things that
+share a name, differences too small to see, print below 10 px. Yes and no are equally likely, and
+the two are asked in the same words, so that a model that never looks gains little.
 """
 
 import random
