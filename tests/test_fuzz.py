@@ -105,7 +105,7 @@ def test_claims_of_other_sizes() -> None:
 def test_shards(tmp_path: Path, compressed: bool) -> None:
     """A flipped bit in names or notes may stay unseen; codes never change."""
     rows = [(f"key{i}", codes_of((30 + i, 40), seed=i)) for i in range(6)]
-    info = replace(INFO, entropy=MODEL.stamp) if compressed else INFO
+    info = replace(INFO, entropy=MODEL.digest) if compressed else INFO
     MODEL.save_beside(tmp_path)
     extras = Extras.inferred([{"caption": "x"}])
     good, bad = tmp_path / "good.parquet", tmp_path / "bad.parquet"

@@ -23,8 +23,8 @@ from viq.cli import app
 from viq.core.codes import Codes
 from viq.core.types import IGNORE, IMAGE_TOKEN, ViqError
 from viq.data.batching.generation_batches import (
-    BEGIN,
-    FINISH,
+    VISION_END,
+    VISION_START,
     CodePair,
     GenerationBatch,
     GenerationStream,
@@ -215,7 +215,7 @@ def test_labels_by_hand(words) -> None:
     pair = CodePair(caption="a red circle", codes=codes(2, 3))
     written = encode_generation(pair, words)
     scored = [i for i in written.labels if i != IGNORE]
-    assert words.decode(scored) == f"2x3{BEGIN}{FINISH}<|im_end|>"
+    assert words.decode(scored) == f"2x3{VISION_START}{VISION_END}<|im_end|>"
     assert written.ids.count(IMAGE_TOKEN) == 6
     text = words.decode([i for i in written.ids if i != IMAGE_TOKEN])
     assert text.startswith("<|im_start|>user\nDraw a red circle.<|im_end|>")
@@ -227,7 +227,7 @@ def test_labels_by_hand(words) -> None:
     assert words.decode([i for i in read.labels if i != IGNORE]) == "a red circle<|im_end|>"
     at = read.ids.index(IMAGE_TOKEN)
     around = [read.ids[at - 1], read.ids[at + 6]]
-    assert words.convert_ids_to_tokens(around) == [BEGIN, FINISH]
+    assert words.convert_ids_to_tokens(around) == [VISION_START, VISION_END]
     pack = pack_generation([written, read])
     assert pack.scored_T.tolist() == [True] * 6 + [False] * 6
     assert pack.counts["scored"] == pack.counts["answers"] + 6
@@ -330,7 +330,7 @@ def test_drawing_follows_what_was_trained(model: CodeGenerator, words) -> None:
 @torch.no_grad()
 def test_a_size_is_chosen_word_by_word(model: CodeGenerator, words) -> None:
     allowed, end = size_tokens(words)
-    assert words.decode(allowed) == "0123456789x" and words.decode([end]) == BEGIN
+    assert words.decode(allowed) == "0123456789x" and words.decode([end]) == VISION_START
     prompts = [instruction_prompt(caption, words) for caption in CAPTIONS]
     chosen = model.generate_text(prompts, allowed, end, 3, LIKELIEST)
     embed, head = model.language.get_input_embeddings(), model.language.get_output_embeddings()
@@ -487,7 +487,10 @@ def test_commands(tmp_path: Path) -> None:
     for arguments, message in (
         (("generate", caption, "-o", out, "--model", run), "exists"),
         (("generate", caption, "-o", tmp_path / "c.png", "--model", tmp_path), "no finished model"),
-        (("generate", caption, "-o", tmp_path / "c.png", "--model", run, "--size", "9"), "--size 9"),
+        (
+            ("generate", caption, "-o", tmp_path / "c.png", "--model", run, "--size", "9"),
+            "--size 9",
+        ),
         (("generate", caption, "-o", tmp_path / "c.png", "--model", run, "--top-p", 2), "top-p"),
         (("generate", caption, caption, "-o", tmp_path / "c.png", "--model", run), "need a folder"),
         (("train", "generation", "tiny", "-o", run), "begun with another recipe"),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from viq.core.types import IGNORE, IMAGE_TOKEN, language_tokens
 from viq.data.text.chat_format import EncodedChat
-from viq.eval.probes.benchmark import ProbeBenchmark, ProbeConfig, Question
+from viq.eval.probes.benchmark import ProbeBenchmark, ProbeConfig, ProbeQuestion
 from viq.eval.probes.understanding import train_probe
 from viq.models.language.vision_language import LanguageConfig
 
@@ -19,13 +19,13 @@ CONFIG = ProbeConfig(
 YES, NO, END, ASK = 3, 4, 5, 6
 
 
-def question(picture: int) -> Question:
+def question(picture: int) -> ProbeQuestion:
     """Whether a picture of 2x2 patches is bright."""
     answer, visual = [YES if picture % 2 else NO, END], [IMAGE_TOKEN] * language_tokens((2, 2))
     ids = [*visual, ASK, *answer]
     labels = [IGNORE] * (len(ids) - 2) + answer
     chat = EncodedChat(ids=ids, labels=labels, images=1)
-    return Question(picture=picture, chat=chat, kind="light/bright", answer=str(picture % 2))
+    return ProbeQuestion(picture=picture, chat=chat, kind="light/bright", answer=str(picture % 2))
 
 
 def features(pictures: Sequence[int]) -> Tensor:

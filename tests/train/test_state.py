@@ -173,7 +173,7 @@ def test_no_flipped_bit_gives_other_weights(
         path.write_bytes(data)
         model, optimizer = started(seed=3)
         said: list[str] = []
-        resumed = state.resume(folder, model, optimizer, say=said.append)
+        resumed = state.resume(folder, model, optimizer, print_line=said.append)
         assert all(map(torch.equal, weights_of(model)[:-2], kept[resumed.step][:-2]))
         if resumed.step == 2:  # as the exponent of a number in JSON, which has two spellings
             missed += 1
@@ -194,7 +194,7 @@ def test_cut_or_missing_files(two: tuple[Path, dict[int, list[Tensor]]], name: s
         path.unlink() if data is None else path.write_bytes(data)
         model, optimizer = started(seed=3)
         said: list[str] = []
-        assert state.resume(folder, model, optimizer, say=said.append).step == 1
+        assert state.resume(folder, model, optimizer, print_line=said.append).step == 1
         assert all(map(torch.equal, weights_of(model)[:-2], kept[1][:-2]))
         assert len(said) == 1 and "\n" not in said[0]
 
@@ -242,7 +242,7 @@ def test_checkpoints_of_the_first_release_are_read(tmp_path: Path) -> None:
     again, its_optimizer = started(seed=4)
     again.frozen.load_state_dict(model.frozen.state_dict())
     said: list[str] = []
-    resumed = state.resume(tmp_path, again, its_optimizer, say=said.append)
+    resumed = state.resume(tmp_path, again, its_optimizer, print_line=said.append)
     assert (resumed.step, resumed.positions) == (2, POSITIONS)
     assert len(said) == 1 and "without a checksum" in said[0]
     for each, its in ((model, optimizer), (again, its_optimizer)):

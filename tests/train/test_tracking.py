@@ -21,7 +21,7 @@ def accelerator() -> None:
     make_accelerator("float32")
 
 
-def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+def scalars(folder: Path) -> dict[str, list[tuple[int, Any]]]:
     """(step, value) by name, as TensorBoard shows them."""
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

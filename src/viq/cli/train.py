@@ -1,4 +1,4 @@
-"""The commands that train: `viq train tokenizer`, `entropy`, `mllm` and `draw`."""
+"""The commands that train: `viq train tokenizer`, `entropy`, `mllm` and `generation`."""
 
 from __future__ import annotations
 

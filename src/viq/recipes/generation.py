@@ -49,7 +49,7 @@ def debug() -> GenerationRecipe:
 
 
 def qwen() -> GenerationRecipe:
-    """Qwen2.5-0.5B, all of it trained: `viq train generation qwen --codes FILE --tokenizer NAME`."""
+    """Qwen2.5-0.5B, all of it trained, for `--codes FILE --tokenizer NAME`."""
     return GenerationRecipe(
         name="qwen",
         language=LanguageConfig(name="Qwen/Qwen2.5-0.5B"),

@@ -74,7 +74,8 @@ class Hooks:
 class Batches(Protocol):
     """The endless data of a stage on this process (`data/batching/mixture.py`)."""
 
-    lanes: Sequence[int]
+    @property
+    def lanes(self) -> Sequence[int]: ...
 
     def steps(self, first: int, last: int) -> Iterator[tuple[list[Any], dict[int, Position]]]:
         """For each step from `first` to `last` (excluded): a micro-batch of each lane, and the

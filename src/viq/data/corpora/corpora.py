@@ -120,7 +120,7 @@ class RowCorpus:
     def length(self) -> int:
         return len(self._rows)
 
-    @functools.cached_property
+    @property
     def samples(self) -> list[int]:
         """Examples of each shard of the source."""
         return samples_of(self._rows, self.source.shards)

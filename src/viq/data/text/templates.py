@@ -53,7 +53,8 @@ def formatted(turns: Sequence[Turn], system: str, *, head: bool) -> str:
         if START in text or END in text:
             raise ViqError(
                 f"the turn of {role} spells out a special token of ChatML, which a prompt "
-                "in one text could not tell from its own: give the messages themselves, processor(text=messages)"
+                "in one text could not tell from its own: give the messages themselves, "
+                "processor(text=messages)"
             )
     body = "".join(f"{START}{role}\n{text}{END}\n" for role, text in said)
     return body + (_HEAD if head else "")

@@ -124,7 +124,7 @@ class SingleShape:
     Simple enough that a language model of a million parameters learns to look within minutes.
     """
 
-    name, length = "shape", None
+    name, length, samples = "shape", None, None
 
     def __init__(self, split: Split) -> None:
         self._odd = int(split == "held-out")
@@ -155,7 +155,7 @@ class SingleShape:
 class ChartKinds:
     """Drawn charts, asked for their kind."""
 
-    name, length = "chart", None
+    name, length, samples = "chart", None, None
 
     def __init__(self, split: Split) -> None:
         self._odd = int(split == "held-out")
