@@ -16,6 +16,9 @@ from viq.models.tokenizer.quantizer import QuantizerConfig
 from viq.weights import checkpoint
 from viq.weights.verify import PARTS
 
+VAE_FOLDER = "vae"  # inside a model folder
+VAE_WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:

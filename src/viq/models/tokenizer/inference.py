@@ -26,7 +26,6 @@ from viq.image.patches import (
     tile_grid,
     unpatchify,
 )
-from viq.models.tokenizer.qwen_vae import decode_latents
 
 if TYPE_CHECKING:
     from viq.models.tokenizer.tokenizer import VisualTokenizer
@@ -155,6 +154,8 @@ def decode_bands(model: VisualTokenizer, codes: Codes) -> Image.Image:
 
 def decode_with_vae(model: VisualTokenizer, vae: Any, codes: Codes) -> Image.Image:
     """The image in one piece: latent head and Qwen-Image VAE attend across all of it."""
+    from viq.models.tokenizer.qwen_vae import decode_latents  # of converted models alone
+
     assert model.latent_head is not None
     latents_Zhw = model.latent_head(model.features(checked_ids(model, codes)), [codes.grid])
     pixels = decode_latents(vae, latents_Zhw)[0]

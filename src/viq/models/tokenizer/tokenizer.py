@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,6 @@ from viq.models.tokenizer.decoder import PixelDecoder
 from viq.models.tokenizer.encoder import Encoder
 from viq.models.tokenizer.latent_head import LatentHead
 from viq.models.tokenizer.quantizer import FSQBottleneck, QuantizerHead
-from viq.models.tokenizer.qwen_vae import load_vae
 from viq.weights.hub import locate
 
 _Result = TypeVar("_Result")
@@ -227,7 +227,9 @@ class VisualTokenizer(nn.Module):
         """Upload to the Hugging Face hub; gives the address of the commit."""
         from viq.weights.hub import upload
 
-        return upload(self, repo_id, private=private, **kwargs)
+        with tempfile.TemporaryDirectory(prefix="viq-upload-") as folder:
+            self.save_pretrained(folder)
+            return upload(Path(folder), repo_id, private=private, **kwargs)
 
     @property
     def entropy(self) -> EntropyModel:
@@ -299,6 +301,8 @@ class VisualTokenizer(nn.Module):
         if self.decoder is not None or self._vae_folder is None:
             return inference.decode_bands(self, codes)
         if self._vae.module is None:
+            from viq.models.tokenizer.qwen_vae import load_vae  # of converted models alone
+
             dtype = self.encoder.position.dtype
             self._vae.module = load_vae(self._vae_folder, self.device, dtype)
         return inference.decode_with_vae(self, self._vae.module.to(self.device), codes)

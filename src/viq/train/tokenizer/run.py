@@ -22,8 +22,9 @@ from viq.core.types import ViqError
 from viq.data.batching.crops import Pictures, make_batch
 from viq.data.batching.mixture import Mixture, Part, Position
 from viq.data.batching.tokenizer_batches import BatchStream
-from viq.data.corpora.corpora import RowCorpus, SyntheticCorpus
+from viq.data.corpora.corpora import RowCorpus
 from viq.data.corpora.photos import Photos
+from viq.data.corpora.synthetic_corpus import SyntheticCorpus
 from viq.image.patches import PatchBatch
 from viq.models.language.packed import check_packed, use_packed_attention
 from viq.models.language.vision_language import (
