@@ -19,6 +19,8 @@ from viq.weights.verify import PARTS
 VAE_FOLDER = "vae"  # inside a model folder
 VAE_WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
+_LATER = (("quantizer", "transform"),)  # options that release 0.1 did not have
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
@@ -45,12 +47,25 @@ class TokenizerConfig:
         for part, count in heads.items():
             if width % count:
                 raise ValueError(f"{part}: width {width} cannot be split into {count} heads")
+        if self.quantizer.transform is not None:
+            if self.encoder.depth:
+                raise ValueError("a transform code has no transformer: its encoder's depth is 0")
+            if width <= self.quantizer.transform.basis:
+                raise ValueError(
+                    f"width {width} has no room for the {self.quantizer.transform.basis} values of "
+                    "a transform code and its class"
+                )
 
 
 def decisive(config: TokenizerConfig) -> dict[str, Any]:
-    """What of the config the fingerprint covers."""
+    """What of the config the fingerprint covers. Options that came later, and are off, are left
+    out, as the fingerprints of older models do not have them."""
     values = checkpoint.to_dict(config)
-    return {part: values[part] for part in PARTS}
+    parts = {part: values[part] for part in PARTS}
+    for part, option in _LATER:
+        if parts[part][option] is None:
+            del parts[part][option]
+    return parts
 
 
 def refuse_language_model(values: Mapping[str, Any], folder: Path) -> None:

@@ -83,7 +83,11 @@ def encode_images(
 
     def cut(number: int, where: Tile) -> Tensor:
         rows, cols = (slice(part.start * patch, part.stop * patch) for part in where)
-        return patchify(normalize(images[number][rows, cols]).to(model.device), patch)
+        pixels = images[number][rows, cols]
+        if model.config.quantizer.transform is not None:  # grey padding would cost it codes
+            short = [-side % patch for side in pixels.shape[:2]]
+            pixels = np.pad(pixels, ((0, short[0]), (0, short[1]), (0, 0)), mode="edge")
+        return patchify(normalize(pixels).to(model.device), patch)
 
     sizes: list[Size] = [(image.shape[0], image.shape[1]) for image in images]
     grids = [grid_of(size, patch) for size in sizes]

@@ -87,6 +87,16 @@ class Indices(NamedTuple):
 class TransformCode(nn.Module):
     """Pixels to codes and back; all its numbers are buffers."""
 
+    centre: Tensor
+    basis: Tensor
+    coarse: Tensor
+    fine: Tensor
+    directions: Tensor
+    values: Tensor
+    short_values: Tensor
+    radices: Tensor
+    window: Tensor
+
     def __init__(self, config: TransformConfig) -> None:
         super().__init__()
         self.config = config
@@ -137,20 +147,31 @@ class TransformCode(nn.Module):
         nearest below that it gives."""
         indices = self.unpack(ids_TS)
         classes_T, levels_TQ = indices.classes_T, indices.levels_TQ
-        picked_TQ = self._buffer("values")[classes_T].gather(2, levels_TQ[..., None])[..., 0]
+        picked_TQ = self.values[classes_T].gather(2, levels_TQ[..., None])[..., 0]
         short_T = self.meaning(ids_TS) >= 0
         if bool(short_T.any()):
-            tables_TQl = self._buffer("short_values")[classes_T[short_T]]
+            tables_TQl = self.short_values[classes_T[short_T]]
             picked_TQ[short_T] = tables_TQl.gather(2, levels_TQ[short_T, :, None])[..., 0]
-        directions_TVQ = self._buffer("directions")[classes_T]
+        directions_TVQ = self.directions[classes_T]
         values_TV = torch.bmm(directions_TVQ, picked_TQ[..., None])[..., 0]
-        mean_T = self._buffer("coarse")[indices.coarse_T]
-        mean_T = mean_T + self._buffer("fine")[indices.coarse_T, indices.fine_T]
+        mean_T = self.coarse[indices.coarse_T]
+        mean_T = mean_T + self.fine[indices.coarse_T, indices.fine_T]
         return torch.cat([values_TV[:, :-1], values_TV[:, -1:] + mean_T[:, None]], 1)
 
-    def pixels(self, values_TV: Tensor, grid: Grid) -> Tensor:
-        """Pixels (3, H, W), about [-1, 1], of the values of one image."""
-        patches_TD = values_TV @ self._buffer("basis").T + self._buffer("centre")
+    def classes(self, ids_TS: Tensor) -> Tensor:
+        """Classes (T,) of patches."""
+        coarse, fine = self.config.means
+        head_T = ids_TS[:, 0] // self.config.first
+        return (head_T // (coarse * fine)).clamp_max(self.config.classes - 1)
+
+    def pixels(self, values_TV: Tensor, grid: Grid, added_TD: Tensor | None = None) -> Tensor:
+        """Pixels (3, H, W), about [-1, 1], of the values of one image.
+
+        Args:
+            added_TD: to the patches, before the filter across their borders is undone.
+        """
+        patches_TD = values_TV @ self.basis.T + self.centre
+        patches_TD = patches_TD if added_TD is None else patches_TD + added_TD
         size = (grid[0] * PATCH_SIZE, grid[1] * PATCH_SIZE)
         return self.lapped.inverse(unpatchify(patches_TD, size))
 
@@ -176,7 +197,7 @@ class TransformCode(nn.Module):
         """What codes (T, S) say; levels of three codes where the fourth is meaning."""
         coarse, fine = self.config.means
         head_T, first_T = ids_TS[:, 0] // self.config.first, ids_TS[:, 0] % self.config.first
-        classes_T = (head_T // (coarse * fine)).clamp_max(self.config.classes - 1)
+        classes_T = self.classes(ids_TS)
         detail_T = self.meaning(ids_TS) < 0
         levels_TQ = torch.zeros(
             len(ids_TS), self.config.coefficients, dtype=torch.long, device=ids_TS.device
@@ -198,10 +219,10 @@ class TransformCode(nn.Module):
     def _ids(self, patches_TD: Tensor, grid: Grid) -> Tensor:
         """Codes of one image."""
         size = (grid[0] * PATCH_SIZE, grid[1] * PATCH_SIZE)
-        pixels = self.lapped(unpatchify(patches_TD.to(self._buffer("basis").dtype), size))
+        pixels = self.lapped(unpatchify(patches_TD.to(self.basis.dtype), size))
         values_TV, energy_T = self._project(patchify(pixels))
         coarse_T, fine_T = self.mean_digits(values_TV[:, -1].contiguous())
-        mean_T = self._buffer("coarse")[coarse_T] + self._buffer("fine")[coarse_T, fine_T]
+        mean_T = self.coarse[coarse_T] + self.fine[coarse_T, fine_T]
         energy_T = energy_T - values_TV[:, -1].square()
         values_TV = torch.cat([values_TV[:, :-1], values_TV[:, -1:] - mean_T[:, None]], 1)
         log_T = (energy_T + values_TV[:, -1].square() + _FLOOR).log()
@@ -225,12 +246,12 @@ class TransformCode(nn.Module):
 
     def _project(self, patches_TD: Tensor) -> tuple[Tensor, Tensor]:
         """Values (T, V) of patches in the basis, and their energy (T,)."""
-        offset_TD = patches_TD - self._buffer("centre")
-        return offset_TD @ self._buffer("basis"), offset_TD.square().sum(1)
+        offset_TD = patches_TD - self.centre
+        return offset_TD @ self.basis, offset_TD.square().sum(1)
 
     def mean_digits(self, mean_T: Tensor) -> tuple[Tensor, Tensor]:
         """Coarse and fine digit (T,) of means."""
-        coarse, fine = self._buffer("coarse"), self._buffer("fine")
+        coarse, fine = self.coarse, self.fine
         coarse_T = torch.bucketize(mean_T, (coarse[1:] + coarse[:-1]) / 2)
         between = (fine[:, 1:] + fine[:, :-1]) / 2
         fine_T = ((mean_T - coarse[coarse_T])[:, None] > between[coarse_T]).sum(1)
@@ -242,11 +263,11 @@ class TransformCode(nn.Module):
         Classes are ranked by an estimate, energy outside of their levels plus their mean rounding
         error; of the best few the error is computed. `short`: with the tables of three codes.
         """
-        window = self._buffer("window")
+        window = self.window
         near = ((window[:, 0] <= log_T[-1]) & (window[:, 1] >= log_T[0])).nonzero()[:, 0]
-        values = self._buffer("short_values" if short else "values")[near]
+        values = (self.short_values if short else self.values)[near]
         counts = self._counts(CODES_PER_PATCH - short)[near]
-        directions_VJQ = self._buffer("directions")[near].transpose(0, 1)
+        directions_VJQ = self.directions[near].transpose(0, 1)
         z_TJQ = (values_TV @ directions_VJQ.flatten(1)).unflatten(1, (len(near), -1))
         least_JQ, most_JQ = values[..., 0], values[..., -1]
         step_JQ = (most_JQ - least_JQ) / (counts - 1).clamp_min(1)
@@ -269,14 +290,11 @@ class TransformCode(nn.Module):
 
     def _radices(self, classes_T: Tensor) -> Sequence[Tensor]:
         """Radices (T, Q), int64, of each code."""
-        return self._buffer("radices").long()[classes_T].unbind(1)
+        return self.radices.long()[classes_T].unbind(1)
 
     def _counts(self, slots: int) -> Tensor:
         """Levels (J, Q), int64, that each coefficient has in so many codes."""
-        return self._buffer("radices")[:, :slots].long().prod(1)
-
-    def _buffer(self, name: str) -> Tensor:
-        return self.get_buffer(name)
+        return self.radices[:, :slots].long().prod(1)
 
 
 def shared_places(grid: Grid) -> Tensor:
