@@ -145,7 +145,10 @@ class TokenizerRun:
         for number, stage in enumerate(self.recipe.stages):
             folder = self.out / stage.name
             if not self._ended(stage):
-                self._stage(stage, number, previous)
+                if stage.kind == "transform":
+                    self._fit(stage)
+                else:
+                    self._stage(stage, number, previous)
                 self.accelerator.wait_for_everyone()
             if stage.kind != "tower":
                 previous = folder
@@ -180,6 +183,25 @@ class TokenizerRun:
         objective = make(stage, previous, seed)
         frozen_but(objective, stage)
         return objective
+
+    def _fit(self, stage: StageConfig) -> None:
+        """A stage without a loop: the main process fits, the others wait."""
+        from viq.train.tokenizer.transform_stage import fit_tokenizer
+
+        if not self.accelerator.is_main_process:
+            return
+        assert stage.fit is not None
+
+        def report(record: dict[str, Any]) -> None:
+            if not self.hidden:
+                print_line(
+                    f"{stage.name}: round {record['round']} of {record['rounds']}, "
+                    f"{record['psnr']:.2f} dB of the windows"
+                )
+
+        rows = [corpus for corpus in self.data.rows]
+        tokenizer = fit_tokenizer(self.recipe.model, stage.fit, self.data.photos, rows, report)
+        tokenizer.save_pretrained(self.out / stage.name / MODEL)
 
     def _stage(self, stage: StageConfig, number: int, previous: Path | None) -> None:
         plan = Stage(

@@ -47,12 +47,14 @@ _ERRORS = {
 class TransformFitConfig:
     """How long the fit takes, and what it begins from."""
 
+    windows: int = 240_000  # one patch each
+    page_ratio: float = 0.18  # of the windows are of pages, charts and print
     rounds: int = 7  # of assigning patches to classes and fitting these
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise ViqError(f"rounds is {self.rounds}: give at least 1")
+        if min(self.rounds, self.windows) < 1 or not 0 <= self.page_ratio <= 1:
+            raise ViqError("windows and rounds must be at least 1, page_ratio between 0 and 1")
 
 
 def windows_of(
