@@ -31,7 +31,7 @@ def recipe(steps: int = 6) -> TokenizerRecipe:
     whole = train_transform()
     model = replace(
         whole.model,
-        encoder=replace(whole.model.encoder, width=60, mlp_width=60),
+        encoder=replace(whole.model.encoder, width=60, mlp_width=60, semantic=None),
         quantizer=replace(whole.model.quantizer, transform=CODE),
         decoder=replace(whole.model.decoder, width=16, depth=1, refine_depth=1),  # type: ignore[arg-type]
         tile=64,
@@ -42,7 +42,7 @@ def recipe(steps: int = 6) -> TokenizerRecipe:
         whole,
         model=model,
         stages=(
-            replace(fit, fit=TransformFitConfig(windows=2000, rounds=2)),
+            replace(fit, fit=TransformFitConfig(windows=2000, rounds=2), semantic=None),
             replace(
                 decoder,
                 data=replace(decoder.data, crops=crops),

@@ -22,6 +22,7 @@ from viq.train.loop import LoopConfig
 from viq.train.optim import OptimConfig
 from viq.train.tokenizer.discriminator import DiscriminatorConfig
 from viq.train.tokenizer.recipe import StageConfig, TokenizerRecipe
+from viq.train.tokenizer.semantic_fit import SemanticFitConfig
 from viq.train.tokenizer.transform_fit import TransformFitConfig
 
 _SYNTHETIC = {"scene": 4.0, "word": 2.0, "chart": 1.0, "text": 1.0}
@@ -224,6 +225,7 @@ def train_transform() -> TokenizerRecipe:
                 bottleneck="transform",
                 parts=(),
                 fit=TransformFitConfig(),
+                semantic=SemanticFitConfig(),
                 data=DataConfig(),
                 loop=LoopConfig(steps=1, losses={}),
             ),

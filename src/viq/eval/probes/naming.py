@@ -1,7 +1,7 @@
 """What codes know of the things in a photo: a linear classifier on their features names them.
 
-Photos with a label are split by their keys (`data/corpora/held_out.py`), and a quarter of each
-label is held out. A linear classifier is trained on the mean and
+Photos with a label are split by their keys (`data/corpora/held_out.py`), and a quarter is held
+out. A linear classifier is trained on the mean and
 standard deviation over the patches of the code features of each photo, at native size, and asked
 about the held-out ones. Beside it stand the same classifier on a thumbnail, which is what pixels
 tell without any model, and on the features of EfficientNet-Lite0, where its package is installed.
@@ -88,7 +88,7 @@ def evaluate(
         "names": len(known),
         "train": int((~test).sum()),
         "held_out": int(test.sum()),
-        "split": f"by key: 1 in {HELD_OUT} of each name by SHA-256 is held out",
+        "split": f"by key: 1 in {HELD_OUT} by SHA-256 is held out",
         "skipped": skipped,
         "chance": round(100 * most / int(test.sum()), 1),
         "probes": probes,

@@ -29,6 +29,7 @@ PHASES = 4  # of groups: twice whether the row is odd, and whether the column is
 GROUP = 2  # patches a side
 INPUTS = WIDTHS[STRIDE_16] + WIDTHS[STRIDE_32]
 _DIMENSIONS = 6  # a code
+MEANING_WIDTH = PHASES * _DIMENSIONS  # values that ids mean
 _IDS = 32_000  # half of the 64,000 that a code of a patch can be: the other half is detail
 
 
@@ -61,7 +62,7 @@ class SemanticValues:
 
     def __init__(self, config: SemanticConfig) -> None:
         self.fsq = FSQ(config.levels)
-        self.width = PHASES * _DIMENSIONS
+        self.width = MEANING_WIDTH
         self.ids = PHASES * self.fsq.codebook_size
 
     def __call__(self, ids: Tensor) -> Tensor:

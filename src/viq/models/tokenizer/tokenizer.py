@@ -37,7 +37,7 @@ from viq.models.tokenizer.encoder import Encoder
 from viq.models.tokenizer.latent_head import LatentHead
 from viq.models.tokenizer.quantizer import FSQBottleneck, QuantizerHead
 from viq.models.tokenizer.transform_decoder import TransformDecoder
-from viq.models.tokenizer.transform_quantizer import Pixels, TransformQuantizer
+from viq.models.tokenizer.transform_quantizer import PixelEncoder, TransformQuantizer
 from viq.weights.hub import locate
 
 _Result = TypeVar("_Result")
@@ -79,8 +79,9 @@ class VisualTokenizer(nn.Module):
             self.encoder = Encoder(config.encoder)
             self.quantizer = QuantizerHead(c, config.quantizer)
         else:
-            self.encoder = Pixels()
-            self.quantizer = TransformQuantizer(c, config.quantizer.transform)
+            semantic = config.encoder.semantic
+            self.encoder = PixelEncoder(semantic)
+            self.quantizer = TransformQuantizer(c, config.quantizer.transform, semantic)
         self.pool_norm = nn.LayerNorm(c, eps=1e-6)
         self.pool_head = AttentionPool(c, heads, config.encoder.mlp_width)
         self.decoder = self._make_decoder()
@@ -108,7 +109,9 @@ class VisualTokenizer(nn.Module):
     def ids(self, batch: PatchBatch) -> Tensor:
         """Codebook indices (T, S), int64, of packed images."""
         if isinstance(self.quantizer, TransformQuantizer):
-            return self.quantizer.ids(self.encoder(batch), batch.grids_hw)
+            assert isinstance(self.encoder, PixelEncoder)
+            meaning = self.encoder.meaning(batch)
+            return self.quantizer.ids(self.encoder(batch), batch.grids_hw, meaning)
         return self._fsq.fsq.indices(self._learned(self.encoder(batch), batch.grids_hw))
 
     @_as_it_is
@@ -329,7 +332,7 @@ class VisualTokenizer(nn.Module):
         if config is None:
             return None
         if isinstance(self.quantizer, TransformQuantizer):
-            return TransformDecoder(width, config, self.quantizer)
+            return TransformDecoder(config, self.quantizer)
         return PixelDecoder(width, config, self.config.encoder.patch_size)
 
     def _decode(self, codes: Codes) -> Image.Image:

@@ -28,11 +28,11 @@ _FOLD = 4  # px a side that the second part sees in one place
 class TransformDecoder(nn.Module):
     """Features (T, C) to patches (T, D) of pixels, about [-1, 1]."""
 
-    def __init__(self, features: int, config: DecoderConfig, quantizer: TransformQuantizer) -> None:
+    def __init__(self, config: DecoderConfig, quantizer: TransformQuantizer) -> None:
         super().__init__()
         self.config = config
         self._quantizer = Unregistered(quantizer)
-        self.project_in = nn.Linear(features, config.width)
+        self.project_in = nn.Linear(quantizer.detail_width, config.width)
         self.blocks = nn.ModuleList(
             ConvBlock(config.width, config.kernel_size, round(config.width * config.mlp_ratio))
             for _ in range(config.depth)
@@ -58,7 +58,7 @@ class TransformDecoder(nn.Module):
 
     def hidden(self, features_TC: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
         """What the first part makes of features, (T, width), where training may align features."""
-        x_TC, outputs = self.project_in(features_TC), []
+        x_TC, outputs = self.project_in(self._quantizer.module.detail(features_TC)), []
         for x, grid in zip(x_TC.split(lengths_of(grids_hw)), grids_hw, strict=True):
             x = x.unflatten(0, grid)[None]
             for block in self.blocks:

@@ -194,13 +194,13 @@ class TokenizerRun:
 
         def report(record: dict[str, Any]) -> None:
             if not self.hidden:
-                print_line(
-                    f"{stage.name}: round {record['round']} of {record['rounds']}, "
-                    f"{record['psnr']:.2f} dB of the windows"
-                )
+                figures = (f"{name} {value:.6g}" for name, value in record.items()
+                           if isinstance(value, int | float))  # fmt: skip
+                print_line(f"{stage.name}: {'  '.join(figures)}")
 
-        rows = [corpus for corpus in self.data.rows]
-        tokenizer = fit_tokenizer(self.recipe.model, stage.fit, self.data.photos, rows, report)
+        tokenizer = fit_tokenizer(
+            self.recipe.model, stage.fit, self.data.photos, self.data.rows, stage.semantic, report
+        )
         tokenizer.save_pretrained(self.out / stage.name / MODEL)
 
     def _stage(self, stage: StageConfig, number: int, previous: Path | None) -> None:

@@ -108,7 +108,7 @@ def fit_semantic(
 
     Args:
         images: RGB; each is opened once, and none is kept. Photos that are to tell what the codes
-            are worth do not belong here (`not_held_out` of `data/corpora/held_out.py`).
+            are worth do not belong here (`data/corpora/held_out.py`).
         network: the teacher, whose trunk the encoder gets; None: that of the package.
         report: called with records of progress.
 

@@ -8,7 +8,8 @@ spends its classes on textures, and print then costs 1 to 2 dB.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,14 @@ from PIL import Image
 from viq.core.types import ViqError
 from viq.data.batching.crops import Pictures
 from viq.data.corpora.corpora import RowCorpus
+from viq.data.corpora.held_out import is_held_out
+from viq.data.corpora.photos import Photos
 from viq.data.corpora.synthetic_corpus import SyntheticCorpus
 from viq.image.patches import normalize, patchify
 from viq.models.tokenizer.config import TokenizerConfig
 from viq.models.tokenizer.tokenizer import VisualTokenizer
-from viq.models.tokenizer.transform_quantizer import TransformQuantizer
+from viq.models.tokenizer.transform_quantizer import PixelEncoder, TransformQuantizer
+from viq.train.tokenizer.semantic_fit import SemanticFitConfig, fit_semantic
 from viq.train.tokenizer.transform_fit import (
     TransformFitConfig,
     fit_transform,
@@ -39,18 +43,21 @@ def fit_tokenizer(
     config: TokenizerConfig,
     fit: TransformFitConfig,
     photos: Pictures,
-    pages: list[RowCorpus],
+    pages: Sequence[RowCorpus],
+    semantic: SemanticFitConfig | None = None,
     report: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> VisualTokenizer:
     """A tokenizer whose code is fitted to pictures and whose decoder is its inverse.
 
     Args:
         photos: for most windows; synthetic scenes where there are none.
-        pages: corpora whose pictures have text beside them; synthetic pages where there are none.
+        pages: corpora, of which those with text are taken; synthetic pages where there are none.
+        semantic: how meaning is fitted, where the config has it.
 
     Raises:
         ViqError: the pictures are too few or too small.
     """
+    pages = [corpus for corpus in pages if not corpus.pictures_only]
     windows = gather_windows(fit, photos, pages)
     torch.manual_seed(fit.seed)
     tokenizer = VisualTokenizer(config)
@@ -62,10 +69,24 @@ def fit_tokenizer(
     some = windows[:_MEASURED]
     found = [quantizer.ids(patchify(normalize(window)), [(2, 2)]) for window in some]
     quantizer.fit_features(torch.cat(found))
+    encoder = tokenizer.encoder
+    if isinstance(encoder, PixelEncoder) and encoder.semantic is not None:
+        meaning = replace(semantic or SemanticFitConfig(), model=encoder.semantic.config)
+        fitted = fit_semantic(_labelling(photos), meaning, report=report)
+        encoder.semantic.load_state_dict(fitted.state_dict())
     return tokenizer.eval()
 
 
-def gather_windows(fit: TransformFitConfig, photos: Pictures, pages: list[RowCorpus]) -> np.ndarray:
+def _labelling(photos: Pictures) -> Iterator[Image.Image]:
+    """Photos without those that `viq eval naming` asks about."""
+    for index in range(len(photos)):
+        if not isinstance(photos, Photos) or not is_held_out(photos.key(index)):
+            yield photos[index]
+
+
+def gather_windows(
+    fit: TransformFitConfig, photos: Pictures, pages: Sequence[RowCorpus]
+) -> np.ndarray:
     """Windows (n, 32, 32, 3) of photos and pages, in one random order; the same for one seed."""
     wanted = round(fit.windows * fit.page_ratio), round(fit.windows * (1 - fit.page_ratio))
     sources = [*_pages(pages, fit.seed)], [*_photos(photos, fit.seed)]
@@ -85,7 +106,7 @@ def _photos(photos: Pictures, seed: int) -> Iterator[Image.Image]:
         yield from _synthetic(("scene", "gradient"), seed)
 
 
-def _pages(corpora: list[RowCorpus], seed: int) -> Iterator[Image.Image]:
+def _pages(corpora: Sequence[RowCorpus], seed: int) -> Iterator[Image.Image]:
     rng = random.Random(seed)
     places = [(corpus, index) for corpus in corpora for index in range(corpus.length)]
     if not places:
