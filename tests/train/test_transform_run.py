@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from viq.core.types import ViqError
 from viq.data.synthetic.draw import draw
 from viq.metrics.images import psnr
 from viq.models.tokenizer.config import decisive
+from viq.models.tokenizer.embedder import CodeEmbedder
 from viq.models.tokenizer.presets import tiny
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.models.tokenizer.transform_code import TransformConfig
@@ -144,8 +146,6 @@ def test_a_damaged_or_hostile_folder_is_refused(
 def test_half_precision_is_stored_and_says_its_own_fingerprint(
     trained: tuple[Path, VisualTokenizer], tmp_path: Path
 ) -> None:
-    import torch
-
     _, model = trained
     model.save_pretrained(tmp_path, dtype=torch.float16)
     half = VisualTokenizer.from_pretrained(tmp_path)
@@ -162,6 +162,17 @@ def test_what_a_transform_code_has_not_is_said(trained: tuple[Path, VisualTokeni
         replace(recipe().model, encoder=replace(recipe().model.encoder, depth=1))
     with pytest.raises(ValueError, match="go together"):
         replace(recipe().model.quantizer, transform=None)
+
+
+def test_language_models_read_its_features(
+    trained: tuple[Path, VisualTokenizer],
+) -> None:
+    out, model = trained
+    embedder = CodeEmbedder.from_tokenizer(out / "2-decoder" / "model")
+    (codes,) = model.encode(draw("scene", (48, 64), 9).image)
+    ids_TS = torch.from_numpy(codes.ids.astype(np.int64)).flatten(0, 1)
+    assert torch.equal(embedder(ids_TS), model.embed(codes)[0])
+    assert embedder.config.fingerprint == model.fingerprint
 
 
 def test_older_fingerprints_do_not_know_it() -> None:

@@ -73,8 +73,13 @@ class TokenizerConfig:
 def decisive(config: TokenizerConfig) -> dict[str, Any]:
     """What of the config the fingerprint covers. Options that came later, and are off, are left
     out, as the fingerprints of older models do not have them."""
-    values = checkpoint.to_dict(config)
-    parts = {part: values[part] for part in PARTS}
+    return decisive_parts(config.encoder, config.quantizer)
+
+
+def decisive_parts(encoder: EncoderConfig, quantizer: QuantizerConfig) -> dict[str, Any]:
+    """The same of the two parts."""
+    configs = {"encoder": encoder, "quantizer": quantizer}
+    parts = {part: checkpoint.to_dict(configs[part]) for part in PARTS}
     for part, option in _LATER:
         if parts[part][option] is None:
             del parts[part][option]
