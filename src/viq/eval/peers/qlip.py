@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from viq.core.untrusted import shape
+from viq.core.untrusted import shape, whole_number
 from viq.eval.peers.network import (
     SquarePeer,
     find_weights,
@@ -231,13 +231,13 @@ def _pictures(path: Path, side: int) -> Pictures:
     if off := [name for name in _SWITCHES if values.get(name, True) is not True]:
         raise CheckpointError(f"{path}: {off[0]} is off; only CLIP's whole preprocessing is known")
     size, crop = values.get("size"), values.get("crop_size")
-    size = size.get("shortest_edge") if isinstance(size, dict) else size
+    shorter = size.get("shortest_edge") if isinstance(size, dict) else size
     crop = [crop.get("height"), crop.get("width")] if isinstance(crop, dict) else [crop, crop]
     if crop != [side, side]:
         raise CheckpointError(f"{path}: crop_size is {crop!s:.80}, but image_size {side} px")
     try:
         return Pictures(
-            shorter=size if size is not None else side,
+            shorter=whole_number(shorter, "shortest_edge of size", 1),
             side=side,
             resample=Image.Resampling(values.get("resample", 3)),
             offset="floor",

@@ -87,7 +87,7 @@ class Arguments:
 
 
 class _ProjectionAttention(nn.Module):
-    """Attention that changes the width: heads joined where it grows, their mean where it does not."""
+    """Attention that changes the width: heads are joined, or averaged to shrink."""
 
     def __init__(self, width_in: int, width_out: int, heads: int) -> None:
         super().__init__()
