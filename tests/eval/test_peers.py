@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,16 @@ def test_preprocessing(kind: str, peer: SquarePeer, images: list[np.ndarray]) ->
     values = torch.cat([peer.pictures.to_values(peer.prepare(image)) for image in images])
     reference = golden(kind, "outputs")["pixel_values"]
     torch.testing.assert_close(values, reference, rtol=0, atol=1e-6)
+
+
+def test_values_before_quantisation(kind: str, peer: SquarePeer) -> None:
+    outputs, network = golden(kind, "outputs"), peer.network
+    ways: dict[str, Callable[[Any, Tensor], Tensor]] = {
+        "qlip": lambda network, values: network.vision_model.z(values),
+        "unitok": lambda network, values: network.quant_proj(network.encoder(values)),
+        "simvq": lambda network, values: network.encoder(values),
+    }
+    assert error(ways[kind](network, outputs["pixel_values"]), outputs["z"]) < 1e-5
 
 
 def test_codes_are_the_same(kind: str, peer: SquarePeer, images: list[np.ndarray]) -> None:

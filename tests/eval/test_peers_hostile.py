@@ -117,6 +117,7 @@ QLIP_EDITS: dict[str, tuple[str, Any, str]] = {
     "deep": ("num_hidden_layers", 10**9, "num_hidden_layers"),
     "deeper than the file": ("num_hidden_layers", 5, "missing in the file"),
     "tall": ("image_size", 10**9, "image_size"),
+    "patches": ("patch_size", 7, "no multiple"),
     "no number": ("hidden_size", "64", "hidden_size"),
     "heads": ("num_attention_heads", 7, "heads"),
     "heads for rope": ("num_attention_heads", 32, "multiple of 4"),
@@ -127,7 +128,7 @@ QLIP_EDITS: dict[str, tuple[str, Any, str]] = {
     "bits": ("quantizer_cfg", {"embed_dim": 10**6}, "embed_dim"),
     "no bits": ("quantizer_cfg", {}, "embed_dim"),
     "identity": ("quantizer_embed_type", "identity", "need an embedding"),
-    "features": ("hidden_size_post_q", 32, "decoder of 64 channels"),
+    "features": ("hidden_size_post_q", 32, "of the decoder"),
     "switch": ("rope", "yes", "rope"),
 }
 

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from viq.core.errors import CodesError
-from viq.core.untrusted import printable
+from viq.core.errors import CodesError, ViqError
+from viq.core.untrusted import printable, whole_number
 from viq.eval.peers.pictures import Pictures
 from viq.image.open import ImageInput
 from viq.models.layers.ambient import by_default
@@ -29,9 +29,20 @@ _CPU = torch.device("cpu")
 class Network(Protocol):
     """Modules that turn values of pictures into codes, and codes into features and pictures."""
 
-    code_shape: tuple[int, ...]  # of the codes of one picture
-    code_count: int  # codes are from 0 to below it
-    code_dtype: type[np.signedinteger[Any]]
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        """Of the codes of one picture."""
+        ...
+
+    @property
+    def code_count(self) -> int:
+        """Codes are from 0 to below it."""
+        ...
+
+    @property
+    def code_dtype(self) -> type[np.signedinteger[Any]]:
+        """Of the arrays that users get."""
+        ...
 
     def codes(self, values_n3SS: Tensor) -> Tensor:
         """int64 (n, *code_shape)."""
@@ -66,7 +77,8 @@ class SquarePeer:
     def encode(self, images: Sequence[ImageInput]) -> list[np.ndarray]:
         """Codes of each image, of the network's shape and dtype. Raises `ImageError`."""
         with by_default(_CPU):
-            return [self._codes(image)[0].numpy().astype(self._dtype) for image in images]
+            codes = [self._codes(image)[0].numpy() for image in images]
+        return [one.astype(self.network.code_dtype) for one in codes]
 
     @torch.inference_mode()
     def decode(self, codes: Sequence[np.ndarray]) -> list[Image.Image]:
@@ -80,10 +92,6 @@ class SquarePeer:
         """(P, C) float32 of the codes of each image. Raises `ImageError`."""
         with by_default(_CPU):
             return [self.network.features(self._codes(image))[0].numpy() for image in images]
-
-    @property
-    def _dtype(self) -> type[np.signedinteger[Any]]:
-        return self.network.code_dtype
 
     def _codes(self, image: ImageInput) -> Tensor:
         return self.network.codes(self.pictures.to_values(self.prepare(image)))
@@ -147,6 +155,14 @@ def section(content: Mapping[str, Any], name: str, source: str) -> Mapping[str, 
         f"{source}: has no dictionary {name!r} (it holds {held}): not the published file; "
         "download it again"
     )
+
+
+def whole(value: Any, where: str, most: int) -> int:
+    """A number of a config, from 1 to `most`. Raises `CheckpointError`, which names `where`."""
+    try:
+        return whole_number(value, where, 1, most)
+    except ViqError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def first_size(

@@ -120,13 +120,15 @@ class _Encoder(nn.Module):
         self.quant_embed = _TokenMlp(width, width, bits) if with_mlp else nn.Identity()
         self.quant_embed_post = _TokenMlp(bits, out, out) if with_mlp else nn.Identity()
 
+    def z(self, values_n3SS: Tensor) -> Tensor:
+        """(n, P, K), whose signs are the bits."""
+        tokens_nTH = self.encoder(self.embeddings(values_n3SS))
+        z_nPK = self.quant_embed(tokens_nTH[:, 1:])
+        return F.normalize(z_nPK, dim=-1, eps=1e-12) if self.config.quantizer_l2_norm else z_nPK
+
     def bits(self, values_n3SS: Tensor) -> Tensor:
         """(n, P, K) bool; zero counts as not set."""
-        tokens_nTH = self.encoder(self.embeddings(values_n3SS))
-        h_nPK = self.quant_embed(tokens_nTH[:, 1:])
-        if self.config.quantizer_l2_norm:
-            h_nPK = F.normalize(h_nPK, dim=-1, eps=1e-12)
-        return h_nPK > 0
+        return self.z(values_n3SS) > 0
 
     def features(self, bits_nPK: Tensor) -> Tensor:
         """(n, P, C)."""
@@ -164,10 +166,12 @@ class Qlip(nn.Module):
 
     def __init__(self, encoder: EncoderConfig, decoder: TowerConfig) -> None:
         super().__init__()
-        if encoder.feature_width != decoder.hidden_size or encoder.grid != decoder.grid:
+        given = encoder.feature_width, encoder.image_size, encoder.grid
+        taken = decoder.hidden_size, decoder.image_size, decoder.grid
+        if given != taken:
             raise ValueError(
-                f"features of {encoder.feature_width} channels on a grid of {encoder.grid} for a "
-                f"decoder of {decoder.hidden_size} channels on one of {decoder.grid}"
+                "channels, image_size and grid of the encoder's features are "
+                f"{given}, of the decoder {taken}"
             )
         self.bits = encoder.bits
         self.code_shape, self.code_count = (encoder.grid**2,), 2**encoder.bits

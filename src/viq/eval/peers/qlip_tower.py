@@ -51,8 +51,10 @@ class TowerConfig:
                 f"hidden_size {self.hidden_size} cannot be split into "
                 f"{self.num_attention_heads} heads"
             )
-        if self.image_size < self.patch_size:
-            raise ValueError(f"patch_size {self.patch_size} in an image of {self.image_size} px")
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}"
+            )
         if self.rope and self.hidden_size // self.num_attention_heads % 4:
             raise ValueError("rope needs heads of a multiple of 4 channels")
 

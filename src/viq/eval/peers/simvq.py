@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from viq.core.errors import ViqError, first_line
 from viq.core.files import read_bytes
 from viq.core.types import MAX_PATCHES
-from viq.core.untrusted import whole_number
 from viq.eval.peers.network import (
     SquarePeer,
     count_of,
@@ -36,6 +35,7 @@ from viq.eval.peers.network import (
     named,
     section,
     wanted_weights,
+    whole,
 )
 from viq.eval.peers.pictures import Pictures
 from viq.weights.checkpoint import CheckpointError, building, read_object
@@ -206,8 +206,8 @@ class SimVQ(nn.Module):
         self.decoder = _Decoder(config)
         self.quantize = _Quantizer(config.codes, config.code_width)
 
-    def codes(self, values: Tensor) -> Tensor:
-        z_ndhw = self.encoder(values)
+    def codes(self, values_n3SS: Tensor) -> Tensor:
+        z_ndhw = self.encoder(values_n3SS)
         nearest = self.quantize.nearest(z_ndhw.permute(0, 2, 3, 1).flatten(0, 2))
         return nearest.view(len(z_ndhw), *z_ndhw.shape[2:])
 
@@ -281,7 +281,7 @@ def _settings(folder: Path) -> tuple[int, bool | None]:
     if averaged is not None and not isinstance(averaged, bool):
         raise CheckpointError(f"{path}: use_ema is {averaged!r:.80}, neither true nor false")
     most = math.isqrt(MAX_PATCHES)
-    side = whole_number(model.get("size", resolution), f"{path}: size", 1, most)
+    side = whole(model.get("size", resolution), f"{path}: size", most)
     return side, averaged
 
 

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from viq.core.untrusted import ratio, shape, whole_number
+from viq.core.untrusted import ratio, shape
 from viq.eval.peers.network import (
     SquarePeer,
     count_of,
@@ -33,6 +33,7 @@ from viq.eval.peers.network import (
     named,
     section,
     wanted_weights,
+    whole,
 )
 from viq.eval.peers.pictures import Pictures
 from viq.eval.peers.vitamin import PATCH, PUBLISHED, Decoder, Encoder, GatedMlp, Widths
@@ -245,4 +246,4 @@ def _heads(path: Path) -> int | None:
     """Heads by {"widths": {"heads": ...}} of a file that need not be there."""
     widths = read_object(path).get("widths") if path.is_file() else None
     heads = widths.get("heads") if isinstance(widths, dict) else None
-    return None if heads is None else whole_number(heads, f"{path}: heads", 1, 2**12)
+    return None if heads is None else whole(heads, f"{path}: heads", 2**12)
