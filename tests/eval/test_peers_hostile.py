@@ -153,6 +153,8 @@ def test_hostile_configs_of_qlip(case: str, tmp_path: Path) -> None:
         ({"do_normalize": False}, "do_normalize is off"),
         ({"image_std": [0, 1, 1]}, "std"),
         ({"image_mean": None}, "three numbers"),
+        ({"image_mean": [10**400, 0, 0]}, "too large"),
+        ({"image_std": [float("nan"), 1, 1]}, "std"),
         ({"resample": 99}, "99"),
     ],
 )

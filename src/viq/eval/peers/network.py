@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from viq.core.errors import CodesError, ViqError
 from viq.core.untrusted import printable, whole_number
 from viq.eval.peers.pictures import Pictures
+from viq.eval.peers.protocol import Peer
 from viq.image.open import ImageInput
 from viq.models.layers.ambient import by_default
 from viq.weights.checkpoint import CheckpointError, load_strictly, require_shapes
@@ -57,7 +58,7 @@ class Network(Protocol):
         ...
 
 
-class SquarePeer:
+class SquarePeer(Peer):
     """A `Peer` of a network for square pictures of one size. Pictures are computed one by one, so
     that none depends on those beside it."""
 

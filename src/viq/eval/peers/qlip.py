@@ -232,7 +232,7 @@ def _object(path: Path) -> dict[str, Any]:
 def _pictures(path: Path, side: int) -> Pictures:
     """The preprocessing that a folder asks for, which gives pictures of `side` px."""
     values = _object(path)
-    if off := [name for name in _SWITCHES if values.get(name, True) is not True]:
+    if off := [name for name in _SWITCHES if values.get(name) is False]:
         raise CheckpointError(f"{path}: {off[0]} is off; only CLIP's whole preprocessing is known")
     size, crop = values.get("size"), values.get("crop_size")
     shorter = size.get("shortest_edge") if isinstance(size, dict) else size
@@ -248,7 +248,7 @@ def _pictures(path: Path, side: int) -> Pictures:
             mean=_colour(values.get("image_mean")),
             std=_colour(values.get("image_std")),
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: {error!s:.200}") from None
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from viq.core.errors import ViqError, first_line, require
 from viq.core.quiet import quiet
 from viq.core.types import MAX_PIXELS
+from viq.eval.peers.protocol import Peer
 from viq.image.open import ImageInput, open_image
 from viq.models.layers.ambient import by_default
 from viq.weights.checkpoint import CheckpointError
@@ -34,7 +35,7 @@ _STORED_BITS = 16  # of a value, in bfloat16
 _CPU = torch.device("cpu")
 
 
-class Siglip2Peer:
+class Siglip2Peer(Peer):
     """A vision tower, whose features take `bits_per_pixel` when they are stored in bfloat16."""
 
     def __init__(self, tower: Any, processor: Any, *, name: str, licence: str = LICENCE) -> None:

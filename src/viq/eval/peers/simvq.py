@@ -227,7 +227,8 @@ def load(path: str | os.PathLike[str]) -> SquarePeer:
     file = find_weights(Path(path), _FILES, "SimVQ")
     side, averaged = _settings(file.parent)
     content = read_tensors(file)
-    state = section(content, "state_dict", str(file)) if file.suffix == ".ckpt" else content
+    nested = file.suffix == ".ckpt" or "state_dict" in content
+    state = section(content, "state_dict", str(file)) if nested else content
     weights = wanted_weights(state, lambda name: not name.startswith(_PARTS), str(file))
     config = _config({name: tuple(t.shape) for name, t in weights.items()}, str(file))
     with building(str(file)):

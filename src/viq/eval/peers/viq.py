@@ -11,12 +11,13 @@ from PIL import Image
 from viq.core.codes import Codes
 from viq.core.files import bundled
 from viq.core.types import CODES_PER_PATCH, CodesError
+from viq.eval.peers.protocol import Peer
 from viq.image.open import ImageInput, open_image
 from viq.models.tokenizer.loading import load as load_tokenizer
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 
 
-class ViqPeer:
+class ViqPeer(Peer):
     """A tokenizer of ours.
 
     Arrays of codes do not tell sizes between whole patches, so a picture is cut to whole ones.
