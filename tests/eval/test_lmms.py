@@ -313,7 +313,7 @@ def test_images_before_all_text_stand_as_in_training() -> None:
     image = part(url=Image.new("RGB", (8, 8)))
     assert content_of(image, image, part(text="What?")) == "<image>\n<image>\nWhat?"
     assert content_of(part(text="In"), image, part(text="what?")) == "In<image>what?"
-    assert content_of(image, part(text="or"), image) == "<image>or<image>"
+    assert content_of(image, part(text="or"), image) == "<image>\nor<image>"
 
 
 def test_a_placeholder_in_a_question_is_no_image(model: Any) -> None:

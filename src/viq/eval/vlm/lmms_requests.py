@@ -151,7 +151,7 @@ def batches(requests: Sequence[Request], size: int) -> Iterator[list[int]]:
 def chat(messages: Any, where: str) -> list[dict[str, Any]]:
     """Messages of lmms-eval (`ChatMessages.messages`) as `ViQProcessor` takes them.
 
-    Images that come before all text of a turn are each followed by a line feed, as in every
+    Images that come before the first text of a turn are each followed by a line feed, as in every
     conversation that our models are trained on. Other images stay where they are.
 
     Raises:
@@ -164,13 +164,12 @@ def chat(messages: Any, where: str) -> list[dict[str, Any]]:
 
 
 def _content(parts: Sequence[Any], where: str) -> list[dict[str, Any]]:
-    kinds = [part.type for part in parts]
-    first_text = kinds.index("text") if "text" in kinds else len(kinds)
-    images_first = "image" not in kinds[first_text:]
     content: list[dict[str, Any]] = []
+    first = True
     for part in parts:
+        first = first and part.type == "image"
         content.append(_part(part, where))
-        if part.type == "image" and images_first:
+        if first:
             content.append({"type": "text", "text": "\n"})
     return content
 
@@ -178,7 +177,7 @@ def _content(parts: Sequence[Any], where: str) -> list[dict[str, Any]]:
 def _part(part: Any, where: str) -> dict[str, Any]:
     if part.type == "text":
         # A question that spells out our placeholder has no image to go there.
-        return {"type": "text", "text": part.text.replace(IMAGE_PLACEHOLDER, "< image >")}
+        return {"type": "text", "text": part.text.replace(IMAGE_PLACEHOLDER, "<image >")}
     if part.type == "image" and isinstance(part.url, Image.Image):
         return {"type": "image", "image": part.url}
     kind = f"{part.type} in the form of {type(part.url).__name__}"
