@@ -2,8 +2,9 @@
 
     python scripts/lmms_eval_check.py --data tests/golden/benchmarks/fixtures
 
-It prints every score and, once `viq eval vlm` is there, compares both. It fails if lmms-eval wrote
-no results: its exit code is 0 whatever happens. `make test-lmms` makes an environment for it.
+It compares every score and every answer with those of `viq eval vlm`, and fails if one differs, or
+if lmms-eval wrote no results: its exit code is 0 whatever happens. `make test-lmms` makes an
+environment for it.
 """
 
 from __future__ import annotations
@@ -42,11 +43,14 @@ def main() -> int:
         _write_tasks(folder / "tasks", options.data.resolve())
         results, answers = _lmms_eval(folder, options)
         scores = {task: _score(results, task) for task in TASKS}
-        ours = _viq_eval(folder, options)
+        ours, own_answers = _viq_eval(folder, options)
     if options.out:
         record = {"scores": scores, "answers": answers}
         options.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    return _compare(scores, ours)
+    asked = [(task, number) for task in own_answers for number in range(len(answers[task]))]
+    different = [f"{t}/{n}" for t, n in asked if own_answers[t].get(n) != answers[t][n]]
+    print(f"{len(asked)} answers compared, different: {', '.join(different) or 'none'}")
+    return max(_compare(scores, ours), int(bool(different)))
 
 
 def _options() -> argparse.Namespace:
@@ -123,19 +127,33 @@ def _score(results: Any, task: str) -> float:
     return float(values[found[0]])
 
 
-def _viq_eval(folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Scores of `viq eval vlm` for the same; none where the command is not there yet."""
+def _viq_eval(
+    folder: Path, options: argparse.Namespace
+) -> tuple[dict[str, float], dict[str, dict[int, str]]]:
+    """Scores of `viq eval vlm` by task, and answers by task and row.
+
+    Empty where the package has no such command.
+    """
     viq = str(Path(sys.executable).with_name("viq"))
     if subprocess.run([viq, "eval", "vlm", "--help"], capture_output=True).returncode:
-        return {}
+        return {}, {}
+    out = folder / "ours"
     command = [
         viq, "eval", "vlm", "--model", options.model, "--tasks", ",".join(TASKS),
-        "--data", str(options.data), "-o", str(folder / "ours"), "--like", "lmms-eval", "--json",
+        "--data", str(options.data), "-o", str(out), "--like", "lmms-eval", "--device", "cpu",
+        "--json",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{done.stderr}\nviq eval vlm failed")
-    return {name: task["score"] for name, task in json.loads(done.stdout)["tasks"].items()}
+    scores = {name: task["score"] for name, task in json.loads(done.stdout)["tasks"].items()}
+    return scores, {task: _own_answers(out / "answers" / f"{task}.jsonl") for task in TASKS}
+
+
+def _own_answers(file: Path) -> dict[int, str]:
+    """Answers by row, of lines {key: "TASK/ROW", answer}."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    return {int(row["key"].rpartition("/")[2]): row["answer"] for row in rows}
 
 
 def _compare(scores: dict[str, float], ours: dict[str, float]) -> int:
