@@ -443,17 +443,17 @@ def test_wrong_input_is_told_in_one_line(parts: Parts, tmp_path: Path) -> None:
 def test_a_file_that_is_none_of_answers_is_refused_untouched(
     content: bytes, tmp_path: Path
 ) -> None:
-    from viq.mllm.chat import _known
+    from viq.mllm.answer_lines import read_answers
 
     (tmp_path / "only.json").write_bytes(content)
     if content:
         with pytest.raises(ViqError, match="is no file of answers"):
-            _known(tmp_path / "only.json")
+            read_answers(tmp_path / "only.json")
     else:
-        assert _known(tmp_path / "only.json") == (set(), 0)
+        assert read_answers(tmp_path / "only.json") == ({}, 0)
     (tmp_path / "link.jsonl").symlink_to("only.json")  # lines would be added to what it leads to
     with pytest.raises(ViqError, match="is a link"):
-        _known(tmp_path / "link.jsonl")
+        read_answers(tmp_path / "link.jsonl")
     assert (tmp_path / "only.json").read_bytes() == content
 
 
