@@ -458,12 +458,13 @@ def test_a_file_that_is_none_of_answers_is_refused_untouched(
 
 
 def test_only_a_torn_line_of_answers_is_cut_off(tmp_path: Path) -> None:
-    from viq.mllm.chat import _answer_line, _known
+    from viq.mllm.answer_lines import answer_line, read_answers
 
     keys = ["a", "b\nc", "\ud83d", "\u2028\x1b[2J"]
-    whole = b"".join(_answer_line(key, f"answer {key} \ud800") for key in keys)
+    answers = {key: f"answer {key} \ud800" for key in keys}
+    whole = b"".join(answer_line(key, answer) for key, answer in answers.items())
     assert whole.isascii() and whole.count(b"\n") == len(keys)
     for torn in (b"", b"{", b'{"key": "', b'{"key": "x", "answer": "y"}'):
         (tmp_path / "a.jsonl").write_bytes(whole + torn)
-        assert _known(tmp_path / "a.jsonl") == (set(keys), len(whole))
+        assert read_answers(tmp_path / "a.jsonl") == (answers, len(whole))
         assert (tmp_path / "a.jsonl").read_bytes() == whole + torn
