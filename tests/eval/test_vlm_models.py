@@ -148,8 +148,7 @@ def run(model: Any, out: Path, tasks: Any = SOME, data: Path = FIXTURES, **optio
 
 
 def code_model(chat: Path, codes: Path) -> CodeModel:
-    tokenizer = VisualTokenizer.from_pretrained(chat / "tokenizer")
-    return CodeModel(str(chat / "model"), codes, tokenizer=tokenizer)
+    return CodeModel(str(chat / "model"), codes, tokenizer=str(chat / "tokenizer"))
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +169,8 @@ def test_a_model_on_codes_answers_every_row(chat: Path, asked: tuple[Path, Outco
     # 300 x 220 px shrunk to 9216: 112 x 82, 7 x 6 patches of 4 codes
     assert saved["tasks"]["chartqa"]["codes_per_picture"] == 7 * 6 * 4
     assert any("where their placeholders stand" in note for note in saved["notes"])
+    with pytest.raises(ViqError, match="gone"):
+        run(CodeModel(str(chat / "model"), out / "no", tokenizer="gone"), out.parent / "other")
     rows = [json.loads(line) for line in (out / "scored/chartqa.jsonl").read_text().splitlines()]
     assert [row["doc_id"] for row in rows] == list(range(5))
 
@@ -188,8 +189,7 @@ def test_codes_are_made_once(
 ) -> None:
     out, outcome = asked
     monkeypatch.setattr(VisualTokenizer, "encode", None)  # whoever encodes fails
-    model = CodeModel(str(chat / "model"), out / "codes")  # and its tokenizer cannot be found
-    model._model.config.embedder_config["tokenizer"] = "gone"
+    model = CodeModel(str(chat / "model"), out / "codes", tokenizer="gone")
     assert run(model, tmp_path / "run").answers == outcome.answers
 
 

@@ -54,6 +54,10 @@ def vlm(
         Path | None,
         typer.Option(help="Folder of codes of the pictures, to share. Default: OUT/codes."),
     ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Of a model of ours: its tokenizer, if it is not where the model says."),
+    ] = None,
     device: Device = "auto",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Begin anew: remove answers in OUT; codes stay.")
@@ -78,7 +82,7 @@ def vlm(
         return _show(outcome, None, as_json)
     if model is None or out is None:
         raise ViqError("-o OUT: give a folder for answers and scores")
-    asked = _load(model, codes or out / CODES, device)
+    asked = _load(model, codes or out / CODES, device, tokenizer)
     facts = {"model": model, "weights": weights_identity(asked.folder), "like": like}
     with opened(out, facts, overwrite=overwrite) as run:
         outcome = evaluate(
@@ -89,7 +93,7 @@ def vlm(
     _show(outcome, asked, as_json)
 
 
-def _load(name: str, codes: Path, device: str) -> Model:
+def _load(name: str, codes: Path, device: str, tokenizer: str | None) -> Model:
     """The model, in bfloat16 where the device has it."""
     import torch
 
@@ -101,7 +105,7 @@ def _load(name: str, codes: Path, device: str) -> Model:
     half = found.startswith("cuda") and torch.cuda.is_bf16_supported()
     dtype = torch.bfloat16 if half else torch.float32
     if is_ours(name):
-        return CodeModel(name, codes, device=found, dtype=dtype)
+        return CodeModel(name, codes, device=found, dtype=dtype, tokenizer=tokenizer)
     return PixelModel(name, device=found, dtype=dtype)
 
 

@@ -29,7 +29,7 @@ class CodeModel:
     Args:
         name: bundled name, run folder, model folder or hub id.
         codes: folder of the stores of codes, one a task; made where it is missing.
-        tokenizer: a loaded tokenizer; by default the one that the model names.
+        tokenizer: name or folder of the tokenizer; by default the one that the model names.
 
     Raises:
         ViqError: no model there.
@@ -44,14 +44,12 @@ class CodeModel:
         *,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
-        tokenizer: VisualTokenizer | None = None,
+        tokenizer: str | None = None,
     ) -> None:
         self.name, self._folder, self._device = name, codes, device
         self._model, self._processor = load_mllm(name, device=device, dtype=dtype)
         self.folder = Path(self._model.config.name_or_path)
-        self._tokenizer = tokenizer
-        if tokenizer is not None:
-            self._model.require(tokenizer.fingerprint)
+        self._tokenizer_name = tokenizer or self._model.config.embedder.tokenizer
         self._encoded = Encoded({}, {})
         self.pictures = (
             f"shrunk to at most {self._processor.max_pixels:,} pixels, then codes of "
@@ -97,11 +95,9 @@ class CodeModel:
         return {"codes_per_picture": round(self._encoded.mean(), 1)}
 
     def _loaded_tokenizer(self) -> VisualTokenizer:
-        if self._tokenizer is None:
-            name = self._model.config.embedder.tokenizer
-            self._tokenizer = load(name, device=self._device)
-            self._model.require(self._tokenizer.fingerprint)
-        return self._tokenizer
+        tokenizer = load(self._tokenizer_name, device=self._device)
+        self._model.require(tokenizer.fingerprint)
+        return tokenizer
 
 
 def _content(question: Question) -> str:

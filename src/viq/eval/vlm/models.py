@@ -94,7 +94,7 @@ class Model(Protocol):
 
 
 def is_ours(name: str | Path) -> bool:
-    """Whether a name stands for a model of this project.
+    """Whether a name stands for a model of this project: bundled, in a folder, or on the hub.
 
     Raises:
         ViqError: a folder without a config.
@@ -105,11 +105,14 @@ def is_ours(name: str | Path) -> bool:
     from viq.weights import checkpoint
 
     folder = bundled(name) or Path(name)
-    if not folder.is_dir():
+    if folder.is_dir():
+        is_run = (folder / RECIPE).is_file()
+        return is_run or checkpoint.read_config(folder).get("model_type") == ViQConfig.model_type
+    try:
+        config, _ = ViQConfig.get_config_dict(str(name))
+    except Exception:  # there is none; whoever loads the model says so
         return False
-    if (folder / RECIPE).is_file():
-        return True
-    return checkpoint.read_config(folder).get("model_type") == ViQConfig.model_type
+    return config.get("model_type") == ViQConfig.model_type
 
 
 def greedy(tokenizer: Any, prompt_tokens: int, most_tokens: int, stop: Sequence[str]) -> dict:

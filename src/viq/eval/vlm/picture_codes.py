@@ -84,7 +84,7 @@ def codes_of(
     """Codes of the first `rows` rows, from the store in `folder` as far as it has them.
 
     Args:
-        fingerprint: of the tokenizer that the codes have to be of.
+        fingerprint: of the tokenizer that the codes have to be of; "" accepts all.
         tokenizer: loads it; called only if pictures are to be encoded.
         what: is encoded, for `report`.
 
@@ -123,7 +123,7 @@ def _read(folder: Path, number: int, fingerprint: str, found: Encoded) -> None:
     facts: Facts = read_facts(folder, number, read_job(folder))
     found.failed.update({failure.input: failure.reason for failure in facts.failures})
     with CodesReader(folder / shard_name(number)) as reader:
-        if reader.info.fingerprint != fingerprint:
+        if fingerprint and reader.info.fingerprint != fingerprint:
             raise CodesError(
                 f"{folder}: holds codes of the tokenizer {reader.info.fingerprint}, but the model "
                 f"reads those of {fingerprint}; give another --codes"

@@ -109,8 +109,9 @@ def _processor(name: str) -> Any:
         raise CheckpointError(
             f"{name}: its processor cannot be loaded ({first_line(error)})"
         ) from None
-    if getattr(processor, "image_processor", None) is None:
-        raise ViqError(f"{name}: has no image processor, so it reads no pictures; give another")
+    for part in ("image_processor", "tokenizer"):
+        if getattr(processor, part, None) is None:
+            raise ViqError(f"{name}: its processor has no {part}; give a model that reads pictures")
     if processor.chat_template is None:
         raise ViqError(f"{name}: has no chat template; save one beside its processor")
     return processor
