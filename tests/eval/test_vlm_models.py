@@ -323,3 +323,5 @@ def test_folders_that_hold_no_such_model(llava: Path, chat: Path, tmp_path: Path
     with pytest.raises(ViqError, match="holds no weights in safetensors"):
         PixelModel(str(tmp_path))
     assert not is_ours(tmp_path)
+    with pytest.raises(ViqError, match="viq-tiny: holds no language model"):
+        is_ours("viq-tiny")

@@ -43,7 +43,7 @@ def vlm(
     ] = None,
     answers: Annotated[
         Path | None,
-        typer.Option(help="Score these instead: {task: [answers]}, or JSON lines. No model."),
+        typer.Option(help="Score these, without a model: lists of answers by task, or JSON lines."),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Rows of each task at most.")] = None,
     batch: Annotated[int, typer.Option(help="Questions at a time.")] = 8,

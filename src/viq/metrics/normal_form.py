@@ -37,11 +37,9 @@ _PAIRS = """
     y'allll y'all'll, yall'd've y'all'd've, y'alld've y'all'd've, y'all'dve y'all'd've,
     youd you'd, youd've you'd've, you'dve you'd've, youll you'll, youre you're, youve you've
 """
-_CONTRACTIONS = dict(pair.split() for pair in _PAIRS.split(","))
-_NUMBERS = dict(
-    zip("none zero one two three four five six seven eight nine ten".split(),
-        "0 0 1 2 3 4 5 6 7 8 9 10".split(), strict=True)
-)  # fmt: skip
+_CONTRACTIONS = {wrong: right for wrong, right in map(str.split, _PAIRS.split(","))}
+_WORDS = "zero one two three four five six seven eight nine ten"
+_NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(_WORDS.split())}
 _ARTICLES = frozenset(("a", "an", "the"))
 _PUNCTUATION = r""";/[]"{}()=+\_-><@`,?!"""
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")

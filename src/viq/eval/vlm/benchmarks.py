@@ -22,6 +22,10 @@ from viq.eval.vlm.tasks import ALL, TASKS, Like, Task, named
 if TYPE_CHECKING:
     from viq.eval.vlm.models import Model, Report
 
+_PERCENT, _POINTS = 100, 1000
+# What says how large the pictures were to a model, and its heading.
+_SIZES = {"codes_per_picture": ["codes a picture"], "tokens_per_prompt": ["tokens a prompt"]}
+
 
 @dataclass
 class Outcome:
@@ -143,20 +147,12 @@ def score_ready(
 
 def lines(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of a table: scores in percent, of OCRBench in points."""
-    headings = ["task", "metric", "score", "95%", "rows", "examples/s", "codes a picture"]
-    rows = []
-    for result in outcome.results:
-        factor = 1000 if result.task.name == "ocrbench" else 100
-        low, high = (factor * end for end in result.interval)
-        speed, codes = (result.facts.get(n) for n in ("examples_per_second", "codes_per_picture"))
-        rows.append([
-            result.task.name, result.task.metric, f"{factor * result.score:.1f}",
-            f"{low:.1f} to {high:.1f}", f"{len(result.scored):,}",
-            "-" if speed is None else f"{speed:.2f}", "-" if codes is None else f"{codes:,.0f}",
-        ])  # fmt: skip
+    size = next((n for r in outcome.results for n in _SIZES if n in r.facts), "")
+    rows = [_cells(result, size) for result in outcome.results]
     mean = average(outcome.results)
-    rows.append(["average", "", "-" if mean is None else f"{mean:.1f}", *[""] * 4])
-    return headings, rows
+    rows.append(["average", "", "-" if mean is None else f"{mean:.1f}"])
+    headings = ["task", "metric", "score", "95%", "rows", "examples/s", *_SIZES.get(size, ())]
+    return headings, [[*cells, *[""] * (len(headings) - len(cells))] for cells in rows]
 
 
 def require_positive(**numbers: int | None) -> None:
@@ -164,6 +160,21 @@ def require_positive(**numbers: int | None) -> None:
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise ViqError(f"--{name} {number}: give at least 1")
+
+
+def _cells(result: Result, size: str) -> list[str]:
+    factor = _POINTS if result.task.name == "ocrbench" else _PERCENT
+    low, high = (factor * end for end in result.interval)
+    speed, pictures = result.facts.get("examples_per_second"), result.facts.get(size)
+    return [
+        result.task.name,
+        result.task.metric,
+        f"{factor * result.score:.1f}",
+        f"{low:.1f} to {high:.1f}",
+        f"{len(result.scored):,}",
+        "-" if speed is None else f"{speed:.2f}",
+        *(["-" if pictures is None else f"{pictures:,.0f}"] if size else []),
+    ]
 
 
 def _scored(

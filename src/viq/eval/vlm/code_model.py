@@ -48,7 +48,7 @@ class CodeModel:
     ) -> None:
         self.name, self._folder, self._device = name, codes, device
         self._model, self._processor = load_mllm(name, device=device, dtype=dtype)
-        self.folder = Path(self._model.config.name_or_path)
+        self.folder = Path(self._model.config.name_or_path or name)
         self._tokenizer_name = tokenizer or self._model.config.embedder.tokenizer
         self._encoded = Encoded({}, {})
         self.pictures = (

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from viq.core.types import ViqError
 from viq.data.sources.base import ImageRef, Row, Source
 from viq.eval.vlm.tasks.base import Part, Task
 
@@ -97,7 +98,7 @@ def is_ours(name: str | Path) -> bool:
     """Whether a name stands for a model of this project: bundled, in a folder, or on the hub.
 
     Raises:
-        ViqError: a folder without a config.
+        ViqError: a folder without a config, or with that of a tokenizer.
     """
     from viq.core.files import bundled
     from viq.metrics.run_log import RECIPE
@@ -106,8 +107,12 @@ def is_ours(name: str | Path) -> bool:
 
     folder = bundled(name) or Path(name)
     if folder.is_dir():
-        is_run = (folder / RECIPE).is_file()
-        return is_run or checkpoint.read_config(folder).get("model_type") == ViQConfig.model_type
+        if (folder / RECIPE).is_file():
+            return True
+        kind = checkpoint.read_config(folder).get("model_type")
+        if not kind:  # as of a tokenizer
+            raise ViqError(f"{name}: holds no language model; give one that answers questions")
+        return kind == ViQConfig.model_type
     try:
         config, _ = ViQConfig.get_config_dict(str(name))
     except Exception:  # there is none; whoever loads the model says so
@@ -141,7 +146,7 @@ class _StopTexts(StoppingCriteria):
     def __init__(self, tokenizer: Any, prompt_tokens: int, stop: Sequence[str]) -> None:
         self._tokenizer, self._stop, self._prompt = tokenizer, tuple(stop), prompt_tokens
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:
         start = max(self._prompt, input_ids.shape[1] - _LOOKED_AT)
         texts = self._tokenizer.batch_decode(input_ids[:, start:], skip_special_tokens=True)
         ended = [any(stop in text for stop in self._stop) for text in texts]

@@ -85,7 +85,8 @@ class PixelModel:
         return decoded(self._words, ids[:, prompt:], stop)
 
     def facts(self) -> dict[str, Any]:
-        return {"tokens_per_prompt": round(self._tokens / max(1, self._asked), 1)}
+        mean = round(self._tokens / self._asked, 1) if self._asked else None
+        return {"tokens_per_prompt": mean}
 
 
 def _loaded(name: str, dtype: torch.dtype) -> Any:

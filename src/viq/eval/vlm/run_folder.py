@@ -130,4 +130,4 @@ def _clear(folder: Path) -> None:
 
 def _remove(path: Path) -> None:
     if is_plain(path):
-        path.unlink()
+        path.unlink()  # of a run of ours, by a name that only this module writes

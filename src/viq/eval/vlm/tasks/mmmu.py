@@ -8,8 +8,19 @@ from collections.abc import Sequence
 
 from viq.data.sources.access import ImageText, is_encoded
 from viq.data.sources.base import ImageBytes, ImageRef, Row, SourceError
-from viq.eval.vlm.tasks.base import Hub, Like, Part, Scored, Task, by_group, letters, mean, text_of
-from viq.eval.vlm.tasks.base import lettered as lines_of
+from viq.eval.vlm.tasks.base import (
+    Hub,
+    Like,
+    Part,
+    Scored,
+    Task,
+    by_group,
+    lettered,
+    letters,
+    mean,
+    text_of,
+    texts_of,
+)
 from viq.metrics.choices import chosen_letter, open_candidates, open_match
 
 _PLACE = re.compile(r"<image (\d+)>")
@@ -55,7 +66,7 @@ class MMMU(Task):
         if not _has_options(row):
             return f"{question}\n\nAnswer the question using a single word or phrase."
         return (
-            f"{question}\n{lines_of(_options(row), row.where)}\n\n"
+            f"{question}\n{lettered(_options(row), row.where)}\n\n"
             "Answer with the option's letter from the given choices directly."
         )
 
@@ -103,7 +114,9 @@ def _has_options(row: Row) -> bool:
 
 
 def _options(row: Row) -> list[str]:
-    """The options, which the data hold as the text of a Python list."""
+    """The options, which the data hold as the text of a Python list, and some copies as a list."""
+    if isinstance(row.extras.get("options"), list):
+        return texts_of(row, "options")
     text = text_of(row, "options")
     try:
         found = ast.literal_eval(text) if len(text) <= _OPTIONS else None
