@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +120,18 @@ def _processor(name: str) -> Any:
 
 def _rule(processor: Any) -> str:
     """How the image processor resizes, as its config says it."""
-    images = processor.image_processor
-    found = ((name, getattr(images, name, None)) for name in _SIZES)
-    said = ", ".join(f"{name} {value}" for name, value in found if value is not None)
-    return printable(f"{type(images).__name__}: {said}", 200)
+    config = processor.image_processor.to_dict()
+    said = ", ".join(
+        f"{name} {_set(config[name])}" for name in _SIZES if config.get(name) is not None
+    )
+    return printable(f"{type(processor.image_processor).__name__}: {said}", 200)
+
+
+def _set(value: Any) -> Any:
+    """Of a mapping, what is set."""
+    if not isinstance(value, Mapping):
+        return value
+    return {name: inner for name, inner in value.items() if inner is not None}
 
 
 def _messages(loaded: Loaded) -> list[dict[str, Any]]:
