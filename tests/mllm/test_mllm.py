@@ -443,27 +443,28 @@ def test_wrong_input_is_told_in_one_line(parts: Parts, tmp_path: Path) -> None:
 def test_a_file_that_is_none_of_answers_is_refused_untouched(
     content: bytes, tmp_path: Path
 ) -> None:
-    from viq.mllm.chat import _known
+    from viq.mllm.answer_lines import read_answers
 
     (tmp_path / "only.json").write_bytes(content)
     if content:
         with pytest.raises(ViqError, match="is no file of answers"):
-            _known(tmp_path / "only.json")
+            read_answers(tmp_path / "only.json")
     else:
-        assert _known(tmp_path / "only.json") == (set(), 0)
+        assert read_answers(tmp_path / "only.json") == ({}, 0)
     (tmp_path / "link.jsonl").symlink_to("only.json")  # lines would be added to what it leads to
     with pytest.raises(ViqError, match="is a link"):
-        _known(tmp_path / "link.jsonl")
+        read_answers(tmp_path / "link.jsonl")
     assert (tmp_path / "only.json").read_bytes() == content
 
 
 def test_only_a_torn_line_of_answers_is_cut_off(tmp_path: Path) -> None:
-    from viq.mllm.chat import _answer_line, _known
+    from viq.mllm.answer_lines import answer_line, read_answers
 
     keys = ["a", "b\nc", "\ud83d", "\u2028\x1b[2J"]
-    whole = b"".join(_answer_line(key, f"answer {key} \ud800") for key in keys)
+    answers = {key: f"answer {key} \ud800" for key in keys}
+    whole = b"".join(answer_line(key, answer) for key, answer in answers.items())
     assert whole.isascii() and whole.count(b"\n") == len(keys)
     for torn in (b"", b"{", b'{"key": "', b'{"key": "x", "answer": "y"}'):
         (tmp_path / "a.jsonl").write_bytes(whole + torn)
-        assert _known(tmp_path / "a.jsonl") == (set(keys), len(whole))
+        assert read_answers(tmp_path / "a.jsonl") == (answers, len(whole))
         assert (tmp_path / "a.jsonl").read_bytes() == whole + torn

@@ -33,7 +33,7 @@ def pictures(count: int, first: int = 0) -> list[Image.Image]:
 
 @pytest.fixture(scope="module")
 def windows() -> np.ndarray:
-    return windows_of(pictures(40), 40, scales=(0.8, 1.25))
+    return windows_of(pictures(40), 1600, scales=(0.8, 1.25))
 
 
 @pytest.fixture(scope="module")

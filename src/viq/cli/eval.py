@@ -43,8 +43,10 @@ from viq.cli.console import (
 )
 from viq.cli.generate import Decoder, GeneratorModel, Guidance, Seed, Temperature, TopP
 from viq.cli.progress import progress
+from viq.cli.vlm import vlm
 
 eval_app = typer.Typer(help="Measure quality and stability.", no_args_is_help=True)
+eval_app.command()(vlm)
 
 
 @eval_app.command()

@@ -144,7 +144,7 @@ def plan(
 ) -> tuple[Index, Extras]:
     """What a store of `source` is made with. Goes once over all keys and the first rows."""
     samples = []
-    for place in range(min(len(source), _TYPED_BY)):
+    for place in range(min(len(source), _TYPED_BY) if source.has_extras else 0):
         with suppress(Exception):  # it will be met again, and listed
             samples.append(source[place].extras)
     extras = Extras.inferred(samples, unseen=source.has_extras and len(source) > _TYPED_BY)

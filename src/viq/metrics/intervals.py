@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
+_DRAWS = 1000  # of a bootstrap
 _Z_95 = 1.96
 _T_95 = {
     2: 12.71,
@@ -38,3 +41,26 @@ def of_seeds(values: Sequence[float]) -> dict[str, Any]:
         "half_width": round(half, 2),
         "seeds": [round(value, 2) for value in values],
     }
+
+
+def wilson(share: float, of: int) -> tuple[float, float]:
+    """Wilson's score interval of a share of `of` answers, each right or wrong; ends are 0 to 1."""
+    if not of:
+        return 0.0, 1.0
+    z = _Z_95
+    middle = share + z * z / (2 * of)
+    half = z * math.sqrt(share * (1 - share) / of + (z / (2 * of)) ** 2)
+    whole = 1 + z * z / of
+    return max(0.0, (middle - half) / whole), min(1.0, (middle + half) / whole)
+
+
+def bootstrap(statistic: Callable[[np.ndarray], float], of: int) -> tuple[float, float]:
+    """Percentile interval of a statistic of `of` rows, over 1000 draws with replacement (seed 0).
+
+    Args:
+        statistic: takes the numbers of the drawn rows, (of,) int64.
+    """
+    rng = np.random.default_rng(0)
+    drawn = [statistic(rng.integers(0, of, of)) for _ in range(_DRAWS)]
+    low, high = np.percentile(drawn, (2.5, 97.5)).tolist()
+    return low, high

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,8 @@ from typing import Any
 from transformers import TextStreamer
 
 from viq.core.codes import Codes
-from viq.core.files import open_regular
-from viq.core.outputs import is_there
 from viq.core.types import ViqError
-from viq.core.untrusted import UntrustedError, parse_json
+from viq.mllm.answer_lines import added_to, answer_line, read_answers
 from viq.mllm.modeling import ViQForConditionalGeneration
 from viq.mllm.processing import ViQProcessor
 from viq.store.dataset import CodeDataset
@@ -84,15 +81,13 @@ def answer_store(
     """
     data = CodeDataset(store, columns=())
     model.require(data.info.fingerprint)
-    known, whole_bytes = _known(out)
+    known, whole_bytes = read_answers(out)
     wanted = [n for n, key in enumerate(data.keys()) if key not in known]
     wanted = wanted if limit is None else wanted[:limit]
     answered = 0
     if not wanted:
         return {"answered": 0, "known": len(known), "no_image": 0}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("ab") as file:
-        file.truncate(whole_bytes)  # cuts off a line of answers, seen by `_known`, that a kill tore
+    with added_to(out, whole_bytes) as file:
         for samples in _batches(data, wanted, batch):
             inputs = processor(
                 # As messages: a text that spells out turns would be read as such.
@@ -102,7 +97,7 @@ def answer_store(
             ).to(model.device)
             answers = processor.answers(model.generate(**inputs, **generation), inputs)
             for sample, answer in zip(samples, answers, strict=True):
-                file.write(_answer_line(sample.key, answer))
+                file.write(answer_line(sample.key, answer))
                 progress()
             file.flush()
             answered += len(samples)
@@ -125,51 +120,3 @@ def _batches(data: CodeDataset, wanted: Sequence[int], size: int) -> Iterator[li
             held = []
     if held:
         yield held
-
-
-def _answer_line(key: str, answer: str) -> bytes:
-    """One line, whatever the text holds: JSON in ASCII."""
-    return (json.dumps({"key": key, "answer": answer}) + "\n").encode()
-
-
-def _known(out: Path) -> tuple[set[str], int]:
-    """Keys that a file of answers has, and the bytes of its whole lines. Changes nothing.
-
-    Raises:
-        ViqError: it is no file of answers.
-    """
-    keys: set[str] = set()
-    whole_bytes = 0
-    if not is_there(out):
-        return keys, whole_bytes
-    refusal = ViqError(f"{out}: is no file of answers; give another --out")
-    if out.is_symlink():  # lines would be added to what it leads to
-        raise ViqError(f"{out}: is a link; give the file that it leads to as --out")
-    with open_regular(out) as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                if not _is_torn(line, first=not keys):
-                    raise refusal
-                break
-            try:
-                values = parse_json(line, str(out))
-            except UntrustedError:
-                raise refusal from None
-            if not isinstance(values, dict) or not all(
-                isinstance(values.get(name), str) for name in ("key", "answer")
-            ):
-                raise refusal
-            keys.add(values["key"])
-            whole_bytes += len(line)
-    return keys, whole_bytes
-
-
-def _is_torn(line: bytes, first: bool) -> bool:
-    """Whether this is the beginning of a line of `_answer_line`, and not all of another one."""
-    head = _answer_line("", "")[:9]  # {"key": "
-    if not line.startswith(head):
-        return not first and head.startswith(line)
-    try:
-        return set(parse_json(line, "")) == {"key", "answer"}
-    except UntrustedError:
-        return True

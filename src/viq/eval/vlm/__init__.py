@@ -1,1 +1,1 @@
-"""Language models on codes, asked held-out questions."""
+"""Vision-language models, asked held-out questions and the nine benchmarks."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,8 +58,8 @@ class TransformFitConfig:
 
 
 def windows_of(
-    pictures: Iterable[Image.Image],
-    each: int,
+    pictures: Sequence[Image.Image],
+    count: int,
     *,
     scales: tuple[float, float] = (0.7, 1.8),
     seed: int = 0,
@@ -67,11 +67,14 @@ def windows_of(
     """Random windows (n, 32, 32, 3), uint8, of pictures that are resized at random.
 
     Args:
-        each: windows of a picture; pictures below 32 px a side give none.
+        count: n, about; a picture gives windows by its area, so that no pixel is likelier than
+            another. Pictures below 32 px a side give none.
         scales: of the resizing, evenly in their logarithm; (1, 1) leaves pictures as they are.
     """
     rng, found = np.random.default_rng(seed), []
+    density = count / max(1, sum(picture.width * picture.height for picture in pictures))
     for picture in pictures:
+        each = rng.poisson(density * picture.width * picture.height)
         scale = math.exp(rng.uniform(math.log(scales[0]), math.log(scales[1])))
         if scale != 1:
             size = (round(picture.width * scale), round(picture.height * scale))

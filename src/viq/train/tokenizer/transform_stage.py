@@ -92,9 +92,7 @@ def gather_windows(
     sources = [*_pages(pages, fit.seed)], [*_photos(photos, fit.seed)]
     found = []
     for count, pictures, scales in zip(wanted, sources, (_PAGE_SCALES, _PHOTO_SCALES), strict=True):
-        each = -(-count // max(1, len(pictures)))
-        made = windows_of(pictures, each, scales=scales, seed=fit.seed)
-        found.append(made[:count])
+        found.append(windows_of(pictures, count, scales=scales, seed=fit.seed))
     windows = np.concatenate(found)
     return windows[np.random.default_rng(fit.seed).permutation(len(windows))]
 
