@@ -70,11 +70,10 @@ def compare(
     from viq.eval.compare.legibility import Reader
     from viq.eval.compare.run import Options
     from viq.eval.compare.run import compare as run
-    from viq.jobs.inputs import open_inputs, require_not_among
+    from viq.jobs.inputs import open_inputs
     from viq.report.compare_page import require_page, write_page
 
     if out is not None:
-        require_not_among(out, images)
         require_page(out, overwrite)
     if transcript is not None and not ocr:
         raise ViqError("--transcript: says what --ocr should read; give --ocr, too")

@@ -26,7 +26,7 @@ _PLOTS = {
     "text_accuracy": "text, share of characters right",
 }  # fmt: skip
 
-# A row of the comparison on one picture: its name, what it saw, what came back, its figures.
+# A method on one picture: its name, what it saw, what came back, its figures.
 Part = tuple[str, Image.Image, Image.Image, dict[str, Any]]
 
 
@@ -101,7 +101,7 @@ def _caption(name: str, figures: dict[str, Any]) -> list[str]:
     height, width = figures["size"]
     quality, decibels = figures["quality"], figures["psnr"]
     return [
-        name if quality is None else f"{name.split(' q')[0]}, quality {quality}",
+        name if quality is None else f"{name}, quality {quality}",
         f"{width:,} × {height:,} px, {round(figures['bits'] / 8):,} bytes",
         f"{figures['bpp']:.3f} bits a pixel",
         "exact copy" if decibels is None else f"PSNR {decibels:.2f} dB",
@@ -128,6 +128,6 @@ def _about(result: dict[str, Any]) -> list[str]:
     return [
         f"{pictures}, {cut}. Each reconstruction is compared with what its method sees, at the "
         "size beside its name.",
-        f"Measured on {machine['cpu']}, {machine['torch_threads']} threads of PyTorch; ViQ {settings['viq']}, "
-        f"PyTorch {machine['torch']}, Pillow {settings['pillow']}.",
+        f"Measured on {machine['cpu']} with {machine['torch_threads']} threads of PyTorch. ViQ "
+        f"{settings['viq']}, PyTorch {machine['torch']}, Pillow {settings['pillow']}.",
     ]

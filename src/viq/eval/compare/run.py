@@ -28,7 +28,7 @@ from viq.eval.compare.legibility import Originals, Reading
 from viq.eval.compare.methods import EQUAL, Methods, make_methods
 from viq.eval.compare.row import Encoded, Method, Prepared
 from viq.eval.compare.tokenizers import load_tokenizer_row
-from viq.report.compare_page import section
+from viq.report.compare_page import Part, section
 
 _TRANSCRIPT = "transcript"  # the column that is taken for one where no other is named
 
@@ -198,26 +198,24 @@ class _Run:
         """Encode, decode and measure a picture by every method."""
         self._originals.start(image, transcript)
         found: dict[str, dict[str, Any]] = {}
-        parts: dict[str, tuple[Image.Image, Image.Image]] = {}
+        parts: dict[str, Part] = {}
         max_bytes = None
         for method in self._methods.in_turn:
+            name = method.name
             try:
-                sample, restored, found[method.name] = self._one(method, image, max_bytes)
+                sample, restored, found[name] = self._one(method, image, max_bytes)
             except ViqError as error:
-                found[method.name] = {"reason": str(error)}
-                self._gathered[method.name].reason = (
-                    self._gathered[method.name].reason or f"{key}: {error}"
-                )
+                found[name] = {"reason": str(error)}
+                self._gathered[name].reason = self._gathered[name].reason or f"{key}: {error}"
                 continue
             if method is self._methods.first:
-                max_bytes = found[method.name]["bits"] / 8
+                max_bytes = found[name]["bits"] / 8
             if len(self.sections) < self._options.shown:
-                parts[method.name] = sample.picture, restored
+                parts[name] = method.series, sample.picture, restored, found[name]
         rows = {method.name: found[method.name] for method in self._methods.rows}
         self.images.append({"key": key, "height": image.height, "width": image.width, "rows": rows})
         if parts:
-            shown = [name for name in self._shown(found) if name in parts]
-            self.sections.append(section(key, image, [(n, *parts[n], rows[n]) for n in shown]))
+            self.sections.append(section(key, image, [parts[name] for name in self._shown(found)]))
 
     def _one(
         self, method: Method, image: Image.Image, max_bytes: float | None
