@@ -132,7 +132,7 @@ def test_a_peer_is_measured_on_what_it_sees(photos, tokenizer):
     flat = by_name(found)["flat"]
     assert flat["bpp"] == pytest.approx(24 / SIDE**2) and flat["bpp_entropy"] is None
     assert flat["size"] == [SIDE, SIDE] and by_name(found)["ours"]["size"] is None
-    assert flat["note"] == "weights: CC-BY-NC-4.0, not for commercial use"
+    assert flat["note"] == "weights: CC-BY-NC-4.0 (no commercial use)"
     image = open_image(photos / "0.png")
     seen, restored = Flat().prepare(image), Flat().decode(Flat().encode([image]))[0]
     first = found.result["images"][0]["rows"]["flat"]

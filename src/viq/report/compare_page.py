@@ -128,6 +128,6 @@ def _about(result: dict[str, Any]) -> list[str]:
     return [
         f"{pictures}, {cut}. Each reconstruction is compared with what its method sees, at the "
         "size beside its name.",
-        f"Measured on {machine['cpu']} with {machine['torch_threads']} threads of PyTorch. ViQ "
+        f"Measured on {machine['cpu']}, threads of PyTorch: {machine['torch_threads']}. ViQ "
         f"{settings['viq']}, PyTorch {machine['torch']}, Pillow {settings['pillow']}.",
     ]

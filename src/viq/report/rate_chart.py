@@ -13,6 +13,8 @@ _LABEL = 11.5  # px, size of text
 _LINE = 13  # px from one label to the next
 _INKS = ("curve", "orange", "green", "violet", "warn", "ink", "soft")  # in turn
 
+_LONG = 24  # characters of a name
+
 Place = Callable[[float, float], tuple[float, float]]
 
 
@@ -93,7 +95,8 @@ def _apart(names: Sequence[tuple[float, float, str, str]]) -> list[Words]:
     """Names beside their points, none over another."""
     placed: list[tuple[float, float, float]] = []  # left, right, y
     words = []
-    for x, y, name, ink in sorted(names, key=lambda item: item[1]):
+    for x, y, full, ink in sorted(names, key=lambda item: item[1]):
+        name = full if len(full) <= _LONG else f"{full[: _LONG // 2]}…{full[1 - _LONG // 2 :]}"
         width = text_width(name, _LABEL)
         fits = x + 9 + width <= WIDTH
         left = x + 9 if fits else x - 9 - width

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 PEERS = ("qlip", "unitok", "simvq")  # kinds of tokenizers of others that have codes
 _CONTINUOUS = "siglip2"
-_NON_COMMERCIAL = ("-nc", "noncommercial", "non-commercial")
 
 
 class TokenizerRow:
@@ -77,10 +76,10 @@ class PeerRow:
     def __init__(self, name: str, peer: Peer) -> None:
         self.name = self.series = name
         self.licence = peer.licence
-        restricted = any(word in peer.licence.lower() for word in _NON_COMMERCIAL)
         self.note = f"weights: {peer.licence}"
-        if restricted:
-            self.note += ", not for commercial use"
+        licence = peer.licence.lower()
+        if "-nc" in licence and "commercial" not in licence:
+            self.note += " (no commercial use)"
         self._peer = peer
 
     def prepare(self, image: Image.Image) -> Prepared:
