@@ -90,14 +90,14 @@ def _columns(distance: str | None) -> list[tuple[str, Callable[[Row], str]]]:
         ("EfficientNet-Frechet", _number("efficientnet_frechet", 2)),
         ("blockiness, 16 px", _number("blockiness", 2)),
         ("text", _share("text_accuracy")),
-        ("encode, s", _number("encode_s", 3)),
-        ("decode, s", _number("decode_s", 3)),
+        ("encode, ms", _number("encode_s", 1, 1000)),
+        ("decode, ms", _number("decode_s", 1, 1000)),
         ("memory, MiB", _number("peak_mib", 0)),
     ]
 
 
-def _number(key: str, digits: int) -> Callable[[Row], str]:
-    return lambda row: "-" if row.get(key) is None else f"{row[key]:,.{digits}f}"
+def _number(key: str, digits: int, scale: float = 1) -> Callable[[Row], str]:
+    return lambda row: "-" if row.get(key) is None else f"{scale * row[key]:,.{digits}f}"
 
 
 def _share(key: str) -> Callable[[Row], str]:

@@ -51,7 +51,7 @@ def rate_chart(series: Sequence[Series], title: str) -> Chart:
             drawing.items += [Line([end, dots[0]], ink, 1.5, dashed=True), Dots([end], ink, 4)]
         drawing.items.append(Dots(dots, ink, 5 if len(dots) > 1 else 8))
         names.append((*dots[-1], one.name, ink))
-    drawing.items += _apart(names)
+    drawing.items += _apart(names, drawing.height - _BOTTOM)
     drawing.items.append(Words(0, 16, title, "ink", 14))
     return drawing
 
@@ -91,8 +91,8 @@ def _axes(drawing: Chart, series: Sequence[Series]) -> Place:
     return place
 
 
-def _apart(names: Sequence[tuple[float, float, str, str]]) -> list[Words]:
-    """Names beside their points, none over another."""
+def _apart(names: Sequence[tuple[float, float, str, str]], bottom: float) -> list[Words]:
+    """Names beside their points, none over another or below the plot."""
     placed: list[tuple[float, float, float]] = []  # left, right, y
     words = []
     for x, y, full, ink in sorted(names, key=lambda item: item[1]):
@@ -100,11 +100,14 @@ def _apart(names: Sequence[tuple[float, float, str, str]]) -> list[Words]:
         width = text_width(name, _LABEL)
         fits = x + 9 + width <= WIDTH
         left = x + 9 if fits else x - 9 - width
-        line = y + 4
-        for other_left, other_right, other in sorted(placed, key=lambda item: item[2]):
-            beside = left >= other_right or left + width <= other_left
-            if not beside and abs(line - other) < _LINE:
-                line = other + _LINE
+        near = [line for begin, end, line in placed if left < end and begin < left + width]
+        lines = [y + 4, *(other + step for other in near for step in (-_LINE, _LINE))]
+        free = (
+            line
+            for line in sorted(lines, key=lambda line: abs(line - y - 4))
+            if _TOP <= line <= bottom and all(abs(line - other) >= _LINE for other in near)
+        )
+        line = next(free, y + 4)
         placed.append((left, left + width, line))
         anchor = "start" if fits else "end"
         words.append(Words(left if fits else x - 9, line, name, ink, anchor=anchor))

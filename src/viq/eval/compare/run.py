@@ -220,6 +220,7 @@ class _Run:
     def _one(
         self, method: Method, image: Image.Image, max_bytes: float | None
     ) -> tuple[Prepared, Image.Image, dict[str, Any]]:
+        """What a method saw of a picture, what came back, and the figures, which are also kept."""
         sample = method.prepare(image)
         setting = method.setting(sample, max_bytes)
         encoded = method.encode(sample, setting)
