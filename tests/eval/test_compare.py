@@ -295,6 +295,22 @@ def test_a_peer_is_loaded_by_kind_and_folder(monkeypatch):
     assert asked == [("unitok", "some/folder:1")] and row.name == "unitok:some/folder:1"
 
 
+@pytest.mark.parametrize("kind", ["qlip", "unitok", "simvq"])
+def test_the_formats_of_others_are_compared(photos, kind):
+    folder = Path(__file__).parents[1] / "golden" / "peers" / kind
+    if not folder.is_dir():
+        pytest.skip(f"needs {folder}")
+    peer = peers.load_peer(kind, str(folder))
+    image = open_image(photos / "0.png")
+    expected = np.asarray(peer.decode(peer.encode([image]))[0])
+    row = PeerRow(kind, peer)
+    sample = row.prepare(image)
+    encoded = row.encode(sample, None)
+    assert encoded.bits == peer.bits_per_pixel * sample.picture.width * sample.picture.height
+    assert np.array_equal(np.asarray(row.decode(encoded)), expected)
+    assert row.decode(encoded).size == sample.picture.size
+
+
 def test_a_tokenizer_without_pictures_is_refused():
     with pytest.raises(ViqError, match="ours: has no pixel decoder"):
         TokenizerRow("ours", tiny.tokenizer(decoder=None))
