@@ -1,5 +1,6 @@
 # make demo   install, rebuild real photos from codes, show them   (IMAGES="a.jpg b.png" for yours)
 # make test   install, run the tests
+# make test-lmms   the real lmms-eval over small files of its nine benchmarks, in a venv of its own
 # CPU torch by default. For CUDA: make demo TORCH="torch==2.13.0 --index-url <address of a CUDA index>"
 VENV ?= .venv
 PYTHON ?= python3
@@ -7,7 +8,15 @@ TORCH ?= torch==2.13.0
 IMAGES ?=
 BIN = $(VENV)/bin
 
-.PHONY: demo test check audit clean
+LMMS_VENV ?= .venv-lmms
+# Both of one index, as a CPU torch needs a CPU torchvision; some 5 GB if they are for CUDA.
+LMMS_TORCH ?= torch==2.14.1 torchvision==0.29.1
+# What its nine tasks import, of 155 packages that lmms-eval asks for.
+LMMS_NEEDS = "filelock<4" "transformers>=5.17,<6" datasets evaluate accelerate sacrebleu loguru \
+	tenacity jsonlines pytz pytablewriter tqdm pillow pyyaml pydantic python-dotenv
+VIQ_GOLDEN ?= tests/golden
+
+.PHONY: demo test test-lmms check audit clean
 
 demo: $(VENV)/.demo
 	$(BIN)/viq demo $(IMAGES) -o demo
@@ -15,6 +24,12 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# Offline. Scores are also compared with those of `viq eval vlm`.
+test-lmms: $(LMMS_VENV)/.made
+	$(LMMS_VENV)/bin/python scripts/lmms_eval_check.py --data $(VIQ_GOLDEN)/benchmarks/fixtures
+	$(LMMS_VENV)/bin/python scripts/lmms_eval_check.py --data $(VIQ_GOLDEN)/benchmarks/fixtures \
+		--processes 2 --batch-size 4
 
 # Lint, format and types, beside the tests in continuous integration.
 check: $(VENV)/.dev
@@ -32,6 +47,13 @@ $(VENV)/.torch:
 	$(BIN)/python -m pip install -q $(TORCH)
 	touch $@
 
+$(LMMS_VENV)/.made: pyproject.toml
+	$(PYTHON) -m venv $(LMMS_VENV)
+	$(LMMS_VENV)/bin/python -m pip install -q $(LMMS_TORCH)
+	$(LMMS_VENV)/bin/python -m pip install -q -e . $(LMMS_NEEDS)
+	$(LMMS_VENV)/bin/python -m pip install -q --no-deps "lmms-eval>=0.7.3,<0.8"
+	touch $@
+
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[demo]'
 	touch $@
@@ -41,4 +63,4 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) $(LMMS_VENV) demo

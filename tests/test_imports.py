@@ -42,6 +42,7 @@ def test_extras_hold_only_what_the_package_imports() -> None:
     extras = tomllib.loads(file.read_text())["project"]["optional-dependencies"]
     code = "\n".join(path.read_text() for path in ROOT.rglob("*.py"))
     modules = {"scikit-image": "skimage", "tensorboard": "torch.utils.tensorboard"}
+    bounds = {"lmms: filelock"}  # which another library of the extra needs, and does not set
     unused = []
     for extra in extras.keys() - {"dev"}:
         for requirement in extras[extra]:
@@ -49,7 +50,7 @@ def test_extras_hold_only_what_the_package_imports() -> None:
             module = re.escape(modules.get(name, name.replace("-", "_")))
             if not re.search(rf"(import|from) {module}\b|(_spec\(|_module\(|: )\"{module}\"", code):
                 unused.append(f"{extra}: {name}")
-    assert unused == []
+    assert set(unused) == bounds
 
 
 def test_old_names_lead_to_new_modules() -> None:

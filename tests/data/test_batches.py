@@ -23,7 +23,8 @@ from viq.data.batching.tokenizer_batches import (
     asked_size,
     images_of,
 )
-from viq.data.corpora.corpora import Corpus, Example, RowCorpus, SyntheticCorpus
+from viq.data.corpora.corpora import Corpus, Example, RowCorpus
+from viq.data.corpora.synthetic_corpus import SyntheticCorpus
 from viq.data.sources.open import open_source
 from viq.data.text.chat_format import ChatConfig
 from viq.data.text.conversations import Conversation, ConversationError, Turn

@@ -15,8 +15,9 @@ import torch
 
 from viq.core.types import ViqError
 from viq.data.batching.crops import CropConfig, make_batch
-from viq.data.corpora.corpora import RowCorpus, SyntheticCorpus, open_corpora
+from viq.data.corpora.corpora import RowCorpus, open_corpora
 from viq.data.corpora.photos import Photos
+from viq.data.corpora.synthetic_corpus import SyntheticCorpus
 from viq.data.sources.open import open_source
 from viq.data.text.conversations import ConversationError
 

@@ -356,7 +356,7 @@ def test_pictures_of_sizes_of_their_own(
     pipeline = TextToImagePipeline(model, words, load("viq-tiny"))
     marks = ["2x3", "x2x", "3x1", "4x4"]
     said = [words.encode(mark, add_special_tokens=False) for mark in marks]
-    monkeypatch.setattr(model, "say", lambda prompts, *_: said[: len(prompts)])
+    monkeypatch.setattr(model, "generate_text", lambda prompts, *_: said[: len(prompts)])
     captions = [*CAPTIONS, "a red ring"]
     drawn = pipeline.generate_codes(captions, LIKELIEST)
     assert [item.grid for item in drawn] == [(2, 3), (1, 2), (3, 1), (1, 2)]

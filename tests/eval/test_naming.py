@@ -49,9 +49,9 @@ def test_colours_are_named_from_codes_and_pixels(photos: Path, tokenizer: Visual
         tokenizer, open_source(photos), baselines=True, progress=lambda: seen.append(1)
     )
     assert json.loads(json.dumps(result, allow_nan=False)) == result
-    # 14, 13 and 14 photos: a quarter of each, rounded down, is held out; the broken one is skipped.
+    # About a quarter of 40 photos, by their keys; the broken one is skipped.
     assert (result["names"], result["skipped"], len(seen)) == (3, 1, 41)
-    assert result["train"] + result["held_out"] == 40 and 8 <= result["held_out"] <= 9
+    assert result["train"] + result["held_out"] == 40 and 5 <= result["held_out"] <= 15
     assert result["probes"]["thumbnail"]["percent"] == 100
     assert result["probes"]["codes"]["percent"] > result["chance"] + 30
     assert {"codes, whitened", "pooled token"} <= result["probes"].keys()

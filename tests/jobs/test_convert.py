@@ -31,6 +31,7 @@ from viq.jobs import convert as converting
 from viq.jobs import official_names as official
 from viq.jobs.convert import convert
 from viq.models.tokenizer import qwen_vae
+from viq.models.tokenizer.config import VAE_WEIGHTS_FILE
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.weights import hub
 from viq.weights.checkpoint import CheckpointError, read_weights
@@ -137,7 +138,7 @@ def test_vae_folder_has_every_tensor_and_its_config(
     expected = json.loads((GOLDEN / "drawer_tiny" / "config.json").read_text())["vae"]
     config = json.loads((converted / "vae" / "config.json").read_text())
     assert {key: config[key] for key in expected} == expected
-    stored = read_weights(converted / "vae" / qwen_vae.VAE_WEIGHTS_FILE)
+    stored = read_weights(converted / "vae" / VAE_WEIGHTS_FILE)
     official_vae = {k: t for k, t in weights.items() if k.startswith(official.VAE_PREFIX)}
     assert {official.VAE_PREFIX + key for key in stored} == official_vae.keys()
     assert all(torch.equal(t, official_vae[official.VAE_PREFIX + k]) for k, t in stored.items())
@@ -180,7 +181,7 @@ def test_decode_of_a_converted_model_goes_through_its_vae(converted: Path, tmp_p
 
 def test_incomplete_vae_folder(weights: dict[str, Tensor], converted: Path, tmp_path: Path) -> None:
     pytest.importorskip("diffusers", reason="diffusers, the extra `vae`, is not installed")
-    stored = read_weights(converted / "vae" / qwen_vae.VAE_WEIGHTS_FILE)
+    stored = read_weights(converted / "vae" / VAE_WEIGHTS_FILE)
     del stored["decoder.conv_out.bias"]
     config = json.loads((converted / "vae" / "config.json").read_text())
     qwen_vae.write_vae(tmp_path, stored, config)

@@ -6,7 +6,7 @@ import pytest
 
 import viq
 from viq.core.files import BUNDLED, bundled
-from viq.data.corpora.corpora import SyntheticCorpus
+from viq.data.corpora.synthetic_corpus import SyntheticCorpus
 from viq.mllm.chat import ask
 from viq.mllm.loading import load_mllm
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from viq.core.types import ViqError
+from viq.models.layers.efficientnet import STRIDES, WIDTHS
 from viq.models.vision import efficientnet
-from viq.models.vision.efficientnet import STRIDES, WIDTHS, EfficientNetLite0, folded
+from viq.models.vision.efficientnet import EfficientNetLite0, folded
 from viq.weights.checkpoint import CheckpointError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "efficientnet_lite0" / "outputs.json"

@@ -17,7 +17,8 @@ from viq.cli import app
 from viq.core.types import ViqError
 from viq.data.batching.code_batches import CodeDataConfig, CodeStream, open_stores, open_texts
 from viq.data.batching.mixture import Mixture, Part
-from viq.data.corpora.synthetic_source import SyntheticConfig, SyntheticSource
+from viq.data.corpora.synthetic_config import SyntheticConfig
+from viq.data.corpora.synthetic_source import SyntheticSource
 from viq.data.text.chat_format import ChatConfig
 from viq.data.text.text_tokenizer import train_text_tokenizer
 from viq.jobs.encode import encode

@@ -19,7 +19,8 @@ import tiny_mllm
 import torch
 
 from viq.data.corpora.corpora import open_corpora
-from viq.data.corpora.synthetic_source import SyntheticConfig, SyntheticSource
+from viq.data.corpora.synthetic_config import SyntheticConfig
+from viq.data.corpora.synthetic_source import SyntheticSource
 from viq.jobs.encode import encode
 from viq.metrics.run_log import read_lines
 from viq.models.language.vision_language import AdapterConfig

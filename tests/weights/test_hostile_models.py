@@ -216,6 +216,17 @@ def test_a_pickle_that_describes_more_than_it_holds(tmp_path: Path) -> None:
     refused(lambda: read_tensors(tmp_path / "x.bin"), "which it does not hold")
 
 
+def test_a_pickle_that_hides_large_tensors_inside_dictionaries(tmp_path: Path) -> None:
+    large = torch.zeros(1).expand(10**6, 10**6)
+    itself: dict[str, Any] = {"b": [({"c": large},)]}
+    itself["a"] = itself  # read without end, if each were followed
+    torch.save({"args": {}, "state": itself}, tmp_path / "x.bin")
+    refused(lambda: read_tensors(tmp_path / "x.bin"), "which it does not hold")
+    one = torch.zeros(1000)
+    torch.save({str(i): one for i in range(1000)}, tmp_path / "y.bin")
+    refused(lambda: read_tensors(tmp_path / "y.bin"), "which it does not hold")
+
+
 # Folders in transformers' format
 
 

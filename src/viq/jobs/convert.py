@@ -26,6 +26,7 @@ from viq.core.levels import PRESETS, check_levels
 from viq.core.outputs import require_free
 from viq.jobs import official_names as official
 from viq.models.tokenizer import qwen_vae
+from viq.models.tokenizer.config import VAE_FOLDER, VAE_WEIGHTS_FILE
 from viq.models.tokenizer.encoder import EncoderConfig
 from viq.models.tokenizer.latent_head import LatentConfig
 from viq.models.tokenizer.quantizer import QuantizerConfig
@@ -101,11 +102,11 @@ def convert(
                 f"it has {channels}"
             )
     # Last of all the model's config.json, without which a folder is none.
-    vae_folder = out / qwen_vae.VAE_FOLDER
+    vae_folder = out / VAE_FOLDER
     if vae_config:
         qwen_vae.write_vae(vae_folder, vae, vae_config)
     elif had_vae:  # it belongs to the model of ours that is replaced, as its config said
-        for stale in (checkpoint.CONFIG_FILE, qwen_vae.VAE_WEIGHTS_FILE):
+        for stale in (checkpoint.CONFIG_FILE, VAE_WEIGHTS_FILE):
             (vae_folder / stale).unlink(missing_ok=True)  # see above; --overwrite was given
     model.save_pretrained(out)
     return {

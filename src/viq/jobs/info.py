@@ -16,6 +16,7 @@ from viq.core.types import CodesError
 from viq.core.untrusted import CONFIG_BYTES, parse_json, printable
 from viq.metrics.codebook import code_counts, summarize_counts
 from viq.models.tokenizer.loading import load
+from viq.models.tokenizer.quantizer import QuantizerHead
 from viq.store.folder import JOB, PARQUET, SINGLE, Store, read_single
 from viq.store.rows import CodesReader
 from viq.weights.checkpoint import CheckpointError, read_config
@@ -67,11 +68,11 @@ def _model(name: str) -> dict[str, Any]:
         "tile": config.tile,
         "pixel_decoder": tokenizer.decoder is not None,
         "latent_head": tokenizer.latent_head is not None,
-        "restore_megaflops_per_patch": {
+        **({"restore_megaflops_per_patch": {
             "folded": head.dequantize_flops(folded=True) / 1e6,
             "unfolded": head.dequantize_flops(folded=False) / 1e6,
-        },
-    }
+        }} if isinstance(head, QuantizerHead) else {}),
+    }  # fmt: skip
 
 
 def _mllm(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class EncodeOptions:
         """
         tile = tokenizer.config.tile if self.tile is None else self.tile
         tokenizer.encode([], tile=tile)  # raises for a tile it cannot use
-        dtype = str(tokenizer.encoder.position.dtype).removeprefix("torch.")
+        dtype = tokenizer.dtype_name
         return {**asdict(self), "tile": tile, "dtype": dtype}
 
 

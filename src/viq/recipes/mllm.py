@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from viq.data.batching.code_batches import CodeDataConfig
-from viq.data.corpora.synthetic_source import SyntheticConfig
+from viq.data.corpora.synthetic_config import SyntheticConfig
 from viq.data.text.chat_format import ChatConfig
 from viq.models.language.vision_language import AdapterConfig, LanguageConfig
 from viq.train.loop import LoopConfig

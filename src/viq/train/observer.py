@@ -6,18 +6,21 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from viq.core.files import folder_aside
 from viq.core.types import ViqError
 from viq.core.untrusted import file_name
 from viq.data.batching.mixture import Part, Stream
-from viq.data.corpora.corpora import RowCorpus, SyntheticCorpus
+from viq.data.corpora.corpora import RowCorpus
 from viq.data.text.text_tokenizer import load_text_tokenizer, train_text_tokenizer
 from viq.models.language.vision_language import LanguageConfig
 from viq.train.loop import Hooks, LoopConfig
 from viq.train.monitor import Bar, Journal
 from viq.train.run_folder import RESERVED
+
+if TYPE_CHECKING:
+    from viq.data.corpora.synthetic_corpus import SyntheticCorpus
 
 
 def check_stage_names(recipe: str, names: Sequence[str]) -> None:

@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from viq.core.errors import first_line
 from viq.core.files import bundled
 from viq.weights import checkpoint
 from viq.weights.checkpoint import CheckpointError
-
-if TYPE_CHECKING:
-    from viq.models.tokenizer.tokenizer import VisualTokenizer
 
 # Not everything: repositories often hold the same weights in other formats too.
 _PATTERNS = ["config.json", "*.safetensors", "*.md", "vae/*"]
@@ -84,12 +80,11 @@ def download(
     return folder
 
 
-def upload(
-    model: VisualTokenizer, repo_id: str, *, private: bool | None = None, **kwargs: Any
-) -> str:
-    """Publish a model as a hub repository, created if need be; gives the address of the commit.
+def upload(folder: Path, repo_id: str, *, private: bool | None = None, **kwargs: Any) -> str:
+    """Publish a folder as a hub repository, created if need be; gives the address of the commit.
 
     Args:
+        folder: as `save_pretrained` of a model wrote it.
         repo_id: owner/name, or a name under the account of the token.
         private: for a new repository only; None leaves the choice to the account's settings.
         kwargs: `token`, and what `HfApi.upload_folder` takes: `commit_message`, `revision`,
@@ -101,16 +96,14 @@ def upload(
     import huggingface_hub as hub
 
     api = hub.HfApi(token=kwargs.pop("token", None))
-    with tempfile.TemporaryDirectory(prefix="viq-upload-") as folder:
-        model.save_pretrained(folder)
-        try:
-            repo = api.create_repo(repo_id, private=private, exist_ok=True)
-            commit = api.upload_folder(repo_id=repo.repo_id, folder_path=folder, **kwargs)
-        except TypeError:
-            raise  # an argument that upload_folder does not take: the caller's mistake
-        except Exception as error:
-            hint = _explain(error, repo_id, kwargs.get("revision"))
-            raise CheckpointError(f"{repo_id}: not uploaded; it is {hint}") from error
+    try:
+        repo = api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.upload_folder(repo_id=repo.repo_id, folder_path=folder, **kwargs)
+    except TypeError:
+        raise  # an argument that upload_folder does not take: the caller's mistake
+    except Exception as error:
+        hint = _explain(error, repo_id, kwargs.get("revision"))
+        raise CheckpointError(f"{repo_id}: not uploaded; it is {hint}") from error
     return str(commit.commit_url)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ _SHARING = 4  # tensors that share memory, or repeat it, count each for itself
 def read_tensors(path: Path) -> Mapping[str, Any]:
     """The top-level dictionary of a weight file, or of the shards that an index lists.
 
-    Tensors of torch.save stay on disk where possible. Its dictionary may hold other plain values.
+    Tensors of torch.save stay on disk where possible. Its dictionary may hold other plain values,
+    and dictionaries of tensors in turn.
 
     Raises:
         CheckpointError: missing, damaged, no dictionary, or it asks for more than tensors.
@@ -66,11 +67,27 @@ def read_tensors(path: Path) -> Mapping[str, Any]:
 def _require_held(content: Mapping[str, Any], path: Path) -> None:
     """Refuse tensors that would be large in memory though their file is small: a pickle may
     describe one number as a matrix of any shape."""
-    sizes = [t.numel() * t.element_size() for t in content.values() if isinstance(t, torch.Tensor)]
-    if sum(sizes) > _SHARING * path.stat().st_size:
+    total = sum(tensor.numel() * tensor.element_size() for tensor in _tensors_in(content))
+    if total > _SHARING * path.stat().st_size:
         raise CheckpointError(
-            f"{path}: describes {sum(sizes):,} bytes of tensors, which it does not hold"
+            f"{path}: describes {total:,} bytes of tensors, which it does not hold"
         )
+
+
+def _tensors_in(content: Mapping[str, Any]) -> Iterator[torch.Tensor]:
+    """The tensors of a dictionary, and of the dictionaries and lists inside it.
+
+    Without recursion: a pickle may nest dictionaries to any depth, even one in itself.
+    """
+    todo: list[Any] = [content]
+    seen: set[int] = set()  # dictionaries and lists; tensors count as often as they are named
+    while todo:
+        value = todo.pop()
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, Mapping | list | tuple | set) and id(value) not in seen:
+            seen.add(id(value))
+            todo += value.values() if isinstance(value, Mapping) else value
 
 
 def _read_shards(path: Path) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """What a tokenizer is trained on: pictures with questions, answers and captions, by index.
 
 A corpus is an endless or finite list of examples, each made when it is asked for. `RowCorpus` reads
-files; `SyntheticCorpus` draws pictures and knows their exact answers. A tenth of every corpus is
-held out, by the name of the row, which is the same wherever the data lie, or the number of the
-drawing, so that no picture is both trained on and tested.
+files; `SyntheticCorpus` (synthetic_corpus.py) draws pictures and knows their exact answers. A tenth
+of every corpus is held out, by the name of the row, which is the same wherever the data lie, or the
+number of the drawing, so that no picture is both trained on and tested.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from viq.core.types import ViqError
 from viq.data.sources.access import Access
 from viq.data.sources.open import Row, Source, SourceError, concatenate, open_source
 from viq.data.sources.tables import holds_codes
-from viq.data.synthetic import draw as synthetic
-from viq.data.synthetic.questions import Question, caption, questions
 from viq.data.text.conversations import (
     IMAGE_PLACEHOLDER,
     Conversation,
@@ -165,7 +163,7 @@ class RowCorpus:
 
     def texts(self, index: int, rng: random.Random) -> Iterator[str]:
         """What a text tokenizer should know."""
-        yield from _words(self.chat(index, rng))
+        yield from texts_of(self.chat(index, rng))
 
     def chat(self, index: int, rng: random.Random) -> Conversation:
         """The conversation alone, no picture opened."""
@@ -188,48 +186,6 @@ class RowCorpus:
         )
 
 
-class SyntheticCorpus:
-    """Pictures of one kind that the project draws, with questions about them; endless.
-
-    Args:
-        sides: the sides of a picture are drawn evenly from this range, px.
-        limit: questions a picture.
-    """
-
-    def __init__(
-        self,
-        kind: str,
-        split: Split,
-        *,
-        sides: tuple[int, int] = (64, 160),
-        limit: int = 6,
-        seed: int = 0,
-    ) -> None:
-        self.name, self.sides, self.limit, self.seed = kind, sides, limit, seed
-        self._odd = int(split == "held-out")
-
-    length = samples = None
-
-    def key(self, index: int) -> str:
-        return f"{self.name}:{index}"
-
-    def texts(self, index: int, rng: random.Random) -> Iterator[str]:
-        """What a text tokenizer should know."""
-        yield from _words(self.example(index, rng).chat)
-
-    def example(self, index: int, rng: random.Random) -> Example:
-        height, width = (rng.randint(*self.sides) for _ in range(2))
-        number = 2 * (index + self.seed * 2**32) + self._odd
-        drawing = synthetic.draw(self.name, (height, width), number)
-        asked = questions(drawing, rng, self.limit)
-        sentence = caption(drawing, rng)
-        if not asked or rng.random() < 0.25:
-            asked.append(Question(kind="caption", prompt="Describe the image.", answer=sentence))
-        rng.shuffle(asked)
-        pairs = [(f"{self.name}/{q.kind}", q.prompt, q.answer) for q in asked]
-        return synthetic_example(self.key(index), drawing.image, pairs, sentence)
-
-
 def samples_of(rows: Sequence[int], shards: Sequence[int]) -> list[int]:
     """How many of these rows, which are in order, each shard has; `shards` tells of all rows."""
     return np.diff(np.searchsorted(rows, np.cumsum(shards)), prepend=0).tolist()
@@ -243,7 +199,7 @@ def synthetic_example(
 ) -> Example:
     """A conversation about one synthetic picture, from (kind, question, answer)."""
     chat = Conversation(
-        turns=_turns((question, answer) for _, question, answer in asked),
+        turns=turns_of((question, answer) for _, question, answer in asked),
         images=(_Drawn(picture),),
         resize=(None,),
         key=key,
@@ -308,7 +264,7 @@ def open_split(
     return [(corpus, held_out[corpus.name]) for corpus in train if corpus.name in held_out]
 
 
-def _turns(pairs: Iterable[tuple[str, str]], images: int = 1) -> tuple[Turn, ...]:
+def turns_of(pairs: Iterable[tuple[str, str]], images: int = 1) -> tuple[Turn, ...]:
     """User and assistant turns; the first question carries the image placeholders."""
     turns: list[Turn] = []
     for prompt, answer in pairs:
@@ -324,13 +280,13 @@ def _shuffled(chat: Conversation, rng: random.Random) -> Conversation:
         for question, answer in zip(chat.turns[::2], chat.turns[1::2], strict=True)
     ]
     rng.shuffle(pairs)
-    return replace(chat, turns=_turns(pairs, len(chat.images)))
+    return replace(chat, turns=turns_of(pairs, len(chat.images)))
 
 
 def _label_chat(row: Row, rng: random.Random) -> Conversation:
     if not row.extras.get("label"):
         raise ConversationError(f"{row.where}: has neither text nor a label")
-    turns = _turns([(rng.choice(_NAMES), str(row.extras["label"]).lower())])
+    turns = turns_of([(rng.choice(_NAMES), str(row.extras["label"]).lower())])
     return Conversation(
         turns=turns, images=row.images[:1], resize=(None,), key=row.key, where=row.where
     )
@@ -343,7 +299,7 @@ def _has_text(row: Row) -> bool:
     return any(row.extras.get(name) for name in _TEXTS)
 
 
-def _words(chat: Conversation) -> Iterator[str]:
+def texts_of(chat: Conversation) -> Iterator[str]:
     return (turn.text.replace(IMAGE_PLACEHOLDER, "") for turn in chat.turns)
 
 

@@ -62,6 +62,11 @@ class Photos:
         self._keep(index, image)
         return image
 
+    def key(self, index: int) -> str:
+        """Key of the row that picture `index` is of."""
+        corpus, row = self._places[index]
+        return corpus.row(row).key
+
     @property
     def nbytes(self) -> int:
         """Bytes of the decoded pictures at hand."""

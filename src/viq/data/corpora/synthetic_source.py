@@ -7,21 +7,11 @@ download. Picture number n of a kind is always the same.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
-from viq.data.corpora.corpora import SyntheticCorpus
+from viq.data.corpora.synthetic_config import SyntheticConfig
+from viq.data.corpora.synthetic_corpus import SyntheticCorpus
 from viq.data.sources.base import Row, Source
-
-
-@dataclass(frozen=True, kw_only=True)
-class SyntheticConfig:
-    """Which pictures are drawn."""
-
-    pictures: int = 4000
-    kinds: Mapping[str, float] = field(default_factory=lambda: {"scene": 1.0})  # kind: share
-    sides: tuple[int, int] = (64, 160)  # px
-    questions: int = 6  # a picture, at most
 
 
 class SyntheticSource(Source):

@@ -1,7 +1,7 @@
 """What codes know of the things in a photo: a linear classifier on their features names them.
 
-Photos with a label are split by their keys: of the photos of a label, in the order of the SHA-256
-of their keys, the first quarter is held out. A linear classifier is trained on the mean and
+Photos with a label are split by their keys (`data/corpora/held_out.py`), and a quarter is held
+out. A linear classifier is trained on the mean and
 standard deviation over the patches of the code features of each photo, at native size, and asked
 about the held-out ones. Beside it stand the same classifier on a thumbnail, which is what pixels
 tell without any model, and on the features of EfficientNet-Lite0, where its package is installed.
@@ -11,7 +11,6 @@ T = patches of a photo, C = width of features, n = photos.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -23,14 +22,13 @@ from PIL import Image
 from torch import Tensor
 
 from viq.core.types import ViqError
+from viq.data.corpora.held_out import HELD_OUT, LEAST, labelled
 from viq.data.sources.base import Source
 from viq.eval.probes.understanding import _logistic
 from viq.metrics.intervals import of_share
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.models.vision.efficientnet import STRIDE_32, EfficientNetLite0
 
-HELD_OUT = 4  # one in so many of a label
-_LEAST = 8  # photos of a label, else it is left out
 _THUMBNAIL = 14  # px a side, as many as a photo of 224 px has patches
 
 
@@ -90,7 +88,7 @@ def evaluate(
         "names": len(known),
         "train": int((~test).sum()),
         "held_out": int(test.sum()),
-        "split": f"by key: 1 in {HELD_OUT} of each name by SHA-256 is held out",
+        "split": f"by key: 1 in {HELD_OUT} by SHA-256 is held out",
         "skipped": skipped,
         "chance": round(100 * most / int(test.sum()), 1),
         "probes": probes,
@@ -100,29 +98,14 @@ def evaluate(
 def _labelled(
     source: Source, label: str, where: Mapping[str, str]
 ) -> tuple[list[tuple[int, str, bool]], int]:
-    """(row, name, held out) of all photos with a frequent label, and how many cannot be read."""
-    groups: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    skipped = 0
-    for index, key in enumerate(source.keys()):
-        try:
-            columns = source[index].extras
-        except ViqError:
-            skipped += 1
-            continue
-        name = columns.get(label)
-        if name and all(str(columns.get(column)) == value for column, value in where.items()):
-            groups[str(name)].append((hashlib.sha256(key.encode()).hexdigest(), index))
-    groups = {name: found for name, found in groups.items() if len(found) >= _LEAST}
-    if len(groups) < 2:
+    """As `labelled`, of two names at least."""
+    rows, skipped = labelled(source, label, where)
+    if (names := len({name for _, name, _ in rows})) < 2:
         raise ViqError(
-            f"{len(groups)} values of the column {label!r} have {_LEAST} photos or more: give "
+            f"{names} values of the column {label!r} have {LEAST} photos or more: give "
             "--data with photos of two names at least, and their column as --label"
         )
-    return [
-        (index, name, place < len(found) // HELD_OUT)
-        for name, found in sorted(groups.items())
-        for place, (_, index) in enumerate(sorted(found))
-    ], skipped
+    return rows, skipped
 
 
 @torch.inference_mode()

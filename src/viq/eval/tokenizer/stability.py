@@ -16,6 +16,7 @@ from PIL import Image
 from viq.core.codes import Codes
 from viq.image.open import open_image
 from viq.image.patches import normalize, pack
+from viq.models.tokenizer.quantizer import QuantizerHead
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 
 
@@ -88,8 +89,11 @@ def count_flips(reference: Sequence[Codes], others: Sequence[Codes]) -> int:
 
 
 @torch.inference_mode()
-def smallest_margin(tokenizer: VisualTokenizer, images: Sequence[Image.Image]) -> float:
-    """How close any value comes to a rounding boundary, in levels (0.5 is the middle)."""
+def smallest_margin(tokenizer: VisualTokenizer, images: Sequence[Image.Image]) -> float | None:
+    """How close any value comes to a rounding boundary, in levels (0.5 is the middle); None for a
+    transform code, whose levels are not evenly spaced."""
+    if not isinstance(tokenizer.quantizer, QuantizerHead):
+        return None
     bottleneck, smallest = tokenizer._fsq, 0.5
     for image in images:
         batch = pack([normalize(np.asarray(image))], tokenizer.config.encoder.patch_size)

@@ -13,8 +13,15 @@ from viq.models.tokenizer.decoder import DecoderConfig
 from viq.models.tokenizer.encoder import EncoderConfig
 from viq.models.tokenizer.latent_head import LatentConfig
 from viq.models.tokenizer.quantizer import QuantizerConfig
+from viq.models.tokenizer.semantic import MEANING_WIDTH
 from viq.weights import checkpoint
 from viq.weights.verify import PARTS
+
+VAE_FOLDER = "vae"  # inside a model folder
+VAE_WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+
+# Options that release 0.1 did not have.
+_LATER = (("encoder", "semantic"), ("quantizer", "transform"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +49,41 @@ class TokenizerConfig:
         for part, count in heads.items():
             if width % count:
                 raise ValueError(f"{part}: width {width} cannot be split into {count} heads")
+        self._check_transform()
+
+    def _check_transform(self) -> None:
+        code, semantic = self.quantizer.transform, self.encoder.semantic
+        if (semantic is not None) != (code is not None and code.shares):
+            raise ValueError(
+                "a semantic encoder, and a transform code that leaves fourth codes to meaning, go "
+                "together"
+            )
+        if code is None:
+            return
+        if self.encoder.depth:
+            raise ValueError("a transform code has no transformer: its encoder's depth is 0")
+        taken = code.basis + (MEANING_WIDTH if semantic else 0)
+        if self.encoder.width <= taken:
+            raise ValueError(
+                f"width {self.encoder.width} has no room for {taken} values of a transform code "
+                "and its class"
+            )
 
 
 def decisive(config: TokenizerConfig) -> dict[str, Any]:
-    """What of the config the fingerprint covers."""
-    values = checkpoint.to_dict(config)
-    return {part: values[part] for part in PARTS}
+    """What of the config the fingerprint covers. Options that came later, and are off, are left
+    out, as the fingerprints of older models do not have them."""
+    return decisive_parts(config.encoder, config.quantizer)
+
+
+def decisive_parts(encoder: EncoderConfig, quantizer: QuantizerConfig) -> dict[str, Any]:
+    """The same of the two parts."""
+    configs = {"encoder": encoder, "quantizer": quantizer}
+    parts = {part: checkpoint.to_dict(configs[part]) for part in PARTS}
+    for part, option in _LATER:
+        if parts[part][option] is None:
+            del parts[part][option]
+    return parts
 
 
 def refuse_language_model(values: Mapping[str, Any], folder: Path) -> None:

@@ -28,10 +28,12 @@ class DecoderConfig:
     depth: int
     kernel_size: int = 5  # patches, odd
     mlp_ratio: float = 4
+    refine_depth: int = 0  # residual pairs of convolutions on pixels, of a transform code alone
 
     def __post_init__(self) -> None:
         untrusted.shape(self, width=2**16, kernel_size=63)
         untrusted.whole_number(self.depth, "depth", 0, 512)
+        untrusted.whole_number(self.refine_depth, "refine_depth", 0, 64)
         untrusted.ratio(self, "mlp_ratio")
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size {self.kernel_size} must be odd")
@@ -71,10 +73,11 @@ class PixelDecoder(nn.Module):
         return self.config.depth * (self.config.kernel_size // 2)
 
     def forward(self, features_TC: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
-        return self.paint(self.hidden(features_TC, grids_hw))
+        return self.paint(self.hidden(features_TC, grids_hw), features_TC, grids_hw)
 
-    def paint(self, hidden_TC: Tensor) -> Tensor:
-        """The last step: hidden values (T, width) to pixels (T, D)."""
+    def paint(self, hidden_TC: Tensor, features_TC: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
+        """The last step: hidden values (T, width) to pixels (T, D). It needs no features; the
+        interface is that of the decoder of a transform code."""
         return self.project_out(self.norm(hidden_TC))
 
     def hidden(self, features_TC: Tensor, grids_hw: Sequence[Grid]) -> Tensor:

@@ -17,9 +17,13 @@ from torch import Tensor, nn
 from viq.core import untrusted
 from viq.core.levels import check_levels
 from viq.core.types import ViqError
+from viq.models.tokenizer.config import decisive_parts
 from viq.models.tokenizer.encoder import EncoderConfig
 from viq.models.tokenizer.fsq import FSQ
 from viq.models.tokenizer.quantizer import DequantizeHead, QuantizerConfig
+from viq.models.tokenizer.semantic import SemanticConfig
+from viq.models.tokenizer.transform_code import TransformConfig
+from viq.models.tokenizer.transform_quantizer import TransformQuantizer
 from viq.weights import checkpoint
 from viq.weights.hub import locate
 from viq.weights.verify import digests_of, verify
@@ -38,6 +42,8 @@ class EmbedderConfig:
     post_depth: int = 3  # residual MLPs
     tokenizer: str = ""  # folder, bundled name or hub id, for images that are not codes yet
     fingerprint: str = ""  # of that tokenizer; "" accepts all codes
+    transform: TransformConfig | None = None  # of a tokenizer with a transform code
+    semantic: SemanticConfig | None = None  # of its meaning, where it has that
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", check_levels(self.levels))
@@ -52,12 +58,17 @@ class CodeEmbedder(DequantizeHead):
     def __init__(self, config: EmbedderConfig) -> None:
         super().__init__()
         self.config = config
+        if config.transform is not None:
+            self.transform = TransformQuantizer(config.width, config.transform, config.semantic)
+            return
         self.fsq = FSQ(config.levels)
         step_6 = nn.Linear(len(config.levels), config.width)
         self.bottleneck = nn.ModuleDict({"project_out": step_6})
         self.add_dequantize(config.width, config.post_depth)
 
     def forward(self, codes_TS: Tensor) -> Tensor:
+        if self.config.transform is not None:
+            return self.transform.features(codes_TS)
         return self.dequantize(self.fsq.decode(codes_TS))
 
     @classmethod
@@ -74,7 +85,7 @@ class CodeEmbedder(DequantizeHead):
             raise ViqError(f"{name}: is no tokenizer with codes; give one whose FSQ stage is done")
         encoder = checkpoint.from_dict(EncoderConfig, values["encoder"], where)
         quantizer = checkpoint.from_dict(QuantizerConfig, values.get("quantizer", {}), where)
-        if quantizer.bottleneck != "fsq":
+        if quantizer.bottleneck == "proximal":
             raise ViqError(f"{name}: is no tokenizer with codes; give one whose FSQ stage is done")
         digest = digests_of(values, where)[0]
         if not digest:
@@ -85,14 +96,19 @@ class CodeEmbedder(DequantizeHead):
             post_depth=quantizer.post_depth,
             tokenizer=str(folder.resolve()) if os.path.isdir(name) else str(name),
             fingerprint=digest,
+            transform=quantizer.transform,
+            semantic=encoder.semantic,
         )
         with checkpoint.building(where):
             embedder = cls(config)
         path = folder / checkpoint.WEIGHTS_FILE
-        parts = {"encoder": encoder, "quantizer": quantizer}
         # All that the fingerprint covers is looked at, though only a part of it is loaded.
-        verify(path, {k: checkpoint.to_dict(part) for k, part in parts.items()}, (digest, ""))
-        weights = checkpoint.read_weights(path, _PREFIXES, dtype=torch.float32)
-        renamed = {k.removeprefix(_HEAD): v for k, v in weights.items()}
+        verify(path, decisive_parts(encoder, quantizer), (digest, ""))
+        whole = quantizer.transform is not None
+        weights = checkpoint.read_weights(
+            path, (_HEAD,) if whole else _PREFIXES, dtype=torch.float32
+        )
+        own = "transform." if whole else ""
+        renamed = {own + k.removeprefix(_HEAD): v for k, v in weights.items()}
         checkpoint.load_strictly(embedder, renamed, str(path))
         return embedder

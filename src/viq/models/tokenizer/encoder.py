@@ -17,6 +17,7 @@ from viq.core import untrusted
 from viq.core.types import PATCH_SIZE, Grid
 from viq.image.patches import PatchBatch, lengths_of
 from viq.models.layers.blocks import Block
+from viq.models.tokenizer.semantic import SemanticConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class EncoderConfig:
     mlp_width: int
     patch_size: int = PATCH_SIZE  # px
     position_grid: int = 128  # side of the stored position embedding, resized for each image
+    semantic: SemanticConfig | None = None  # of a transform code, which has no transformer
 
     def __post_init__(self) -> None:
         untrusted.shape(self, width=2**16, heads=1024, mlp_width=2**20, patch_size=256,

@@ -26,7 +26,6 @@ from viq.image.patches import (
     tile_grid,
     unpatchify,
 )
-from viq.models.tokenizer.qwen_vae import decode_latents
 
 if TYPE_CHECKING:
     from viq.models.tokenizer.tokenizer import VisualTokenizer
@@ -84,7 +83,11 @@ def encode_images(
 
     def cut(number: int, where: Tile) -> Tensor:
         rows, cols = (slice(part.start * patch, part.stop * patch) for part in where)
-        return patchify(normalize(images[number][rows, cols]).to(model.device), patch)
+        pixels = images[number][rows, cols]
+        if model.config.quantizer.transform is not None:  # grey padding would cost it codes
+            short = [-side % patch for side in pixels.shape[:2]]
+            pixels = np.pad(pixels, ((0, short[0]), (0, short[1]), (0, 0)), mode="edge")
+        return patchify(normalize(pixels).to(model.device), patch)
 
     sizes: list[Size] = [(image.shape[0], image.shape[1]) for image in images]
     grids = [grid_of(size, patch) for size in sizes]
@@ -155,6 +158,8 @@ def decode_bands(model: VisualTokenizer, codes: Codes) -> Image.Image:
 
 def decode_with_vae(model: VisualTokenizer, vae: Any, codes: Codes) -> Image.Image:
     """The image in one piece: latent head and Qwen-Image VAE attend across all of it."""
+    from viq.models.tokenizer.qwen_vae import decode_latents  # of converted models alone
+
     assert model.latent_head is not None
     latents_Zhw = model.latent_head(model.features(checked_ids(model, codes)), [codes.grid])
     pixels = decode_latents(vae, latents_Zhw)[0]

@@ -25,6 +25,7 @@ from viq.models.layers.attention import packed_attention
 from viq.models.layers.blocks import Block, Mlp, ResidualMlp
 from viq.models.layers.rope2d import angles, rotate
 from viq.models.tokenizer.fsq import FSQ
+from viq.models.tokenizer.transform_code import TransformConfig
 
 Limit = Literal["linf", "l2", "tanh", "none"]
 
@@ -33,7 +34,7 @@ Limit = Literal["linf", "l2", "tanh", "none"]
 class QuantizerConfig:
     """Shape of the quantizer head; its width is the encoder's."""
 
-    bottleneck: Literal["proximal", "fsq"] = "fsq"
+    bottleneck: Literal["proximal", "fsq", "transform"] = "fsq"
     levels: tuple[int, ...] = PRESETS["64k"]  # of FSQ
     proximal_width: int = 128  # channels a slot of the proximal bottleneck
     proximal_limit: Limit = "linf"
@@ -47,8 +48,11 @@ class QuantizerConfig:
     # harmful, but published weights were trained and run that way: "bfloat16" is kept for them.
     # "none" leaves the rotation out, to measure what it is worth.
     rope_angle_dtype: Literal["float32", "bfloat16", "none"] = "float32"
+    transform: TransformConfig | None = None  # of the bottleneck "transform", which has no other
 
     def __post_init__(self) -> None:
+        if (self.bottleneck == "transform") != (self.transform is not None):
+            raise ValueError("the bottleneck transform and the shape of its code go together")
         object.__setattr__(self, "levels", check_levels(self.levels))
         untrusted.shape(self, proximal_width=2**16, heads=1024, slot_attention_width=2**16)
         for name in ("pre_depth", "slot_depth", "post_depth"):

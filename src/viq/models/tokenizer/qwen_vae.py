@@ -20,11 +20,9 @@ from torch import Tensor
 
 from viq.core import files
 from viq.core.errors import first_line, require
+from viq.models.tokenizer.config import VAE_WEIGHTS_FILE
 from viq.weights import checkpoint
 from viq.weights.checkpoint import CheckpointError
-
-VAE_FOLDER = "vae"  # inside a model folder
-VAE_WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 Shape = tuple[int, ...]
 

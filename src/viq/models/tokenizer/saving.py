@@ -14,8 +14,13 @@ from torch import Tensor
 from viq.codec.entropy_model import ENTROPY_FILE, EntropyModel
 from viq.core.files import write_atomically, written_aside
 from viq.core.types import ViqError
-from viq.models.tokenizer.config import TokenizerConfig, decisive, refuse_language_model
-from viq.models.tokenizer.qwen_vae import VAE_FOLDER, VAE_WEIGHTS_FILE
+from viq.models.tokenizer.config import (
+    VAE_FOLDER,
+    VAE_WEIGHTS_FILE,
+    TokenizerConfig,
+    decisive,
+    refuse_language_model,
+)
 from viq.weights import checkpoint
 from viq.weights.verify import DIGEST, decides, digests_of, rest_digest, verify
 

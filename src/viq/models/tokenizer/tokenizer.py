@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 
 from viq.codec.entropy_model import EntropyModel
 from viq.core.codes import Codes
-from viq.core.types import CodesError, Grid, ViqError
+from viq.core.levels import codebook_size
+from viq.core.types import CODES_PER_PATCH, CodesError, Grid, ViqError
 from viq.image.open import ImageInput, limit_pixels, open_image
 from viq.image.patches import PatchBatch, lengths_of
 from viq.models.layers.ambient import by_default
@@ -34,7 +36,8 @@ from viq.models.tokenizer.decoder import PixelDecoder
 from viq.models.tokenizer.encoder import Encoder
 from viq.models.tokenizer.latent_head import LatentHead
 from viq.models.tokenizer.quantizer import FSQBottleneck, QuantizerHead
-from viq.models.tokenizer.qwen_vae import load_vae
+from viq.models.tokenizer.transform_decoder import TransformDecoder
+from viq.models.tokenizer.transform_quantizer import PixelEncoder, TransformQuantizer
 from viq.weights.hub import locate
 
 _Result = TypeVar("_Result")
@@ -70,13 +73,18 @@ class VisualTokenizer(nn.Module):
         super().__init__()
         self.config = config
         c, heads = config.encoder.width, config.encoder.heads
-        self.encoder = Encoder(config.encoder)
-        self.quantizer = QuantizerHead(c, config.quantizer)
+        self.encoder: nn.Module
+        self.quantizer: QuantizerHead | TransformQuantizer
+        if config.quantizer.transform is None:
+            self.encoder = Encoder(config.encoder)
+            self.quantizer = QuantizerHead(c, config.quantizer)
+        else:
+            semantic = config.encoder.semantic
+            self.encoder = PixelEncoder(semantic)
+            self.quantizer = TransformQuantizer(c, config.quantizer.transform, semantic)
         self.pool_norm = nn.LayerNorm(c, eps=1e-6)
         self.pool_head = AttentionPool(c, heads, config.encoder.mlp_width)
-        self.decoder = (
-            PixelDecoder(c, config.decoder, config.encoder.patch_size) if config.decoder else None
-        )
+        self.decoder = self._make_decoder()
         self.latent_head = LatentHead(c, config.latents) if config.latents else None
         self._fingerprint: str | None = None
         self.entropy_file: Path | None = None  # where it is, or is to be
@@ -86,16 +94,25 @@ class VisualTokenizer(nn.Module):
     # Packed and differentiable
 
     def forward(self, batch: PatchBatch) -> TokenizerOutput:
-        """Tokenize packed images."""
-        z_TSd = self.quantizer(self.encoder(batch), batch.grids_hw)
-        codes_TSd = self.quantizer.bottleneck.bound(z_TSd)
+        """Tokenize packed images. A transform code has no values before a limit: both are empty."""
+        if isinstance(self.quantizer, TransformQuantizer):
+            features_TC = self.features(self.ids(batch))
+            none_TSd = features_TC.new_empty(len(features_TC), CODES_PER_PATCH, 0)
+            return TokenizerOutput(z_TSd=none_TSd, codes_TSd=none_TSd, features_TC=features_TC)
+        head = self._learned
+        z_TSd = head(self.encoder(batch), batch.grids_hw)
+        codes_TSd = head.bottleneck.bound(z_TSd)
         return TokenizerOutput(
-            z_TSd=z_TSd, codes_TSd=codes_TSd, features_TC=self.quantizer.dequantize(codes_TSd)
+            z_TSd=z_TSd, codes_TSd=codes_TSd, features_TC=head.dequantize(codes_TSd)
         )
 
     def ids(self, batch: PatchBatch) -> Tensor:
         """Codebook indices (T, S), int64, of packed images."""
-        return self._fsq.fsq.indices(self.quantizer(self.encoder(batch), batch.grids_hw))
+        if isinstance(self.quantizer, TransformQuantizer):
+            assert isinstance(self.encoder, PixelEncoder)
+            meaning = self.encoder.meaning(batch)
+            return self.quantizer.ids(self.encoder(batch), batch.grids_hw, meaning)
+        return self._fsq.fsq.indices(self._learned(self.encoder(batch), batch.grids_hw))
 
     @_as_it_is
     def ids_alone(self, batch: PatchBatch) -> Tensor:
@@ -105,7 +122,9 @@ class VisualTokenizer(nn.Module):
 
     def features(self, ids_TS: Tensor) -> Tensor:
         """Features (T, C) of codebook indices (T, S)."""
-        return self.quantizer.dequantize(self._fsq.fsq.decode(ids_TS))
+        if isinstance(self.quantizer, TransformQuantizer):
+            return self.quantizer.features(ids_TS)
+        return self._learned.dequantize(self._fsq.fsq.decode(ids_TS))
 
     def pooled(self, features_TC: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
         """Semantic token (n, C) of each image."""
@@ -227,7 +246,9 @@ class VisualTokenizer(nn.Module):
         """Upload to the Hugging Face hub; gives the address of the commit."""
         from viq.weights.hub import upload
 
-        return upload(self, repo_id, private=private, **kwargs)
+        with tempfile.TemporaryDirectory(prefix="viq-upload-") as folder:
+            self.save_pretrained(folder)
+            return upload(Path(folder), repo_id, private=private, **kwargs)
 
     @property
     def entropy(self) -> EntropyModel:
@@ -260,22 +281,24 @@ class VisualTokenizer(nn.Module):
     @property
     def levels(self) -> tuple[int, ...]:
         """FSQ levels; their product is the size of the codebook."""
+        if isinstance(self.quantizer, TransformQuantizer):
+            return self.quantizer.levels
         return self._fsq.fsq.levels
 
     @property
     def codebook_size(self) -> int:
         """Codes that the codebook has."""
-        return self._fsq.fsq.codebook_size
+        return codebook_size(self.levels)
 
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return self.encoder.position.device
+        return self.pool_head.latent.device
 
     @property
     def dtype_name(self) -> str:
         """Name of the dtype of the encoder, in which codes are made: "float32" unless changed."""
-        return str(self.encoder.position.dtype).removeprefix("torch.")
+        return str(self.pool_head.latent.dtype).removeprefix("torch.")
 
     def require(self, fingerprint: str) -> None:
         """Refuse codes of another tokenizer; codes of unknown origin ("") pass."""
@@ -287,7 +310,7 @@ class VisualTokenizer(nn.Module):
 
     @property
     def _fsq(self) -> FSQBottleneck:
-        bottleneck = self.quantizer.bottleneck
+        bottleneck = self._learned.bottleneck
         if not isinstance(bottleneck, FSQBottleneck):
             raise ViqError(
                 f"{self.config.name} has a proximal bottleneck, which is continuous and gives no "
@@ -295,10 +318,29 @@ class VisualTokenizer(nn.Module):
             )
         return bottleneck
 
+    @property
+    def _learned(self) -> QuantizerHead:
+        if not isinstance(self.quantizer, QuantizerHead):
+            raise ViqError(
+                f"{self.config.name} has a transform code, which is fitted, not trained: train "
+                "its decoder"
+            )
+        return self.quantizer
+
+    def _make_decoder(self) -> PixelDecoder | TransformDecoder | None:
+        config, width = self.config.decoder, self.config.encoder.width
+        if config is None:
+            return None
+        if isinstance(self.quantizer, TransformQuantizer):
+            return TransformDecoder(config, self.quantizer)
+        return PixelDecoder(width, config, self.config.encoder.patch_size)
+
     def _decode(self, codes: Codes) -> Image.Image:
         if self.decoder is not None or self._vae_folder is None:
             return inference.decode_bands(self, codes)
         if self._vae.module is None:
-            dtype = self.encoder.position.dtype
+            from viq.models.tokenizer.qwen_vae import load_vae  # of converted models alone
+
+            dtype = self.pool_head.latent.dtype
             self._vae.module = load_vae(self._vae_folder, self.device, dtype)
         return inference.decode_with_vae(self, self._vae.module.to(self.device), codes)

@@ -8,7 +8,7 @@ from viq.core.types import ViqError
 from viq.data.batching.code_batches import (
     CodeDataConfig,
 )
-from viq.data.corpora.synthetic_source import SyntheticConfig
+from viq.data.corpora.synthetic_config import SyntheticConfig
 from viq.models.language.vision_language import (
     AdapterConfig,
     LanguageConfig,

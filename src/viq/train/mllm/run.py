@@ -35,7 +35,7 @@ from viq.data.batching.code_batches import (
     open_texts,
 )
 from viq.data.batching.mixture import Mixture, Part, Position
-from viq.data.corpora.synthetic_source import SyntheticConfig, SyntheticSource
+from viq.data.corpora.synthetic_config import SyntheticConfig
 from viq.jobs.encode import encode
 from viq.jobs.pipeline import EncodeOptions
 from viq.metrics.run_log import SKIPPED, read_lines
@@ -335,6 +335,8 @@ class MllmRun:
         if self.accelerator.is_main_process and not (store / INDEX).is_file():
             if not self.hidden:
                 print_line(f"drawing {synthetic.pictures} pictures and encoding them into {store}")
+            from viq.data.corpora.synthetic_source import SyntheticSource  # draws: heavy
+
             tokenizer = VisualTokenizer.from_pretrained(self.recipe.tokenizer)
             options = EncodeOptions(max_pixels=synthetic.sides[1] ** 2)  # noted in the store
             encode(tokenizer, SyntheticSource(synthetic), store, options, workers=self.threads)

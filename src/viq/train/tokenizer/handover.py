@@ -38,7 +38,8 @@ def begin(
     torch.manual_seed(seed)
     quantizer = replace(config.quantizer, bottleneck=bottleneck)
     model = VisualTokenizer(replace(config, quantizer=quantizer))
-    initialize(model)
+    if config.quantizer.transform is None:  # else its parts know how they begin
+        initialize(model)
     if previous is not None:
         fresh = PREFIXES["bottleneck"].removeprefix("tokenizer.")
         same = previous.config.quantizer.bottleneck == bottleneck

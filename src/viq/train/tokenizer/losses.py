@@ -25,6 +25,7 @@ TERMS: Mapping[str, Mapping[str, str]] = {
         "correct": "answers",
         "psnr": "images",
     },
+    "transform": {},  # fitted in closed form
     "decoder": {
         "rmse": "patches",
         "mse": "patches",

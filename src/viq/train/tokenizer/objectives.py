@@ -23,7 +23,7 @@ from viq.models.language.vision_language import VisionLanguageModel
 from viq.models.layers.unregistered import Unregistered
 from viq.models.tokenizer.fsq import FSQ
 from viq.models.tokenizer.latent_head import LatentHead
-from viq.models.tokenizer.quantizer import FSQBottleneck
+from viq.models.tokenizer.quantizer import FSQBottleneck, QuantizerHead
 from viq.models.tokenizer.qwen_vae import encode_latents
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.models.vision.tower import VisionTower, stretch
@@ -172,7 +172,7 @@ class DecoderObjective(Objective):
         with torch.no_grad():
             features_TC = self.tokenizer(micro.batch).features_TC
         hidden = decoder.hidden(features_TC, grids)
-        painted_TD = decoder.paint(hidden)
+        painted_TD = decoder.paint(hidden, features_TC, grids)
         sums = pixel_terms(painted_TD, micro)
         # Padding is what the picture has there, so that no judge tells the two apart by it.
         painted_TD = torch.where(mask_TD > 0, painted_TD, real_TD)
@@ -252,6 +252,8 @@ def fsq_of(objective: nn.Module) -> FSQ | None:
     """The codebook of the model, where it has one."""
     tokenizer = getattr(objective, "tokenizer", None)
     if not isinstance(tokenizer, VisualTokenizer):
+        return None
+    if not isinstance(tokenizer.quantizer, QuantizerHead):
         return None
     bottleneck = tokenizer.quantizer.bottleneck
     return bottleneck.fsq if isinstance(bottleneck, FSQBottleneck) else None

@@ -15,6 +15,8 @@ from viq.train.loss_terms import check_losses
 from viq.train.observer import check_stage_names
 from viq.train.tokenizer.discriminator import DiscriminatorConfig
 from viq.train.tokenizer.losses import METRICS, TERMS
+from viq.train.tokenizer.semantic_fit import SemanticFitConfig
+from viq.train.tokenizer.transform_fit import TransformFitConfig
 
 # Names of the parts, and how the parameters of each begin.
 PREFIXES = {
@@ -34,17 +36,18 @@ class StageConfig:
 
     Attributes:
         kind: "tower" trains a teacher, "align" the tokenizer, "decoder" its pixel decoder on
-            frozen codes.
+            frozen codes; "transform" fits a transform code, in closed form.
         bottleneck: of the tokenizer; "none" (stage 1) reads the encoder's tokens.
         parts: what is trained; everything else is frozen.
         new: parts that no earlier stage trained, for `optim.new_module_lr`.
         perceptual: what measures the distance of pictures in the decoder stage.
         discriminator: shape of the decoder stage's adversary; None: none.
+        fit, semantic: how a transform stage fits its code, and the code of meaning.
     """
 
     name: str
-    kind: Literal["tower", "align", "decoder"] = "align"
-    bottleneck: Literal["none", "proximal", "fsq"] = "fsq"
+    kind: Literal["tower", "align", "transform", "decoder"] = "align"
+    bottleneck: Literal["none", "proximal", "fsq", "transform"] = "fsq"
     parts: tuple[str, ...] = ("encoder", "quantizer", "pool", "decoder", "reader")
     new: tuple[str, ...] = ()
     data: DataConfig
@@ -52,11 +55,13 @@ class StageConfig:
     gradient_checkpointing: bool = False
     perceptual: Literal["none", "teacher", "lpips"] = "none"
     discriminator: DiscriminatorConfig | None = None
+    fit: TransformFitConfig | None = None
+    semantic: SemanticFitConfig | None = None
 
     def __post_init__(self) -> None:
         for field_name, value, choices in (
-            ("kind", self.kind, ("tower", "align", "decoder")),
-            ("bottleneck", self.bottleneck, ("none", "proximal", "fsq")),
+            ("kind", self.kind, ("tower", "align", "transform", "decoder")),
+            ("bottleneck", self.bottleneck, ("none", "proximal", "fsq", "transform")),
             ("perceptual", self.perceptual, ("none", "teacher", "lpips")),
             *(("parts", part, tuple(PREFIXES)) for part in self.parts),
             *(("new", part, tuple(PREFIXES)) for part in self.new),
@@ -65,6 +70,8 @@ class StageConfig:
                 raise ViqError(
                     f"{self.name}: {field_name} {value!r}: choose from {', '.join(choices)}"
                 )
+        if (self.kind == "transform") != (self.fit is not None):
+            raise ViqError(f"{self.name}: a transform stage, and no other, says how it is fitted")
         terms = [term for term in TERMS[self.kind] if term not in METRICS]
         check_losses(self.name, self.loop.losses, terms)
 

@@ -22,8 +22,9 @@ from viq.core.types import ViqError
 from viq.data.batching.crops import Pictures, make_batch
 from viq.data.batching.mixture import Mixture, Part, Position
 from viq.data.batching.tokenizer_batches import BatchStream
-from viq.data.corpora.corpora import RowCorpus, SyntheticCorpus
+from viq.data.corpora.corpora import RowCorpus
 from viq.data.corpora.photos import Photos
+from viq.data.corpora.synthetic_corpus import SyntheticCorpus
 from viq.image.patches import PatchBatch
 from viq.models.language.packed import check_packed, use_packed_attention
 from viq.models.language.vision_language import (
@@ -144,7 +145,10 @@ class TokenizerRun:
         for number, stage in enumerate(self.recipe.stages):
             folder = self.out / stage.name
             if not self._ended(stage):
-                self._stage(stage, number, previous)
+                if stage.kind == "transform":
+                    self._fit(stage)
+                else:
+                    self._stage(stage, number, previous)
                 self.accelerator.wait_for_everyone()
             if stage.kind != "tower":
                 previous = folder
@@ -179,6 +183,25 @@ class TokenizerRun:
         objective = make(stage, previous, seed)
         frozen_but(objective, stage)
         return objective
+
+    def _fit(self, stage: StageConfig) -> None:
+        """A stage without a loop: the main process fits, the others wait."""
+        from viq.train.tokenizer.transform_stage import fit_tokenizer
+
+        if not self.accelerator.is_main_process:
+            return
+        assert stage.fit is not None
+
+        def report(record: dict[str, Any]) -> None:
+            if not self.hidden:
+                figures = (f"{name} {value:.6g}" for name, value in record.items()
+                           if isinstance(value, int | float))  # fmt: skip
+                print_line(f"{stage.name}: {'  '.join(figures)}")
+
+        tokenizer = fit_tokenizer(
+            self.recipe.model, stage.fit, self.data.photos, self.data.rows, stage.semantic, report
+        )
+        tokenizer.save_pretrained(self.out / stage.name / MODEL)
 
     def _stage(self, stage: StageConfig, number: int, previous: Path | None) -> None:
         plan = Stage(

@@ -1,0 +1,173 @@
+"""Meaning in one code of each 2x2 group of patches, from the trunk of a small pretrained network.
+
+Features of the trunk at strides of 16 and 32 px, 432 numbers a group, become 24 directions. Each
+group tells six of them, which ones by its phase: whether its row and its column are odd. Features
+hardly change from a group to the next, so four neighbours tell four times as much as if all told
+the same six, in the same bits. An id says its phase, so readers need neither trunk nor position:
+`SemanticValues` puts the six values at their places among 24.
+
+n = images, H, W = height and width in px, r, c = rows and columns of groups, I = numbers of the
+trunk a group, 432, P = phases, 4, d = dimensions of a code, 6.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from viq.core import untrusted
+from viq.core.levels import check_levels, codebook_size
+from viq.core.types import PATCH_SIZE, ViqError
+from viq.models.layers.ambient import by_default
+from viq.models.layers.efficientnet import STRIDE_16, STRIDE_32, WIDTHS, Trunk
+from viq.models.tokenizer.fsq import FSQ
+
+PHASES = 4  # of groups: twice whether the row is odd, and whether the column is
+GROUP = 2  # patches a side
+INPUTS = WIDTHS[STRIDE_16] + WIDTHS[STRIDE_32]
+_DIMENSIONS = 6  # a code
+MEANING_WIDTH = PHASES * _DIMENSIONS  # values that ids mean
+_IDS = 32_000  # half of the 64,000 that a code of a patch can be: the other half is detail
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemanticConfig:
+    """Shape of a semantic encoder; its trunk is EfficientNet-Lite0's."""
+
+    levels: tuple[int, ...] = (5, 5, 5, 4, 4, 4)  # of FSQ, six; 8,000 codes a phase at most
+    hidden: int = 192  # width of the correction to the linear map
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "levels", check_levels(self.levels))
+        if len(self.levels) != _DIMENSIONS:
+            raise ValueError(f"{len(self.levels)} levels: a code of meaning has {_DIMENSIONS}")
+        if codebook_size(self.levels) * PHASES > _IDS:
+            raise ValueError(
+                f"levels {list(self.levels)} make {codebook_size(self.levels)} codes: "
+                f"{_IDS // PHASES} at most are left for a phase"
+            )
+        untrusted.shape(self, hidden=2**16)
+
+
+class SemanticValues:
+    """What ids mean, without any network: 24 values each, of which the phase sets all but six to 0.
+
+    Attributes:
+        width: values an id, 24.
+        ids: how many there are, 32,000.
+    """
+
+    def __init__(self, config: SemanticConfig) -> None:
+        self.fsq = FSQ(config.levels)
+        self.width = MEANING_WIDTH
+        self.ids = PHASES * self.fsq.codebook_size
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Values (..., 24) float32 in [-1, 1] of ids (...).
+
+        Raises:
+            ViqError: an id is out of range.
+        """
+        ids = ids.long()
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.ids:
+            raise ViqError(
+                f"ids of meaning are from 0 to {self.ids - 1}, not {int(ids.min())} to "
+                f"{int(ids.max())}: these codes are damaged, or of another tokenizer"
+            )
+        phases, indices = ids // self.fsq.codebook_size, ids % self.fsq.codebook_size
+        return self.scatter(self.fsq.decode(indices), phases)
+
+    def encode(self, z_rcd: Tensor) -> Tensor:
+        """Ids (r, c) int64 of what `SemanticEncoder.pick` gives, before FSQ."""
+        phases = phases_of(*z_rcd.shape[-3:-1], device=z_rcd.device)
+        return self.fsq.codebook_size * phases + self.fsq.indices(z_rcd)
+
+    @staticmethod
+    def scatter(values: Tensor, phases: Tensor) -> Tensor:
+        """Values (..., 6) of groups of some phases (...) at their places (..., 24), else 0."""
+        own = F.one_hot(phases, PHASES).to(values.dtype)
+        return (own[..., :, None] * values[..., None, :]).flatten(-2)
+
+
+def phases_of(rows: int, columns: int, device: torch.device | None = None) -> Tensor:
+    """Phase (r, c) of each group of a grid, int64."""
+    rows_r = torch.arange(rows, device=device) % GROUP
+    return GROUP * rows_r[:, None] + torch.arange(columns, device=device) % GROUP
+
+
+class SemanticEncoder(nn.Module):
+    """An image to one id of meaning for each 2x2 group of its patches.
+
+    Groups at the lower and right edges of an odd number of patches hang over: the picture is
+    continued there by its last pixels.
+
+    Attributes:
+        values: what its ids mean.
+        mean, deviation: of each number of the trunk; what training measured.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, config: SemanticConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.values = SemanticValues(config)
+        self.trunk = Trunk()
+        self.register_buffer("mean", torch.zeros(INPUTS))
+        self.register_buffer("deviation", torch.ones(INPUTS))
+        self.linear = nn.Linear(INPUTS, self.values.width)
+        self.hidden = nn.Linear(INPUTS, config.hidden)
+        self.correction = nn.Linear(config.hidden, self.values.width)
+        nn.init.zeros_(self.correction.weight)
+        nn.init.zeros_(self.correction.bias)
+
+    def forward(self, pixels_3HW: Tensor) -> Tensor:
+        """Six values (r x c, 6) of each group before FSQ, row by row, float32.
+
+        Images go through one by one, so that nothing else in a batch can change a code.
+
+        Args:
+            pixels_3HW: RGB in [-1, 1], sides of whole patches.
+        """
+        return self._picked(pixels_3HW).flatten(0, 1)
+
+    @torch.no_grad()
+    def ids(self, pixels_3HW: Tensor) -> Tensor:
+        """Ids (r, c) int64 in [0, 32000): 8000 x phase + index in the FSQ codebook."""
+        with by_default(pixels_3HW.device):
+            return self.values.encode(self._picked(pixels_3HW))
+
+    def features(self, images_nCHW: Tensor) -> Tensor:
+        """Numbers (n, r, c, I) of the trunk for each group, in its own units.
+
+        Raises:
+            ViqError: sides are not of whole patches.
+        """
+        height, width = images_nCHW.shape[2:]
+        if not height or not width or height % PATCH_SIZE or width % PATCH_SIZE:
+            raise ViqError(f"{height} x {width} px: sides must be multiples of {PATCH_SIZE} px")
+        side = GROUP * PATCH_SIZE
+        images = F.pad(images_nCHW, (0, -width % side, 0, -height % side), mode="replicate")
+        fine, coarse = self.trunk(images, (STRIDE_16, STRIDE_32))
+        joined = torch.cat([F.avg_pool2d(fine, GROUP), coarse], 1)
+        return joined.permute(0, 2, 3, 1)
+
+    def standardised(self, features: Tensor) -> Tensor:
+        """Features (..., I) of mean 0 and deviation 1 over the photos of training."""
+        return (features - self.mean) / self.deviation
+
+    def pick(self, x_nrcI: Tensor) -> Tensor:
+        """Six values (n, r, c, d) before FSQ, those of each group's phase, of standardised
+        features."""
+        z = self.linear(x_nrcI) + self.correction(F.silu(self.hidden(x_nrcI)))
+        rows, columns = z.shape[-3:-1]
+        own_rcP = F.one_hot(phases_of(rows, columns, z.device), PHASES).to(z.dtype)
+        return (z.unflatten(-1, (PHASES, _DIMENSIONS)) * own_rcP[..., None]).sum(-2)
+
+    def _picked(self, pixels_3HW: Tensor) -> Tensor:
+        features = self.features(pixels_3HW[None].float())
+        return self.pick(self.standardised(features))[0]

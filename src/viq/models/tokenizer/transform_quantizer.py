@@ -1,0 +1,106 @@
+"""The quantizer of a transform code: patches to ids, and ids to features, without a transformer.
+
+A feature is what the codes of a patch say, by names of its own rather than by digits: values in the
+basis that all classes share, of unit size each; an embedding of the class, which is a name and no
+amount; and what the codes of 2x2 patches mean, in the first of these. The decoder turns values and
+class back to pixels; a language model reads all.
+
+T = patches, S = 4 slots, V = values of a patch, J = classes, C = width of a feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from viq.core.levels import PRESETS
+from viq.core.types import PATCH_SIZE, Grid
+from viq.image.patches import PatchBatch, lengths_of, unpatchify
+from viq.models.tokenizer.semantic import SemanticConfig, SemanticEncoder, SemanticValues
+from viq.models.tokenizer.transform_code import CODEBOOK, TransformCode, TransformConfig
+
+
+class PixelEncoder(nn.Module):
+    """The encoder of a tokenizer whose code is made of pixels, and of meaning where it has that."""
+
+    def __init__(self, semantic: SemanticConfig | None) -> None:
+        super().__init__()
+        self.semantic = SemanticEncoder(semantic) if semantic is not None else None
+
+    def forward(self, batch: PatchBatch) -> Tensor:
+        """Patches (T, D) of pixels as they are."""
+        return batch.patches_TD
+
+    def meaning(self, batch: PatchBatch) -> list[Tensor] | None:
+        """Ids (group rows, group columns) of 2x2 patches of each image; None without meaning."""
+        if self.semantic is None:
+            return None
+        found = []
+        parts = batch.patches_TD.split(lengths_of(batch.grids_hw))
+        for patches_TD, (rows, cols) in zip(parts, batch.grids_hw, strict=True):
+            pixels = unpatchify(patches_TD, (rows * PATCH_SIZE, cols * PATCH_SIZE))
+            found.append(self.semantic.ids(pixels))
+        return found
+
+
+class TransformQuantizer(nn.Module):
+    """A transform code and the features of its ids. Fitted in closed form, never trained."""
+
+    levels = PRESETS["64k"]  # whose product is the codebook; digits of ids mean nothing here
+    codebook_size = CODEBOOK
+
+    scale: Tensor
+    class_embedding: Tensor
+
+    def __init__(
+        self, width: int, config: TransformConfig, semantic: SemanticConfig | None = None
+    ) -> None:
+        super().__init__()
+        self.code = TransformCode(config)
+        self.meaning = SemanticValues(semantic) if semantic is not None else None
+        self.detail_width = width - (self.meaning.width if self.meaning else 0)
+        self.register_buffer("scale", torch.ones(config.basis))  # of values, over photos
+        self.register_buffer(
+            "class_embedding", torch.zeros(config.classes, self.detail_width - config.basis)
+        )
+
+    def ids(
+        self, patches_TD: Tensor, grids_hw: Sequence[Grid], meaning: list[Tensor] | None = None
+    ) -> Tensor:
+        """Codes (T, S), int64, of patches of pixels in [-1, 1] and of what they mean."""
+        return self.code.ids(patches_TD.float(), grids_hw, meaning)
+
+    def features(self, ids_TS: Tensor) -> Tensor:
+        """Features (T, C) of codes (T, S)."""
+        values_TV = self.code.dequantize(ids_TS) / self.scale
+        parts = [values_TV, self.class_embedding[self.code.classes(ids_TS)]]
+        if self.meaning is not None:
+            said_T = self.code.meaning(ids_TS)
+            meaning_T24 = self.meaning(said_T.clamp(0, self.meaning.ids - 1))
+            parts.append(meaning_T24.masked_fill((said_T < 0)[:, None], 0).to(values_TV.dtype))
+        return torch.cat(parts, 1)
+
+    def detail(self, features_TC: Tensor) -> Tensor:
+        """What features say of pixels: all but meaning."""
+        return features_TC[:, : self.detail_width]
+
+    def values(self, features_TC: Tensor) -> Tensor:
+        """Values (T, V), as the code has them, of features."""
+        return features_TC[:, : len(self.scale)] * self.scale
+
+    @torch.no_grad()
+    def fit_features(self, ids_TS: Tensor) -> None:
+        """Scale values to unit size over these codes of many pictures, and lay out classes: by the
+        principal directions of the logarithms of their values' sizes."""
+        values_TV = self.code.dequantize(ids_TS)
+        self.scale.copy_(values_TV.square().mean(0).sqrt().clamp_min(1e-6))
+        directions_JVQ, values_JQl = self.code.directions, self.code.values
+        sizes_JV = (directions_JVQ.square() @ values_JQl.square().mean(2)[..., None])[..., 0]
+        profile_JV = (sizes_JV.sqrt() / self.scale + 1e-2).log()
+        profile_JV -= profile_JV.mean(0)
+        left, strengths, _ = torch.linalg.svd(profile_JV, full_matrices=False)
+        count = min(self.class_embedding.shape[1], len(strengths))
+        self.class_embedding.zero_()
+        self.class_embedding[:, :count] = left[:, :count] * len(left) ** 0.5

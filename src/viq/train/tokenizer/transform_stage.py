@@ -1,0 +1,125 @@
+"""The stage that fits a transform code, in place of a training loop: `kind="transform"`.
+
+Windows come from photos, at many scales, and, for a share, from pages: pictures with text of the
+user's own, else pages and charts that the project draws. A code that was fitted to photos alone
+spends its classes on textures, and print then costs 1 to 2 dB.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from viq.core.types import ViqError
+from viq.data.batching.crops import Pictures
+from viq.data.corpora.corpora import RowCorpus
+from viq.data.corpora.held_out import is_held_out
+from viq.data.corpora.photos import Photos
+from viq.data.corpora.synthetic_corpus import SyntheticCorpus
+from viq.image.patches import normalize, patchify
+from viq.models.tokenizer.config import TokenizerConfig
+from viq.models.tokenizer.tokenizer import VisualTokenizer
+from viq.models.tokenizer.transform_quantizer import PixelEncoder, TransformQuantizer
+from viq.train.tokenizer.semantic_fit import SemanticFitConfig, fit_semantic
+from viq.train.tokenizer.transform_fit import (
+    TransformFitConfig,
+    fit_transform,
+    windows_of,
+)
+
+_PHOTO_SCALES, _PAGE_SCALES = (0.7, 1.8), (1.0, 1.0)
+_PAGES = 400  # pictures that windows of pages are taken from, at most
+_PAGE_SIDES = (256, 640)  # px, of synthetic ones
+_MEASURED = 4000  # windows over which values are scaled
+
+
+def fit_tokenizer(
+    config: TokenizerConfig,
+    fit: TransformFitConfig,
+    photos: Pictures,
+    pages: Sequence[RowCorpus],
+    semantic: SemanticFitConfig | None = None,
+    report: Callable[[dict[str, Any]], None] = lambda record: None,
+) -> VisualTokenizer:
+    """A tokenizer whose code is fitted to pictures and whose decoder is its inverse.
+
+    Args:
+        photos: for most windows; synthetic scenes where there are none.
+        pages: corpora, of which those with text are taken; synthetic pages where there are none.
+        semantic: how meaning is fitted, where the config has it.
+
+    Raises:
+        ViqError: the pictures are too few or too small.
+    """
+    pages = [corpus for corpus in pages if not corpus.pictures_only]
+    windows = gather_windows(fit, photos, pages)
+    torch.manual_seed(fit.seed)
+    tokenizer = VisualTokenizer(config)
+    quantizer = tokenizer.quantizer
+    if not isinstance(quantizer, TransformQuantizer):
+        raise ViqError(f"{config.name}: a transform stage needs the bottleneck transform")
+    code = fit_transform(windows, quantizer.code.config, fit, report)
+    quantizer.code.load_state_dict(code.state_dict())
+    some = windows[:_MEASURED]
+    found = [quantizer.ids(patchify(normalize(window)), [(2, 2)]) for window in some]
+    quantizer.fit_features(torch.cat(found))
+    encoder = tokenizer.encoder
+    if isinstance(encoder, PixelEncoder) and encoder.semantic is not None:
+        meaning = replace(semantic or SemanticFitConfig(), model=encoder.semantic.config)
+        fitted = fit_semantic(_labelling(photos), meaning, report=report)
+        encoder.semantic.load_state_dict(fitted.state_dict())
+    return tokenizer.eval()
+
+
+def _labelling(photos: Pictures) -> Iterator[Image.Image]:
+    """Photos without those that `viq eval naming` asks about."""
+    for index in range(len(photos)):
+        if not isinstance(photos, Photos) or not is_held_out(photos.key(index)):
+            yield photos[index]
+
+
+def gather_windows(
+    fit: TransformFitConfig, photos: Pictures, pages: Sequence[RowCorpus]
+) -> np.ndarray:
+    """Windows (n, 32, 32, 3) of photos and pages, in one random order; the same for one seed."""
+    wanted = round(fit.windows * fit.page_ratio), round(fit.windows * (1 - fit.page_ratio))
+    sources = [*_pages(pages, fit.seed)], [*_photos(photos, fit.seed)]
+    found = []
+    for count, pictures, scales in zip(wanted, sources, (_PAGE_SCALES, _PHOTO_SCALES), strict=True):
+        each = -(-count // max(1, len(pictures)))
+        made = windows_of(pictures, each, scales=scales, seed=fit.seed)
+        found.append(made[:count])
+    windows = np.concatenate(found)
+    return windows[np.random.default_rng(fit.seed).permutation(len(windows))]
+
+
+def _photos(photos: Pictures, seed: int) -> Iterator[Image.Image]:
+    if len(photos):
+        yield from (photos[index] for index in range(len(photos)))
+    else:
+        yield from _synthetic(("scene", "gradient"), seed)
+
+
+def _pages(corpora: Sequence[RowCorpus], seed: int) -> Iterator[Image.Image]:
+    rng = random.Random(seed)
+    places = [(corpus, index) for corpus in corpora for index in range(corpus.length)]
+    if not places:
+        yield from _synthetic(("text", "chart", "word"), seed)
+    for corpus, index in rng.sample(places, min(_PAGES, len(places))):
+        try:
+            yield from corpus.example(index, rng).pictures
+        except ViqError:
+            continue  # a bad row is told of where rows are trained on
+
+
+def _synthetic(kinds: tuple[str, ...], seed: int) -> Iterator[Image.Image]:
+    corpora = [SyntheticCorpus(kind, "train", sides=_PAGE_SIDES, seed=seed) for kind in kinds]
+    for index in range(_PAGES // len(kinds)):
+        for corpus in corpora:
+            yield corpus.example(index, random.Random(f"{seed} {index}")).pictures[0]
