@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from viq.bench import components, encode
-from viq.bench.measure import compare, machine, peak_memory, run_command
+from viq.core.measure import compare, machine, peak_memory, run_command
 from viq.image.patches import PatchBatch, lengths_of
 from viq.models.tokenizer.encoder import Encoder, EncoderConfig
 from viq.models.tokenizer.tokenizer import VisualTokenizer

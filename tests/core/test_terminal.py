@@ -42,6 +42,7 @@ COMMANDS = (
     "store export {0} -o {1}/tars --webdataset",
     "decode {0} -o {1}/back",
     "encode {0} -o {1}/again.parquet",
+    "compare {0} --with viq-tiny",
     "caption {0} -o {1}/answers.jsonl",
 )
 

@@ -159,7 +159,7 @@ _PHOTO = draw("gradient", (96, 128), 3).image
 
 
 @settings(max_examples=15, deadline=None)
-@given(codec=st.sampled_from(["jpeg", "webp"]), limit=st.integers(0, 20_000))
+@given(codec=st.sampled_from(["jpeg", "webp", "avif"]), limit=st.integers(0, 20_000))
 def test_fit_codec_keeps_the_limit(codec: Any, limit: int):
     for image in (_PHOTO, Image.fromarray(noise(40, 40))):
         fitted = fit_codec(image, codec, limit)
@@ -190,7 +190,7 @@ def test_fit_codec_at_both_ends(codec, lowest):
     assert below is None or below[2] < smallest[2]
 
 
-@pytest.mark.parametrize("codec", ["jpeg", "webp"])
+@pytest.mark.parametrize("codec", ["jpeg", "webp", "avif"])
 def test_fit_codec_counts_pixels_not_metadata(codec):
     plain, tagged = _PHOTO.copy(), _PHOTO.copy()
     tagged.info = {"comment": b"x" * 5000, "exif": b"Exif\0\0" + b"y" * 5000, "xmp": b"z" * 5000}

@@ -172,7 +172,7 @@ def test_the_detail_is_where_the_texture_is():
     picture = np.full((400, 640, 3), 128, np.uint8)
     picture[:, :200] = 0  # one bold edge must not win
     picture[200:392, 440:632] = np.asarray(noise(192, 192))
-    left, top, width, height = gallery._most_detailed(Image.fromarray(picture))
+    left, top, width, height = parts.most_detailed(Image.fromarray(picture))
     assert (left, top, width, height) == (440, 200, 192, 192)
 
 

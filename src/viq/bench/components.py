@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from viq.bench.measure import compare
+from viq.core.measure import compare
 from viq.core.types import CODES_PER_PATCH, Grid
 from viq.image.patches import PatchBatch, lengths_of
 from viq.models.layers.attention import looped_attention, varlen_attention

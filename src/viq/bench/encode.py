@@ -24,8 +24,9 @@ from PIL import Image
 
 from viq.bench import components
 from viq.bench.encode_tables import as_text
-from viq.bench.measure import Setting, compare, machine, peak_memory, run_command
+from viq.bench.setting import Setting
 from viq.core.codes import Codes
+from viq.core.measure import compare, machine, peak_memory, run_command
 from viq.core.types import Size, ViqError, grid_of
 from viq.data.synthetic.draw import KINDS, draw
 from viq.models.tokenizer.encoder import EncoderConfig

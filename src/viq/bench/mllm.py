@@ -27,7 +27,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from viq.bench.measure import compare, machine
 from viq.bench.mllm_tables import as_text
 from viq.bench.mllm_work import (
     LANGUAGES,
@@ -43,6 +42,7 @@ from viq.bench.mllm_work import (
     scaled,
     tokenizer_shape,
 )
+from viq.core.measure import compare, machine
 from viq.core.types import ViqError
 from viq.models.language.packed import packed_hidden, use_packed_attention
 from viq.models.language.projector import MergeProjector, ProjectorConfig

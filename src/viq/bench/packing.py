@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from viq.bench.measure import compare
 from viq.codec.entropy_model import EntropyModel
 from viq.core.codes import Codes
+from viq.core.measure import compare
 
 Pack = Callable[[], Sequence[Any]]
 _HUFFMAN_CODES = 20000  # that are coded one by one from Python, for its speed

@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image
 
 from viq.bench import peer
-from viq.bench.measure import compare, jpeg
+from viq.bench.setting import jpeg
 from viq.core.codes import Codes
+from viq.core.measure import compare
 from viq.core.types import ViqError
 from viq.store.dataset import CodeDataset
 from viq.store.folder import Store

@@ -19,11 +19,12 @@ import torch
 from PIL import Image
 
 from viq.bench.encode import mixed_images
-from viq.bench.measure import Setting, compare, jpeg, machine, peak_memory
 from viq.bench.packing import packing
 from viq.bench.reading import reading
+from viq.bench.setting import Setting, jpeg
 from viq.bench.store_tables import as_text
 from viq.core.codes import Codes
+from viq.core.measure import compare, machine, peak_memory
 from viq.core.types import ViqError, grid_of
 from viq.data.sources.base import ImageBytes, Row, Source
 from viq.image.open import ImageError, list_images, open_image

@@ -14,6 +14,7 @@ import typer
 from viq.cli.bench import bench_app
 from viq.cli.chat import caption, chat
 from viq.cli.codes import decode, encode
+from viq.cli.compare import compare
 from viq.cli.eval import eval_app
 from viq.cli.generate import generate
 from viq.cli.store import store_app
@@ -33,7 +34,9 @@ app.add_typer(eval_app, name="eval")
 app.add_typer(bench_app, name="bench")
 app.add_typer(store_app, name="store")
 app.add_typer(train_app, name="train")
-for command in (encode, decode, chat, caption, generate, info, convert, report, demo, doctor):
+for command in (
+    encode, decode, chat, caption, generate, compare, info, convert, report, demo, doctor,
+):  # fmt: skip
     app.command()(command)
 app.command("draw", hidden=True, deprecated=True)(generate)  # its name in release 0.1
 

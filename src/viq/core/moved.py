@@ -19,6 +19,7 @@ from types import ModuleType
 _MOVED: dict[str, str] = dict(
     (line.split()[0], line.split()[1])
     for line in """
+bench.measure core.measure
 checkpoint weights.checkpoint
 cli_bench cli.bench
 cli_draw cli.generate

@@ -1,4 +1,4 @@
-"""Pictures: open any safely, cut into patches, and JPEG and WebP to compare with."""
+"""Pictures: open any safely, cut into patches, and JPEG, WebP and AVIF to compare with."""
 
 from viq.image.open import (
     DECODE_LIMIT,

@@ -14,6 +14,7 @@ _EXTRAS = {
     "vae": ("diffusers", "pixels from the latents of a converted official model"),
     "bench": ("transformers", "the NaFlex baseline of viq bench encode"),
     "demo": ("skimage", "sample photos for viq demo"),
+    "ocr": ("rapidocr", "how legible text is: viq compare --ocr"),
     "lmms": ("lmms_eval", "the model viq of lmms-eval"),
 }
 

@@ -20,6 +20,7 @@ from viq.report.text import font, plain, width_of
 INKS = {
     "ink": "#1a1a1a", "soft": "#5f5f5f", "line": "#e3e3df", "curve": "#17698a",
     "points": "#9cc3d3", "warn": "#b3261e", "paper": "#fdfdfb",
+    "green": "#3b7d3a", "violet": "#7d4aa0", "orange": "#b0640d",
 }  # fmt: skip
 WIDTH, HEIGHT = 420, 220
 _TOP, _RIGHT, _BOTTOM = 34, 20, 40  # px around the plot; the left side is as wide as its labels

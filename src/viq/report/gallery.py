@@ -32,13 +32,11 @@ from viq.image.codecs import fit_codec
 from viq.image.open import ImageError, ImageInput, open_image
 from viq.metrics.images import fidelity
 from viq.models.tokenizer.tokenizer import VisualTokenizer
-from viq.report.gallery_common import encoded
+from viq.report.gallery_common import encoded, most_detailed
 from viq.report.gallery_page import make_page, section
 from viq.report.gallery_sheet import block, make_sheet
 
 _FOR_ALL, _MANIFEST = ("gallery.png", "gallery.html"), "gallery.jsonl"
-_DETAIL = 192  # px a side of the crops at 1:1
-_CELL = 8  # px a side of the cells whose variance tells detail
 
 # Name: file in scikit-image, origin and licence.
 _SAMPLES = {
@@ -232,7 +230,7 @@ def _compare(
         "bytes": len(data),
         "ratio": 3 * pixels / len(data),
         "bpp": 8 * len(data) / pixels,
-        "detail": list(_most_detailed(original)),
+        "detail": list(most_detailed(original)),
         "viq": fidelity(np.asarray(original), np.asarray(decoded)),
         "jpeg": None,
     }
@@ -246,33 +244,6 @@ def _compare(
         **fidelity(np.asarray(original), np.asarray(picture)),
     }
     return row, [original, decoded, picture]
-
-
-def _most_detailed(image: Image.Image) -> tuple[int, int, int, int]:
-    """Left, top, width and height of the crop with the most detail.
-
-    Detail is the mean standard deviation of small cells: the variance of a whole crop would
-    prefer one bold edge to any texture.
-    """
-    grey_HW = np.asarray(image.convert("L"))
-    full_height, full_width = grey_HW.shape
-    height, width = min(_DETAIL, full_height), min(_DETAIL, full_width)
-    cell_h, cell_w = min(_CELL, height), min(_CELL, width)
-    rows, cols = full_height // cell_h, full_width // cell_w
-    cells = np.stack(  # row by row, as std makes float64 copies
-        [
-            grey_HW[r * cell_h : (r + 1) * cell_h, : cols * cell_w]
-            .reshape(cell_h, cols, cell_w)
-            .std(axis=(0, 2))
-            for r in range(rows)
-        ]
-    )
-    sums = np.pad(cells.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    n, m = height // cell_h, width // cell_w
-    inside = sums[n:, m:] - sums[:-n, m:] - sums[n:, :-m] + sums[:-n, :-m]
-    top, left = (int(i) for i in np.unravel_index(inside.argmax(), inside.shape))
-    x, y = min(left * cell_w, full_width - width), min(top * cell_h, full_height - height)
-    return x, y, width, height
 
 
 # Files

@@ -7,7 +7,6 @@ baseline: `compare` runs its variants in turn (A B A B ...), so that a slow minu
 from __future__ import annotations
 
 import importlib.metadata
-import io
 import json
 import os
 import platform
@@ -16,18 +15,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
-
-import numpy as np
-import torch
-from PIL import Image
+from typing import Any
 
 import viq
-
-if TYPE_CHECKING:
-    from viq.models.tokenizer.tokenizer import VisualTokenizer
 
 # Runs a command and prints its exit status and peak memory. It stands between us and the command
 # because Linux starts a new process at the peak of the one that forks it: started from here, a
@@ -43,26 +34,6 @@ import importlib, json, sys
 name, function, arguments = sys.argv[1:]
 getattr(importlib.import_module(name), function)(*json.loads(arguments))
 """
-
-
-Work = TypeVar("Work")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting(Generic[Work]):
-    """What the sections of a benchmark of a tokenizer are given."""
-
-    tokenizer: VisualTokenizer
-    model: str  # what a fresh process loads: a name or a folder
-    work: Work
-    repeats: int
-
-
-def jpeg(image: np.ndarray) -> bytes:
-    """A picture (H, W, 3), uint8, as a JPEG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="JPEG", quality=90)
-    return buffer.getvalue()
 
 
 def compare(
@@ -169,6 +140,8 @@ def environment() -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """What the figures depend on; no names of hosts, users or folders."""
+    import torch
+
     return {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
@@ -184,7 +157,8 @@ def machine() -> dict[str, Any]:
 
 def _finish() -> None:
     """Wait for the GPU: its work would otherwise still run when the clock is read."""
-    if torch.cuda.is_initialized():
+    torch = sys.modules.get("torch")  # without it nothing of ours can be at work there
+    if torch is not None and torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 

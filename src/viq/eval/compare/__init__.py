@@ -1,0 +1,1 @@
+"""Tokenizers and codecs on the same pictures: `viq compare`."""
