@@ -11,8 +11,7 @@ T = patches of a photo, C = width of features, n = photos.
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -24,13 +23,11 @@ from torch import Tensor
 
 from viq.core.types import ViqError
 from viq.data.sources.base import Source
-from viq.eval.probes.understanding import _logistic
-from viq.metrics.intervals import of_share
+from viq.eval.probes.classifiers import mean_and_deviation, whitened
+from viq.eval.probes.photos import Labels, labelled_rows
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.models.vision.efficientnet import STRIDE_32, EfficientNetLite0
 
-HELD_OUT = 4  # one in so many of a label
-_LEAST = 8  # photos of a label, else it is left out
 _THUMBNAIL = 14  # px a side, as many as a photo of 224 px has patches
 
 
@@ -60,7 +57,7 @@ def evaluate(
     Raises:
         ViqError: fewer than two labels of at least 8 photos each.
     """
-    rows, skipped = _labelled(source, label, where or {})
+    rows, skipped = labelled_rows(source, label, where or {})
     network = EfficientNetLite0.from_package() if baselines and _installed() else None
     features: dict[str, list[Tensor]] = defaultdict(list)
     names, held = [], []
@@ -76,53 +73,14 @@ def evaluate(
             features[kind].append(feature)
         names.append(name)
         held.append(is_held)
-    known = sorted(set(names))
-    targets = torch.tensor([known.index(name) for name in names])
-    test = torch.tensor(held)
+    labels = Labels.of(names, held)
     probes = {}
     for kind, found in features.items():
         x_nC = torch.stack(found)
-        probes[kind] = _score(x_nC, targets, test, len(known))
+        probes[kind] = labels.score(x_nC)
         if kind == "codes":
-            probes["codes, whitened"] = _score(_whitened(x_nC, ~test), targets, test, len(known))
-    most = Counter(targets[test].tolist()).most_common(1)[0][1]
-    return {
-        "names": len(known),
-        "train": int((~test).sum()),
-        "held_out": int(test.sum()),
-        "split": f"by key: 1 in {HELD_OUT} of each name by SHA-256 is held out",
-        "skipped": skipped,
-        "chance": round(100 * most / int(test.sum()), 1),
-        "probes": probes,
-    }
-
-
-def _labelled(
-    source: Source, label: str, where: Mapping[str, str]
-) -> tuple[list[tuple[int, str, bool]], int]:
-    """(row, name, held out) of all photos with a frequent label, and how many cannot be read."""
-    groups: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    skipped = 0
-    for index, key in enumerate(source.keys()):
-        try:
-            columns = source[index].extras
-        except ViqError:
-            skipped += 1
-            continue
-        name = columns.get(label)
-        if name and all(str(columns.get(column)) == value for column, value in where.items()):
-            groups[str(name)].append((hashlib.sha256(key.encode()).hexdigest(), index))
-    groups = {name: found for name, found in groups.items() if len(found) >= _LEAST}
-    if len(groups) < 2:
-        raise ViqError(
-            f"{len(groups)} values of the column {label!r} have {_LEAST} photos or more: give "
-            "--data with photos of two names at least, and their column as --label"
-        )
-    return [
-        (index, name, place < len(found) // HELD_OUT)
-        for name, found in sorted(groups.items())
-        for place, (_, index) in enumerate(sorted(found))
-    ], skipped
+            probes["codes, whitened"] = labels.score(whitened(x_nC, ~labels.held_n))
+    return {**labels.facts(skipped), "probes": probes}
 
 
 @torch.inference_mode()
@@ -136,7 +94,7 @@ def _features(
     codes = tokenizer.encode(image)
     tokens_TC = tokenizer.embed(codes)[0].float()
     found = [
-        ("codes", torch.cat([tokens_TC.mean(0), tokens_TC.std(0, correction=0)])),
+        ("codes", mean_and_deviation(tokens_TC)),
         ("pooled token", tokenizer.pool(codes)[0].float()),
     ]
     if baselines:
@@ -146,21 +104,6 @@ def _features(
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
         found.append(("EfficientNet-Lite0", network(pixels, (STRIDE_32,))[0].mean((2, 3))[0]))
     return found
-
-
-def _score(x_nC: Tensor, targets: Tensor, test: Tensor, classes: int) -> dict[str, float]:
-    with torch.enable_grad():
-        guessed = _logistic(x_nC[~test], targets[~test], x_nC[test], classes)
-    return of_share(int((guessed == targets[test]).sum()), int(test.sum()))
-
-
-def _whitened(x_nC: Tensor, train: Tensor) -> Tensor:
-    """Features in the principal directions of the training photos, of unit variance each; small
-    directions are not blown up beyond a hundredth of the largest."""
-    centred = x_nC - x_nC[train].mean(0)
-    _, scales, directions = torch.linalg.svd(centred[train], full_matrices=False)
-    scales = scales / int(train.sum()) ** 0.5
-    return centred @ directions.T / (scales + 0.01 * scales[0])
 
 
 def _installed() -> bool:
