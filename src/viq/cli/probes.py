@@ -251,5 +251,10 @@ def _compare_towers(
     else:
         show_towers(result)
     if result["left_out"]:
-        show_failures([{"reason": f"{name}: {why}"} for name, why in result["left_out"].items()])
+        show_failures([{"reason": _told(*item)} for item in result["left_out"].items()])
         raise typer.Exit(SOME_FAILED)
+
+
+def _told(name: str, reason: str) -> str:
+    """A reason that says which tower it is of."""
+    return reason if reason.startswith(name) else f"{name}: {reason}"

@@ -67,7 +67,7 @@ class _OurTower:
     """A tokenizer, which reads pictures at their own sizes."""
 
     kinds: tuple[Features, ...] = ("codes", "continuous")
-    licence = None
+    licence: str | None = None
 
     def __init__(self, name: str) -> None:
         self._tokenizer = VisualTokenizer.from_pretrained(name)
@@ -98,7 +98,8 @@ class _PeerTower:
     """A peer, which reads pictures as its `prepare` crops and resizes them."""
 
     def __init__(self, peer: Peer, kind: str) -> None:
-        self._peer, self.licence = peer, peer.licence
+        self._peer = peer
+        self.licence: str | None = peer.licence
         self.kinds: tuple[Features, ...] = ("continuous",) if kind in _WITHOUT_CODES else ("codes",)
 
     def features(self, image: Image.Image, kind: Features) -> tuple[Tensor, Grid]:
