@@ -31,8 +31,6 @@ from viq.cli.probes import features, naming, understanding
 from viq.cli.progress import progress
 
 eval_app = typer.Typer(help="Measure quality and stability.", no_args_is_help=True)
-for probe in (naming, understanding, features):
-    eval_app.command()(probe)
 
 
 @eval_app.command()
@@ -216,3 +214,7 @@ def eval_generation(
         with written_aside(sheet) as aside:
             make_sheet(generated).save(aside, "PNG")
     print(json.dumps(result) if as_json else "\n".join(lines(result)))
+
+
+for probe in (naming, understanding, features):
+    eval_app.command()(probe)
