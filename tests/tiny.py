@@ -70,3 +70,20 @@ def write_chats(path: Path, samples: Sequence[tuple[int, Sequence[str]]]) -> Pat
         lines.append(json.dumps({"image": images_of, "conversations": turns}))
     path.write_text("".join(line + "\n" for line in lines))
     return path
+
+
+COLOURS = {"red": (220, 30, 20), "green": (30, 200, 40), "blue": (20, 40, 220)}
+
+
+def labelled_photos(folder: Path) -> Path:
+    """JSON lines of 40 noisy pictures of three colours, two of a rare one, one that is broken."""
+    rng = np.random.default_rng(0)
+    lines = []
+    for number, name in enumerate([*list(COLOURS) * 13, "red", "rare", "rare", "green"]):
+        pixels = rng.normal(COLOURS.get(name, (0, 0, 0)), 30, (40, 33, 3)).clip(0, 255)
+        path = folder / f"{number}.png"
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+        lines.append({"image": path.name, "label": name, "side": "even" if number % 2 else "odd"})
+    (folder / "42.png").write_bytes(b"no picture")
+    (folder / "photos.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder / "photos.jsonl"

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tiny
 import torch
-from PIL import Image
 from typer.testing import CliRunner
 
 from viq.cli.main import app
@@ -18,23 +16,10 @@ from viq.data.sources.open import open_source
 from viq.eval.probes import naming
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 
-COLOURS = {"red": (220, 30, 20), "green": (30, 200, 40), "blue": (20, 40, 220)}
-
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """JSON lines of 40 noisy pictures of three colours, two of a rare one, one that is broken."""
-    folder = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    lines = []
-    for number, name in enumerate([*list(COLOURS) * 13, "red", "rare", "rare", "green"]):
-        pixels = rng.normal(COLOURS.get(name, (0, 0, 0)), 30, (40, 33, 3)).clip(0, 255)
-        path = folder / f"{number}.png"
-        Image.fromarray(pixels.astype(np.uint8)).save(path)
-        lines.append({"image": path.name, "label": name, "side": "even" if number % 2 else "odd"})
-    (folder / "42.png").write_bytes(b"no picture")
-    (folder / "photos.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    return folder / "photos.jsonl"
+    return tiny.labelled_photos(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture(scope="module")

@@ -206,3 +206,44 @@ def show_understanding(result: dict[str, Any]) -> None:
     for name, found in candidates.items():
         rows.append([name, *(f"{found['probes'][probe]['accuracy']:.1f}" for probe in probes)])
     table(["", *probes], rows)
+
+
+def show_towers(result: dict[str, Any]) -> None:
+    """Right answers by tower and source of the pictures, then names of photos, in percent."""
+    rows = {
+        f"{name} ({kind})": found
+        for name, kinds in result["towers"].items()
+        for kind, found in kinds.items()
+    }
+    print("Right answers, %, mean over seeds and half-width of the 95% interval")
+    blind = result["blind"]
+    groups = ["all", *sorted(g for g in blind["answers"] if g != "all" and "/" not in g)]
+    table(
+        ["", "tokens a picture", *groups],
+        (
+            [name, str(found.get("tokens", "")), *_intervals(found["answers"], groups)]
+            for name, found in {**rows, "blind": blind}.items()
+        ),
+    )
+    if photos := result["photos"]:
+        print(f"\nNames of {photos['held_out']:,} held-out photos, %, ± half of the 95% interval")
+        forms = [(kind, form) for kind in ("linear", "knn") for form in ("plain", "whitened")]
+        table(
+            ["", *(f"{kind}, {form}" for kind, form in forms)],
+            (
+                [name, *(_share(found[kind][form]) for kind, form in forms)]
+                for name, found in rows.items()
+            ),
+        )
+        print(f"most frequent of {photos['names']:,} names: {photos['chance']:.1f}")
+    for name, licence in result["licences"].items():
+        line(f"licence of the weights of {name}: {licence}")
+
+
+def _intervals(answers: dict[str, Any], groups: Sequence[str]) -> Iterator[str]:
+    for group in groups:
+        yield f"{answers[group]['mean']:.1f} ± {answers[group]['half_width']:.1f}"
+
+
+def _share(found: dict[str, float]) -> str:
+    return f"{found['percent']:.1f} ± {found['interval']:.1f}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,37 +10,24 @@ import typer
 
 from viq.cli.common import (
     SOME_FAILED,
-    AllowAbsolute,
-    AllowPrivateNetwork,
-    AllowProtocol,
     Device,
     Dtype,
     Images,
     Json,
     Model,
     Overwrite,
-    Root,
-    Threads,
     Tile,
     Tokens,
-    access_of,
     conditions,
     find_device,
     guarded,
     load_mllm,
     load_tokenizer,
     save_json,
-    use_threads,
 )
-from viq.cli.console import (
-    show,
-    show_failures,
-    show_quality,
-    show_reconstruction,
-    show_understanding,
-    table,
-)
+from viq.cli.console import show, show_failures, show_reconstruction
 from viq.cli.generate import Decoder, GeneratorModel, Guidance, Seed, Temperature, TopP
+from viq.cli.probes import features, naming, understanding
 from viq.cli.progress import progress
 from viq.cli.vlm import vlm
 
@@ -90,41 +76,6 @@ def reconstruction(
 
 @eval_app.command()
 @guarded
-def naming(
-    data: Annotated[
-        list[str], typer.Argument(help="Photos with a column of labels: Parquet files, folders, ..")
-    ],
-    model: Model = "viq-tiny",
-    label: Annotated[str, typer.Option(help="Column that says what is in a photo.")] = "label",
-    where: Annotated[list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE.")] = None,
-    threads: Threads = None,
-    as_json: Json = False,
-) -> None:
-    """How many held-out photos a linear classifier on code features names, beside baselines."""
-    from viq.data.sources.open import concatenate, open_source
-    from viq.eval.probes.naming import evaluate
-
-    use_threads(threads)
-    source = concatenate([open_source(place) for place in data])
-    tokenizer = load_tokenizer(model, "auto", "float32")
-    with progress("naming", 0, hidden=as_json) as advance:
-        result = evaluate(tokenizer, source, label=label, where=conditions(where), progress=advance)
-    if as_json:
-        print(json.dumps(result))
-        return
-    probes = result.pop("probes")
-    show(result, False)
-    table(
-        ["features", "named, %", "± 95%"],
-        (
-            [kind, f"{found['percent']:.1f}", f"{found['interval']:.1f}"]
-            for kind, found in probes.items()
-        ),
-    )
-
-
-@eval_app.command()
-@guarded
 def stability(
     images: Images,
     model: Model = "viq-tiny",
@@ -159,114 +110,6 @@ def tiles(
     with progress("comparing", 0, hidden=as_json):
         result = compare_tiles(tokenizer, paths, side)
     show(result, as_json)
-
-
-@eval_app.command()
-@guarded
-def understanding(
-    models: Annotated[list[str], typer.Argument(help="Models whose codes are examined.")],
-    data: Annotated[
-        list[str] | None,
-        typer.Option(help="Pictures with questions or labels, beside drawn ones; again for more."),
-    ] = None,
-    where: Annotated[list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE.")] = None,
-    root: Root = None,
-    allow_protocol: AllowProtocol = None,
-    allow_absolute: AllowAbsolute = False,
-    allow_private_network: AllowPrivateNetwork = False,
-    continuous: Annotated[
-        list[str] | None, typer.Option(help="Examine this model's features before quantization.")
-    ] = None,
-    seeds: Annotated[int, typer.Option(help="Language models trained a model.")] = 3,
-    steps: Annotated[int, typer.Option(help="Training steps of each.")] = 1000,
-    threads: Threads = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write JSON here.")] = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """Train a small language model on frozen codes and ask it about held-out pictures."""
-    from viq.core.outputs import require_free
-    from viq.data.corpora.corpora import open_split
-    from viq.eval.probes.benchmark import ProbeConfig, make_benchmark
-    from viq.eval.probes.understanding import Features, compare
-    from viq.models.tokenizer.tokenizer import VisualTokenizer
-
-    require_free(out, overwrite=overwrite)
-    use_threads(threads)
-    access = access_of(allow_protocol, allow_absolute, allow_private_network)
-    rows = open_split(data or [], where=conditions(where), root=root, access=access)
-    config = ProbeConfig(seeds=seeds, steps=steps)
-    benchmark = make_benchmark(rows, config)
-    kinds: tuple[tuple[Features, list[str]], ...] = (
-        ("codes", models),
-        ("continuous", continuous or []),
-    )
-    candidates: list[tuple[str, VisualTokenizer, Features]] = [
-        (f"{name} ({kind})", load_tokenizer(name, "cpu", "float32"), kind)
-        for kind, names in kinds
-        for name in names
-    ]
-
-    with progress("examining", len(candidates) * seeds * steps, hidden=as_json) as advance:
-        result = compare(
-            benchmark,
-            candidates,
-            config,
-            progress=lambda step: advance(),
-            done=partial(save_json, out),
-        )
-    if as_json:
-        print(json.dumps(result))
-    else:
-        show_understanding(result)
-
-
-@eval_app.command("features")
-@guarded
-def eval_features(
-    model: Model = "viq-tiny",
-    data: Annotated[
-        list[str] | None,
-        typer.Option(help="Pictures with questions or labels, beside drawn ones; again for more."),
-    ] = None,
-    where: Annotated[list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE.")] = None,
-    root: Root = None,
-    allow_protocol: AllowProtocol = None,
-    allow_absolute: AllowAbsolute = False,
-    allow_private_network: AllowPrivateNetwork = False,
-    seeds: Annotated[int, typer.Option(help="Language models trained on each kind.")] = 3,
-    steps: Annotated[int, typer.Option(help="Training steps of each.")] = 1000,
-    pictures: Annotated[int, typer.Option(help="To train on.")] = 3000,
-    threads: Threads = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write JSON here.")] = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """Train the same language model on codes, on continuous features, and blind; compare them."""
-    from viq.core.outputs import require_free
-    from viq.data.corpora.corpora import open_split
-    from viq.eval.probes.benchmark import ProbeConfig, make_benchmark
-    from viq.eval.probes.features import KINDS, compare_features
-    from viq.recipes.mllm import tiny
-
-    require_free(out, overwrite=overwrite)
-    use_threads(threads)
-    config = ProbeConfig(
-        seeds=seeds, steps=steps, language=tiny().language,
-        train_pictures=pictures, test_pictures=max(20, pictures * 3 // 10),
-    )  # fmt: skip
-    access = access_of(allow_protocol, allow_absolute, allow_private_network)
-    rows = open_split(data or [], where=conditions(where), root=root, access=access)
-    benchmark = make_benchmark(rows, config)
-
-    with progress("training", seeds * len(KINDS), hidden=as_json) as advance:
-        result = compare_features(
-            benchmark, model, config, progress=advance, done=partial(save_json, out)
-        )
-    if as_json:
-        print(json.dumps(result))
-    else:
-        show_quality(result)
 
 
 @eval_app.command("mllm")
@@ -373,3 +216,7 @@ def eval_generation(
         with written_aside(sheet) as aside:
             make_sheet(generated).save(aside, "PNG")
     print(json.dumps(result) if as_json else "\n".join(lines(result)))
+
+
+for probe in (naming, understanding, features):
+    eval_app.command()(probe)

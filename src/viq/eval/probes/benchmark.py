@@ -57,6 +57,12 @@ class ProbeQuestion:
     chat: EncodedChat
     kind: str
     answer: str
+    counted: int = 0  # tokens that it counts for in a step; 0: those of its chat
+
+    @property
+    def tokens(self) -> int:
+        """What it takes of the tokens of a step."""
+        return self.counted or len(self.chat.ids)
 
 
 @dataclass(frozen=True, kw_only=True)

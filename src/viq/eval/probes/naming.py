@@ -11,7 +11,7 @@ T = patches of a photo, C = width of features, n = photos.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -22,10 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 from viq.core.types import ViqError
-from viq.data.corpora.held_out import HELD_OUT, LEAST, labelled
 from viq.data.sources.base import Source
-from viq.eval.probes.understanding import _logistic
-from viq.metrics.intervals import of_share
+from viq.eval.probes.classifiers import mean_and_deviation, whitened
+from viq.eval.probes.photos import Labels, labelled_rows
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.models.vision.efficientnet import STRIDE_32, EfficientNetLite0
 
@@ -58,7 +57,7 @@ def evaluate(
     Raises:
         ViqError: fewer than two labels of at least 8 photos each.
     """
-    rows, skipped = _labelled(source, label, where or {})
+    rows, skipped = labelled_rows(source, label, where or {})
     network = EfficientNetLite0.from_package() if baselines and _installed() else None
     features: dict[str, list[Tensor]] = defaultdict(list)
     names, held = [], []
@@ -74,38 +73,14 @@ def evaluate(
             features[kind].append(feature)
         names.append(name)
         held.append(is_held)
-    known = sorted(set(names))
-    targets = torch.tensor([known.index(name) for name in names])
-    test = torch.tensor(held)
+    labels = Labels.of(names, held)
     probes = {}
     for kind, found in features.items():
         x_nC = torch.stack(found)
-        probes[kind] = _score(x_nC, targets, test, len(known))
+        probes[kind] = labels.score(x_nC)
         if kind == "codes":
-            probes["codes, whitened"] = _score(_whitened(x_nC, ~test), targets, test, len(known))
-    most = Counter(targets[test].tolist()).most_common(1)[0][1]
-    return {
-        "names": len(known),
-        "train": int((~test).sum()),
-        "held_out": int(test.sum()),
-        "split": f"by key: 1 in {HELD_OUT} by SHA-256 is held out",
-        "skipped": skipped,
-        "chance": round(100 * most / int(test.sum()), 1),
-        "probes": probes,
-    }
-
-
-def _labelled(
-    source: Source, label: str, where: Mapping[str, str]
-) -> tuple[list[tuple[int, str, bool]], int]:
-    """As `labelled`, of two names at least."""
-    rows, skipped = labelled(source, label, where)
-    if (names := len({name for _, name, _ in rows})) < 2:
-        raise ViqError(
-            f"{names} values of the column {label!r} have {LEAST} photos or more: give "
-            "--data with photos of two names at least, and their column as --label"
-        )
-    return rows, skipped
+            probes["codes, whitened"] = labels.score(whitened(x_nC, ~labels.held_n))
+    return {**labels.facts(skipped), "probes": probes}
 
 
 @torch.inference_mode()
@@ -119,7 +94,7 @@ def _features(
     codes = tokenizer.encode(image)
     tokens_TC = tokenizer.embed(codes)[0].float()
     found = [
-        ("codes", torch.cat([tokens_TC.mean(0), tokens_TC.std(0, correction=0)])),
+        ("codes", mean_and_deviation(tokens_TC)),
         ("pooled token", tokenizer.pool(codes)[0].float()),
     ]
     if baselines:
@@ -129,21 +104,6 @@ def _features(
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
         found.append(("EfficientNet-Lite0", network(pixels, (STRIDE_32,))[0].mean((2, 3))[0]))
     return found
-
-
-def _score(x_nC: Tensor, targets: Tensor, test: Tensor, classes: int) -> dict[str, float]:
-    with torch.enable_grad():
-        guessed = _logistic(x_nC[~test], targets[~test], x_nC[test], classes)
-    return of_share(int((guessed == targets[test]).sum()), int(test.sum()))
-
-
-def _whitened(x_nC: Tensor, train: Tensor) -> Tensor:
-    """Features in the principal directions of the training photos, of unit variance each; small
-    directions are not blown up beyond a hundredth of the largest."""
-    centred = x_nC - x_nC[train].mean(0)
-    _, scales, directions = torch.linalg.svd(centred[train], full_matrices=False)
-    scales = scales / int(train.sum()) ** 0.5
-    return centred @ directions.T / (scales + 0.01 * scales[0])
 
 
 def _installed() -> bool:

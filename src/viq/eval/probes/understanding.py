@@ -19,12 +19,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from viq.core.types import IGNORE, Grid, grid_of
 from viq.data.text.chat_format import pack_chats
 from viq.eval.probes.benchmark import ProbeBenchmark, ProbeConfig, ProbeQuestion, _group
+from viq.eval.probes.classifiers import logistic
 from viq.image.patches import lengths_of, normalize, pack
 from viq.metrics.intervals import of_seeds
 from viq.models.language.vision_language import AnswerScore, VisionLanguageModel, build_language
@@ -191,11 +191,11 @@ def _packs(
     used = 0
     while True:
         for question in rng.sample(questions, len(questions)):
-            if held and used + len(question.chat.ids) > tokens:
+            if held and used + question.tokens > tokens:
                 yield held
                 held, used = [], 0
             held.append(question)
-            used += len(question.chat.ids)
+            used += question.tokens
 
 
 def _probes(benchmark: ProbeBenchmark, features: Sequence[Tensor]) -> dict[str, dict[str, float]]:
@@ -218,7 +218,7 @@ def _probes(benchmark: ProbeBenchmark, features: Sequence[Tensor]) -> dict[str, 
         x = torch.stack([features[p].mean(0) for p, _, _ in known])
         y = torch.tensor([label for _, label, _ in known])
         held = torch.tensor([h for _, _, h in known])
-        right = _logistic(x[~held], y[~held], x[held], len(classes)) == y[held]
+        right = logistic(x[~held], y[~held], x[held], len(classes)) == y[held]
         chance = y[held].bincount().max() / held.sum()
         results[question] = {
             "accuracy": round(100 * float(right.float().mean()), 2),
@@ -227,24 +227,6 @@ def _probes(benchmark: ProbeBenchmark, features: Sequence[Tensor]) -> dict[str, 
             "pictures": len(test),
         }
     return results
-
-
-def _logistic(x: Tensor, y: Tensor, x_test: Tensor, classes: int) -> Tensor:
-    """Predictions (n,) of a multinomial logistic regression, lightly regularised."""
-    mean, std = x.mean(0), x.std(0) + 1e-6
-    x, x_test = (x - mean) / std, (x_test - mean) / std
-    weight = torch.zeros(x.shape[1], classes, requires_grad=True)
-    bias = torch.zeros(classes, requires_grad=True)
-    solver = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        solver.zero_grad()
-        loss = F.cross_entropy(x @ weight + bias, y) + 1e-2 * weight.square().sum() / classes
-        loss.backward()
-        return loss
-
-    solver.step(closure)
-    return (x_test @ weight.detach() + bias.detach()).argmax(1)
 
 
 def compare(
