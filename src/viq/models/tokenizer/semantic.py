@@ -6,8 +6,8 @@ hardly change from a group to the next, so four neighbours tell four times as mu
 the same six, in the same bits. An id says its phase, so readers need neither trunk nor position:
 `SemanticValues` puts the six values at their places among 24.
 
-n = images, H, W = height and width in px, r, c = rows and columns of groups, I = numbers of the
-trunk a group, 432, P = phases, 4, d = dimensions of a code, 6.
+n = images, H, W = height and width in px, h, w = rows and columns of groups, I = numbers of the
+trunk a group, 432, p = phases, 4, d = dimensions of a code, 6.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ class SemanticValues:
         phases, indices = ids // self.fsq.codebook_size, ids % self.fsq.codebook_size
         return self.scatter(self.fsq.decode(indices), phases)
 
-    def encode(self, z_rcd: Tensor) -> Tensor:
-        """Ids (r, c) int64 of what `SemanticEncoder.pick` gives, before FSQ."""
-        phases = phases_of(*z_rcd.shape[-3:-1], device=z_rcd.device)
-        return self.fsq.codebook_size * phases + self.fsq.indices(z_rcd)
+    def encode(self, z_hwd: Tensor) -> Tensor:
+        """Ids (h, w) int64 of what `SemanticEncoder.pick` gives, before FSQ."""
+        phases = phases_of(*z_hwd.shape[-3:-1], device=z_hwd.device)
+        return self.fsq.codebook_size * phases + self.fsq.indices(z_hwd)
 
     @staticmethod
     def scatter(values: Tensor, phases: Tensor) -> Tensor:
@@ -93,9 +93,9 @@ class SemanticValues:
 
 
 def phases_of(rows: int, columns: int, device: torch.device | None = None) -> Tensor:
-    """Phase (r, c) of each group of a grid, int64."""
-    rows_r = torch.arange(rows, device=device) % GROUP
-    return GROUP * rows_r[:, None] + torch.arange(columns, device=device) % GROUP
+    """Phase (h, w) of each group of a grid, int64."""
+    rows_h = torch.arange(rows, device=device) % GROUP
+    return GROUP * rows_h[:, None] + torch.arange(columns, device=device) % GROUP
 
 
 class SemanticEncoder(nn.Module):
@@ -126,7 +126,7 @@ class SemanticEncoder(nn.Module):
         nn.init.zeros_(self.correction.bias)
 
     def forward(self, pixels_3HW: Tensor) -> Tensor:
-        """Six values (r x c, 6) of each group before FSQ, row by row, float32.
+        """Six values (h x w, 6) of each group before FSQ, row by row, float32.
 
         Images go through one by one, so that nothing else in a batch can change a code.
 
@@ -137,12 +137,11 @@ class SemanticEncoder(nn.Module):
 
     @torch.no_grad()
     def ids(self, pixels_3HW: Tensor) -> Tensor:
-        """Ids (r, c) int64 in [0, 32000): 8000 x phase + index in the FSQ codebook."""
-        with by_default(pixels_3HW.device):
-            return self.values.encode(self._picked(pixels_3HW))
+        """Ids (h, w) int64 in [0, 32000): 8000 x phase + index in the FSQ codebook."""
+        return self.values.encode(self._picked(pixels_3HW))
 
     def features(self, images_nCHW: Tensor) -> Tensor:
-        """Numbers (n, r, c, I) of the trunk for each group, in its own units.
+        """Numbers (n, h, w, I) of the trunk for each group, in its own units.
 
         Raises:
             ViqError: sides are not of whole patches.
@@ -160,14 +159,15 @@ class SemanticEncoder(nn.Module):
         """Features (..., I) of mean 0 and deviation 1 over the photos of training."""
         return (features - self.mean) / self.deviation
 
-    def pick(self, x_nrcI: Tensor) -> Tensor:
-        """Six values (n, r, c, d) before FSQ, those of each group's phase, of standardised
+    def pick(self, x_nhwI: Tensor) -> Tensor:
+        """Six values (n, h, w, d) before FSQ, those of each group's phase, of standardised
         features."""
-        z = self.linear(x_nrcI) + self.correction(F.silu(self.hidden(x_nrcI)))
+        z = self.linear(x_nhwI) + self.correction(F.silu(self.hidden(x_nhwI)))
         rows, columns = z.shape[-3:-1]
-        own_rcP = F.one_hot(phases_of(rows, columns, z.device), PHASES).to(z.dtype)
-        return (z.unflatten(-1, (PHASES, _DIMENSIONS)) * own_rcP[..., None]).sum(-2)
+        own_hwp = F.one_hot(phases_of(rows, columns, z.device), PHASES).to(z.dtype)
+        return (z.unflatten(-1, (PHASES, _DIMENSIONS)) * own_hwp[..., None]).sum(-2)
 
     def _picked(self, pixels_3HW: Tensor) -> Tensor:
-        features = self.features(pixels_3HW[None].float())
-        return self.pick(self.standardised(features))[0]
+        with by_default(pixels_3HW.device):
+            features = self.features(pixels_3HW[None].float())
+            return self.pick(self.standardised(features))[0]

@@ -6,7 +6,8 @@ phases of groups. Then the encoder is trained together with a reader that is thr
 values of the codes alone it has to give the features back, and the teacher's classes. The first
 steps have the tanh bound alone, the rest round as FSQ does. Minutes on one core.
 
-n = images, r, c = rows and columns of groups, I = numbers of the trunk a group, 432.
+n = images, h, w = rows and columns of groups, g = groups of many images, I = numbers of the trunk a
+group, 432, k = ImageNet's classes.
 """
 
 from __future__ import annotations
@@ -139,12 +140,12 @@ class Features:
     """What the trunk sees in the views of all photos, in halves.
 
     Attributes:
-        groups_nrcI: numbers of each group, in the units of the trunk.
-        logits_nl: the teacher's, of ImageNet's classes.
+        groups_nhwI: numbers of each group, in the units of the trunk.
+        logits_nk: the teacher's, of ImageNet's classes.
     """
 
-    groups_nrcI: Tensor
-    logits_nl: Tensor
+    groups_nhwI: Tensor
+    logits_nk: Tensor
 
     @classmethod
     @torch.inference_mode()
@@ -162,9 +163,9 @@ class Features:
         """
         groups, logits = [], []
         for number, views_3HW in enumerate(views, 1):
-            found_nrcI = encoder.features(torch.stack(views_3HW))
-            coarse_nChw = found_nrcI[..., _FINE:].permute(0, 3, 1, 2)
-            groups.append(found_nrcI.half())
+            found_nhwI = encoder.features(torch.stack(views_3HW))
+            coarse_nChw = found_nhwI[..., _FINE:].permute(0, 3, 1, 2)
+            groups.append(found_nhwI.half())
             logits.append(network.classify(coarse_nChw).half())
             if number % _REPORT_PHOTOS == 0:
                 report({"photos": number})
@@ -183,19 +184,19 @@ def start(encoder: SemanticEncoder, features: Features, config: SemanticFitConfi
     from pooled features. The strongest four go to the first dimension of the four phases, and so
     on, so that every phase tells of all that matters most.
     """
-    mean, covariance, pooled_nI = _moments(features.groups_nrcI)
+    mean, covariance, pooled_nI = _moments(features.groups_nhwI)
     deviation = covariance.diagonal().sqrt() + 1e-5
     encoder.mean.copy_(mean)
     encoder.deviation.copy_(deviation)
     x_nI = (pooled_nI - pooled_nI.mean(0)) / deviation
-    y_nl = features.logits_nl.double()
-    y_nl = y_nl - y_nl.mean(0)
-    y_nl = y_nl - y_nl.mean(1, keepdim=True)
+    y_nk = features.logits_nk.double()
+    y_nk = y_nk - y_nk.mean(0)
+    y_nk = y_nk - y_nk.mean(1, keepdim=True)
     inner = x_nI.T @ x_nI + config.ridge * len(x_nI) * torch.eye(INPUTS, dtype=x_nI.dtype)
-    regression_Il = torch.linalg.solve(inner, x_nI.T @ y_nl)
-    predicted_nl = x_nI @ regression_Il
-    _, main_lv = torch.linalg.eigh(predicted_nl.T @ predicted_nl)  # ascending
-    directions = regression_Il @ main_lv.flip(1)[:, : encoder.values.width]
+    regression_Ik = torch.linalg.solve(inner, x_nI.T @ y_nk)
+    predicted_nk = x_nI @ regression_Ik
+    _, main_kv = torch.linalg.eigh(predicted_nk.T @ predicted_nk)  # ascending
+    directions = regression_Ik @ main_kv.flip(1)[:, : encoder.values.width]
     scaled = covariance / deviation / deviation[:, None]
     spread = (directions * (scaled @ directions)).sum(0).clamp(min=1e-12).sqrt()
     directions = directions / spread * config.spread
@@ -205,17 +206,17 @@ def start(encoder: SemanticEncoder, features: Features, config: SemanticFitConfi
     encoder.linear.bias.copy_(-torch.tensor(encoder.values.fsq.shift * PHASES))
 
 
-def _moments(groups_nrcI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _moments(groups_nhwI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean (I,) and covariance (I, I) over groups, and means (n, I) of images, in float64."""
     total = torch.zeros(INPUTS, dtype=torch.float64)
     products = torch.zeros(INPUTS, INPUTS, dtype=torch.float64)
     pooled = []
-    for some in groups_nrcI.split(64):
+    for some in groups_nhwI.split(64):
         x_gI = some.flatten(0, 2).double()
         total += x_gI.sum(0)
         products += x_gI.T @ x_gI
         pooled.append(some.double().mean((1, 2)))
-    groups = groups_nrcI[..., 0].numel()
+    groups = groups_nhwI[..., 0].numel()
     mean = total / groups
     return mean, products / groups - mean * mean[:, None], torch.cat(pooled)
 
@@ -224,20 +225,20 @@ def _moments(groups_nrcI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 class SemanticBatch:
     """Features of some views, what the teacher calls them, and whether codes are rounded yet."""
 
-    groups_nrcI: Tensor
-    logits_nl: Tensor
+    groups_nhwI: Tensor
+    logits_nk: Tensor
     rounded: bool
 
     @property
     def counts(self) -> dict[str, int]:
-        n, rows, columns, _ = self.groups_nrcI.shape
+        n, rows, columns, _ = self.groups_nhwI.shape
         return {"images": n, "groups": n * rows * columns}
 
     def to(self, device: torch.device) -> SemanticBatch:
         """The same on another device."""
         return SemanticBatch(
-            groups_nrcI=self.groups_nrcI.to(device),
-            logits_nl=self.logits_nl.to(device),
+            groups_nhwI=self.groups_nhwI.to(device),
+            logits_nk=self.logits_nk.to(device),
             rounded=self.rounded,
         )
 
@@ -264,26 +265,26 @@ class SemanticObjective(Objective):
     def forward(self, batch: SemanticBatch) -> dict[str, Tensor]:
         """Sums over groups or images of each term."""
         encoder = self.encoder
-        target_nrcI = encoder.standardised(batch.groups_nrcI.float())
-        given_nrcI = self.reader(self._values(target_nrcI, batch.rounded))
-        error_nrcI = (given_nrcI - target_nrcI).square()
-        coarse = given_nrcI[..., _FINE:]
-        pooled = coarse.mean((1, 2)) - target_nrcI[..., _FINE:].mean((1, 2))
+        target_nhwI = encoder.standardised(batch.groups_nhwI.float())
+        given_nhwI = self.reader(self._values(target_nhwI, batch.rounded))
+        error_nhwI = (given_nhwI - target_nhwI).square()
+        coarse = given_nhwI[..., _FINE:]
+        pooled = coarse.mean((1, 2)) - target_nhwI[..., _FINE:].mean((1, 2))
         own_units = coarse * encoder.deviation[_FINE:] + encoder.mean[_FINE:]
         read = self.teacher.classify(own_units.permute(0, 3, 1, 2))
         return {
-            "coarse": error_nrcI[..., _FINE:].mean(-1).sum(),
-            "fine": error_nrcI[..., :_FINE].mean(-1).sum(),
+            "coarse": error_nhwI[..., _FINE:].mean(-1).sum(),
+            "fine": error_nhwI[..., :_FINE].mean(-1).sum(),
             "pooled": pooled.square().mean(-1).sum(),
             "classes": F.kl_div(
-                read.log_softmax(-1), batch.logits_nl.float().log_softmax(-1),
+                read.log_softmax(-1), batch.logits_nk.float().log_softmax(-1),
                 log_target=True, reduction="sum",
             ),
         }  # fmt: skip
 
-    def _values(self, x_nrcI: Tensor, rounded: bool) -> Tensor:
+    def _values(self, x_nhwI: Tensor, rounded: bool) -> Tensor:
         """The 24 values of each group, as a reader of codes has them."""
-        fsq, z = self.encoder.values.fsq, self.encoder.pick(x_nrcI)
+        fsq, z = self.encoder.values.fsq, self.encoder.pick(x_nhwI)
         values = fsq.quantize(z) if rounded else fsq.bound(z) / z.new_tensor(fsq.half_width)
         phases = phases_of(*z.shape[1:3], device=z.device)
         return SemanticValues.scatter(values, phases.expand(z.shape[:3]))
@@ -327,11 +328,11 @@ def _batches(features: Features, config: SemanticFitConfig) -> Iterator[Semantic
     rng = np.random.default_rng(config.seed)
     step = 0
     while True:
-        chosen = torch.from_numpy(rng.integers(0, len(features.groups_nrcI), config.images))
-        groups_nrcI = features.groups_nrcI[chosen]
+        chosen = torch.from_numpy(rng.integers(0, len(features.groups_nhwI), config.images))
+        groups_nhwI = features.groups_nhwI[chosen]
         yield SemanticBatch(
-            groups_nrcI=groups_nrcI.flip(2) if rng.random() < 0.5 else groups_nrcI,
-            logits_nl=features.logits_nl[chosen],
+            groups_nhwI=groups_nhwI.flip(2) if rng.random() < 0.5 else groups_nhwI,
+            logits_nk=features.logits_nk[chosen],
             rounded=step >= config.unrounded * config.steps,
         )
         step += 1
