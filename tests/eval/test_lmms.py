@@ -21,13 +21,12 @@ import viq
 from viq.core.types import ViqError
 from viq.eval.vlm.lmms_entry import manifest
 from viq.eval.vlm.lmms_requests import (
-    StopTexts,
     batches,
     chat,
-    cut,
     generation_of,
     request_of,
 )
+from viq.eval.vlm.stop_texts import StopTexts, cut
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ROWS = json.loads((GOLDEN / "benchmarks" / "end_to_end.json").read_text())["tasks"]

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from viq.metrics import normal_form as normal
 from viq.metrics.answers import (
     anls,
-    levenshtein,
     normal_match,
     ocr_hit,
     option_match,
@@ -27,6 +26,7 @@ from viq.metrics.choices import (
     stated_letter,
 )
 from viq.metrics.intervals import bootstrap, wilson
+from viq.metrics.text import edit_distance
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "benchmarks"
 METRICS = json.loads((GOLDEN / "metrics.json").read_text())["metrics"]
@@ -97,11 +97,11 @@ def test_tables_are_those_of_the_tool() -> None:
 
 @given(st.text("ab", max_size=6), st.text("ab", max_size=6))
 def test_levenshtein_is_a_distance(first: str, second: str) -> None:
-    found = levenshtein(first, second)
-    assert found == levenshtein(second, first)
+    found = edit_distance(first, second)
+    assert found == edit_distance(second, first)
     assert abs(len(first) - len(second)) <= found <= max(len(first), len(second))
     assert (found == 0) == (first == second)
-    assert levenshtein(first + "c", second) <= found + 1
+    assert edit_distance(first + "c", second) <= found + 1
 
 
 def test_no_references_are_wrong() -> None:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from viq.metrics.normal_form import normal_form
+from viq.metrics.text import edit_distance
 
 ANLS_LEAST = 0.5  # similarities below it count 0
 RELAXED = 0.05  # relative error of a number that still is right
@@ -47,20 +48,6 @@ def anls(prediction: str, references: Sequence[str]) -> float:
     distances = [_normalised_distance(reference, prediction) for reference in references]
     similarity = 1 - min(distances, default=1.0)
     return similarity if similarity >= ANLS_LEAST else 0.0
-
-
-def levenshtein(first: str, second: str) -> int:
-    """The least number of characters to insert, delete or replace that makes texts equal."""
-    if len(first) < len(second):
-        first, second = second, first
-    row = list(range(len(second) + 1))
-    for place, letter in enumerate(first, 1):
-        diagonal, row[0] = row[0], place
-        for column, other in enumerate(second, 1):
-            replaced = diagonal + (letter != other)
-            diagonal = row[column]
-            row[column] = min(replaced, row[column] + 1, row[column - 1] + 1)
-    return row[-1]
 
 
 def vqa_accuracy(prediction: str, references: Sequence[str]) -> float:
@@ -128,7 +115,7 @@ def _normalised_distance(reference: str, prediction: str) -> float:
     """Levenshtein distance over the length of the longer text; 0 for two empty texts."""
     longest = max(len(reference), len(prediction))
     first, second = (" ".join(text.lower().split()) for text in (reference, prediction))
-    return levenshtein(first, second) / longest if longest else 0.0
+    return edit_distance(first, second) / longest if longest else 0.0
 
 
 def _number(text: str) -> float | None:

@@ -14,7 +14,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -211,6 +211,9 @@ def load(path: str | os.PathLike[str]) -> SquarePeer:
         described = section(content, "args", where)
         state = section(section(content, "trainer", where), "unitok", where)
     known = {field.name for field in fields(Arguments)}
+    needed = {field.name for field in fields(Arguments) if field.default is MISSING}
+    if missing := sorted(needed - described.keys()):
+        raise CheckpointError(f"{where}: describes no UniTok, as it has no {', '.join(missing)}")
     arguments = from_dict(Arguments, {k: v for k, v in described.items() if k in known}, where)
     weights = wanted_weights(state, lambda name: bool(_UNUSED.match(name)), str(file))
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}

@@ -101,12 +101,13 @@ class CodeModel:
 
 
 def _content(question: Question) -> str:
-    """The prompt with a placeholder for each picture; one that comes first has a line of its own,
-    as in training."""
-    texts = [
-        IMAGE_PLACEHOLDER if isinstance(part, int) else part.replace(IMAGE_PLACEHOLDER, _SPELT)
-        for part in question.parts
-    ]
-    if question.parts and isinstance(question.parts[0], int):
-        texts.insert(1, "\n")
+    """The prompt with a placeholder for each picture; those that come before any text have a line
+    each, as in training."""
+    texts, leads = [], True
+    for part in question.parts:
+        if isinstance(part, int):
+            texts.append(IMAGE_PLACEHOLDER + ("\n" if leads else ""))
+        else:
+            leads = False
+            texts.append(part.replace(IMAGE_PLACEHOLDER, _SPELT))
     return "".join(texts)

@@ -21,12 +21,11 @@ from viq.core.untrusted import printable, whole_number
 from viq.eval.vlm.lmms_requests import (
     MOST_TOKENS,
     Request,
-    StopTexts,
     batches,
     chat,
-    cut,
     request_of,
 )
+from viq.eval.vlm.stop_texts import StopTexts, cut
 from viq.mllm.loading import load_mllm
 
 with require("lmms_eval", "lmms", "the model viq of lmms-eval"):

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteriaList
 
 from viq.core.types import ViqError
 from viq.data.sources.base import ImageRef, Row, Source
+from viq.eval.vlm.stop_texts import StopTexts, cut
 from viq.eval.vlm.tasks.base import Part, Task
-
-_LOOKED_AT = 16  # tokens at the end of an answer in which a stop text is looked for
 
 # Shows how far a job is: what it does and of how many; gives what is called at each.
 Report = Callable[[str, int], AbstractContextManager[Callable[[], Any]]]
@@ -122,7 +121,7 @@ def is_ours(name: str | Path) -> bool:
 
 def greedy(tokenizer: Any, prompt_tokens: int, most_tokens: int, stop: Sequence[str]) -> dict:
     """Arguments of `generate`: greedy, with the cache, until each answer has a stop text."""
-    criteria = StoppingCriteriaList([_StopTexts(tokenizer, prompt_tokens, stop)] if stop else [])
+    criteria = StoppingCriteriaList([StopTexts(tokenizer, stop, prompt_tokens)] if stop else [])
     return {
         "max_new_tokens": most_tokens, "do_sample": False, "num_beams": 1, "use_cache": True,
         "temperature": None, "top_p": None, "top_k": None, "stopping_criteria": criteria,
@@ -132,22 +131,4 @@ def greedy(tokenizer: Any, prompt_tokens: int, most_tokens: int, stop: Sequence[
 def decoded(tokenizer: Any, new_tokens: torch.Tensor, stop: Sequence[str]) -> list[str]:
     """Texts of generated tokens (B, L), cut at the first stop text, without outer white space."""
     texts = tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
-    return [cut(text, stop).strip() for text in texts]
-
-
-def cut(text: str, stop: Sequence[str]) -> str:
-    """What stands before the first stop text."""
-    return text[: min((place for s in stop if (place := text.find(s)) >= 0), default=None)]
-
-
-class _StopTexts(StoppingCriteria):
-    """Ends each sequence whose last tokens spell a stop text."""
-
-    def __init__(self, tokenizer: Any, prompt_tokens: int, stop: Sequence[str]) -> None:
-        self._tokenizer, self._stop, self._prompt = tokenizer, tuple(stop), prompt_tokens
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:
-        start = max(self._prompt, input_ids.shape[1] - _LOOKED_AT)
-        texts = self._tokenizer.batch_decode(input_ids[:, start:], skip_special_tokens=True)
-        ended = [any(stop in text for stop in self._stop) for text in texts]
-        return torch.tensor(ended, device=input_ids.device)
+    return [cut(text, stop) for text in texts]

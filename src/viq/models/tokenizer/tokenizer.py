@@ -73,8 +73,8 @@ class VisualTokenizer(nn.Module):
         super().__init__()
         self.config = config
         c, heads = config.encoder.width, config.encoder.heads
-        self.encoder: nn.Module
-        self.quantizer: QuantizerHead | TransformQuantizer
+        self.encoder: Any  # of either kind, by the config
+        self.quantizer: Any
         if config.quantizer.transform is None:
             self.encoder = Encoder(config.encoder)
             self.quantizer = QuantizerHead(c, config.quantizer)
