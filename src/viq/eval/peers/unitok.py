@@ -37,7 +37,7 @@ from viq.eval.peers.network import (
 )
 from viq.eval.peers.pictures import Pictures
 from viq.eval.peers.vitamin import PATCH, PUBLISHED, Decoder, Encoder, GatedMlp, Widths
-from viq.weights.checkpoint import (
+from viq.weights.checkpoint import CheckpointError, (
     CONFIG_FILE,
     building,
     from_dict,
