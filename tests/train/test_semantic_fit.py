@@ -26,6 +26,7 @@ from viq.train.tokenizer.semantic_fit import (
     SemanticFitConfig,
     SemanticObjective,
     fit_semantic,
+    fit_with_reader,
     start,
 )
 
@@ -79,7 +80,9 @@ def test_fit_is_the_same_again_and_leaves_the_teacher_alone(network: EfficientNe
     records: list[dict[str, Any]] = []
     one = fit_semantic(photos(), TINY, network, records.append)
     torch.rand(7)
-    two = fit_semantic(iter(photos()), TINY, network)
+    two, reader = fit_with_reader(iter(photos()), TINY, network)
+    assert reader(two.values(two.ids(torch.zeros(3, 96, 64)))[None]).shape == (1, 3, 2, 16)
+    assert not any(p.requires_grad for p in reader.parameters())
     other = fit_semantic(photos(), dataclasses.replace(TINY, seed=1), network)
     assert all(torch.equal(a, before[name]) for name, a in network.state_dict().items())
     for name, value in one.state_dict().items():
@@ -130,12 +133,12 @@ def test_a_reader_that_knows_all_loses_nothing(
     groups = drawn.groups_nhwI[:3].float()
     logits = network.classify(groups[..., 112:].permute(0, 3, 1, 2))
     objective = SemanticObjective(encoder, network, TINY)
-    objective.reader = Knows(encoder.standardised(groups))
+    objective.features = Knows(encoder.standardised(groups))
     batch = SemanticBatch(groups_nhwI=groups, logits_nk=logits, rounded=True)
     assert batch.counts == {"images": 3, "groups": 18}
     for name, value in objective(batch).items():
         assert float(value) == pytest.approx(0, abs=1e-4), name
-    objective.reader = Knows(encoder.standardised(groups) + 1)
+    objective.features = Knows(encoder.standardised(groups) + 1)
     wrong = objective(batch)
     assert [float(wrong[name]) for name in ("coarse", "fine", "pooled")] == pytest.approx(
         [18, 18, 3]
@@ -144,13 +147,13 @@ def test_a_reader_that_knows_all_loses_nothing(
 
 
 class Knows(torch.nn.Module):
-    """A reader that gives what it was told."""
+    """The end of a reader that gives what it was told."""
 
     def __init__(self, answer: torch.Tensor) -> None:
         super().__init__()
         self.answer = answer
 
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.answer
 
 

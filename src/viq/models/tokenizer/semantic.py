@@ -171,3 +171,41 @@ class SemanticEncoder(nn.Module):
         with by_default(pixels_3HW.device):
             features = self.features(pixels_3HW[None].float())
             return self.pick(self.standardised(features))[0]
+
+
+class SemanticReader(nn.Module):
+    """Values of a grid of groups to a token each, from the 9 x 9 groups around it.
+
+    A picture's things are told by groups together, so the mean of such tokens names a photo better
+    than the mean of the values. It is trained with the encoder (`train/tokenizer/semantic_fit.py`).
+    """
+
+    def __init__(self, values: int, width: int = 160) -> None:
+        super().__init__()
+        self.inp = nn.Linear(values, width)
+        nn.init.normal_(self.inp.weight, std=1.5 * values**-0.5)
+        self.blocks = nn.Sequential(_Mix(width), _Mix(width))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Tokens (n, h, w, width) of what `SemanticValues` gives for grids of one size."""
+        return self.norm(self.blocks(self.inp(values)))
+
+
+class _Mix(nn.Module):
+    """A residual block: each channel over the neighbours, then the channels of each group."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 5, padding=2, groups=width)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
+        )
+        with torch.no_grad():  # the identity, nearly
+            self.conv.weight.mul_(0.3)[:, :, 2, 2] += 1
+        for start in (self.conv.bias, *self.mlp[3].parameters()):
+            if start is not None:
+                nn.init.zeros_(start)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mlp(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))

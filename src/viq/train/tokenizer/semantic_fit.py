@@ -2,8 +2,8 @@
 
 Features of all photos are computed once and kept in memory, as halves. The start is in closed
 form: of the features' directions, those that tell most of the teacher's class logits, dealt to the
-phases of groups. Then the encoder is trained together with a reader that is thrown away: from the
-values of the codes alone it has to give the features back, and the teacher's classes. The first
+phases of groups. Then the encoder is trained together with a reader of codes: from their values
+alone it has to give the features back, and the teacher's classes. The first
 steps have the tanh bound alone, the rest round as FSQ does. Minutes on one core.
 
 n = images, h, w = rows and columns of groups, g = groups of many images, I = numbers of the trunk a
@@ -32,6 +32,7 @@ from viq.models.tokenizer.semantic import (
     PHASES,
     SemanticConfig,
     SemanticEncoder,
+    SemanticReader,
     SemanticValues,
     phases_of,
 )
@@ -49,8 +50,8 @@ _REPORT_PHOTOS = 200
 
 @dataclass(frozen=True, kw_only=True)
 class SemanticFitConfig:
-    """Shape, data and training of a semantic encoder. The defaults take ten minutes of one core
-    for 2,600 photos: most of that is the trunk, once for each view, and three are the training."""
+    """Shape, data and training of a semantic encoder. The defaults take five minutes of one core
+    for 2,500 photos: three and a half are the trunk, once for each view."""
 
     model: SemanticConfig = field(default_factory=SemanticConfig)
     side: int = 224  # px; views of photos are squares
@@ -119,6 +120,16 @@ def fit_semantic(
     Raises:
         ViqError: too few photos, or the package of the network is missing.
     """
+    return fit_with_reader(images, config, network, report)[0]
+
+
+def fit_with_reader(
+    images: Iterable[Image.Image],
+    config: SemanticFitConfig | None = None,
+    network: EfficientNetLite0 | None = None,
+    report: Callable[[dict[str, Any]], None] = lambda record: None,
+) -> tuple[SemanticEncoder, SemanticReader]:
+    """As `fit_semantic`, with the reader that was trained beside the encoder."""
     config = config or SemanticFitConfig()
     network = (network or EfficientNetLite0.from_package()).requires_grad_(False).eval()
     torch.manual_seed(config.seed)
@@ -126,13 +137,13 @@ def fit_semantic(
     encoder.trunk.load_state_dict(network.trunk.state_dict())
     features = Features.of(_views(images, config), encoder, network, report)
     start(encoder, features, config)
+    objective = SemanticObjective(encoder, network, config)
     if config.steps:
-        objective = SemanticObjective(encoder, network, config)
         train_in_memory(
             objective, _batches(features, config), config.loop(), name="semantic codes",
             seed=config.seed, log=report,
         )  # fmt: skip
-    return encoder.requires_grad_(False).eval()
+    return encoder.requires_grad_(False).eval(), objective.reader.requires_grad_(False).eval()
 
 
 @dataclass(frozen=True)
@@ -260,13 +271,14 @@ class SemanticObjective(Objective):
         self.encoder, self.teacher = encoder, teacher
         for part in (encoder.linear, encoder.hidden, encoder.correction):
             part.requires_grad_(True)
-        self.reader = _Reader(encoder.values.width, config.width)
+        self.reader = SemanticReader(encoder.values.width, config.width)
+        self.features = nn.Linear(config.width, INPUTS)
 
     def forward(self, batch: SemanticBatch) -> dict[str, Tensor]:
         """Sums over groups or images of each term."""
         encoder = self.encoder
         target_nhwI = encoder.standardised(batch.groups_nhwI.float())
-        given_nhwI = self.reader(self._values(target_nhwI, batch.rounded))
+        given_nhwI = self.features(self.reader(self._values(target_nhwI, batch.rounded)))
         error_nhwI = (given_nhwI - target_nhwI).square()
         coarse = given_nhwI[..., _FINE:]
         pooled = coarse.mean((1, 2)) - target_nhwI[..., _FINE:].mean((1, 2))
@@ -288,39 +300,6 @@ class SemanticObjective(Objective):
         values = fsq.quantize(z) if rounded else fsq.bound(z) / z.new_tensor(fsq.half_width)
         phases = phases_of(*z.shape[1:3], device=z.device)
         return SemanticValues.scatter(values, phases.expand(z.shape[:3]))
-
-
-class _Reader(nn.Module):
-    """Values of a grid of groups to features of the trunk, each from 9 x 9 groups around it."""
-
-    def __init__(self, values: int, width: int) -> None:
-        super().__init__()
-        self.inp = nn.Linear(values, width)
-        nn.init.normal_(self.inp.weight, std=1.5 * values**-0.5)
-        self.blocks = nn.Sequential(_Mix(width), _Mix(width))
-        self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, INPUTS))
-
-    def forward(self, values: Tensor) -> Tensor:
-        return self.out(self.blocks(self.inp(values)))
-
-
-class _Mix(nn.Module):
-    """A residual block: each channel over the neighbours, then the channels of each group."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 5, padding=2, groups=width)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
-        )
-        with torch.no_grad():
-            self.conv.weight.mul_(0.3)[:, :, 2, 2] += 1
-            self.conv.bias.zero_()  # pyright: ignore[reportOptionalMemberAccess]
-            self.mlp[3].weight.zero_()
-            self.mlp[3].bias.zero_()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.mlp(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
 def _batches(features: Features, config: SemanticFitConfig) -> Iterator[SemanticBatch]:
