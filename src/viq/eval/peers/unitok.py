@@ -37,8 +37,9 @@ from viq.eval.peers.network import (
 )
 from viq.eval.peers.pictures import Pictures
 from viq.eval.peers.vitamin import PATCH, PUBLISHED, Decoder, Encoder, GatedMlp, Widths
-from viq.weights.checkpoint import CheckpointError, (
+from viq.weights.checkpoint import (
     CONFIG_FILE,
+    CheckpointError,
     building,
     from_dict,
     read_config,

@@ -53,12 +53,16 @@ class TransformDecoder(nn.Module):
         pixels = 2 * _FOLD * self.config.refine_depth + PATCH_SIZE // 2  # and the filter at borders
         return self.config.depth * (self.config.kernel_size // 2) + -(-pixels // PATCH_SIZE)
 
+    def _code(self) -> TransformQuantizer:
+        assert self._quantizer.module is not None
+        return self._quantizer.module
+
     def forward(self, features_TC: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
         return self.paint(self.hidden(features_TC, grids_hw), features_TC, grids_hw)
 
     def hidden(self, features_TC: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
         """What the first part makes of features, (T, width), where training may align features."""
-        x_TC, outputs = self.project_in(self._quantizer.module.detail(features_TC)), []
+        x_TC, outputs = self.project_in(self._code().detail(features_TC)), []
         for x, grid in zip(x_TC.split(lengths_of(grids_hw)), grids_hw, strict=True):
             x = x.unflatten(0, grid)[None]
             for block in self.blocks:
@@ -68,7 +72,7 @@ class TransformDecoder(nn.Module):
 
     def paint(self, hidden_TC: Tensor, features_TC: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
         """Patches (T, D) of the first part's output and the features themselves."""
-        quantizer = self._quantizer.module
+        quantizer = self._code()
         lengths = lengths_of(grids_hw)
         values = quantizer.values(features_TC).split(lengths)
         added = self.project_out(self.norm(hidden_TC)).split(lengths)
@@ -89,8 +93,8 @@ class _Refine(nn.Module):
         channels = 3 * _FOLD**2
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        for parameter in self.conv2.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, pixels: Tensor) -> Tensor:
         hidden = self.conv2(F.silu(self.conv1(F.pixel_unshuffle(pixels[None], _FOLD))))
