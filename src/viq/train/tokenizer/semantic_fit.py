@@ -272,7 +272,7 @@ class SemanticObjective(Objective):
         for part in (encoder.linear, encoder.hidden, encoder.correction):
             part.requires_grad_(True)
         self.reader = SemanticReader(encoder.values.width, config.width)
-        self.features = nn.Linear(config.width, INPUTS)
+        self.features: nn.Module = nn.Linear(config.width, INPUTS)
 
     def forward(self, batch: SemanticBatch) -> dict[str, Tensor]:
         """Sums over groups or images of each term."""
@@ -322,12 +322,13 @@ def _views(images: Iterable[Image.Image], config: SemanticFitConfig) -> Iterator
     rng = np.random.default_rng(config.seed)
     for image in images:
         width, height = image.size
+        square = (config.side, config.side)
         boxes = [(0.0, 0.0, float(width), float(height))]
         for _ in range(config.crops):
             side = min(width, height) * rng.uniform(config.least_crop, 1)
             x, y = rng.uniform(0, width - side), rng.uniform(0, height - side)
             boxes.append((x, y, x + side, y + side))
         yield [
-            normalize(np.asarray(image.resize((config.side,) * 2, Image.Resampling.BICUBIC, box)))
+            normalize(np.asarray(image.resize(square, Image.Resampling.BICUBIC, box)))
             for box in boxes
         ]
