@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from test_cli import one_line, run, run_json
+from cli_runs import one_line, run, run_json
 
 from viq.data.synthetic.draw import draw
 

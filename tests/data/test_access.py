@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from test_sources import picture, shade, write_parquet
+from source_rows import picture, shade, write_parquet
 
 from viq.data.sources.access import Access, ImageUrl, Names
 from viq.data.sources.base import SourceError

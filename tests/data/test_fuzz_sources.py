@@ -1,6 +1,6 @@
 """Whatever a data set holds: a row or a failure of one line, never another exception.
 
-    VIQ_FUZZ=1000000 pytest tests/test_fuzz_sources.py
+    VIQ_FUZZ=1000000 pytest tests/data/test_fuzz_sources.py
 
 runs so many rows of each kind; without it all kinds together have 100,000. Half of what comes out
 is written to Parquet and must come back as it was.
@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from source_rows import picture
 from test_fuzz import damaged
-from test_sources import picture
 
 from viq.core.types import ViqError
 from viq.data.sources.base import Source

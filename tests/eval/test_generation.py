@@ -1,11 +1,7 @@
-"""Models that draw: exact likelihoods, drawing as trained, captions judged from pixels."""
+"""Models that draw: sequences, drawing as trained, and commands."""
 
-import importlib
-import itertools
 import json
-import math
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -42,11 +38,9 @@ from viq.data.batching.generation_batches import (
 )
 from viq.data.batching.mixture import Mixture, Part, Position
 from viq.data.sources.open import open_source
-from viq.data.synthetic.captions import CaptionedShapes, Shape, satisfies, sides
 from viq.data.text.text_tokenizer import train_text_tokenizer
-from viq.eval.generation.shapes import _components, find_shapes
 from viq.jobs.encode import encode
-from viq.mllm.generation import CodeGenerator, CodeGeneratorConfig, LevelHead, Sampling, _draw
+from viq.mllm.generation import CodeGenerator, CodeGeneratorConfig, Sampling
 from viq.mllm.text_to_image import TextToImagePipeline
 from viq.models.language.packed import packed_hidden
 from viq.models.language.vision_language import LanguageConfig, build_language
@@ -87,125 +81,6 @@ def model(words) -> CodeGenerator:
         for parameter in model.parameters():
             parameter.mul_(4 if parameter.ndim > 1 else 1)
     return model.eval()
-
-
-# The judge
-
-
-@pytest.mark.parametrize("side", [64, 96])
-def test_the_judge_finds_what_was_drawn(side: int) -> None:
-    shapes = CaptionedShapes("held-out", (side, side))
-    for number in range(30):
-        pair = shapes.pair(number)
-        found = find_shapes(pair.image)
-        assert satisfies(pair.caption, found, (side, side)), (number, pair.caption, found)
-        for true in pair.shapes:
-            nearest = min(found, key=lambda s: math.hypot(s.x - true.x, s.y - true.y))
-            assert (nearest.color, nearest.shape) == (true.color, true.shape)
-            # The bounding circle's centre; a triangle's centre of mass is that only by symmetry.
-            assert math.hypot(nearest.x - true.x, nearest.y - true.y) < 1.5
-            assert abs(nearest.size - true.size) < 3
-
-
-def test_the_judge_parts_touching_things_and_ignores_specks() -> None:
-    pixels = np.full((64, 96, 3), 250, np.uint8)
-    pixels[20:44, 20:44] = (214, 39, 40)
-    pixels[20:44, 44:68] = (31, 80, 200)
-    pixels[5, 5] = 0
-    found = find_shapes(Image.fromarray(pixels))
-    assert sorted((s.color, s.shape) for s in found) == [("blue", "square"), ("red", "square")]
-    assert find_shapes(Image.new("RGB", (40, 40), "white")) == []
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
-    assert not satisfies("a red circle", find_shapes(Image.fromarray(noise)), (64, 64))
-
-
-def test_things_that_meet_at_a_corner_are_one() -> None:
-    mask = np.array([[1, 1, 0, 0, 1], [0, 0, 1, 0, 1], [0, 0, 0, 0, 0], [1, 0, 0, 0, 1]], bool)
-    parts = [{(int(y), int(x)) for y, x in np.argwhere(part)} for part in _components(mask)]
-    joined = {(0, 0), (0, 1), (1, 2)}
-    assert parts == [joined, {(0, 4), (1, 4)}, {(3, 0)}, {(3, 4)}]
-
-
-def test_the_judge_names_the_library_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "scipy", None)
-    monkeypatch.delitem(sys.modules, "viq.eval.generation.shapes")
-    with pytest.raises(ViqError, match=r"needs scipy: pip install 'viq\[train\]'"):
-        importlib.import_module("viq.eval.generation.shapes")
-
-
-def test_captions_by_hand() -> None:
-    def at(color: str, shape: str, x: float, y: float) -> Shape:
-        return Shape(color=color, shape=shape, x=x, y=y, size=20)
-
-    a, b = at("red", "circle", 20, 50), at("blue", "square", 80, 52)
-    assert sides(a, b, (100, 100)) == ["left of"] and sides(b, a, (100, 100)) == ["right of"]
-    for caption, kept in (
-        ("a red circle left of a blue square", True),
-        ("a blue square right of a red circle", True),
-        ("a red circle right of a blue square", False),
-        ("a red circle above a blue square", False),  # 2 px are no side
-        ("a red square left of a blue circle", False),
-        ("a red circle", False),  # there is more
-    ):
-        assert satisfies(caption, [b, a], (100, 100)) is kept
-    # Two alike: one of them is where it should be.
-    assert satisfies(
-        "a red circle left of a red circle", [at("red", "circle", 90, 5), a], (100, 100)
-    )
-    with pytest.raises(ViqError, match="cannot be checked"):
-        satisfies("a dog", [], (100, 100))
-    train, held = CaptionedShapes("train", (48, 48)), CaptionedShapes("held-out", (48, 48))
-    assert train.pair(3).image.tobytes() == train.pair(3).image.tobytes()
-    assert train.pair(3).image.tobytes() != held.pair(3).image.tobytes()
-
-
-# The head
-
-
-def test_the_likelihood_sums_to_one() -> None:
-    torch.manual_seed(0)
-    head = LevelHead(8, (2, 3), 16)
-    for parameter in head.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    every = torch.tensor(list(itertools.product(*(range(n) for n in (2, 3) * 4))))
-    nats = head(torch.randn(1, 8).expand(len(every), 8), every)
-    assert len(every) == 6**4
-    assert nats.neg().exp().sum().item() == pytest.approx(1, abs=1e-4)
-
-
-def test_sampling_draws_from_that_likelihood() -> None:
-    torch.manual_seed(0)
-    head = LevelHead(8, (2, 3), 16)
-    for parameter in head.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    hidden = torch.randn(1, 8)
-    drawn = head.sample(hidden.expand(4000, 8), None, Sampling(), torch.Generator().manual_seed(0))
-    assert (drawn.amax(0) < torch.tensor([2, 3] * 4)).all()
-    # Mean surprise of what was drawn is the entropy: compare with an exact sum.
-    every = torch.tensor(list(itertools.product(*(range(n) for n in (2, 3) * 4))))
-    nats = head(hidden.expand(len(every), 8), every)
-    entropy = (nats.neg().exp() * nats).sum().item()
-    assert head(hidden.expand(4000, 8), drawn).mean().item() == pytest.approx(entropy, rel=0.03)
-
-
-def test_temperature_top_p_and_guidance() -> None:
-    logits = torch.tensor([[0.1, 0.5, 0.4, 0.0]]).log().expand(500, 4)
-    seed = torch.Generator().manual_seed(0)
-    assert set(_draw(logits, LIKELIEST, seed).tolist()) == {1}
-    assert set(_draw(logits, Sampling(top_p=0.85), seed).tolist()) == {1, 2}
-    assert set(_draw(logits, Sampling(), seed).tolist()) == {0, 1, 2}
-    assert set(_draw(logits, Sampling(top_p=0.01), seed).tolist()) == {1}
-    head = LevelHead(8, (2, 3), 16)
-    asked, unconditional = torch.randn(2, 5, 8)
-    plain = head.sample(asked, None, LIKELIEST, None)
-    # Guidance 0 draws as if nothing had been asked.
-    unasked = head.sample(asked, unconditional, Sampling(temperature=0, guidance=0), None)
-    assert torch.equal(unasked, head.sample(unconditional, None, LIKELIEST, None))
-    same = head.sample(asked, asked, Sampling(temperature=0, guidance=3), None)
-    assert torch.equal(same, plain)
-    for bad in ({"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"guidance": -1}):
-        with pytest.raises(ViqError, match="use temperature"):
-            Sampling(**bad)
 
 
 # Sequences

@@ -2,82 +2,20 @@
 
 import json
 import multiprocessing
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from code_stores import INFO, codes_of, opened, taken, write_store
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from viq.core.codes import Codes
-from viq.core.types import CodesError, ViqError, grid_of
-from viq.store import cache
-from viq.store.cache_folder import CACHE, MARK
-from viq.store.columns import Extras
+from viq.core.types import CodesError, ViqError
 from viq.store.dataset import CodeDataset
-from viq.store.folder import INDEX, Index, Shard, shard_name
+from viq.store.folder import shard_name
 from viq.store.order import Order, cut
-from viq.store.rows import CodesWriter, StoreInfo
-
-INFO = StoreInfo(model="viq-test", fingerprint="00000000000000ab", levels=(8, 8, 8, 5, 5, 5))
-
-
-def codes_of(number: int) -> Codes:
-    draw = np.random.default_rng(number)
-    size = (int(draw.integers(1, 80)), int(draw.integers(1, 80)))
-    ids = draw.integers(0, 64000, (*grid_of(size), 4)).astype(np.uint16)
-    return Codes(ids, size, 0, INFO.fingerprint)
-
-
-def write_store(folder: Path, shards: list[int], images: int = 1) -> Path:
-    """A store of shards of so many samples, each of so many images, with a caption."""
-    extras = Extras.inferred([{"caption": "words"}])
-    listed, number = [], 0
-    for place, samples in enumerate(shards):
-        path = folder / shard_name(place)
-        with CodesWriter(path, INFO, extras) as writer:
-            for at in range(number, number + samples):
-                for image in range(images):
-                    words = extras.pack({"caption": f"caption {at}"})
-                    writer.add(f"key{at}", codes_of(at * images + image), image, words)
-        inputs = (number, number + samples)
-        rows = samples * images
-        listed.append(
-            Shard(name=path.name, rows=rows, inputs=inputs, bytes=path.stat().st_size, sha256="")
-        )
-        number += samples
-    totals = {"rows": number * images, "failures": 0}
-    index = Index(info=INFO, inputs=number, shards=tuple(listed), totals=totals)
-    (folder / INDEX).write_bytes(index.to_json())
-    return folder
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_store(tmp_path_factory.mktemp("store"), [30, 0, 25, 300, 1])
-
-
-def opened(path: Path, **options: object) -> CodeDataset:
-    return CodeDataset(path, cache=path.parent / "cache", **options)  # type: ignore[arg-type]
-
-
-def unpacked(folder: Path) -> list[Path]:
-    """The unpacked shards in a cache, in which nothing else is but the mark."""
-    files = sorted((folder / CACHE).iterdir())
-    assert {file.suffix for file in files if file.name != MARK} <= {".arrow"}
-    return [file for file in files if file.name != MARK]
-
-
-def keys_of(batches: object) -> list[list[str]]:
-    return [[sample.key for sample in batch] for batch in batches]  # type: ignore[attr-defined]
+from viq.store.rows import CodesWriter
 
 
 def test_random_access(store: Path) -> None:
@@ -215,19 +153,6 @@ def test_cut(
         assert batches(first) == [b for b in batches(0) if b[0] >= first]
 
 
-def taken(data: CodeDataset, steps: int | None = None, **options: object) -> list[list[str]]:
-    """Keys of the next batches; as many as there are if `steps` is None."""
-    batches = data.batches(**options)  # type: ignore[arg-type]
-    result = []
-    while steps is None or len(result) < steps:
-        batch = next(batches, None)
-        if batch is None:
-            break
-        result.append([sample.key for sample in batch])
-    batches.close()  # type: ignore[attr-defined]
-    return result
-
-
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 @pytest.mark.parametrize("limits", [{"tokens": 60}, {"samples": 7}, {"tokens": 40, "samples": 3}])
 def test_resumes_on_other_ranks_and_workers(store: Path, limits: dict[str, int]) -> None:
@@ -267,93 +192,6 @@ def test_limits_are_asked_for(store: Path) -> None:
     for tokens, samples in ((None, None), (0, None), (None, -1)):
         with pytest.raises(ViqError, match="above 0"):
             next(opened(store).batches(tokens=tokens, samples=samples))
-
-
-def test_the_cache_is_bounded(tmp_path: Path) -> None:
-    path = write_store(tmp_path / "s", [50] * 6)
-    whole = [sample.key for sample in opened(path)]
-    size = max(file.stat().st_size for file in unpacked(tmp_path / "cache"))
-    small = CodeDataset(path, cache=tmp_path / "small", cache_bytes=int(2.5 * size))
-    for number in (0, 299, 0, 120, 299, 5, 70, 180, 230):
-        assert small[number].codes == (codes_of(number),)
-        files = unpacked(tmp_path / "small")
-        assert sum(file.stat().st_size for file in files) <= 2.5 * size
-    assert [sample.key for sample in small] == whole
-
-
-def test_a_cache_that_vanishes_or_is_damaged_is_written_anew(store: Path, tmp_path: Path) -> None:
-    data = CodeDataset(store, cache=tmp_path)
-    data[0]
-    for file in unpacked(tmp_path):
-        file.unlink()
-    data[100]
-    for damage in (b"nothing", b""):
-        for file in unpacked(tmp_path):
-            file.write_bytes(damage)
-        assert CodeDataset(store, cache=tmp_path)[100].codes == (codes_of(100),)
-    shutil.rmtree(tmp_path / CACHE)
-    assert CodeDataset(store, cache=tmp_path)[100].codes == (codes_of(100),)
-
-
-def test_rotten_bits_of_the_cache_never_give_other_codes(tmp_path: Path) -> None:
-    path = write_store(tmp_path / "s", [300, 10], images=2)
-    data = opened(path)
-    whole = [data[n] for n in range(len(data) - 1, -1, -1)][::-1]
-    file = max(unpacked(tmp_path / "cache"), key=lambda file: file.stat().st_size)
-    good, draw = file.read_bytes(), np.random.default_rng(0)
-    for _ in range(60):
-        bad = bytearray(good)
-        bad[draw.integers(len(bad))] ^= 1 << draw.integers(8)
-        file.write_bytes(bad)
-        assert list(opened(path)) == whole
-        assert file.read_bytes() == good
-    for bad in (good[:-1], good + b"x", good[100:], good[: len(good) // 2] * 2):
-        file.write_bytes(bad)
-        assert list(opened(path)) == whole
-
-
-def test_threads_read_one_data_set(store: Path, tmp_path: Path) -> None:
-    """With a cold cache, and with room for one shard at a time."""
-    for turn in range(15):
-        room = 1 if turn % 3 == 2 else 1 << 30
-        data = CodeDataset(store, cache=tmp_path / str(turn), cache_bytes=room)
-        begin, errors = threading.Barrier(6), list[BaseException]()
-
-        def read(seed: int, data=data, begin=begin, errors=errors) -> None:  # type: ignore[no-untyped-def]
-            try:
-                begin.wait()
-                for number in np.random.default_rng(seed).permutation(356)[:60].tolist():
-                    assert data[number].codes == (codes_of(number),)
-            except BaseException as error:
-                errors.append(error)
-
-        threads = [threading.Thread(target=read, args=[seed]) for seed in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert errors == []
-        shutil.rmtree(tmp_path / str(turn))
-
-
-def test_threads_unpack_a_shard_once(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = list[Path]()
-
-    def write(path: Path, *rest: object) -> None:
-        made.append(path)
-        unpack(path, *rest)  # type: ignore[arg-type]
-
-    unpack = cache.write
-    monkeypatch.setattr(cache, "write", write)
-    data, begin = CodeDataset(store, cache=tmp_path), threading.Barrier(6)
-    threads = [threading.Thread(target=lambda: (begin.wait(), data[0])) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(made) == 1
 
 
 def passes(loader: DataLoader, count: int = 1) -> list[list[str]]:
@@ -448,25 +286,6 @@ def test_states_that_are_none(store: Path, name: str) -> None:
     assert list(data) == [] and data.epoch == 4
 
 
-def test_remote_store(tmp_path: Path) -> None:
-    fsspec = pytest.importorskip("fsspec")
-    path = write_store(tmp_path / "s", [50, 60])
-    memory = fsspec.filesystem("memory")
-    memory.put(str(path), "/bucket/codes", recursive=True)
-    for url, first, count in (
-        ("memory://bucket/codes", 0, 110),
-        ("memory://bucket/codes/part-00001.parquet", 50, 60),
-    ):
-        data = CodeDataset(url, cache=tmp_path / "cache", shuffle=0)
-        assert len(data) == count
-        assert data[7].codes == (codes_of(first + 7),)
-        assert f"key{first + 9}" in data
-        assert len(list(data)) == count
-    assert unpacked(tmp_path / "cache")
-    with pytest.raises(CodesError, match="finished store"):
-        CodeDataset("memory://bucket/nothing", cache=tmp_path / "cache")
-
-
 def test_missing_and_damaged_shards_are_named(tmp_path: Path) -> None:
     path = write_store(tmp_path / "s", [50, 60])
     (path / shard_name(1)).unlink()
@@ -479,86 +298,6 @@ def test_missing_and_damaged_shards_are_named(tmp_path: Path) -> None:
     (path / shard_name(1)).write_bytes((path / shard_name(0)).read_bytes())
     with pytest.raises(CodesError, match="part-00001"):
         data[60]
-
-
-LOOP = """
-import sys, viq
-data = viq.CodeDataset(sys.argv[1], cache=sys.argv[2], shuffle=0)
-while True:
-    for batch in data.batches(samples=2, workers=2):
-        print("step", flush=True)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc and /dev/shm")
-def test_nothing_is_left_after_an_interrupt(store: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", LOOP, str(store), str(tmp_path / "cache")]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    ) as loop:
-        assert loop.stdout
-        assert loop.stdout.readline() == b"step\n"
-        members = _session(loop.pid)
-        assert len(members) >= 3
-        os.killpg(loop.pid, signal.SIGINT)  # as a terminal does
-        try:
-            loop.communicate(timeout=15)
-        except subprocess.TimeoutExpired:  # it came in a destructor, where Python swallows it
-            os.killpg(loop.pid, signal.SIGINT)
-            loop.communicate(timeout=60)
-    deadline = time.monotonic() + 10
-    while _session(loop.pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert _session(loop.pid) == []
-    shared = os.listdir("/dev/shm")  # torch names it after the process; others are at work too
-    assert not [name for name in shared if any(f"_{member}_" in name for member in members)]
-    assert unpacked(tmp_path / "cache")
-
-
-ENDS = """
-import pathlib, sys, time, viq
-from viq.store import cache
-begun, ending, write = pathlib.Path(sys.argv[3]), pathlib.Path(sys.argv[4]), cache.write
-
-def slow(path, schema, batches):
-    begun.touch()
-    while not ending.exists():
-        time.sleep(0.01)
-    time.sleep(0.5)  # for whoever would kill this process
-    write(path, schema, batches)
-
-cache.write = slow
-data = viq.CodeDataset(sys.argv[1], cache=sys.argv[2], columns=())
-batches = data.batches(samples=1, workers=1)
-next(batches)  # of a shard that was unpacked before; the worker reads ahead of it
-while not begun.exists():
-    time.sleep(0.01)
-ending.touch()
-raise KeyboardInterrupt
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked with what is patched")
-def test_a_worker_ends_what_it_unpacks_when_the_process_ends(tmp_path: Path) -> None:
-    store = write_store(tmp_path / "store", [1, 5])
-    assert CodeDataset(store, cache=tmp_path / "cache", columns=())[0].key == "key0"
-    places = (store, tmp_path / "cache", tmp_path / "begun", tmp_path / "ending")
-    done = subprocess.run([sys.executable, "-c", ENDS, *map(str, places)], capture_output=True)
-    assert done.returncode != 0 and b"KeyboardInterrupt" in done.stderr
-    assert len(unpacked(tmp_path / "cache")) == 2  # no file under another name
-
-
-def _session(leader: int) -> list[str]:
-    """Processes that are left of a session."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if fields[3] == str(leader) and fields[0] != "Z":
-            found.append(path.parent.name)
-    return found
 
 
 def test_keys_of_any_script_and_none_at_all(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from test_dataset import INFO, codes_of, unpacked, write_store
+from code_stores import INFO, codes_of, unpacked, write_store
 
 from viq.core import files
 from viq.core.types import CodesError, ViqError

@@ -1,0 +1,35 @@
+"""A tiny tokenizer, pictures and codes that tests of stores share."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from code_stores import write_store
+from killed_runs import BROKEN, INPUTS
+from PIL import Image
+
+from viq.models.tokenizer.tokenizer import VisualTokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> VisualTokenizer:
+    return tiny.tokenizer()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_store(tmp_path_factory.mktemp("store"), [30, 0, 25, 300, 1])
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for i in range(INPUTS):
+        height, width = rng.integers(8, 60, 2)
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+        image.save(folder / f"{i:03}.png")
+    for i in range(0, INPUTS, INPUTS // BROKEN):
+        (folder / f"{i:03}.png").write_bytes(b"\x89PNG")
+    return folder
