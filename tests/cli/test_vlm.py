@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -90,6 +91,7 @@ def test_options_that_do_not_fit(
     arguments: tuple[object, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # Read when the library is imported, so the variable of that name would come too late.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     (line,) = errors(run(*arguments, code=2))
     assert said in line

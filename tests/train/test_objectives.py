@@ -331,7 +331,7 @@ def test_other_decoder_terms_are_summed_over_images() -> None:
     assert set(sums) == {"rmse", "mse", "psnr", "perceptual", "features"}
     features = model(batch.batch).features_TC
     hidden = model.decoder.hidden(features, batch.batch.grids_hw)
-    painted = model.decoder.paint(hidden)
+    painted = model.decoder.paint(hidden, features, batch.batch.grids_hw)
     painted = torch.where(batch.mask_TD > 0, painted, batch.batch.patches_TD)
     expected = {"perceptual": painted, "features": hidden}
     for name, values in expected.items():
