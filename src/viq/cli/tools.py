@@ -78,7 +78,7 @@ def demo(
         list[Path] | None, typer.Argument(help="Image files or folders; else sample photos.")
     ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")] = Path("demo"),
-    model: Model = "viq-tiny",
+    model: Model = "viq-transform",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:

@@ -18,7 +18,8 @@ def load(
     """A tokenizer, ready to use.
 
     Args:
-        name: "viq-tiny" comes with the package; else a folder, or a Hugging Face hub id.
+        name: "viq-tiny" and "viq-transform" come with the package; else a folder, or a Hugging Face
+            hub id.
         dtype: float32 by default, whatever the file holds: codes in half precision differ.
 
     Raises:
