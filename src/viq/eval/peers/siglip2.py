@@ -118,7 +118,8 @@ def load(path: str | os.PathLike[str]) -> Siglip2Peer:
     tower = getattr(model, "vision_model", model)
     try:
         with quiet():
-            processor = AutoImageProcessor.from_pretrained(
+            # A folder of this machine: nothing is fetched.
+            processor = AutoImageProcessor.from_pretrained(  # nosec B615
                 str(folder), local_files_only=True, trust_remote_code=False, backend="pil"
             )
     except Exception as error:  # what damage makes transformers raise is anyone's guess
