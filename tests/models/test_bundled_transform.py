@@ -51,3 +51,18 @@ def test_one_code_of_sixteen_is_meaning(tokenizer: VisualTokenizer) -> None:
     assert (last[::2, ::2] >= 32_000).all()
     assert (last >= 32_000).sum() == 3 * 2
     assert tokenizer.encode([image, image])[1] == codes
+
+
+def test_commands_that_look_inside_know_that_it_has_no_transformer(tmp_path: Path) -> None:
+    """Benchmark and stability go on where a transformer's parts are looked at."""
+    from viq.bench import encode
+    from viq.eval.tokenizer.stability import measure
+
+    model = viq.load("viq-transform")
+    result = encode.run(model, repeats=1, quick=True, sections=["attention", "folding"])
+    assert result["dtype"] == "float32" and "no transformer" in result["folding"]["skipped"]
+    assert "skipped: a transform code has no transformer" in encode.as_text(result)
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 48, 3), np.uint8)).save(path)
+    found = measure(model, [path])
+    assert found["margin"] is None and found["flips"]["again"] == 0

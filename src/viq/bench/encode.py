@@ -116,7 +116,7 @@ def run(
             "model": tokenizer.config.name,
             "parameters": sum(p.numel() for p in tokenizer.parameters()),
             "device": tokenizer.device.type,
-            "dtype": str(tokenizer.encoder.position.dtype).removeprefix("torch."),
+            "dtype": tokenizer.dtype_name,
             "repeats": repeats,
             "quick": quick,
             "machine": machine(),
@@ -125,7 +125,10 @@ def run(
             if sections is None or name in sections:
                 if progress:
                     progress(name)
-                result[name] = section(setting)
+                absent = (
+                    name in _OF_TRANSFORMERS and tokenizer.config.quantizer.transform is not None
+                )
+                result[name] = {"skipped": _NO_TRANSFORMER} if absent else section(setting)
     return result
 
 
@@ -317,6 +320,8 @@ SECTIONS: dict[str, Callable[[_Setting], dict[str, Any]]] = {
     "trunk_vs_naflex": _trunk_vs_naflex,
     "cold": _cold,
 }
+_OF_TRANSFORMERS = ("attention", "folding", "trunk_vs_naflex")
+_NO_TRANSFORMER = "a transform code has no transformer"
 
 
 def _rates(codes: Sequence[Codes], seconds: float) -> dict[str, float]:

@@ -146,7 +146,7 @@ def encode(
             with _ray() as slots:
                 size = min(actors or slots.actors, len(todo))
                 recipe = EncodeSpec(
-                    model=model, dtype=tokenizer.encoder.position.dtype, inputs=inputs,
+                    model=model, dtype=getattr(torch, tokenizer.dtype_name), inputs=inputs,
                     input_options=input_options, out=out, options=options,
                     retry_failed=retry_failed, strict=strict, index=index, extras=extras,
                     threads=slots.threads, cwd=os.getcwd(),

@@ -169,7 +169,7 @@ class SemanticEncoder(nn.Module):
 
     def _picked(self, pixels_3HW: Tensor) -> Tensor:
         with by_default(pixels_3HW.device):
-            features = self.features(pixels_3HW[None].float())
+            features = self.features(pixels_3HW[None].to(self.mean.dtype))
             return self.pick(self.standardised(features))[0]
 
 
