@@ -67,6 +67,25 @@ def load_pretrained(
     return model
 
 
+def load_local_model(folder: str | os.PathLike[str]) -> Any:
+    """The model of a folder, without a head, in float32; nothing is fetched.
+
+    Raises:
+        CheckpointError: as `load_pretrained`.
+    """
+    import torch
+    from transformers import AutoModel
+
+    return load_pretrained(
+        AutoModel.from_pretrained,
+        lambda config: AutoModel.from_config(config, trust_remote_code=False),
+        folder,
+        dtype=torch.float32,
+        local_files_only=True,
+        trust_remote_code=False,
+    )
+
+
 def checked_config(folder: Path) -> dict[str, Any]:
     """The config.json of a folder, and a look at the other files that are read with it.
 

@@ -24,7 +24,7 @@ from viq.eval.peers.protocol import Peer
 from viq.image.open import ImageInput, open_image
 from viq.models.layers.ambient import by_default
 from viq.weights.checkpoint import CheckpointError
-from viq.weights.pretrained import checked_config, load_pretrained
+from viq.weights.pretrained import checked_config, load_local_model
 
 LICENCE = "Apache-2.0"
 
@@ -98,7 +98,7 @@ def load(path: str | os.PathLike[str]) -> Siglip2Peer:
     """
     name = f"siglip2:{os.fspath(path)}"
     with require("transformers", "train", name, CheckpointError):
-        from transformers import AutoImageProcessor, AutoModel
+        from transformers import AutoImageProcessor
     folder = Path(path)
     if not folder.is_dir():
         raise CheckpointError(
@@ -107,14 +107,7 @@ def load(path: str | os.PathLike[str]) -> Siglip2Peer:
     kind = checked_config(folder).get("model_type")
     if kind not in _FIXED + _ANY_ASPECT:
         raise CheckpointError(f"{folder}: its model_type is {kind!r:.80}, not siglip or siglip2")
-    model = load_pretrained(
-        AutoModel.from_pretrained,
-        lambda config: AutoModel.from_config(config, trust_remote_code=False),
-        folder,
-        dtype=torch.float32,
-        local_files_only=True,
-        trust_remote_code=False,
-    )
+    model = load_local_model(folder)
     tower = getattr(model, "vision_model", model)
     try:
         with quiet():

@@ -40,7 +40,7 @@ CODEBOOK = 64_000  # values of a code
 _D = 3 * PATCH_SIZE**2
 _CHUNK = 192  # patches of like energy, which try the same classes
 _CANDIDATES = 6  # classes of a patch whose error is computed exactly
-_FLOOR = _D / 127.5**2  # added to energies before their logarithm: one grey level a value
+ENERGY_FLOOR = _D / 127.5**2  # added to energies before their logarithm: a grey level a value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +225,7 @@ class TransformCode(nn.Module):
         mean_T = self.coarse[coarse_T] + self.fine[coarse_T, fine_T]
         energy_T = energy_T - values_TV[:, -1].square()
         values_TV = torch.cat([values_TV[:, :-1], values_TV[:, -1:] - mean_T[:, None]], 1)
-        log_T = (energy_T + values_TV[:, -1].square() + _FLOOR).log()
+        log_T = (energy_T + values_TV[:, -1].square() + ENERGY_FLOOR).log()
         classes_T = torch.empty(len(values_TV), dtype=torch.long, device=values_TV.device)
         levels_TQ = classes_T.new_empty(len(values_TV), self.config.coefficients)
         order_T = log_T.argsort()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any, Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from viq.core.errors import require
 from viq.core.types import Grid, ViqError
 from viq.weights.checkpoint import CheckpointError
-from viq.weights.pretrained import load_pretrained
+from viq.weights.pretrained import load_local_model
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean, standard deviation
 
@@ -55,16 +54,9 @@ class DinoTower(nn.Module):
             CheckpointError: transformers is missing, or the folder incomplete or damaged.
         """
         with require("transformers", "train", f"{folder}: DINO", CheckpointError):
-            from transformers import AutoModel
+            import transformers  # noqa: F401
         try:
-            model = load_pretrained(
-                AutoModel.from_pretrained,
-                lambda config: AutoModel.from_config(config, trust_remote_code=False),
-                folder,
-                dtype=torch.float32,
-                local_files_only=True,
-                trust_remote_code=False,
-            )
+            model = load_local_model(folder)
         except CheckpointError as error:
             reason = str(error).removeprefix(f"{folder}: ")
             raise CheckpointError(

@@ -24,10 +24,14 @@ from torch import Tensor
 from viq.core.types import PATCH_SIZE, ViqError
 from viq.image.patches import normalize
 from viq.models.tokenizer.lapped import LappedFilter
-from viq.models.tokenizer.transform_code import CODEBOOK, TransformCode, TransformConfig
+from viq.models.tokenizer.transform_code import (
+    CODEBOOK,
+    ENERGY_FLOOR,
+    TransformCode,
+    TransformConfig,
+)
 
 WINDOW = 2 * PATCH_SIZE  # px a side: a patch and half of each neighbour
-_FLOOR = 3 * PATCH_SIZE**2 / 127.5**2  # as in the transform code
 _ROTATION_STEPS = 400
 _LEAST = 40  # patches of a class, else it is not fitted anew
 _DEAD = 80  # patches below which a class is given half of another
@@ -204,7 +208,7 @@ class _Classes:
         self, code: TransformCode, values_TV: Tensor, energy_T: Tensor, generator: torch.Generator
     ) -> None:
         self.code, self.generator = code, generator
-        self.log_T, order = (energy_T + _FLOOR).log().sort()
+        self.log_T, order = (energy_T + ENERGY_FLOOR).log().sort()
         self.values_TV, self.energy_T = values_TV[order], energy_T[order]
         self.covariance = self.values_TV.T @ self.values_TV / len(order)
         self.members_T = self._first_members()
