@@ -14,8 +14,10 @@ from viq.core.untrusted import UntrustedError
 from viq.models.layers.efficientnet import STRIDE_16, STRIDE_32
 from viq.models.tokenizer.semantic import (
     INPUTS,
+    SEEN,
     SemanticConfig,
     SemanticEncoder,
+    SemanticReader,
     SemanticValues,
     phases_of,
 )
@@ -93,6 +95,65 @@ def test_every_id_has_values_of_its_own() -> None:
     # Level 0 of dimensions 4 to 6 and the middle of the others: 2 + 2 x 5 + 2 x 25 of phase 2.
     assert values(torch.tensor(16_062)).tolist() == [0.0] * 15 + [-1.0] * 3 + [0.0] * 6
     assert values(torch.zeros(0, 3, dtype=torch.int64)).shape == (0, 3, 24)
+
+
+@pytest.mark.parametrize(
+    ("size", "factor"), [((256, 512), 1), ((272, 496), 2), ((512, 1024), 2), ((528, 1008), 4)]
+)
+def test_large_pictures_are_halved_and_their_groups_repeat(
+    encoder: SemanticEncoder, size: tuple[int, int], factor: int
+) -> None:
+    assert size[0] * size[1] <= SEEN * factor**2
+    image = picture(*size)[None]
+    found = encoder.features(image)[0]
+    rows, columns = (-(-side // 32) for side in size)
+    assert found.shape == (rows, columns, INPUTS)
+    first = found[::factor, ::factor]
+    again = first.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+    assert torch.equal(found, again[:rows, :columns])
+    if size[0] % (32 * factor) == 0 == size[1] % (32 * factor):
+        small = F.avg_pool2d(image, factor) if factor > 1 else image
+        assert torch.equal(first, encoder.features(small)[0])
+
+
+@pytest.fixture(scope="module")
+def reader() -> SemanticReader:
+    torch.manual_seed(0)
+    return SemanticReader(24, 16).requires_grad_(False).eval()
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 6), (5, 4), (7, 9)])
+def test_patches_have_the_token_of_their_group(
+    reader: SemanticReader, grid: tuple[int, int]
+) -> None:
+    values = SemanticValues(SemanticConfig())
+    rows, columns = (-(-side // 2) for side in grid)
+    ids = torch.randint(32_000, (rows, columns), generator=torch.Generator().manual_seed(2))
+    told = torch.full(grid, -1)
+    told[::2, ::2] = ids
+    groups = reader(values(ids)[None])[0]
+    tokens = reader.tokens(told, values).unflatten(0, grid)
+    for row in range(grid[0]):
+        for column in range(grid[1]):
+            assert torch.equal(tokens[row, column], groups[row // 2, column // 2])
+
+
+def test_groups_of_tiles_of_odd_sides_are_found(reader: SemanticReader) -> None:
+    values = SemanticValues(SemanticConfig())
+    told = torch.full((6, 4), -1)
+    for row in (0, 2, 3, 5):  # two tiles of three rows, one above the other
+        told[row, ::2] = torch.tensor([row, 1000 + row])
+    groups = reader(values(told[[0, 2, 3, 5]][:, ::2])[None])[0]
+    tokens = reader.tokens(told, values).unflatten(0, (6, 4))
+    expected = groups[[0, 0, 1, 2, 2, 3]][:, [0, 0, 1, 1]]
+    assert torch.equal(tokens, expected)
+
+
+def test_codes_that_no_encoder_gives_have_tokens_too(reader: SemanticReader) -> None:
+    values = SemanticValues(SemanticConfig())
+    assert not reader.tokens(torch.full((3, 5), -1), values).any()
+    some = torch.randint(-1, 32_000, (5, 7), generator=torch.Generator().manual_seed(3))
+    assert reader.tokens(some, values).isfinite().all()
 
 
 @pytest.mark.parametrize("ids", [[-1], [32_000], [0, 65_535]])

@@ -26,11 +26,10 @@ from viq.train.tokenizer.semantic_fit import (
     SemanticFitConfig,
     SemanticObjective,
     fit_semantic,
-    fit_with_reader,
     start,
 )
 
-TINY = SemanticFitConfig(model=SemanticConfig(hidden=8), side=64, steps=10, images=2, width=16)
+TINY = SemanticFitConfig(model=SemanticConfig(hidden=8, reader=16), side=64, steps=10, images=2)
 
 
 def photos() -> list[Image.Image]:
@@ -78,12 +77,12 @@ def encoder(network: EfficientNetLite0) -> SemanticEncoder:
 def test_fit_is_the_same_again_and_leaves_the_teacher_alone(network: EfficientNetLite0) -> None:
     before = {name: value.clone() for name, value in network.state_dict().items()}
     records: list[dict[str, Any]] = []
-    one = fit_semantic(photos(), TINY, network, records.append)
+    one, _ = fit_semantic(photos(), TINY, network, records.append)
     torch.rand(7)
-    two, reader = fit_with_reader(iter(photos()), TINY, network)
+    two, reader = fit_semantic(iter(photos()), TINY, network)
     assert reader(two.values(two.ids(torch.zeros(3, 96, 64)))[None]).shape == (1, 3, 2, 16)
     assert not any(p.requires_grad for p in reader.parameters())
-    other = fit_semantic(photos(), dataclasses.replace(TINY, seed=1), network)
+    other, _ = fit_semantic(photos(), dataclasses.replace(TINY, seed=1), network)
     assert all(torch.equal(a, before[name]) for name, a in network.state_dict().items())
     for name, value in one.state_dict().items():
         assert torch.equal(value, two.state_dict()[name]), name
@@ -96,7 +95,7 @@ def test_fit_is_the_same_again_and_leaves_the_teacher_alone(network: EfficientNe
 
 
 def test_no_steps_give_the_start_alone(network: EfficientNetLite0) -> None:
-    fitted = fit_semantic(photos(), dataclasses.replace(TINY, steps=0), network)
+    fitted, _ = fit_semantic(photos(), dataclasses.replace(TINY, steps=0), network)
     assert not fitted.correction.weight.any()
     seen = torch.stack([v for views in semantic_fit._views(photos(), TINY) for v in views])
     z = fitted.pick(fitted.standardised(fitted.features(seen))) + torch.tensor(
@@ -208,7 +207,8 @@ def test_too_few_photos(network: EfficientNetLite0) -> None:
     [
         {"side": 0}, {"side": 40}, {"side": 2**20}, {"crops": -1}, {"steps": -1}, {"steps": 1.5},
         {"least_crop": 0.0}, {"least_crop": 1.5}, {"unrounded": 1.5}, {"unrounded": float("nan")},
-        {"spread": 0.0}, {"ridge": -1.0}, {"learning_rate": 0.0}, {"images": 0}, {"width": 0},
+        {"spread": 0.0}, {"ridge": -1.0}, {"learning_rate": 0.0}, {"images": 0},
+        {"halved": (0.5,)}, {"halved": (0.9, 0.2)}, {"halved": (-0.1, 0.2)},
         {"losses": {"style": 1.0}},
     ],
 )  # fmt: skip

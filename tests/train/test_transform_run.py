@@ -34,6 +34,7 @@ def recipe(steps: int = 6) -> TokenizerRecipe:
     model = replace(
         whole.model,
         encoder=replace(whole.model.encoder, width=60, mlp_width=60, semantic=None),
+        text=None,
         quantizer=replace(whole.model.quantizer, transform=CODE),
         decoder=replace(whole.model.decoder, width=16, depth=1, refine_depth=1),  # type: ignore[arg-type]
         tile=64,
@@ -171,7 +172,7 @@ def test_language_models_read_its_features(
     embedder = CodeEmbedder.from_tokenizer(out / "2-decoder" / "model")
     (codes,) = model.encode(draw("scene", (48, 64), 9).image)
     ids_TS = torch.from_numpy(codes.ids.astype(np.int64)).flatten(0, 1)
-    assert torch.equal(embedder(ids_TS), model.embed(codes)[0])
+    assert torch.equal(embedder(ids_TS, [codes.grid]), model.embed(codes)[0])
     assert embedder.config.fingerprint == model.fingerprint
 
 

@@ -157,7 +157,7 @@ class _Eyes:
     def features(self, way: str, pack: Packed) -> Tensor:
         """Features (T, C)."""
         if way == "codes":
-            return self.tokenizer.features(pack.codes_TS)
+            return self.tokenizer.features(pack.codes_TS, pack.batch.grids_hw)
         return (self.so400m if way == "so400m" else self.tokenizer.encoder)(pack.batch)
 
     @torch.inference_mode()

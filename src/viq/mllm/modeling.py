@@ -270,7 +270,7 @@ class ViQForConditionalGeneration(VisionLanguageMixin, PreTrainedModel, Generati
                     f"image_grid_hw describes {sum(lengths_of(grids))} patches, but there are "
                     f"{len(codes_TS)}: give both as the processor made them"
                 )
-            features_TC = self.embedder(codes_TS)
+            features_TC = self.embedder(codes_TS, grids)
         places_BL = input_ids_BL == self.config.image_token_id
         ids_BL = input_ids_BL.masked_fill(places_BL, IMAGE_TOKEN)
         return self.inputs(ids_BL.flatten(), features_TC, grids).unflatten(0, ids_BL.shape)

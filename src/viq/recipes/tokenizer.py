@@ -21,6 +21,7 @@ from viq.models.vision.tower import TowerConfig
 from viq.train.loop import LoopConfig
 from viq.train.optim import OptimConfig
 from viq.train.tokenizer.discriminator import DiscriminatorConfig
+from viq.train.tokenizer.pool_fit import PoolFitConfig
 from viq.train.tokenizer.recipe import StageConfig, TokenizerRecipe
 from viq.train.tokenizer.semantic_fit import SemanticFitConfig
 from viq.train.tokenizer.transform_fit import TransformFitConfig
@@ -226,6 +227,7 @@ def train_transform() -> TokenizerRecipe:
                 parts=(),
                 fit=TransformFitConfig(),
                 semantic=SemanticFitConfig(),
+                pool=PoolFitConfig(),
                 data=DataConfig(),
                 loop=LoopConfig(steps=1, losses={}),
             ),

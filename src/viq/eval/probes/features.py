@@ -155,7 +155,8 @@ def _features(task: _Task) -> tuple[Callable[[Sequence[int]], Tensor], int]:
 
         def gathered(pictures: Sequence[int]) -> Tensor:
             ids = np.concatenate([task.codes[picture] for picture in pictures])
-            return embedder(torch.from_numpy(ids.astype(np.int64)))
+            grids = [task.grids[picture] for picture in pictures]
+            return embedder(torch.from_numpy(ids.astype(np.int64)), grids)
 
     else:
         tokenizer = VisualTokenizer.from_pretrained(task.tokenizer)

@@ -50,7 +50,7 @@ def features_of(
     for start in range(0, len(pictures), _GROUP):
         batch = pack([normalize(p) for p in pictures[start : start + _GROUP]])
         if kind == "codes":
-            features_TC = tokenizer.features(tokenizer.ids(batch))
+            features_TC = tokenizer.features(tokenizer.ids(batch), batch.grids_hw)
         else:
             features_TC = tokenizer.encoder(batch)
         found += [part.clone() for part in features_TC.split(lengths_of(batch.grids_hw))]

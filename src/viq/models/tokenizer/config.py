@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from viq.core import untrusted
 from viq.core.types import PATCH_SIZE
 from viq.core.untrusted import printable, whole_number
 from viq.models.tokenizer.decoder import DecoderConfig
 from viq.models.tokenizer.encoder import EncoderConfig
 from viq.models.tokenizer.latent_head import LatentConfig
 from viq.models.tokenizer.quantizer import QuantizerConfig
-from viq.models.tokenizer.semantic import MEANING_WIDTH
 from viq.weights import checkpoint
 from viq.weights.verify import PARTS
 
@@ -25,6 +25,17 @@ _LATER = (("encoder", "semantic"), ("quantizer", "transform"))
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Where pooled tokens are mapped to: the sentence embeddings of a text model."""
+
+    width: int = 384  # of an embedding
+    model: str = "all-MiniLM-L6-v2"
+
+    def __post_init__(self) -> None:
+        untrusted.shape(self, width=2**16)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
     """All that shapes a tokenizer; `config.json` of a model folder."""
 
@@ -32,6 +43,7 @@ class TokenizerConfig:
     quantizer: QuantizerConfig
     decoder: DecoderConfig | None = None  # features to pixels
     latents: LatentConfig | None = None  # features to latents of the Qwen-Image VAE
+    text: TextConfig | None = None  # pooled tokens to sentence embeddings
     tile: int = 0  # px; images with a longer side are encoded in tiles; 0: never
     name: str = "viq"
 
@@ -62,7 +74,7 @@ class TokenizerConfig:
             return
         if self.encoder.depth:
             raise ValueError("a transform code has no transformer: its encoder's depth is 0")
-        taken = code.basis + (MEANING_WIDTH if semantic else 0)
+        taken = code.basis + (semantic.reader if semantic else 0)
         if self.encoder.width <= taken:
             raise ValueError(
                 f"width {self.encoder.width} has no room for {taken} values of a transform code "

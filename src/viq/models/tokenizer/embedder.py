@@ -9,6 +9,7 @@ T = patches of all images, S = 4 slots, C = width of a feature.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from viq.core import untrusted
 from viq.core.levels import check_levels
-from viq.core.types import ViqError
+from viq.core.types import Grid, ViqError
 from viq.models.tokenizer.config import decisive_parts
 from viq.models.tokenizer.encoder import EncoderConfig
 from viq.models.tokenizer.fsq import FSQ
@@ -66,9 +67,10 @@ class CodeEmbedder(DequantizeHead):
         self.bottleneck = nn.ModuleDict({"project_out": step_6})
         self.add_dequantize(config.width, config.post_depth)
 
-    def forward(self, codes_TS: Tensor) -> Tensor:
+    def forward(self, codes_TS: Tensor, grids_hw: Sequence[Grid] = ()) -> Tensor:
+        """As `VisualTokenizer.features`."""
         if self.config.transform is not None:
-            return self.transform.features(codes_TS)
+            return self.transform.features(codes_TS, grids_hw)
         return self.dequantize(self.fsq.decode(codes_TS))
 
     @classmethod

@@ -147,7 +147,7 @@ def decode_bands(model: VisualTokenizer, codes: Codes) -> Image.Image:
         above, before = min(top, halo), min(left, halo)
         window = ids[top - above : top + down + halo, left - before : left + across + halo]
         grid = (window.shape[0], window.shape[1])
-        patches = model.reconstruct(model.features(window.flatten(0, 1)), [grid])
+        patches = model.reconstruct(model.features(window.flatten(0, 1), [grid]), [grid])
         wanted = patches.unflatten(0, grid)[above : above + down, before : before + across]
         y, x = top * patch, left * patch
         size = min(down * patch, height - y), min(across * patch, width - x)
@@ -161,7 +161,8 @@ def decode_with_vae(model: VisualTokenizer, vae: Any, codes: Codes) -> Image.Ima
     from viq.models.tokenizer.qwen_vae import decode_latents  # of converted models alone
 
     assert model.latent_head is not None
-    latents_Zhw = model.latent_head(model.features(checked_ids(model, codes)), [codes.grid])
+    features_TC = model.features(checked_ids(model, codes), [codes.grid])
+    latents_Zhw = model.latent_head(features_TC, [codes.grid])
     pixels = decode_latents(vae, latents_Zhw)[0]
     height, width = codes.size
     return Image.fromarray(denormalize(pixels[:, :height, :width]).cpu().numpy())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from viq.models.tokenizer.config import TextConfig
 from viq.models.tokenizer.decoder import DecoderConfig
 from viq.models.tokenizer.encoder import EncoderConfig
 from viq.models.tokenizer.quantizer import QuantizerConfig
@@ -57,17 +58,18 @@ def transform() -> TokenizerConfig:
     return TokenizerConfig(
         name="viq-transform",
         encoder=EncoderConfig(
-            width=192, depth=0, heads=3, mlp_width=768, semantic=SemanticConfig()
+            width=328, depth=0, heads=4, mlp_width=656, semantic=SemanticConfig()
         ),
         quantizer=QuantizerConfig(
             bottleneck="transform",
-            heads=3,
+            heads=4,
             pre_depth=0,
             slot_depth=0,
             post_depth=0,
             transform=TransformConfig(detail=32_000),
         ),
         decoder=DecoderConfig(width=128, depth=3, mlp_ratio=3, refine_depth=2),
+        text=TextConfig(),
         tile=1024,
     )
 

@@ -6,6 +6,10 @@ hardly change from a group to the next, so four neighbours tell four times as mu
 the same six, in the same bits. An id says its phase, so readers need neither trunk nor position:
 `SemanticValues` puts the six values at their places among 24.
 
+The trunk learned from pictures of about 224 px. Larger ones are halved until they have no more than
+`SEEN` pixels, and neighbouring groups then tell of the same place: all 24 values of it, if it was
+halved once. That also bounds its cost, which for the largest tiles is a hundredth of a second.
+
 n = images, H, W = height and width in px, h, w = rows and columns of groups, I = numbers of the
 trunk a group, 432, p = phases, 4, d = dimensions of a code, 6.
 """
@@ -29,6 +33,7 @@ PHASES = 4  # of groups: twice whether the row is odd, and whether the column is
 GROUP = 2  # patches a side
 INPUTS = WIDTHS[STRIDE_16] + WIDTHS[STRIDE_32]
 _DIMENSIONS = 6  # a code
+SEEN = 2**17  # pixels that the trunk is shown of a picture, at most
 MEANING_WIDTH = PHASES * _DIMENSIONS  # values that ids mean
 _IDS = 32_000  # half of the 64,000 that a code of a patch can be: the other half is detail
 
@@ -39,6 +44,7 @@ class SemanticConfig:
 
     levels: tuple[int, ...] = (5, 5, 5, 4, 4, 4)  # of FSQ, six; 8,000 codes a phase at most
     hidden: int = 192  # width of the correction to the linear map
+    reader: int = 160  # width of what a reader makes of the values of neighbouring groups
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", check_levels(self.levels))
@@ -49,7 +55,7 @@ class SemanticConfig:
                 f"levels {list(self.levels)} make {codebook_size(self.levels)} codes: "
                 f"{_IDS // PHASES} at most are left for a phase"
             )
-        untrusted.shape(self, hidden=2**16)
+        untrusted.shape(self, hidden=2**16, reader=2**14)
 
 
 class SemanticValues:
@@ -149,11 +155,17 @@ class SemanticEncoder(nn.Module):
         height, width = images_nCHW.shape[2:]
         if not height or not width or height % PATCH_SIZE or width % PATCH_SIZE:
             raise ViqError(f"{height} x {width} px: sides must be multiples of {PATCH_SIZE} px")
-        side = GROUP * PATCH_SIZE
+        factor = 1
+        while height * width > SEEN * factor**2:
+            factor *= 2
+        group, side = GROUP * PATCH_SIZE, GROUP * PATCH_SIZE * factor
         images = F.pad(images_nCHW, (0, -width % side, 0, -height % side), mode="replicate")
+        if factor > 1:
+            images = F.avg_pool2d(images, factor)
         fine, coarse = self.trunk(images, (STRIDE_16, STRIDE_32))
-        joined = torch.cat([F.avg_pool2d(fine, GROUP), coarse], 1)
-        return joined.permute(0, 2, 3, 1)
+        joined_nhwI = torch.cat([F.avg_pool2d(fine, GROUP), coarse], 1).permute(0, 2, 3, 1)
+        wide_nhwI = joined_nhwI.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+        return wide_nhwI[:, : -(-height // group), : -(-width // group)]
 
     def standardised(self, features: Tensor) -> Tensor:
         """Features (..., I) of mean 0 and deviation 1 over the photos of training."""
@@ -176,8 +188,9 @@ class SemanticEncoder(nn.Module):
 class SemanticReader(nn.Module):
     """Values of a grid of groups to a token each, from the 9 x 9 groups around it.
 
-    A picture's things are told by groups together, so the mean of such tokens names a photo better
-    than the mean of the values. It is trained with the encoder (`train/tokenizer/semantic_fit.py`).
+    A picture's things are told by groups together, so such tokens name them better than the values.
+    They are what features have of meaning. It is trained with the encoder
+    (`train/tokenizer/semantic_fit.py`).
     """
 
     def __init__(self, values: int, width: int = 160) -> None:
@@ -190,6 +203,23 @@ class SemanticReader(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Tokens (n, h, w, width) of what `SemanticValues` gives for grids of one size."""
         return self.norm(self.blocks(self.inp(values)))
+
+    def tokens(self, ids_rc: Tensor, values: SemanticValues) -> Tensor:
+        """Tokens (r * c, width) of the patches of one image, each that of its group.
+
+        Args:
+            ids_rc: of a grid of patches; -1 for those whose codes tell no meaning. Groups are
+                wherever some do: tiles of an odd number of patches are read right, too.
+        """
+        told_rc = ids_rc >= 0
+        rows_r, cols_c = told_rc.any(1), told_rc.any(0)
+        if not bool(rows_r.any()):
+            return self.norm.weight.new_zeros(ids_rc.numel(), len(self.norm.weight))
+        ids_hw = ids_rc[rows_r][:, cols_c]
+        values_hwv = values(ids_hw.clamp_min(0)).masked_fill((ids_hw < 0)[..., None], 0)
+        tokens_hwC = self(values_hwv[None].to(self.norm.weight.dtype))[0]
+        row_r, col_c = ((some.cumsum(0) - 1).clamp_min(0) for some in (rows_r, cols_c))
+        return tokens_hwC[row_r][:, col_c].flatten(0, 1)
 
 
 class _Mix(nn.Module):

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -86,6 +87,7 @@ class VisualTokenizer(nn.Module):
         self.pool_head = AttentionPool(c, heads, config.encoder.mlp_width)
         self.decoder = self._make_decoder()
         self.latent_head = LatentHead(c, config.latents) if config.latents else None
+        self.text_head = nn.Linear(c, config.text.width) if config.text else None
         self._fingerprint: str | None = None
         self.entropy_file: Path | None = None  # where it is, or is to be
         self._vae_folder: Path | None = None  # of a converted model: its Qwen-Image VAE
@@ -96,7 +98,7 @@ class VisualTokenizer(nn.Module):
     def forward(self, batch: PatchBatch) -> TokenizerOutput:
         """Tokenize packed images. A transform code has no values before a limit: both are empty."""
         if isinstance(self.quantizer, TransformQuantizer):
-            features_TC = self.features(self.ids(batch))
+            features_TC = self.features(self.ids(batch), batch.grids_hw)
             none_TSd = features_TC.new_empty(len(features_TC), CODES_PER_PATCH, 0)
             return TokenizerOutput(z_TSd=none_TSd, codes_TSd=none_TSd, features_TC=features_TC)
         head = self._learned
@@ -120,15 +122,32 @@ class VisualTokenizer(nn.Module):
         the dtype of the model whatever autocast is around."""
         return inference.packed_ids(self, batch)
 
-    def features(self, ids_TS: Tensor) -> Tensor:
-        """Features (T, C) of codebook indices (T, S)."""
+    def features(self, ids_TS: Tensor, grids_hw: Sequence[Grid] = ()) -> Tensor:
+        """Features (T, C) of codebook indices (T, S) of packed images.
+
+        Args:
+            grids_hw: of the images. Only features that a transform code has of meaning need them,
+                as they depend on neighbours.
+        """
         if isinstance(self.quantizer, TransformQuantizer):
-            return self.quantizer.features(ids_TS)
+            return self.quantizer.features(ids_TS, grids_hw)
         return self._learned.dequantize(self._fsq.fsq.decode(ids_TS))
 
     def pooled(self, features_TC: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
         """Semantic token (n, C) of each image."""
         return self.pool_head(self.pool_norm(features_TC), lengths_of(grids_hw))
+
+    def embedded(self, pooled_nC: Tensor) -> Tensor:
+        """Unit vectors (n, E) of semantic tokens, as `image_embeds` gives them.
+
+        Raises:
+            ViqError: the tokenizer has no text head.
+        """
+        if self.text_head is None:
+            raise ViqError(
+                f"{self.config.name} maps no pictures to sentence embeddings: take viq-transform"
+            )
+        return F.normalize(self.text_head(pooled_nC), dim=-1)
 
     def reconstruct(self, features_TC: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
         """Patches of pixels (T, 3 * patch_size**2), about [-1, 1]."""
@@ -181,7 +200,8 @@ class VisualTokenizer(nn.Module):
     def embed(self, codes: Codes | Iterable[Codes]) -> list[Tensor]:
         """Features (rows*cols, C) of each image, in the dtype and on the device of the model."""
         return [
-            self.features(inference.checked_ids(self, item)) for item in inference.listed(codes)
+            self.features(inference.checked_ids(self, item), [item.grid])
+            for item in inference.listed(codes)
         ]
 
     @torch.inference_mode()
@@ -191,6 +211,17 @@ class VisualTokenizer(nn.Module):
         listed = inference.listed(codes)
         pooled = [self.pooled(self.embed(item)[0], [item.grid]) for item in listed]
         return torch.cat(pooled) if pooled else self.pool_head.latent.new_empty(0, self.width)
+
+    @torch.inference_mode()
+    @_as_it_is
+    def image_embeds(self, codes: Codes | Iterable[Codes]) -> Tensor:
+        """Unit vectors (n, E), E as in `config.text`, near those that the text model of the config
+        gives sentences about the same pictures: compare by cosine similarity.
+
+        Raises:
+            ViqError: the tokenizer has no text head.
+        """
+        return self.embedded(self.pool(codes))
 
     @torch.inference_mode()
     @_as_it_is

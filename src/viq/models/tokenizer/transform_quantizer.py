@@ -2,8 +2,9 @@
 
 A feature is what the codes of a patch say, by names of its own rather than by digits: values in the
 basis that all classes share, of unit size each; an embedding of the class, which is a name and no
-amount; and what the codes of 2x2 patches mean, in the first of these. The decoder turns values and
-class back to pixels; a language model reads all.
+amount; and what a reader makes of the codes of meaning around the patch, which names things better
+than the codes themselves. The decoder turns values and class back to pixels; a language model reads
+all.
 
 T = patches, S = 4 slots, V = values of a patch, J = classes, C = width of a feature.
 """
@@ -16,9 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from viq.core.levels import PRESETS
-from viq.core.types import PATCH_SIZE, Grid
+from viq.core.types import PATCH_SIZE, Grid, ViqError
 from viq.image.patches import PatchBatch, lengths_of, unpatchify
-from viq.models.tokenizer.semantic import SemanticConfig, SemanticEncoder, SemanticValues
+from viq.models.tokenizer.semantic import (
+    SemanticConfig,
+    SemanticEncoder,
+    SemanticReader,
+    SemanticValues,
+)
 from viq.models.tokenizer.transform_code import CODEBOOK, TransformCode, TransformConfig
 
 
@@ -46,7 +52,7 @@ class PixelEncoder(nn.Module):
 
 
 class TransformQuantizer(nn.Module):
-    """A transform code and the features of its ids. Fitted in closed form, never trained."""
+    """A transform code, fitted in closed form, and the features of its ids."""
 
     levels = PRESETS["64k"]  # whose product is the codebook; digits of ids mean nothing here
     codebook_size = CODEBOOK
@@ -60,7 +66,8 @@ class TransformQuantizer(nn.Module):
         super().__init__()
         self.code = TransformCode(config)
         self.meaning = SemanticValues(semantic) if semantic is not None else None
-        self.detail_width = width - (self.meaning.width if self.meaning else 0)
+        self.reader = SemanticReader(self.meaning.width, semantic.reader) if semantic else None
+        self.detail_width = width - (semantic.reader if semantic else 0)
         self.register_buffer("scale", torch.ones(config.basis))  # of values, over photos
         self.register_buffer(
             "class_embedding", torch.zeros(config.classes, self.detail_width - config.basis)
@@ -72,14 +79,27 @@ class TransformQuantizer(nn.Module):
         """Codes (T, S), int64, of patches of pixels in [-1, 1] and of what they mean."""
         return self.code.ids(patches_TD.float(), grids_hw, meaning)
 
-    def features(self, ids_TS: Tensor) -> Tensor:
-        """Features (T, C) of codes (T, S)."""
+    def features(self, ids_TS: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
+        """Features (T, C) of codes (T, S), image by image.
+
+        Raises:
+            ViqError: the grids are not those of so many patches.
+        """
         values_TV = self.code.dequantize(ids_TS) / self.scale
         parts = [values_TV, self.class_embedding[self.code.classes(ids_TS)]]
-        if self.meaning is not None:
-            said_T = self.code.meaning(ids_TS)
-            meaning_T24 = self.meaning(said_T.clamp(0, self.meaning.ids - 1))
-            parts.append(meaning_T24.masked_fill((said_T < 0)[:, None], 0).to(values_TV.dtype))
+        if self.meaning is not None and self.reader is not None:
+            said_T = self.code.meaning(ids_TS).clamp_max(self.meaning.ids - 1)
+            if sum(lengths := lengths_of(grids_hw)) != len(ids_TS):
+                raise ViqError(
+                    f"grids of {sum(lengths)} patches, but codes of {len(ids_TS)}: features of "
+                    "meaning need the grid of each image"
+                )
+            images = said_T.split(lengths)
+            tokens = [
+                self.reader.tokens(said.view(grid), self.meaning)
+                for said, grid in zip(images, grids_hw, strict=True)
+            ]
+            parts.append(torch.cat(tokens) if tokens else values_TV[:, :0])
         return torch.cat(parts, 1)
 
     def detail(self, features_TC: Tensor) -> Tensor:

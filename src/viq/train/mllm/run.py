@@ -80,7 +80,7 @@ class CodesObjective(Objective):
         """Sums by name, fp32."""
         text = micro.text
         score = self.model.score(
-            self.model.embedder(micro.codes_TS) if micro.grids_hw else None,
+            self.model.embedder(micro.codes_TS, micro.grids_hw) if micro.grids_hw else None,
             micro.grids_hw,
             text.ids_L,
             text.targets_L,
@@ -370,7 +370,7 @@ def fit_whitening(model: ViQForConditionalGeneration, corpora: Sequence[CodeCorp
     """Fit the whitener of a new projector to the first images of all corpora."""
     few = -(-_SETTLING_SAMPLES // len(corpora))
     ids = [
-        torch.from_numpy(image.codes.ids.astype("int64")).flatten(0, 1)
+        torch.from_numpy(image.codes.ids.astype("int64"))
         for corpus in corpora
         for index in range(min(few, corpus.length))
         for image in corpus.row(index).images
@@ -378,6 +378,7 @@ def fit_whitening(model: ViQForConditionalGeneration, corpora: Sequence[CodeCorp
     ]
     whitener = model.projector.whitener
     if ids and isinstance(whitener, Whitener):
-        codes_TS = torch.cat(ids)
-        every = -(-len(codes_TS) // _SETTLING_PATCHES)  # large images: some of their patches do
-        whitener.fit(model.embedder(codes_TS[::every]))
+        patches = sum(image.shape[0] * image.shape[1] for image in ids)
+        every = -(-patches // _SETTLING_PATCHES)  # large images: some of their patches do
+        features = [model.embedder(i.flatten(0, 1), [(i.shape[0], i.shape[1])]) for i in ids]
+        whitener.fit(torch.cat(features)[::every])

@@ -15,6 +15,7 @@ from viq.train.loss_terms import check_losses
 from viq.train.observer import check_stage_names
 from viq.train.tokenizer.discriminator import DiscriminatorConfig
 from viq.train.tokenizer.losses import METRICS, TERMS
+from viq.train.tokenizer.pool_fit import PoolFitConfig
 from viq.train.tokenizer.semantic_fit import SemanticFitConfig
 from viq.train.tokenizer.transform_fit import TransformFitConfig
 
@@ -42,7 +43,8 @@ class StageConfig:
         new: parts that no earlier stage trained, for `optim.new_module_lr`.
         perceptual: what measures the distance of pictures in the decoder stage.
         discriminator: shape of the decoder stage's adversary; None: none.
-        fit, semantic: how a transform stage fits its code, and the code of meaning.
+        fit, semantic, pool: how a transform stage fits its code, the code of meaning, and the
+            pooled token.
     """
 
     name: str
@@ -57,6 +59,7 @@ class StageConfig:
     discriminator: DiscriminatorConfig | None = None
     fit: TransformFitConfig | None = None
     semantic: SemanticFitConfig | None = None
+    pool: PoolFitConfig | None = None
 
     def __post_init__(self) -> None:
         for field_name, value, choices in (

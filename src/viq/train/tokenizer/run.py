@@ -199,8 +199,9 @@ class TokenizerRun:
                 print_line(f"{stage.name}: {'  '.join(figures)}")
 
         tokenizer = fit_tokenizer(
-            self.recipe.model, stage.fit, self.data.photos, self.data.rows, stage.semantic, report
-        )
+            self.recipe.model, stage.fit, self.data.photos, self.data.rows,
+            semantic=stage.semantic, pool=stage.pool, report=report,
+        )  # fmt: skip
         tokenizer.save_pretrained(self.out / stage.name / MODEL)
 
     def _stage(self, stage: StageConfig, number: int, previous: Path | None) -> None:

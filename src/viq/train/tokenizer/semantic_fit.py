@@ -4,7 +4,8 @@ Features of all photos are computed once and kept in memory, as halves. The star
 form: of the features' directions, those that tell most of the teacher's class logits, dealt to the
 phases of groups. Then the encoder is trained together with a reader of codes: from their values
 alone it has to give the features back, and the teacher's classes. The first
-steps have the tanh bound alone, the rest round as FSQ does. Minutes on one core.
+steps have the tanh bound alone, the rest round as FSQ does; some see features as those of large
+pictures are, which the encoder halves. Minutes on one core.
 
 n = images, h, w = rows and columns of groups, g = groups of many images, I = numbers of the trunk a
 group, 432, k = ImageNet's classes.
@@ -50,7 +51,7 @@ _REPORT_PHOTOS = 200
 
 @dataclass(frozen=True, kw_only=True)
 class SemanticFitConfig:
-    """Shape, data and training of a semantic encoder. The defaults take five minutes of one core
+    """Shape, data and training of a semantic encoder. The defaults take eight minutes of one core
     for 2,500 photos: three and a half are the trunk, once for each view."""
 
     model: SemanticConfig = field(default_factory=SemanticConfig)
@@ -59,19 +60,22 @@ class SemanticFitConfig:
     least_crop: float = 0.65  # of the shorter side
     ridge: float = 0.05  # of the regression that gives the start
     spread: float = 0.8  # deviation of the values before FSQ at the start
-    steps: int = 3500  # 0: the start alone
-    images: int = 4  # a step
+    steps: int = 9000  # 0: the start alone
+    images: int = 4  # a step; of halved views fewer, but one at least
+    halved: tuple[float, float] = (0.25, 0.08)  # of the steps: halved once, and twice
     unrounded: float = 0.4  # of the steps, at the beginning: tanh alone
     losses: Mapping[str, float] = field(
         # 0.8: 0.3 of the variance that means of a photo's standardised features have, 0.377
         default_factory=lambda: {"coarse": 1.0, "fine": 0.5, "pooled": 0.8, "classes": 0.2}
     )
-    width: int = 160  # of the reader
     learning_rate: float = 2e-3
     seed: int = 0
 
     def __post_init__(self) -> None:
-        untrusted.shape(self, side=4096, images=4096, width=2**14)
+        untrusted.shape(self, side=4096, images=4096)
+        object.__setattr__(self, "halved", tuple(self.halved))
+        if len(self.halved) != 2 or min(self.halved) < 0 or sum(self.halved) > 1:
+            raise ValueError(f"halved {self.halved}: two shares of the steps, 1 together at most")
         untrusted.whole_number(self.crops, "crops", 0, 1000)
         untrusted.whole_number(self.steps, "steps", 0)
         if self.side % _GROUP_PX:
@@ -105,8 +109,8 @@ def fit_semantic(
     config: SemanticFitConfig | None = None,
     network: EfficientNetLite0 | None = None,
     report: Callable[[dict[str, Any]], None] = lambda record: None,
-) -> SemanticEncoder:
-    """Fit an encoder of meaning to photos; deterministic on one machine.
+) -> tuple[SemanticEncoder, SemanticReader]:
+    """Fit an encoder of meaning and a reader to photos; deterministic on one machine.
 
     Args:
         images: RGB; each is opened once, and none is kept. Photos that are to tell what the codes
@@ -115,21 +119,11 @@ def fit_semantic(
         report: called with records of progress.
 
     Returns:
-        The encoder, frozen, float32, in eval mode.
+        The encoder and the reader of its codes, frozen, float32, in eval mode.
 
     Raises:
         ViqError: too few photos, or the package of the network is missing.
     """
-    return fit_with_reader(images, config, network, report)[0]
-
-
-def fit_with_reader(
-    images: Iterable[Image.Image],
-    config: SemanticFitConfig | None = None,
-    network: EfficientNetLite0 | None = None,
-    report: Callable[[dict[str, Any]], None] = lambda record: None,
-) -> tuple[SemanticEncoder, SemanticReader]:
-    """As `fit_semantic`, with the reader that was trained beside the encoder."""
     config = config or SemanticFitConfig()
     network = (network or EfficientNetLite0.from_package()).requires_grad_(False).eval()
     torch.manual_seed(config.seed)
@@ -271,8 +265,8 @@ class SemanticObjective(Objective):
         self.encoder, self.teacher = encoder, teacher
         for part in (encoder.linear, encoder.hidden, encoder.correction):
             part.requires_grad_(True)
-        self.reader = SemanticReader(encoder.values.width, config.width)
-        self.features: nn.Module = nn.Linear(config.width, INPUTS)
+        self.reader = SemanticReader(encoder.values.width, config.model.reader)
+        self.features: nn.Module = nn.Linear(config.model.reader, INPUTS)
 
     def forward(self, batch: SemanticBatch) -> dict[str, Tensor]:
         """Sums over groups or images of each term."""
@@ -303,12 +297,19 @@ class SemanticObjective(Objective):
 
 
 def _batches(features: Features, config: SemanticFitConfig) -> Iterator[SemanticBatch]:
-    """Views at random, half of them mirrored, endlessly."""
+    """Views at random, half of them mirrored, endlessly.
+
+    A view of a picture that is halved has the same features in 2x2 groups, or in 4x4.
+    """
     rng = np.random.default_rng(config.seed)
+    once, twice = config.halved
     step = 0
     while True:
-        chosen = torch.from_numpy(rng.integers(0, len(features.groups_nhwI), config.images))
+        repeats = int(rng.choice([1, 2, 4], p=[1 - once - twice, once, twice]))
+        count = max(1, config.images // repeats)
+        chosen = torch.from_numpy(rng.integers(0, len(features.groups_nhwI), count))
         groups_nhwI = features.groups_nhwI[chosen]
+        groups_nhwI = groups_nhwI.repeat_interleave(repeats, 1).repeat_interleave(repeats, 2)
         yield SemanticBatch(
             groups_nhwI=groups_nhwI.flip(2) if rng.random() < 0.5 else groups_nhwI,
             logits_nk=features.logits_nk[chosen],

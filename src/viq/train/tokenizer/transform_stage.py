@@ -26,6 +26,8 @@ from viq.image.patches import normalize, patchify
 from viq.models.tokenizer.config import TokenizerConfig
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.models.tokenizer.transform_quantizer import PixelEncoder, TransformQuantizer
+from viq.train.tokenizer.caption_embeddings import Sentences
+from viq.train.tokenizer.pool_fit import PoolFitConfig, fit_pool
 from viq.train.tokenizer.semantic_fit import SemanticFitConfig, fit_semantic
 from viq.train.tokenizer.transform_fit import (
     TransformFitConfig,
@@ -45,6 +47,7 @@ def fit_tokenizer(
     photos: Pictures,
     pages: Sequence[RowCorpus],
     semantic: SemanticFitConfig | None = None,
+    pool: PoolFitConfig | None = None,
     report: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> VisualTokenizer:
     """A tokenizer whose code is fitted to pictures and whose decoder is its inverse.
@@ -53,6 +56,7 @@ def fit_tokenizer(
         photos: for most windows; synthetic scenes where there are none.
         pages: corpora, of which those with text are taken; synthetic pages where there are none.
         semantic: how meaning is fitted, where the config has it.
+        pool: how the pooled token is, where the config has a text head.
 
     Raises:
         ViqError: the pictures are too few or too small.
@@ -72,8 +76,12 @@ def fit_tokenizer(
     encoder = tokenizer.encoder
     if isinstance(encoder, PixelEncoder) and encoder.semantic is not None:
         meaning = replace(semantic or SemanticFitConfig(), model=encoder.semantic.config)
-        fitted = fit_semantic(_labelling(photos), meaning, report=report)
+        fitted, reader = fit_semantic(_labelling(photos), meaning, report=report)
         encoder.semantic.load_state_dict(fitted.state_dict())
+        assert quantizer.reader is not None
+        quantizer.reader.load_state_dict(reader.state_dict())
+    if config.text is not None:
+        fit_pool(tokenizer, _labelling(photos), Sentences(), pool, report=report)
     return tokenizer.eval()
 
 
