@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from test_compress import LEVELS, MODEL, STAMP, codes_of
+from tiny_entropy import class_tables, usual_codes
 
 from viq.codec.entropy_model import ENTROPY_FILE, EntropyModel
 from viq.core.codes import Codes
@@ -81,11 +82,12 @@ def test_viq_files() -> None:
     assert found["refused"] > 0.9 * CASES
 
 
-def test_compressed_payloads() -> None:
-    codes = codes_of((16, 30))  # small, because damage shows only once it is decoded
-    (payload,) = MODEL.compress([codes])
+@pytest.mark.parametrize("model", [MODEL, class_tables()], ids=["network", "tables"])
+def test_compressed_payloads(model: EntropyModel) -> None:
+    codes = usual_codes((16, 30))  # small, because damage shows only once it is decoded
+    (payload,) = model.compress([codes])
     outcomes = fuzz(
-        payload, lambda data: MODEL.decompress([data], [codes.size], [0]) == [codes], seed=2
+        payload, lambda data: model.decompress([data], [codes.size], [0]) == [codes], seed=2
     )
     assert outcomes["refused"] > 0.9 * CASES
 
@@ -184,13 +186,14 @@ def test_indexes(tmp_path: Path) -> None:
     fuzz(good, read, seed=5)
 
 
-def test_entropy_models(tmp_path: Path) -> None:
-    good = MODEL.save(tmp_path).read_bytes()
+@pytest.mark.parametrize("model", [MODEL, class_tables()], ids=["network", "tables"])
+def test_entropy_models(tmp_path: Path, model: EntropyModel) -> None:
+    good = model.save(tmp_path).read_bytes()
     path = tmp_path / ENTROPY_FILE
 
     def read(data: bytes) -> bool:
         path.write_bytes(data)
-        model = EntropyModel.load(path)
-        return all(np.array_equal(model.tensors[k], v) for k, v in MODEL.tensors.items())
+        found = EntropyModel.load(path)
+        return all(np.array_equal(found.tensors[k], v) for k, v in model.tensors.items())
 
     fuzz(good, read, seed=6)

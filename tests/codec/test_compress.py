@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from viq.codec.entropy_model import ENTROPY_FILE, EntropyModel, beside
 from viq.codec.find import find_model
 from viq.codec.layout import CAP, LEVEL_UNIT, VALUE_UNIT, WEIGHT_UNIT, Layout
+from viq.codec.level_network import LevelNetwork
 from viq.core.codes import Codes
 from viq.core.types import CodesError, ViqError, grid_of
 
@@ -35,7 +36,7 @@ def tensors(seed: int = 0) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
-MODEL = EntropyModel(tensors(), LEVELS, STAMP)
+MODEL = LevelNetwork(tensors(), LEVELS, STAMP)
 
 
 def codes_of(size: tuple[int, int], seed: int = 0, tile: int = 0) -> Codes:
@@ -86,7 +87,7 @@ def test_nothing_in_nothing_out() -> None:
 def test_more_patches_than_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     codes = [codes_of((64, 48), i) for i in range(7)]
     payloads = MODEL.compress(codes)
-    monkeypatch.setattr("viq.codec.entropy_model._BATCH", 30)
+    monkeypatch.setattr(LevelNetwork, "batch_patches", 30)
     assert MODEL.compress(codes) == payloads
     assert read(payloads, codes) == codes
 
@@ -105,7 +106,7 @@ def test_probabilities_by_hand() -> None:
         return [min(max(v, 0), CAP) for v in x]
 
     layout = Layout.of([(3, 4)])
-    tables = list(MODEL._tables(layout, layout.levels([codes.ids], LEVELS)))
+    tables = MODEL._tables(layout, layout.levels([codes.ids], LEVELS))
     for y, x in np.ndindex(3, 4):
         read = []
         for v, u in ((y, x - 1), (y - 1, x), (y - 1, x - 1)):
@@ -121,7 +122,7 @@ def test_probabilities_by_hand() -> None:
                 for w, c in zip(t["head.weight"][i], t["head.bias"][i], strict=True)
             ][: sizes[i]]
             expected = np.exp((np.array(logits) - max(logits)) / (WEIGHT_UNIT * VALUE_UNIT))
-            got = tables[i][layout.places[0][y * 4 + x]]
+            got = tables[layout.places[0][y * 4 + x], i]
             assert (got[sizes[i] :] == 0).all()
             np.testing.assert_allclose(got[: sizes[i]] / 65536, expected, rtol=0.04, atol=1e-4)
             level = grid[y, x, i]
@@ -161,8 +162,8 @@ def test_other_size_tile_model_or_length_is_noticed() -> None:
         with pytest.raises(CodesError):
             read([other], [codes])
     for model in (
-        EntropyModel(tensors(1), LEVELS, STAMP),
-        EntropyModel(tensors(), LEVELS, "00000000000000bb"),
+        LevelNetwork(tensors(1), LEVELS, STAMP),
+        LevelNetwork(tensors(), LEVELS, "00000000000000bb"),
     ):
         with pytest.raises(CodesError, match="entropy model"):
             read([payload], [codes], model)
@@ -178,7 +179,7 @@ def test_easy_codes_keep_a_byte_for_256_patches() -> None:
     certain["head.bias"] = np.zeros_like(certain["head.bias"])
     certain["head.bias"][:, 0] = 2**23
     certain["head.weight"] = np.zeros_like(certain["head.weight"])
-    model = EntropyModel(certain, LEVELS, STAMP)
+    model = LevelNetwork(certain, LEVELS, STAMP)
     codes = Codes(np.zeros((64, 64, 4), np.uint16), (1024, 1024), 0, STAMP)
     (payload,) = model.compress([codes])
     assert len(payload) == 4 + 16
@@ -204,7 +205,7 @@ def test_weights_that_could_round_are_refused() -> None:
         large = tensors()
         large[name] = np.full(large[name].shape, value, np.int32)
         with pytest.raises(ViqError, match="too large to add up"):
-            EntropyModel(large, LEVELS, STAMP)
+            LevelNetwork(large, LEVELS, STAMP)
 
 
 def test_file(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""Bits a code and speed of ways to store codes: plain, zstd, Huffman, and
-`viq.codec.entropy_model`.
+"""Bits a code and speed of ways to store codes: plain, zstd, Huffman, and entropy models of
+`viq.codec`.
 
 Each image is packed alone, as a row of a store is, so that any row can be read without the others.
 """
@@ -7,7 +7,7 @@ Each image is packed alone, as a row of a store is, so that any row can be read 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -15,18 +15,28 @@ from typing import Any
 import numpy as np
 
 from viq.codec.entropy_model import EntropyModel
+from viq.codec.level_network import LevelNetwork
 from viq.core.codes import Codes
 from viq.core.measure import compare
+from viq.core.types import CODES_PER_PATCH
+from viq.train.entropy import EntropyConfig
 
 Pack = Callable[[], Sequence[Any]]
 _HUFFMAN_CODES = 20000  # that are coded one by one from Python, for its speed
 
 
-def packing(codes: Sequence[Codes], model: EntropyModel, repeats: int) -> dict[str, Any]:
+def packing(
+    codes: Sequence[Codes],
+    model: EntropyModel,
+    repeats: int,
+    baselines: Mapping[str, EntropyModel] | None = None,
+) -> dict[str, Any]:
     """A row for each way: `bits_per_code`, `rgb_ratio`, and codes a second in and out.
 
     Args:
         codes: not those that the entropy model was fitted to.
+        baselines: other entropy models, by name; `viq_over` has, for each, how many times as fast
+            `model` is, in and out.
     """
     plain = [item.ids.astype("<u2").tobytes() for item in codes]
     sizes, tiles = [item.size for item in codes], [item.tile for item in codes]
@@ -42,10 +52,7 @@ def packing(codes: Sequence[Codes], model: EntropyModel, repeats: int) -> dict[s
             lambda: [_huffman_bytes(row) for row in plain],
             lambda rows: [zlib.decompress(row) for row in rows],
         ),
-        "viq": (
-            lambda: model.compress(codes),
-            lambda rows: model.decompress(rows, sizes, tiles),
-        ),
+        "viq": _many(model, codes),
         "viq, one by one": (
             lambda: [model.compress([item])[0] for item in codes],
             lambda rows: [
@@ -54,6 +61,8 @@ def packing(codes: Sequence[Codes], model: EntropyModel, repeats: int) -> dict[s
             ],
         ),
     }
+    others = baselines or {}
+    ways |= {name: _many(other, codes) for name, other in others.items()}
     packed = {name: way[0]() for name, way in ways.items()}
     assert model.decompress(packed["viq"], sizes, tiles) == list(codes)
     encoding = compare({name: way[0] for name, way in ways.items()}, repeats)
@@ -69,8 +78,39 @@ def packing(codes: Sequence[Codes], model: EntropyModel, repeats: int) -> dict[s
         }
         for name, rows in packed.items()
     }
+    over = {
+        name: [times[name]["median_s"] / times["viq"]["median_s"] for times in (encoding, decoding)]
+        for name in others
+    }
     table["Huffman of codes"] = _huffman_codes(codes, total, pixels, repeats)
-    return {"images": len(codes), "codes": total, "ways": table}
+    return {"images": len(codes), "codes": total, "ways": table, "viq_over": over}
+
+
+def untrained_network(levels: Sequence[int], fingerprint: str) -> LevelNetwork:
+    """The network that FSQ codes of release 0.1 have, of weights 0: as fast as a trained one, and
+    without any gain in bits."""
+    k, wide, hidden = CODES_PER_PATCH * len(levels), max(levels), EntropyConfig.hidden
+    inputs = [3 * (k + 1), *[hidden] * (EntropyConfig.depth - 1)]
+    tensors = {
+        "embed": np.zeros((k, wide, hidden), np.int16),
+        "head.weight": np.zeros((k, wide, hidden), np.int16),
+        "head.bias": np.zeros((k, wide), np.int32),
+    }
+    for i, width in enumerate(inputs):
+        tensors[f"context.{i}.weight"] = np.zeros((hidden, width), np.int16)
+        tensors[f"context.{i}.bias"] = np.zeros(hidden, np.int32)
+    return LevelNetwork(tensors, levels, fingerprint)
+
+
+def _many(
+    model: EntropyModel, codes: Sequence[Codes]
+) -> tuple[Pack, Callable[[Sequence[Any]], Any]]:
+    """All codes in one call."""
+    sizes, tiles = [item.size for item in codes], [item.tile for item in codes]
+    return (
+        lambda: model.compress(codes),
+        lambda rows: model.decompress(rows, sizes, tiles),
+    )
 
 
 def _zstd(data: bytes) -> bytes:

@@ -19,10 +19,11 @@ import torch
 from PIL import Image
 
 from viq.bench.encode import mixed_images
-from viq.bench.packing import packing
+from viq.bench.packing import packing, untrained_network
 from viq.bench.reading import reading
 from viq.bench.setting import Setting, jpeg
 from viq.bench.store_tables import as_text
+from viq.codec.level_network import LevelNetwork
 from viq.core.codes import Codes
 from viq.core.measure import compare, machine, peak_memory
 from viq.core.types import ViqError, grid_of
@@ -118,11 +119,14 @@ def run(
 def _packing(s: _Setting) -> dict[str, Any]:
     sets: dict[str, Sequence[Any]] = {str(path): _readable(path) for path in s.pictures}
     sets = sets or {"drawn": mixed_images(s.work.images, s.work.sides)}
-    entropy = s.tokenizer.entropy
+    entropy, baselines = s.tokenizer.entropy, {}
+    if not isinstance(entropy, LevelNetwork):
+        network = untrained_network(entropy.levels, entropy.fingerprint)
+        baselines["network of viq 0.1, untrained"] = network
     return {
         "entropy_model": entropy.digest,
         "sets": {
-            name: packing(s.tokenizer.encode(images), entropy, s.repeats)
+            name: packing(s.tokenizer.encode(images), entropy, s.repeats, baselines)
             for name, images in sets.items()
         },
     }

@@ -33,6 +33,10 @@ def _packing(section: dict[str, Any]) -> list[str]:
             numbers = (f"{got['bits_per_code']:.2f}", f"{got['rgb_ratio']:.0f}")
             rows.append((way, *numbers, *(f"{speed:.3g}" for speed in speeds)))
         lines += table(rows)
+        lines += [
+            f"  viq is {packs:.1f} times as fast in and {unpacks:.1f} times out as {way}"
+            for way, (packs, unpacks) in one["viq_over"].items()
+        ]
     return lines
 
 

@@ -65,7 +65,7 @@ def encode(
     ] = None,
     shard_size: Annotated[int, typer.Option(help="Of a folder: inputs in a shard.")] = 1000,
     compress: Annotated[
-        bool, typer.Option("--compress", help="Less than half the bytes, without loss; slower.")
+        bool, typer.Option("--compress", help="Fewer bytes, without loss (docs/codes.md).")
     ] = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Of a folder: try again what failed.")

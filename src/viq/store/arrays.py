@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from viq.codec.entropy_model import ENTROPY_FILE, EntropyModel
+from viq.codec.entropy_model import ENTROPY_FILE, EntropyModel, beside
 from viq.codec.find import find_model
 from viq.core.codes import Codes
 from viq.core.files import BUNDLED
@@ -28,7 +29,8 @@ def coder_of(digest: str, folder: Path) -> EntropyModel | None:
     Raises:
         ViqError: there is none, or it is damaged.
     """
-    return find_model(digest, folder, BUNDLED.glob(f"*/{ENTROPY_FILE}")) if digest else None
+    bundled = chain.from_iterable(BUNDLED.glob(f"*/{name}") for name in (ENTROPY_FILE, beside("*")))
+    return find_model(digest, folder, bundled) if digest else None
 
 
 def codes_array(codes: Sequence[Codes | None], coder: EntropyModel | None) -> pa.Array:

@@ -1,9 +1,10 @@
 """Fit the entropy model of a tokenizer to codes of photos.
 
-    viq train entropy --model viq-tiny --data PHOTOS
+    viq train entropy --model FOLDER --data PHOTOS
 
-The network of `viq.codec.entropy_model` in floats, trained by the bits it spends, then rounded to
-integers: a few minutes on one core.
+Transform codes get tables (`class_tables.py`), by counting. FSQ codes get the network of
+`viq.codec.level_network`: in floats, trained by the bits it spends, then rounded to integers, a few
+minutes on one core.
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ from torch import Tensor, nn
 
 from viq.codec.entropy_model import EntropyModel
 from viq.codec.layout import CAP, EXACT, VALUE_UNIT, WEIGHT_UNIT, Layout
+from viq.codec.level_network import LevelNetwork
 from viq.core.codes import Codes
 from viq.core.files import BUNDLED
 from viq.core.types import CodesError, ViqError
 from viq.data.sources.access import Access
 from viq.data.sources.open import concatenate, open_source
 from viq.models.tokenizer.tokenizer import VisualTokenizer
+from viq.models.tokenizer.transform_quantizer import TransformQuantizer
 from viq.store.folder import JOB, PARQUET, Store
 from viq.store.rows import CodesReader
+from viq.train.class_tables import fit_class_tables
 from viq.train.in_memory import train_in_memory
 from viq.train.loop import LoopConfig
 from viq.train.loss_terms import Objective
@@ -87,7 +91,7 @@ class EntropyBatch:
 
 
 class EntropyNetwork(Objective):
-    """The network of `EntropyModel` in floats; T patches, K levels each, of at most l values."""
+    """The network of `LevelNetwork` in floats; T patches, K levels each, of at most l values."""
 
     counted_in = {"nats": "levels"}
 
@@ -120,13 +124,13 @@ class EntropyNetwork(Objective):
     @torch.no_grad()
     def clip_weights(self) -> None:
         """Keep weights so small that sums of their integers are exact (see
-        `viq.codec.entropy_model`)."""
+        `viq.codec.level_network`)."""
         for weight in (self.head, *(layer.get_parameter("weight") for layer in self.context)):
             limit = 0.9 * EXACT / (CAP * WEIGHT_UNIT * weight.shape[-1])
             weight.clamp_(-limit, limit)
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """Rounded to the integers of `EntropyModel`."""
+        """Rounded to the integers of `LevelNetwork`."""
         self.clip_weights()
         result = {
             "embed": _integers(self.embed, VALUE_UNIT, np.int16),
@@ -175,7 +179,10 @@ def train_entropy(
     codes, skipped = _codes_of(tokenizer, data, {"root": root, "access": access}, report)
     kept = [item for i, item in enumerate(codes) if i % _HELD_OUT]
     held_out = codes[::_HELD_OUT]
-    model = fit_entropy(kept, tokenizer.levels, tokenizer.fingerprint, config, report)
+    if isinstance(tokenizer.quantizer, TransformQuantizer):
+        model: EntropyModel = fit_class_tables(kept, tokenizer.quantizer, tokenizer.fingerprint)
+    else:
+        model = fit_entropy(kept, tokenizer.levels, tokenizer.fingerprint, config, report)
     path = model.save(tokenizer.entropy_file.parent)
     return {
         "entropy_model": str(path),
@@ -193,8 +200,8 @@ def fit_entropy(
     fingerprint: str,
     config: EntropyConfig | None = None,
     report: Callable[[dict[str, Any]], None] = lambda record: None,
-) -> EntropyModel:
-    """Fit an entropy model to the codes of a tokenizer; deterministic on one machine.
+) -> LevelNetwork:
+    """Fit an entropy model to the codes of a tokenizer with FSQ; deterministic on one machine.
 
     Raises:
         ViqError: too few codes to learn from.
@@ -219,7 +226,7 @@ def fit_entropy(
     train_in_memory(
         network, batches, config.loop(), name="entropy model", seed=config.seed, log=log
     )
-    return EntropyModel(network.tensors(), levels, fingerprint)
+    return LevelNetwork(network.tensors(), levels, fingerprint)
 
 
 def _batches(
