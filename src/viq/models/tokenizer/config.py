@@ -13,6 +13,7 @@ from viq.models.tokenizer.decoder import DecoderConfig
 from viq.models.tokenizer.encoder import EncoderConfig
 from viq.models.tokenizer.latent_head import LatentConfig
 from viq.models.tokenizer.quantizer import QuantizerConfig
+from viq.models.tokenizer.refinement import RefinementConfig
 from viq.models.tokenizer.semantic import MEANING_WIDTH
 from viq.weights import checkpoint
 from viq.weights.verify import PARTS
@@ -32,6 +33,7 @@ class TokenizerConfig:
     quantizer: QuantizerConfig
     decoder: DecoderConfig | None = None  # features to pixels
     latents: LatentConfig | None = None  # features to latents of the Qwen-Image VAE
+    refinement: RefinementConfig | None = None  # of a transform code: other counts than four
     tile: int = 0  # px; images with a longer side are encoded in tiles; 0: never
     name: str = "viq"
 
@@ -53,6 +55,8 @@ class TokenizerConfig:
 
     def _check_transform(self) -> None:
         code, semantic = self.quantizer.transform, self.encoder.semantic
+        if self.refinement is not None and (code is None or self.decoder is None):
+            raise ValueError("a refinement needs a transform code and a decoder")
         if (semantic is not None) != (code is not None and code.shares):
             raise ValueError(
                 "a semantic encoder, and a transform code that leaves fourth codes to meaning, go "

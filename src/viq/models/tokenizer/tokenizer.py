@@ -36,6 +36,7 @@ from viq.models.tokenizer.decoder import PixelDecoder
 from viq.models.tokenizer.encoder import Encoder
 from viq.models.tokenizer.latent_head import LatentHead
 from viq.models.tokenizer.quantizer import FSQBottleneck, QuantizerHead
+from viq.models.tokenizer.refinement import Refinement
 from viq.models.tokenizer.transform_decoder import TransformDecoder
 from viq.models.tokenizer.transform_quantizer import PixelEncoder, TransformQuantizer
 from viq.weights.hub import locate
@@ -86,6 +87,9 @@ class VisualTokenizer(nn.Module):
         self.pool_head = AttentionPool(c, heads, config.encoder.mlp_width)
         self.decoder = self._make_decoder()
         self.latent_head = LatentHead(c, config.latents) if config.latents else None
+        self.refinement = None
+        if config.refinement is not None and config.quantizer.transform is not None:
+            self.refinement = Refinement(config.refinement, config.quantizer.transform)
         self._fingerprint: str | None = None
         self.entropy_file: Path | None = None  # where it is, or is to be
         self._vae_folder: Path | None = None  # of a converted model: its Qwen-Image VAE
