@@ -11,7 +11,7 @@ P = patches of all crops, V, J, Q, l as in the transform code, K as in the refin
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -99,12 +99,14 @@ def fit_refinement(
     if not large:
         raise ViqError(f"no crop of {_LEAST_SIDE} px a side: give larger pictures")
     left = _all_left(tokenizer, quantizer.code, large)
+    rng = np.random.default_rng(fit.seed)
     refinement = Refinement(config, quantizer.code.config)
+    some = torch.from_numpy(rng.permutation(len(left.rest_PD))[: 4 * fit.patches])
+    seen = Analysed(*(part[some] for part in left.seen))
     for count in range(1, SHORT + 1):
-        error = _fit_short(refinement, quantizer.code, left.seen, count)
+        error = _fit_short(refinement, quantizer.code, seen, count)
         report({"codes": count, "psnr": float(10 * np.log10(4 / error))})
     coefficients_PK = _fit_basis(refinement, left)
-    rng = np.random.default_rng(fit.seed)
     chosen = rng.permutation(len(coefficients_PK))[: fit.patches]
     values, classes = coefficients_PK[chosen].numpy(), left.classes_P[chosen].numpy()
     _fit_symbols(refinement, values, classes)
@@ -269,3 +271,19 @@ def _fit_modes(refinement: Refinement, values_NK: np.ndarray, classes_N: np.ndar
     refinement.modes.copy_(to_digits(frequencies))
     bits = -np.log2(frequencies / TOTAL)
     return float((counts * bits).sum() / max(1, counts.sum()))
+
+
+def refined(
+    tokenizer: VisualTokenizer, crops: Sequence[np.ndarray], config: RefinementConfig,
+    fit: RefinementFitConfig | None = None,
+    report: Callable[[dict[str, float]], None] = lambda record: None,
+) -> VisualTokenizer:
+    """A copy of a tokenizer with a refinement, in place of any that it has; as `fit_refinement`."""
+    refinement = fit_refinement(tokenizer, crops, config, fit, report)
+    copy = VisualTokenizer(replace(tokenizer.config, refinement=config))
+    copy.load_state_dict({
+        **{k: v for k, v in tokenizer.state_dict().items() if not k.startswith("refinement.")},
+        **{f"refinement.{k}": v for k, v in refinement.state_dict().items()},
+    })  # fmt: skip
+    copy.entropy_file = tokenizer.entropy_file
+    return copy.requires_grad_(False).eval()
