@@ -151,11 +151,16 @@ class Codes:
         return self.ids.shape[0], self.ids.shape[1]
 
     @property
+    def total(self) -> int:
+        """How many codes there are, extra ones included."""
+        return int(self.kept.sum()) + len(self.extra)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the codes alone: two a code, and with counts those of the counts."""
         if self.counts is None:
             return self.ids.size * 2
-        return 2 * (int(self.kept.sum()) + len(self.extra)) + len(pack_counts(self.counts))
+        return 2 * self.total + len(pack_counts(self.counts))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Codes):
@@ -257,9 +262,14 @@ class Codes:
         dtype, meaning, stamp, length = _COUNTED.unpack_from(data)
         if dtype >= len(DTYPES) or meaning > 1:
             raise CodesError(f"codes with counts made in dtype number {dtype}: update viq")
-        rest = data[_COUNTED.size :]
-        counts = unpack_counts(rest[:length], *grid_of(size))
+        rest, (rows, cols) = data[_COUNTED.size :], grid_of(size)
         words = rest[length:]
+        if len(words) < 2 * rows * cols:  # before time is spent on counts
+            raise CodesError(
+                f"codes with counts take at least {2 * rows * cols:,} bytes, got {len(words)}: the "
+                "data is cut short"
+            )
+        counts = unpack_counts(rest[:length], rows, cols)
         ids = np.zeros((*counts.shape, CODES_PER_PATCH), np.uint16)
         slots = detail_slots(grid_of(size), tile, bool(meaning))
         kept = kept_ids(counts, slots)

@@ -25,9 +25,9 @@ def pack_counts(counts: np.ndarray) -> bytes:
     largest = int(counts.max(initial=0))
     coder, rows = _Encoder(), counts.tolist()
 
-    def next_of(row: int, col: int, weights: list[int]) -> int:
+    def next_of(row: int, col: int, weights: list[int], total: int) -> int:
         number = rows[row][col]
-        coder.put(sum(weights[:number]), weights[number], sum(weights))
+        coder.put(sum(weights[:number]), weights[number], total)
         return number
 
     _each(*counts.shape, largest, next_of)
@@ -44,9 +44,9 @@ def unpack_counts(data: bytes, rows: int, cols: int) -> np.ndarray:
         raise CodesError("counts of codes are missing: the data is damaged")
     coder = _Decoder(data[1:])
 
-    def next_of(row: int, col: int, weights: list[int]) -> int:
+    def next_of(row: int, col: int, weights: list[int], total: int) -> int:
         ends = list(accumulate(weights))
-        number = bisect_right(ends, coder.look(ends[-1]))
+        number = bisect_right(ends, coder.look(total))
         coder.take(ends[number] - weights[number], weights[number])
         return number
 
@@ -54,21 +54,25 @@ def unpack_counts(data: bytes, rows: int, cols: int) -> np.ndarray:
 
 
 def _each(
-    rows: int, cols: int, largest: int, next_of: Callable[[int, int, list[int]], int]
+    rows: int, cols: int, largest: int, next_of: Callable[[int, int, list[int], int], int]
 ) -> list[list[int]]:
     """Go through a grid in raster order; `next_of` gives the number of a place from the weights
-    that numbers have there."""
+    that numbers have there, and their sum."""
     tables = [_prior(context, largest) for context in range(len(_CONTEXTS) + 1)]
+    totals = [sum(weights) for weights in tables]
     above, found = [0] * cols, []
     for row in range(rows):
         line, left = [], above[0] if cols else 0
         for col in range(cols):
-            weights = tables[bisect_right(_CONTEXTS, left + above[col])]
-            left = next_of(row, col, weights)
+            context = bisect_right(_CONTEXTS, left + above[col])
+            weights = tables[context]
+            left = next_of(row, col, weights, totals[context])
             line.append(left)
             weights[left] += _GAIN
-            if sum(weights) > _MOST:
+            totals[context] += _GAIN
+            if totals[context] > _MOST:
                 weights[:] = [(weight + 1) // 2 for weight in weights]
+                totals[context] = sum(weights)
         found.append(line)
         above = line
     return found

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from viq.core.types import PATCH_SIZE, Grid, Size, grid_of, tile_grid
+from viq.core.types import PATCH_SIZE, Grid, Size, grid_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -253,7 +253,7 @@ class CodesReader:
                 nbytes
                 for columns in columns_of(self.path)
                 for path, (_, nbytes) in columns.items()
-                if path.split(".")[0] == "codes"
+                if path.split(".")[0] in ("codes", *counted_columns(self.info))
             )
 
     def note(self, name: str) -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from viq.core.types import Grid, Size, ViqError, grid_of
 from viq.eval.probes.understanding import Features
-from viq.image.patches import normalize, pack, tile_grid
+from viq.image.patches import normalize, pack
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 from viq.core.types import ViqError
 from viq.eval.tokenizer.reconstruction import _check, _mean, _opened
 from viq.image.open import ImageInput, open_image
-from viq.image.patches import tile_grid
+from viq.core.types import tile_grid
 from viq.metrics.images import psnr
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 

@@ -64,12 +64,15 @@ def require_refinement(model: VisualTokenizer, codes: Codes) -> None:
         raise CodesError(f"a patch has more than {most} extra codes: the codes are damaged")
 
 
+def whole_features(model: VisualTokenizer, ids_TS: Tensor, grid: Grid) -> Tensor:
+    """Features (T, C) of the ids of one image, four a patch."""
+    return model.features(ids_TS)
+
+
 # Fewer codes than four
 
 
-def completed(
-    model: VisualTokenizer, ids_TS: Tensor, counts_T: Tensor, slots_T: Tensor
-) -> Tensor:
+def completed(model: VisualTokenizer, ids_TS: Tensor, counts_T: Tensor, slots_T: Tensor) -> Tensor:
     """Ids (T, S) with those beyond the counts made to say what those before say."""
     quantizer, refinement = parts_of(model)
     ids_TS = ids_TS.clone()
@@ -87,7 +90,7 @@ def _features(
 ) -> Tensor:
     """Features (T, C) with exactly the values that fewer codes than four say."""
     quantizer, refinement = parts_of(model)
-    features_TC = model.features(ids_TS)
+    features_TC = whole_features(model, ids_TS, grid)
     for count in range(1, CODES_PER_PATCH):
         rows = ((counts_T == count) & (count < slots_T)).nonzero()[:, 0]
         if len(rows):
@@ -97,9 +100,7 @@ def _features(
     return features_TC
 
 
-def paint(
-    model: VisualTokenizer, ids_hwS: Tensor, counts_hw: Tensor, slots_hw: Tensor
-) -> Tensor:
+def paint(model: VisualTokenizer, ids_hwS: Tensor, counts_hw: Tensor, slots_hw: Tensor) -> Tensor:
     """Patches (T, D) that the decoder paints of completed ids and their counts."""
     grid = (ids_hwS.shape[0], ids_hwS.shape[1])
     flat = (part.flatten(0, 1) for part in (ids_hwS, counts_hw, slots_hw))

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _ROWS = 4096  # patches whose coefficients are at hand at a time
 _LEAST, _BUSY = 8, 6  # words of a patch at most: so many, and so many times the mean
+_STRICTNESS = (1.0, 0.7, 0.4, 0.0)  # of the error that numbers are first chosen for
 _TRIES = 8  # of meeting a size: how many bytes counts take is known only afterwards
 
 
@@ -70,18 +71,22 @@ class CountedEncoder:
             ViqError: it cannot be met; says what can.
         """
         most = self._most_words(rate)
-        rest_TK, classes_T, over_T = self._rest(torch.full_like(self._slots_T, CODES_PER_PATCH))
-        gains_TW, _ = self._stream.search(rest_TK, classes_T, most)
+        rest_TK, classes_T, over_T = self._rest(self._slots_T)
+        gains_TW, modes_TW = self._stream.search(rest_TK, classes_T, most)
         choice = self._choice(over_T, gains_TW)
-        counts_T = self._pick(choice, rate)
-        base_T = torch.minimum(torch.from_numpy(counts_T), self._slots_T)
-        whole = (base_T == self._slots_T).numpy()
-        modes_TW = np.zeros(gains_TW.shape, np.int16)
-        rest_TK, classes_T, over_T = self._rest(base_T)
-        gains_TW[whole], modes_TW[whole] = self._stream.search(
-            rest_TK[whole], classes_T[whole], most
-        )
-        counts_T = self._pick(self._fixed(base_T, over_T, gains_TW), rate)
+        for strictness in _STRICTNESS:
+            counts_T = self._pick(choice, rate, strictness)
+            base_T = torch.minimum(torch.from_numpy(counts_T), self._slots_T)
+            whole = (base_T == self._slots_T).numpy()
+            rest_TK, classes_T, over_T = self._rest(base_T)
+            gains_TW[whole], modes_TW[whole] = self._stream.search(
+                rest_TK[whole], classes_T[whole], most
+            )
+            fixed = self._fixed(base_T, over_T, gains_TW)
+            error = rate.error_for(self._size)
+            if error is None or fixed.error(fixed.at(0)) <= error:
+                break  # else those with fewer codes than slots are worse than was thought
+        counts_T = self._pick(fixed, rate)
         return self._codes(counts_T, base_T, rest_TK, classes_T, modes_TW)
 
     # What is known of patches
@@ -158,7 +163,9 @@ class CountedEncoder:
         closed_nT = self._errors_nhw.flatten(1).numpy()
         last_T = closed_nT[slots_T - 1, np.arange(len(slots_T))]
         share = min(1.0, float(over_T.sum()) / max(float(last_T.sum()), 1e-9))
-        errors = np.full((len(slots_T), CODES_PER_PATCH + gains_TW.shape[1] - 1), np.inf, np.float32)
+        errors = np.full(
+            (len(slots_T), CODES_PER_PATCH + gains_TW.shape[1] - 1), np.inf, np.float32
+        )
         for slots in (CODES_PER_PATCH - 1, CODES_PER_PATCH):
             rows = np.flatnonzero(slots_T == slots)
             errors[rows, : slots - 1] = share * closed_nT[: slots - 1, rows].T
@@ -186,21 +193,30 @@ class CountedEncoder:
             return whole
         return min(whole, _LEAST + int(_BUSY * total / 2 / len(self._slots_T)))
 
-    def _pick(self, choice: Choice, rate: Rate) -> np.ndarray:
-        """Numbers of codes (T,) for a rate.
+    def _pick(self, choice: Choice, rate: Rate, strictness: float | None = None) -> np.ndarray:
+        """Numbers of codes (T,) for a rate; with `strictness` for so much of the error, or as near
+        to it as may be.
 
         Raises:
             ViqError: the most that can be had is not good enough, or the least is too much.
         """
         total = rate.bytes_for(self._size)
         if total is None:
-            return self._good_enough(choice, rate)
-        counts_T, aim = choice.at(np.inf), total
-        for _ in range(_TRIES):
-            counts_T = choice.within((aim - self._bytes(counts_T) + 2 * int(counts_T.sum())) // 2)
-            if (over := self._bytes(counts_T) - total) <= 0:
-                return counts_T
-            aim -= over
+            return self._good_enough(choice, rate, strictness)
+        best_T, used = None, 0
+        codes = total // 2
+        for _ in range(_TRIES):  # what counts take is known only when there are counts
+            counts_T = choice.within(codes)
+            left = total - self._bytes(counts_T)
+            if left >= 0 and total - left > used:
+                best_T, used = counts_T, total - left
+            if 0 <= left < 2:
+                break
+            codes = int(counts_T.sum()) + left // 2
+        return self._least(choice, total) if best_T is None else best_T
+
+    def _least(self, choice: Choice, total: int) -> np.ndarray:
+        """The fewest codes. Raises `ViqError`: these are too many."""
         counts_T = choice.at(np.inf)
         if (least := self._bytes(counts_T)) > total:
             raise ViqError(
@@ -209,9 +225,11 @@ class CountedEncoder:
             )
         return counts_T
 
-    def _good_enough(self, choice: Choice, rate: Rate) -> np.ndarray:
+    def _good_enough(self, choice: Choice, rate: Rate, strictness: float | None) -> np.ndarray:
         error = rate.error_for(self._size)
         assert error is not None
+        if strictness is not None:
+            return choice.reaching(strictness * error)
         counts_T = choice.reaching(error)
         if (least := choice.error(counts_T)) > error:
             mean = least * 127.5**2 / (3 * self._size[0] * self._size[1]) + 1 / 12

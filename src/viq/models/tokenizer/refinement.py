@@ -71,9 +71,7 @@ class Refinement(nn.Module):
         self.register_buffer("offsets", torch.zeros(BUCKETS, MAGNITUDES))
         self.register_buffer("modes", torch.zeros(config.words, STEPS * cuts, 2))
         # Levels of coefficients in patches with one and with two codes.
-        self.register_buffer(
-            "short_values", torch.zeros(SHORT, j, code.coefficients, code.levels)
-        )
+        self.register_buffer("short_values", torch.zeros(SHORT, j, code.coefficients, code.levels))
 
     def stream(self) -> Stream:
         """The coder of coefficients, as the numbers are now."""

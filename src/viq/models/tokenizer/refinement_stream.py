@@ -247,7 +247,9 @@ class Walk:
         self._stream, self._room, self._seen = stream, room, seen
         self._shape = (len(values_NK), STEPS)
         largest = np.abs(values_NK).max(1, initial=0)[:, None] + np.zeros(STEPS, np.float32)
-        rows = np.flatnonzero(largest.ravel() >= np.tile((1 - _ROUNDING) * stream.steps, len(largest)))
+        rows = np.flatnonzero(
+            largest.ravel() >= np.tile((1 - _ROUNDING) * stream.steps, len(largest))
+        )
         patches, self._steps = np.divmod(rows, STEPS)
         values, self._buckets = stream._arranged(
             values_NK[patches], classes_N[patches], self._steps
@@ -259,7 +261,9 @@ class Walk:
         self._values = np.abs(values)
         self._gains = size * (2 * self._values - size)  # of squared error
         self._rows, self._alive = rows, np.arange(len(rows))
-        self._last = np.where(self._magnitudes > 0, np.arange(values.shape[1]), -1).max(1, initial=-1)
+        self._last = np.where(self._magnitudes > 0, np.arange(values.shape[1]), -1).max(
+            1, initial=-1
+        )
         # A magnitude above 0 takes its sign and more.
         self._spent = np.where((self._magnitudes > 0).sum(1) * 2 > room, np.inf, 0)
 
@@ -285,7 +289,7 @@ class Walk:
         return self._spread(gains, 0), self._spread(bits, np.inf)
 
     def _spread(self, table: np.ndarray, rest: float) -> np.ndarray:
-        """Rows of patches and steps as (N, STEPS * cuts); `rest` for those that were never tried."""
+        """Rows of patches and steps as (N, STEPS * cuts); `rest` for those never tried."""
         whole = np.full((self._shape[0] * STEPS, table.shape[1]), rest, np.float32)
         whole[self._rows] = table
         return whole.reshape(self._shape[0], -1)

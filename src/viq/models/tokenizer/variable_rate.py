@@ -1,7 +1,7 @@
 """How many codes each patch of an image gets: as many as a size or a quality asks for.
 
-Of each patch it is known what its squared error is with each number of codes. For a price of a code,
-each patch takes the number where error and price together are least (Lagrange); the price is
+Of each patch it is known what its squared error is with each number of codes. For a price of a
+code, each patch takes the number where error and price together are least (Lagrange); the price is
 searched for. Patches that get fewer than four change what the decoder paints around them, so
 what it leaves is measured once more before the words of the others are made.
 

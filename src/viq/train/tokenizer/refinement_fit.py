@@ -20,6 +20,7 @@ from torch import Tensor
 from viq.codec.range_coder import TOTAL, WORD_BITS
 from viq.core.types import PATCH_SIZE, ViqError
 from viq.image.patches import normalize, patchify, unpatchify
+from viq.models.tokenizer.counted import whole_features
 from viq.models.tokenizer.refinement import (
     SHORT,
     Refinement,
@@ -123,7 +124,7 @@ def _all_left(
         pixels = normalize(crop)
         grid = (crop.shape[0] // PATCH_SIZE, crop.shape[1] // PATCH_SIZE)
         ids_TS = code.ids(patchify(pixels), [grid])
-        painted = tokenizer.reconstruct(tokenizer.features(ids_TS), [grid])
+        painted = tokenizer.reconstruct(whole_features(tokenizer, ids_TS, grid), [grid])
         rest_TD = patchify(code.lapped(pixels - unpatchify(painted, crop.shape[:2])))
 
         def inner(values: Tensor, grid: tuple[int, int] = grid) -> Tensor:
@@ -274,7 +275,9 @@ def _fit_modes(refinement: Refinement, values_NK: np.ndarray, classes_N: np.ndar
 
 
 def refined(
-    tokenizer: VisualTokenizer, crops: Sequence[np.ndarray], config: RefinementConfig,
+    tokenizer: VisualTokenizer,
+    crops: Sequence[np.ndarray],
+    config: RefinementConfig,
     fit: RefinementFitConfig | None = None,
     report: Callable[[dict[str, float]], None] = lambda record: None,
 ) -> VisualTokenizer:
