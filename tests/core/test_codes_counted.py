@@ -50,7 +50,9 @@ def test_ids_beyond_the_count_are_no_part_of_the_codes() -> None:
     codes = some_codes(40, 50)
     ids = codes.ids.copy()
     ids[~codes.kept] = 7
-    assert replace(codes, ids=ids) == codes and replace(codes, ids=ids).to_bytes() == codes.to_bytes()
+    assert (
+        replace(codes, ids=ids) == codes and replace(codes, ids=ids).to_bytes() == codes.to_bytes()
+    )
     ids[0, 0, 0] ^= 1
     assert replace(codes, ids=ids) != codes
     assert codes != replace(codes, counts=None, extra=np.zeros(0, np.uint16))

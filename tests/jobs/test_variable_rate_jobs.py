@@ -139,7 +139,5 @@ def test_a_rate_that_a_model_cannot_keep_is_said_before_the_work(photos: Path, t
         EncodeOptions(bpp=1, psnr=30)
     with pytest.raises(ViqError, match="--packed"):
         EncodeOptions(bpp=1, packed=4096)
-    report = encode(
-        refined_tokenizer(), source, tmp_path / "b.parquet", EncodeOptions(nbytes=40)
-    )
+    report = encode(refined_tokenizer(), source, tmp_path / "b.parquet", EncodeOptions(nbytes=40))
     assert len(report.failures) == 3 and "are the least" in report.failures[0]["reason"]

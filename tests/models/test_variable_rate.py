@@ -66,7 +66,8 @@ def test_any_size_comes_back_through_a_file(size: tuple[int, int]) -> None:
     (codes,) = model.encode(image, psnr=20.0)
     again = viq.Codes.from_bytes(codes.to_bytes())
     assert again == codes and again.tile == codes.tile == (128 if max(size) > 128 else 0)
-    assert np.array_equal(*(np.asarray(model.decode(each)[0]) for each in (codes, again)))
+    first, second = (np.asarray(model.decode(each)[0]) for each in (codes, again))
+    assert np.array_equal(first, second)
     assert kept(model, image, codes) >= 20.0
 
 
@@ -109,7 +110,8 @@ def test_saved_and_loaded_it_reads_the_same_codes(tmp_path) -> None:
     assert loaded.fingerprint == model.fingerprint == plain_tokenizer().fingerprint
     (codes,) = model.encode(image, bpp=0.5)
     assert loaded.encode(image, bpp=0.5) == [codes]
-    assert np.array_equal(*(np.asarray(m.decode(codes)[0]) for m in (model, loaded)))
+    first, second = (np.asarray(each.decode(codes)[0]) for each in (model, loaded))
+    assert np.array_equal(first, second)
     model.save_pretrained(tmp_path / "half", dtype=torch.float16)
     half = VisualTokenizer.from_pretrained(tmp_path / "half")
     with pytest.raises(CodesError, match="made with the refinement .* but the one of viq-refined"):

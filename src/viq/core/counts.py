@@ -23,14 +23,14 @@ _GAIN, _MOST = 32, 1 << 13  # what a number adds to its weight; weights are halv
 def pack_counts(counts: np.ndarray) -> bytes:
     """Bytes of counts (rows, cols), uint8: the largest, then a range code."""
     largest = int(counts.max(initial=0))
-    coder, rows = _Encoder(), counts.tolist()
+    coder, table = _Encoder(), counts.tolist()
 
     def next_of(row: int, col: int, weights: list[int], total: int) -> int:
-        number = rows[row][col]
+        number = table[row][col]
         coder.put(sum(weights[:number]), weights[number], total)
         return number
 
-    _each(*counts.shape, largest, next_of)
+    _each(counts.shape[0], counts.shape[1], largest, next_of)
     return bytes([largest]) + coder.finish()
 
 

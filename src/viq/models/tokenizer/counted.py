@@ -103,8 +103,9 @@ def _features(
 def paint(model: VisualTokenizer, ids_hwS: Tensor, counts_hw: Tensor, slots_hw: Tensor) -> Tensor:
     """Patches (T, D) that the decoder paints of completed ids and their counts."""
     grid = (ids_hwS.shape[0], ids_hwS.shape[1])
-    flat = (part.flatten(0, 1) for part in (ids_hwS, counts_hw, slots_hw))
-    return model.reconstruct(_features(model, *flat, grid), [grid])
+    counts_T, slots_T = counts_hw.flatten(), slots_hw.flatten()
+    features_TC = _features(model, ids_hwS.flatten(0, 1), counts_T, slots_T, grid)
+    return model.reconstruct(features_TC, [grid])
 
 
 # More codes than four

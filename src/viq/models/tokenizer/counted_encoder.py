@@ -74,6 +74,7 @@ class CountedEncoder:
         rest_TK, classes_T, over_T = self._rest(self._slots_T)
         gains_TW, modes_TW = self._stream.search(rest_TK, classes_T, most)
         choice = self._choice(over_T, gains_TW)
+        base_T, fixed = self._slots_T, choice
         for strictness in _STRICTNESS:
             counts_T = self._pick(choice, rate, strictness)
             base_T = torch.minimum(torch.from_numpy(counts_T), self._slots_T)
