@@ -96,6 +96,8 @@ class CountedEncoder:
         """Codes and errors of the patches of a tile for each number of codes up to four."""
         code, refinement = self._quantizer.code, self._refinement
         grid = (where[0].stop - where[0].start, where[1].stop - where[1].start)
+        batch = PatchBatch(patches_TD=patches_TD, grids_hw=(grid,))
+        patches_TD = self._model.encoder(batch)  # as they are; whoever watches it is told
         seen = code.analyse(patches_TD.float(), grid)
         everyone = torch.ones_like(seen.coarse_T, dtype=torch.bool)
         mean_T = code.coarse[seen.coarse_T] + code.fine[seen.coarse_T, seen.fine_T]
@@ -108,17 +110,17 @@ class CountedEncoder:
             error_T = outside_T + (said_TV - values_TV).square().sum(1)
             self._ids_nhwS[count - 1][where] = ids_TS.unflatten(0, grid).cpu()
             self._errors_nhw[count - 1][where] = error_T.unflatten(0, grid).cpu()
-        self._say_meaning(patches_TD, where, grid)
+        self._say_meaning(batch, where)
         y, x = (slice(part.start * PATCH_SIZE, part.stop * PATCH_SIZE) for part in where)
         size = (grid[0] * PATCH_SIZE, grid[1] * PATCH_SIZE)
         self._pixels[:, y, x] = unpatchify(patches_TD.float(), size).cpu()
 
-    def _say_meaning(self, patches_TD: Tensor, where: Tile, grid: Grid) -> None:
+    def _say_meaning(self, batch: PatchBatch, where: Tile) -> None:
         """Put meaning into the fourth ids that are left to it."""
         encoder = self._model.encoder
         if not self._meaning or not isinstance(encoder, PixelEncoder):
             return
-        said = encoder.meaning(PatchBatch(patches_TD=patches_TD, grids_hw=(grid,)))
+        said = encoder.meaning(batch)
         assert said is not None
         detail = self._quantizer.code.config.detail
         for ids_hwS in self._ids_nhwS[:, where[0], where[1]]:

@@ -29,6 +29,7 @@ _ROUNDING = 0.3  # added before rounding down: small magnitudes cost more bits t
 _CHUNK = 256  # patches searched at a time
 _PRIOR, _FLOOR, _FORGET = 2 * UNIT, 24, 4
 _MARGIN = 0.05  # bits
+_BITS_OF_ONE = 3  # of a magnitude above 0, at least: steps that need more than there is are left
 _RATIOS = 4096
 # Ratios of what was seen to what was expected, in 1/256: half octaves around 1.
 _EDGES = np.array([76, 108, 152, 215, 304, 431, 609, 861])
@@ -246,10 +247,9 @@ class Walk:
     ) -> None:
         self._stream, self._room, self._seen = stream, room, seen
         self._shape = (len(values_NK), STEPS)
-        largest = np.abs(values_NK).max(1, initial=0)[:, None] + np.zeros(STEPS, np.float32)
-        rows = np.flatnonzero(
-            largest.ravel() >= np.tile((1 - _ROUNDING) * stream.steps, len(largest))
-        )
+        least = (1 - _ROUNDING) * stream.steps  # that is not rounded to 0
+        counts = np.stack([(np.abs(values_NK) >= each).sum(1) for each in least], 1)
+        rows = np.flatnonzero((counts > 0) & (counts * _BITS_OF_ONE <= room))
         patches, self._steps = np.divmod(rows, STEPS)
         values, self._buckets = stream._arranged(
             values_NK[patches], classes_N[patches], self._steps
@@ -264,8 +264,7 @@ class Walk:
         self._last = np.where(self._magnitudes > 0, np.arange(values.shape[1]), -1).max(
             1, initial=-1
         )
-        # A magnitude above 0 takes its sign and more.
-        self._spent = np.where((self._magnitudes > 0).sum(1) * 2 > room, np.inf, 0)
+        self._spent = np.zeros(len(rows))
 
     def run(self) -> tuple[np.ndarray, np.ndarray]:
         """Squared error taken away, and bits, both (N, STEPS * cuts); bits are infinite for what
