@@ -105,14 +105,16 @@ def gather_crops(
     seed. A picture gives crops by its area."""
     pages = [corpus for corpus in pages if not corpus.pictures_only]
     rng, found = np.random.default_rng(fit.seed), []
-    shares = (
-        ([*_pages(pages, fit.seed)], fit.page_ratio, _PAGE_SCALES),
-        ([*_photos(photos, fit.seed)], 1 - fit.page_ratio, _PHOTO_SCALES),
+    kinds = (
+        (_pages(pages, fit.seed), fit.page_ratio, _PAGE_SCALES),
+        (_photos(photos, fit.seed), 1 - fit.page_ratio, _PHOTO_SCALES),
     )
-    for pictures, share, scales in shares:
+    for given, share, scales in kinds:
+        if not (count := round(fit.crops * share)):
+            continue
+        pictures = list(given)
         areas = np.array([picture.width * picture.height for picture in pictures], float)
-        count = round(fit.crops * share)
-        for number in rng.choice(len(pictures), count, p=areas / areas.sum()) if count else ():
+        for number in rng.choice(len(pictures), count, p=areas / areas.sum()):
             found.append(_crop(pictures[number], fit.crop, scales, rng))
     return found
 
