@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from viq.core.levels import PRESETS, check_levels
-from viq.core.types import grid_of
+from viq.core.types import grid_of, tile_grid
 from viq.image import patches
 from viq.image.patches import PatchBatch, lengths_of
 from viq.models.layers import attention
@@ -54,7 +54,7 @@ def test_patch_counts_must_agree() -> None:
 def test_tiles_cover_the_grid_once(rows: int, cols: int, tile: int) -> None:
     seen = np.zeros((rows, cols), int)
     areas = []
-    for where in patches.tile_grid((rows, cols), tile):
+    for where in tile_grid((rows, cols), tile):
         seen[where] += 1
         areas.append(seen[where].shape)
     assert (seen == 1).all()

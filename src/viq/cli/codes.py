@@ -63,6 +63,16 @@ def encode(
     workers: Annotated[
         int | None, typer.Option(help="Threads that decode, and on a CPU encode. Default: all.")
     ] = None,
+    bpp: Annotated[
+        float | None,
+        typer.Option(help="As many codes a patch as it needs, at most so many bits a pixel."),
+    ] = None,
+    psnr: Annotated[
+        float | None, typer.Option(help="The same, as few as keep so many dB of an image.")
+    ] = None,
+    nbytes: Annotated[
+        int | None, typer.Option("--nbytes", "--bytes", help="The same, of a .viq file.")
+    ] = None,
     shard_size: Annotated[int, typer.Option(help="Of a folder: inputs in a shard.")] = 1000,
     compress: Annotated[
         bool, typer.Option("--compress", help="Fewer bytes, without loss (docs/codes.md).")
@@ -98,8 +108,9 @@ def encode(
     from viq.jobs.pipeline import EncodeOptions
 
     options = EncodeOptions(
-        tile=tile, max_pixels=max_pixels, packed=packed, shard_size=shard_size, compress=compress
-    )
+        tile=tile, max_pixels=max_pixels, packed=packed, shard_size=shard_size, compress=compress,
+        bpp=bpp, psnr=psnr, nbytes=nbytes,
+    )  # fmt: skip
     place = place_among(rank, world)
     input_options = {
         "image_column": image_column, "key_column": key_column, "split": split, "root": root,

@@ -16,6 +16,7 @@ from viq.cli.common import (
     AllowProtocol,
     Anew,
     Json,
+    Overwrite,
     Root,
     Threads,
     access_of,
@@ -133,6 +134,50 @@ def train_tokenizer(
         },
         as_json,
     )
+
+
+@train_app.command("refinement")
+@guarded
+def train_refinement(
+    model: Annotated[str, typer.Argument(help="With a transform code: bundled name or folder.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Photos, and pictures with text for pages. Again for more."),
+    ] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the model.")] = Path(
+        "refined"
+    ),
+    where: Where = None,
+    root: Root = None,
+    crops: Annotated[int, typer.Option(help="Cut from the pictures.")] = 600,
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Fit what viq encode --bpp, --psnr and --nbytes need, to a tokenizer that is trained."""
+    use_threads(threads)
+    import torch
+
+    from viq.core.outputs import require_folder, require_free
+    from viq.data.corpora.corpora import open_corpora
+    from viq.models.tokenizer.refinement import RefinementConfig
+    from viq.train.tokenizer.refinement_fit import RefinementFitConfig, refined
+    from viq.train.tokenizer.run import TrainingData
+    from viq.train.tokenizer.transform_stage import gather_crops
+    from viq.weights.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+
+    require_folder(out)
+    require_free(out / CONFIG_FILE, out / WEIGHTS_FILE, overwrite=overwrite)
+    tokenizer = load_tokenizer(model, "cpu", "float32")
+    rows = conditions(where)
+    material = TrainingData.of(open_corpora(data or [], "train", where=rows, root=root))
+    fit = RefinementFitConfig(crops=crops)
+    found = gather_crops(fit, material.photos, material.rows)
+    records: list[dict[str, float]] = []
+    made = refined(tokenizer, found, RefinementConfig(), fit, records.append)
+    made.save_pretrained(out, dtype=torch.float16)
+    figures = {name: value for record in records for name, value in record.items()}
+    show({"model": str(out), "crops": len(found), **figures}, as_json)
 
 
 @train_app.command("entropy")

@@ -43,6 +43,21 @@ def grid_of(size: Size, patch_size: int = PATCH_SIZE) -> Grid:
     return -(-height // patch_size), -(-width // patch_size)
 
 
+def tile_grid(grid: Grid, tile: int) -> list[tuple[slice, slice]]:
+    """Split a grid into near-equal tiles of at most `tile` patches a side, in raster order.
+
+    Near-equal rather than full tiles and a rest: no tile is a sliver, which a model has seldom
+    seen. `tile` 0 means one tile. Each item is (rows, columns) as slices of the grid.
+    """
+
+    def spans(length: int) -> list[slice]:
+        count = -(-length // tile) if tile else 1
+        edges = [length * i // count for i in range(count + 1)]
+        return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+
+    return [(rows, cols) for rows in spans(grid[0]) for cols in spans(grid[1])]
+
+
 def bounded_grid(size: Size, max_pixels: int = MAX_PIXELS) -> Grid:
     """`grid_of` a size that a file claims.
 

@@ -202,7 +202,7 @@ class _Decoding:
                     "folder, or --overwrite"
                 )
         if self._any:
-            codes = replace(codes, fingerprint="")
+            codes = replace(codes, fingerprint="", refinement="")
         else:
             _require(self._tokenizer, codes.fingerprint, where, model)
         (image,) = self._tokenizer.decode(codes)

@@ -9,11 +9,12 @@ import errno
 import heapq
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from itertools import chain, groupby
 from pathlib import Path
+from typing import Any
 
 from viq.core.files import write_atomically
 from viq.core.outputs import is_there, require_folder, require_free
@@ -24,6 +25,7 @@ from viq.jobs.inputs import left_over, require_all
 from viq.jobs.pipeline import Encoded, EncodeOptions, Pipeline, Task, Watch
 from viq.jobs.summary import Summary
 from viq.jobs.unfinished import Unfinished, replaces
+from viq.models.tokenizer.counted import parts_of, refinement_digest
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store.columns import Extras
 from viq.store.facts import require_ledger
@@ -156,6 +158,7 @@ def plan(
             levels=tokenizer.levels,
             entropy=tokenizer.entropy.digest if options.compress else "",
             dtype=tokenizer.dtype_name,
+            **counted_facts(tokenizer, options.rate),
         ),
         options=options.resolved(tokenizer) | ({"strict": True} if strict else {}),
         columns={f.name: str(f.type) for f in extras.fields},
@@ -163,6 +166,21 @@ def plan(
         keys=keys,
     )
     return index, extras
+
+
+def counted_facts(tokenizer: VisualTokenizer, rate: Mapping[str, float]) -> dict[str, Any]:
+    """What a store says of its counts, if a rate was asked for.
+
+    Raises:
+        ViqError: the tokenizer has no refinement.
+    """
+    if not rate:
+        return {}
+    quantizer, _ = parts_of(tokenizer)
+    return {
+        "refinement": refinement_digest(tokenizer),
+        "meaning": quantizer.code.config.shares,
+    }
 
 
 def encode_shards(

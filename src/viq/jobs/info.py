@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ def _model(name: str) -> dict[str, Any]:
         "codes_per_patch": 4,
         "bits_per_pixel": 4 * 16 / config.encoder.patch_size**2,
         "tile": config.tile,
+        "variable_rate": tokenizer.refinement is not None,
         "pixel_decoder": tokenizer.decoder is not None,
         "latent_head": tokenizer.latent_head is not None,
         **({"restore_megaflops_per_patch": {
@@ -108,12 +109,31 @@ def _single(codes: Codes) -> dict[str, Any]:
         "width": codes.size[1],
         "rows": codes.grid[0],
         "cols": codes.grid[1],
-        "codes": codes.ids.size,
+        "codes": codes.total,
         "bytes": codes.nbytes,
+        "bits_per_pixel": round(8 * codes.nbytes / (codes.size[0] * codes.size[1]), 4),
+        **_counts([codes]),
         "tile": codes.tile,
         "fingerprint": codes.fingerprint,
         "dtype": codes.dtype,
         "different_codes": len(np.unique(codes.ids)),
+    }
+
+
+def _counts(codes: Sequence[Codes]) -> dict[str, Any]:
+    """How many codes patches have, where they have counts."""
+    counts = [item.counts.ravel() for item in codes if item.counts is not None]
+    if not counts:
+        return {}
+    found = np.concatenate(counts)
+    return {
+        "refinement": codes[0].refinement,
+        "extra_codes": sum(len(item.extra) for item in codes),
+        "codes_per_patch": {
+            "least": int(found.min()),
+            "mean": round(float(found.mean()), 3),
+            "greatest": int(found.max()),
+        },
     }
 
 
@@ -131,6 +151,7 @@ def _store(path: Path) -> dict[str, Any]:
         "model": store.info.model,
         "fingerprint": store.info.fingerprint,
         "dtype": store.info.dtype,
+        **({"refinement": store.info.refinement} if store.info.refinement else {}),
         "levels": list(store.info.levels),
         "options": dict(store.index.options),
         "columns": dict(store.index.columns),
@@ -148,11 +169,12 @@ def _store(path: Path) -> dict[str, Any]:
 
 def _file(path: Path) -> dict[str, Any]:
     reader = CodesReader(path)
-    pixels, codes_total, sizes = 0, 0, []
+    pixels, codes_total, sizes, counted = 0, 0, [], list[Codes]()
     counts = None
     for _, codes in reader:
         pixels += codes.size[0] * codes.size[1]
-        codes_total += codes.ids.size
+        codes_total += codes.total
+        counted += [codes] if codes.counts is not None else []
         sizes.append(codes.size)
         if reader.info.levels:
             found = code_counts(codes.ids, reader.info.levels)
@@ -169,6 +191,7 @@ def _file(path: Path) -> dict[str, Any]:
         "bytes_of_codes": 2 * codes_total,
         "bytes_of_file": path.stat().st_size,
         "ratio_to_rgb": round(3 * pixels / (2 * codes_total), 2) if codes_total else None,
+        **_counts(counted),
     }
     if sizes:
         facts["smallest"] = list(sizes[int(np.argmin(areas))])

@@ -34,6 +34,7 @@ from viq.image.open import limit_pixels
 from viq.image.patches import PatchBatch
 from viq.models.layers.blocks import Block
 from viq.models.tokenizer.tokenizer import VisualTokenizer
+from viq.models.tokenizer.variable_rate import Rate
 from viq.store.columns import Extras
 from viq.store.rows import CodeRow
 
@@ -57,6 +58,7 @@ class EncodeOptions:
             image, so that codes are the same whatever their neighbours.
         shard_size: inputs that make a shard. A run that is killed loses less than one shard.
         compress: store codes through the tokenizer's entropy model, without loss.
+        bpp, psnr, nbytes: as in `VisualTokenizer.encode`; all None: four codes a patch.
     """
 
     tile: int | None = None
@@ -64,12 +66,25 @@ class EncodeOptions:
     packed: int = 0
     shard_size: int = 1000
     compress: bool = False
+    bpp: float | None = None
+    psnr: float | None = None
+    nbytes: int | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("tile", 0), ("max_pixels", 1), ("packed", 0), ("shard_size", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ViqError(f"--{name.replace('_', '-')} {value}: give at least {least}")
+        if self.rate:
+            Rate(**self.rate)  # raises
+            if self.packed:
+                raise ViqError("--packed: codes for --bpp, --psnr and --nbytes are made one by one")
+
+    @property
+    def rate(self) -> dict[str, Any]:
+        """What was asked for of bpp, psnr and nbytes, by name."""
+        rates = {"bpp": self.bpp, "psnr": self.psnr, "nbytes": self.nbytes}
+        return {name: value for name, value in rates.items() if value is not None}
 
     def resolved(self, tokenizer: VisualTokenizer) -> dict[str, Any]:
         """As they are noted in a store, with what the tokenizer adds.
@@ -80,7 +95,8 @@ class EncodeOptions:
         tile = tokenizer.config.tile if self.tile is None else self.tile
         tokenizer.encode([], tile=tile)  # raises for a tile it cannot use
         dtype = tokenizer.dtype_name
-        return {**asdict(self), "tile": tile, "dtype": dtype}
+        plain = {k: v for k, v in asdict(self).items() if k not in ("bpp", "psnr", "nbytes")}
+        return {**plain, **self.rate, "tile": tile, "dtype": dtype}
 
 
 @dataclass(frozen=True)
@@ -274,7 +290,9 @@ class Pipeline:
 
     def _codes(self, images: list[Image.Image]) -> list[Codes]:
         packed = self._options.packed > 0
-        return self._tokenizer.encode(images, tile=self._options.tile, packed=packed)
+        return self._tokenizer.encode(
+            images, tile=self._options.tile, packed=packed, **self._options.rate
+        )
 
 
 def _patches(image: Image.Image) -> int:

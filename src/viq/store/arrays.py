@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from itertools import chain
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,15 @@ import numpy as np
 
 from viq.codec.entropy_model import ENTROPY_FILE, EntropyModel, beside
 from viq.codec.find import find_model
-from viq.core.codes import Codes
+from viq.core.codes import Codes, detail_slots, extra_codes
+from viq.core.counts import pack_counts, unpack_counts
 from viq.core.files import BUNDLED
-from viq.core.types import CodesError
+from viq.core.types import CodesError, grid_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+COUNTED = ("code_counts", "extra_codes")  # columns of a store with counts; both are bytes
 
 
 def coder_of(digest: str, folder: Path) -> EntropyModel | None:
@@ -74,8 +78,31 @@ def decompressed(batch: pa.RecordBatch, coder: EntropyModel) -> pa.Array:
     return _lists(ids)
 
 
+def counted_arrays(codes: Sequence[Codes | None]) -> list[pa.Array]:
+    """The columns of counts and of extra codes: bytes, empty where there is no image."""
+    import pyarrow as pa
+
+    counts = [b"" if c is None or c.counts is None else pack_counts(c.counts) for c in codes]
+    extra = [b"" if c is None else c.extra.astype("<u2").tobytes() for c in codes]
+    return [pa.array(counts, pa.binary()), pa.array(extra, pa.binary())]
+
+
+def with_counts(codes: Codes, counts: bytes, extra: bytes, refinement: str, meaning: bool) -> Codes:
+    """The codes of a row with what `counted_arrays` made of it.
+
+    Raises:
+        CodesError: counts and extra codes do not fit each other.
+    """
+    found = unpack_counts(counts, *codes.grid)
+    wanted = extra_codes(found, detail_slots(grid_of(codes.size), codes.tile, meaning)).sum()
+    if len(extra) != 2 * wanted:
+        raise CodesError(f"has {len(extra)} bytes of extra codes where counts say {2 * wanted}")
+    words = np.frombuffer(extra, "<u2").astype(np.uint16)
+    return replace(codes, counts=found, extra=words, meaning=meaning, refinement=refinement)
+
+
 def checksum(batch: pa.RecordBatch | pa.Table, numbers: Sequence[str]) -> int:
-    """CRC-32 of keys, numbers and codes.
+    """CRC-32 of keys, numbers and codes, with their counts if they have them.
 
     The checksums inside Parquet cover its pages, but neither their headers nor the footer, and a
     flipped bit there can give other values, rows in the wrong place, or fewer.
@@ -90,6 +117,9 @@ def checksum(batch: pa.RecordBatch | pa.Table, numbers: Sequence[str]) -> int:
         else:
             for payload in chunk.to_pylist():
                 total = zlib.crc32(payload, total)
+    for name in COUNTED if COUNTED[0] in batch.schema.names else ():
+        for payload in batch[name].to_pylist():
+            total = zlib.crc32(payload, total)
     return total
 
 

@@ -30,7 +30,19 @@ _TYPED = 1000  # columns at most; a file of more is slow to open, and the rest g
 _DEPTH = 16  # of lists and objects in a column with a type
 _REST_MARK = {b"viq.rest": b"1"}
 OURS = frozenset(
-    ("key", "image_index", "height", "width", "rows", "cols", "tile", "codes", REST)
+    (
+        "key",
+        "image_index",
+        "height",
+        "width",
+        "rows",
+        "cols",
+        "tile",
+        "codes",
+        REST,
+        "code_counts",
+        "extra_codes",
+    )
 )  # names an extra column may not take
 
 

@@ -45,7 +45,7 @@ class Counts:
         """Count one image."""
         self.images += 1
         self.pixels += codes.size[0] * codes.size[1]
-        self.codes += codes.ids.size
+        self.codes += codes.total
         self.tiled += codes.tile > 0
 
     def add(self, others: Counts) -> None:

@@ -91,6 +91,8 @@ class Index:
         values = {"format": FORMAT, **values.pop("info"), **values}
         if self.info.dtype == FLOAT32:  # as it was written before there were others
             del values["dtype"]
+        if not self.info.refinement:  # the same
+            del values["refinement"], values["meaning"]
         if not self.totals:
             del values["shards"], values["totals"]
         return (json.dumps(values, indent=1) + "\n").encode()
@@ -130,6 +132,8 @@ def _index_of(values: dict[str, Any]) -> Index:
         levels=levels_of(values.pop("levels"), "levels"),
         entropy=fingerprint(values.pop("entropy", ""), "entropy"),
         dtype=_dtype(values),
+        refinement=fingerprint(values.pop("refinement", ""), "refinement"),
+        meaning=values.pop("meaning", False) is True,
     )
     index = Index(
         info=info,

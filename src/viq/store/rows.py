@@ -8,6 +8,11 @@ Page checksums are on. File metadata: `viq.model`, `viq.fingerprint`, `viq.level
 `viq.dtype` where the tokenizer did not compute in float32, and whatever the job that wrote the
 file notes.
 
+A store with counts (`viq encode --bpp`) has two more columns: `code_counts`, binary, what
+`viq.core.counts` packs, and `extra_codes`, binary, the codes beyond the fourth as little-endian
+uint16; `codes` has four a patch all the same, so who reads four need not know. The metadata then
+has `viq.refinement`, the digest of what reads the extra codes, and `viq.meaning`.
+
 Compressed, `codes` is binary: a payload of `viq.codec.entropy_model` for each image. The metadata
 then has `viq.entropy`, the digest of the entropy model, which lies beside the file.
 
@@ -33,11 +38,18 @@ from viq.core.codes import Codes
 from viq.core.files import require_regular, written_aside
 from viq.core.types import CODES_PER_PATCH, DTYPES, FLOAT32, CodesError, ViqError, grid_of
 from viq.core.untrusted import UntrustedError, fingerprint, levels_of, parse_json
-from viq.store.arrays import checksum, coder_of, codes_array, decompressed
+from viq.store.arrays import (
+    checksum,
+    coder_of,
+    codes_array,
+    counted_arrays,
+    decompressed,
+    with_counts,
+)
 from viq.store.bounds import Bounds, checked
 from viq.store.columns import Extras
 from viq.store.footer import columns_of
-from viq.store.schema import COLUMNS, NUMBERS, CodeRow, StoreInfo, schema
+from viq.store.schema import COLUMNS, NUMBERS, CodeRow, StoreInfo, counted_columns, schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -102,9 +114,19 @@ class CodesWriter:
                 f"{key}: codes made in {codes.dtype} cannot go into {self.path}, which holds codes "
                 f"made in {self.info.dtype}: write another file"
             )
+        if codes and self._counted_otherwise(codes):
+            raise CodesError(
+                f"{key}: codes with and without counts, or with those of two tokenizers, cannot be "
+                f"in one file, {self.path}: write another"
+            )
         self._rows.append(CodeRow(key, codes, image_index, extras or {}))
         if len(self._rows) >= ROWS_PER_GROUP:
             self._flush()
+
+    def _counted_otherwise(self, codes: Codes) -> bool:
+        if codes.counts is None or not self.info.refinement:
+            return codes.counts is not None or bool(self.info.refinement)
+        return (codes.refinement, codes.meaning) != (self.info.refinement, self.info.meaning)
 
     def note(self, name: str, value: Any) -> None:
         """Put `value`, as JSON, into the metadata of the file under `name`."""
@@ -137,6 +159,7 @@ class CodesWriter:
             pa.array([row.key for row in rows], pa.string()),
             *(pa.array(column) for column in numbers.T.copy()),
             codes_array([row.codes for row in rows], self._coder),
+            *(counted_arrays([row.codes for row in rows]) if self.info.refinement else ()),
             *(self.extras.columns([row.extras for row in rows]) if self.extras else ()),
         ]
         table = pa.table(columns, schema=self._schema)
@@ -177,7 +200,10 @@ class CodesReader:
             for k, v in (self._file.metadata.metadata or {}).items()
         }
         entropy = self.metadata.get("viq.entropy", "")
-        expected = schema(StoreInfo(model="", fingerprint="", levels=(), entropy=entropy))
+        refinement = fingerprint(self.metadata.get("viq.refinement", ""), "viq.refinement")
+        expected = schema(
+            StoreInfo(model="", fingerprint="", levels=(), entropy=entropy, refinement=refinement)
+        )
         wrong = [
             wanted.name
             for wanted in expected
@@ -191,14 +217,17 @@ class CodesReader:
                 f"a Parquet file, but not of ViQ codes (columns {found.names}); write one with viq "
                 "encode"
             )
-        self.columns = [name for name in COLUMNS if name in found.names]
-        self.extras = Extras(found.field(n) for n in found.names if n not in COLUMNS)
+        ours = [name for name in expected.names if name in found.names]
+        self.columns = ours
+        self.extras = Extras(found.field(n) for n in found.names if n not in ours)
         self.info = StoreInfo(
             model=self.metadata.get("viq.model", ""),
             fingerprint=fingerprint(self.metadata["viq.fingerprint"], "viq.fingerprint"),
             levels=levels_of(self.note("viq.levels") or [], "viq.levels"),
             entropy=fingerprint(entropy, "viq.entropy"),
             dtype=self.metadata.get("viq.dtype") or self._noted_dtype(),
+            refinement=refinement,
+            meaning=self.note("viq.meaning") is True,
         )
         if self.info.dtype not in DTYPES:
             raise CodesError("of a dtype that this release does not know; update viq")
@@ -224,7 +253,7 @@ class CodesReader:
                 nbytes
                 for columns in columns_of(self.path)
                 for path, (_, nbytes) in columns.items()
-                if path.split(".")[0] == "codes"
+                if path.split(".")[0] in ("codes", *counted_columns(self.info))
             )
 
     def note(self, name: str) -> Any:
@@ -270,11 +299,19 @@ class CodesReader:
                 ends, values = batch["codes"].offsets.to_pylist(), batch["codes"].values.to_numpy()
                 places = zip(ends[:-1], ends[1:], strict=True)
                 keys, rest = batch["key"].to_pylist(), extras.rows(batch)
-                for key, (index, height, width, tile), (start, stop), values_of in zip(
-                    keys, numbers, places, rest, strict=True
+                counted = self._counted(batch)
+                for key, (index, height, width, tile), (start, stop), values_of, more in zip(
+                    keys, numbers, places, rest, counted, strict=True
                 ):
-                    codes = self._codes(key, values[start:stop], (height, width), tile)
+                    codes = self._codes(key, values[start:stop], (height, width), tile, more)
                     yield CodeRow(key, codes, index, values_of)
+
+    def _counted(self, batch: pa.RecordBatch) -> list[tuple[bytes, ...]]:
+        """Of each row, the bytes of its counts and extra codes; nothing in files without."""
+        names = counted_columns(self.info)
+        if not names:
+            return [()] * batch.num_rows
+        return list(zip(*(batch[name].to_pylist() for name in names), strict=True))
 
     def batches(self, extras: Extras) -> Iterator[pa.RecordBatch]:
         """All rows as Arrow batches of `plain_schema`: no column is missing, none compressed.
@@ -326,7 +363,14 @@ class CodesReader:
         if sums is not None and len(sums) != count:
             raise CodesError(f"damaged ({count} groups of rows, {len(sums)} were written)")
 
-    def _codes(self, key: str, ids: np.ndarray, size: tuple[int, int], tile: int) -> Codes | None:
+    def _codes(
+        self,
+        key: str,
+        ids: np.ndarray,
+        size: tuple[int, int],
+        tile: int,
+        counted: tuple[bytes, ...] = (),
+    ) -> Codes | None:
         if size == (0, 0) and not ids.size:
             return None
         rows, cols = grid_of(size)
@@ -336,7 +380,14 @@ class CodesReader:
                 f"{rows * cols * CODES_PER_PATCH} codes, but it has {ids.size}: the row is damaged"
             )
         ids = ids.reshape(rows, cols, CODES_PER_PATCH)
-        return Codes(ids, size, tile, self.info.fingerprint, self.info.dtype)
+        codes = Codes(ids, size, tile, self.info.fingerprint, self.info.dtype)
+        if not counted:
+            return codes
+        try:
+            counts, extra = counted
+            return with_counts(codes, counts, extra, self.info.refinement, self.info.meaning)
+        except CodesError as error:
+            raise CodesError(f"{self.path}: row {key!r}: {error}: the row is damaged") from None
 
 
 def _numbers(row: CodeRow) -> tuple[int, ...]:

@@ -94,7 +94,8 @@ def _row(reader: CodesReader, table: pa.Table) -> CodeRow:
     codes = decompressed(batch, coder) if coder else batch["codes"]
     ids = codes.flatten().to_numpy()  # unlike `values`, of this row alone
     key, size = batch["key"][0].as_py(), (numbers["height"], numbers["width"])
-    made: Codes | None = reader._codes(key, ids, size, numbers.get("tile", 0))
+    (counted,) = reader._counted(batch)
+    made: Codes | None = reader._codes(key, ids, size, numbers.get("tile", 0), counted)
     return CodeRow(key, made, numbers.get("image_index", 0))
 
 

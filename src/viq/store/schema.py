@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from viq.core.codes import Codes
 from viq.core.types import FLOAT32
+from viq.store.arrays import COUNTED
 from viq.store.columns import Extras
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ class StoreInfo:
     Attributes:
         entropy: digest of the entropy model that compressed them; "" if none did.
         dtype: in which the tokenizer computed, as in `Codes`.
+        refinement: of codes with counts, as in `Codes`; "" for codes without.
+        meaning: of codes with counts, as in `Codes`.
     """
 
     model: str
@@ -33,6 +36,8 @@ class StoreInfo:
     levels: tuple[int, ...]
     entropy: str = ""
     dtype: str = FLOAT32
+    refinement: str = ""
+    meaning: bool = False
 
     def metadata(self) -> dict[str, str]:
         """As Parquet file metadata."""
@@ -42,6 +47,8 @@ class StoreInfo:
             "viq.levels": json.dumps(list(self.levels)),
         }
         values |= {"viq.dtype": self.dtype} if self.dtype != FLOAT32 else {}
+        if self.refinement:
+            values |= {"viq.refinement": self.refinement, "viq.meaning": json.dumps(self.meaning)}
         return values | ({"viq.entropy": self.entropy} if self.entropy else {})
 
 
@@ -61,6 +68,11 @@ class CodeRow:
     extras: Mapping[str, Any] = field(default_factory=dict)
 
 
+def counted_columns(info: StoreInfo) -> tuple[str, ...]:
+    """The columns that codes with counts have beside the others."""
+    return COUNTED if info.refinement else ()
+
+
 def schema(info: StoreInfo, extras: Extras | None = None) -> pa.Schema:
     """The one Parquet schema of the project, with the columns that ride along."""
     import pyarrow as pa
@@ -71,6 +83,7 @@ def schema(info: StoreInfo, extras: Extras | None = None) -> pa.Schema:
             pa.field("key", pa.string(), nullable=False),
             *(pa.field(name, pa.int32(), nullable=False) for name in NUMBERS),
             pa.field("codes", codes, nullable=False),
+            *(pa.field(name, pa.binary(), nullable=False) for name in counted_columns(info)),
             *(extras.fields if extras else ()),
         ],
         metadata=info.metadata(),

@@ -14,7 +14,7 @@ import numpy as np
 from viq.core.codes import Codes
 from viq.core.types import FLOAT32, CodesError, grid_of
 from viq.store.columns import Extras
-from viq.store.rows import COLUMNS
+from viq.store.schema import COLUMNS, COUNTED
 from viq.store.unpacked import Unpacked
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ class ShardView:
         self._batches = self._file.batches
         schema = self._file.schema
         self.metadata = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items()}
-        extras = Extras(field for field in schema if field.name not in COLUMNS)
+        counted = COUNTED if "viq.refinement" in self.metadata else ()
+        extras = Extras(field for field in schema if field.name not in (*COLUMNS, *counted))
         self._extras = extras if columns is None else extras.only(columns, where)
         self._fingerprint, self._dtype = fingerprint, dtype
         self._firsts = [0, *np.cumsum([len(batch) for batch in self._batches]).tolist()]

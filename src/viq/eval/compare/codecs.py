@@ -11,7 +11,7 @@ from collections.abc import Callable
 from PIL import Image
 
 from viq.core.errors import ViqError
-from viq.eval.compare.row import Encoded, Prepared
+from viq.eval.compare.row import Encoded, Prepared, split_rate
 from viq.image.codecs import check_codec, fit_codec, lowest_quality, save_codec
 from viq.image.open import open_image
 
@@ -22,7 +22,7 @@ class CodecRow:
     """Files of one codec.
 
     Args:
-        codec: one of `viq.image.codecs.CODECS`.
+        codec: one of `viq.image.codecs.CODECS`; "@BPP" behind it: of at most so many bits a pixel.
         quality: of all files; None takes for each picture the highest whose file is small enough.
         prepare: gives the picture that others are measured on; default the picture as it is.
 
@@ -38,9 +38,9 @@ class CodecRow:
         quality: int | None = None,
         prepare: Callable[[Image.Image], Prepared] | None = None,
     ) -> None:
-        check_codec(codec)
+        self.series, self._bpp = split_rate(codec)
+        check_codec(self.series)
         self.name = codec if quality is None else f"{codec} q{quality}"
-        self.series = codec
         self._quality = quality
         self._prepare = prepare
 
@@ -55,11 +55,15 @@ class CodecRow:
         """
         if self._quality is not None:
             return self._quality
+        if self._bpp is not None:
+            max_bytes = self._bpp * sample.picture.width * sample.picture.height / 8
         if max_bytes is None:
             raise ViqError(
                 f"{self.name}: no tokenizer has encoded this picture, so there are no bytes to keep"
             )
         fitted = fit_codec(sample.picture, self.series, int(max_bytes))
+        if fitted is None and self._bpp is not None:
+            raise ViqError(f"{self.name}: even the lowest quality takes more")
         return lowest_quality(self.series) if fitted is None else fitted[2]
 
     def encode(self, sample: Prepared, setting: int | None) -> Encoded:

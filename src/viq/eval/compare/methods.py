@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from viq.core.types import ViqError
 from viq.eval.compare.codecs import QUALITIES, CodecRow
-from viq.eval.compare.row import Method
+from viq.eval.compare.row import Method, split_rate
 from viq.image.codecs import CODECS
 
 EQUAL, NATIVE = "equal", "native"
@@ -54,9 +54,9 @@ def make_methods(names: Sequence[str], sizes: str, load: Callable[[str], Method]
         raise ViqError(f"--bytes {sizes}: give {EQUAL} or {NATIVE}")
     names = list(dict.fromkeys(names))
     left_out: list[dict[str, str]] = []
-    tokenizers = _made([name for name in names if name not in CODECS], load, left_out)
+    tokenizers = _made([name for name in names if not _is_codec(name)], load, left_out)
     first = next(iter(tokenizers.values()), None)
-    if first is None and sizes == EQUAL and any(name in CODECS for name in names):
+    if first is None and sizes == EQUAL and any(name in CODECS for name in names):  # no "@BPP"
         why = f": {left_out[0]['reason']}" if left_out else "; name one"
         raise ViqError(
             f"--bytes {EQUAL}: codecs get the bytes of a tokenizer, and there is none{why} "
@@ -65,10 +65,10 @@ def make_methods(names: Sequence[str], sizes: str, load: Callable[[str], Method]
     prepare = first.prepare if first else None
 
     def codec(name: str) -> list[Method]:
-        qualities = [None] if sizes == EQUAL else QUALITIES
+        qualities = [None] if sizes == EQUAL or name not in CODECS else QUALITIES
         return [CodecRow(name, quality, prepare) for quality in qualities]
 
-    codecs = _made([name for name in names if name in CODECS], codec, left_out)
+    codecs = _made([name for name in names if _is_codec(name)], codec, left_out)
     rows: list[Method] = []
     for name in names:
         rows += codecs.get(name, [])
@@ -77,6 +77,10 @@ def make_methods(names: Sequence[str], sizes: str, load: Callable[[str], Method]
         reason = f": {left_out[0]['reason']}" if left_out else "; name a codec or a tokenizer"
         raise ViqError(f"--with: nothing to compare{reason}")
     return Methods(rows, first, left_out)
+
+
+def _is_codec(name: str) -> bool:
+    return split_rate(name)[0] in CODECS
 
 
 def _made(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from PIL import Image
+
+from viq.core.errors import ViqError
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,24 @@ class Encoded:
 
     data: Any
     bits: float
+
+
+def split_rate(name: str) -> tuple[str, float | None]:
+    """A name and the bits a pixel that stand behind an "@" in it, if any do.
+
+    Raises:
+        ViqError: bits a pixel that are not above 0.
+    """
+    before, at, behind = name.rpartition("@")
+    try:
+        bpp = float(behind)
+    except ValueError:
+        return name, None
+    if not at:
+        return name, None
+    if not 0 < bpp < math.inf:
+        raise ViqError(f"{name}: give bits a pixel above 0 behind the @")
+    return before, bpp
 
 
 class Method(Protocol):

@@ -243,7 +243,8 @@ class _Run:
         gathered.features += [features] if features else []
         if len(gathered.work) < self._options.timed:
             gathered.work.append((sample, setting, encoded))
-        if self._options.bytes == EQUAL and method.kind == "codec" and max_bytes is not None:
+        plain = method.name == method.series  # no bits a pixel of its own
+        if self._options.bytes == EQUAL and plain and method.kind == "codec" and max_bytes:
             gathered.over += encoded.bits > 8 * max_bytes
         return sample, restored, figures
 

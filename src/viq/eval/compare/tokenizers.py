@@ -9,7 +9,8 @@ from PIL import Image
 
 from viq.core.levels import codebook_size
 from viq.core.types import ViqError
-from viq.eval.compare.row import Encoded, Prepared
+from viq.eval.compare.row import Encoded, Prepared, split_rate
+from viq.models.tokenizer.counted import parts_of
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 
 if TYPE_CHECKING:
@@ -30,23 +31,36 @@ class TokenizerRow:
         name: of the row.
         tokenizer: with a pixel decoder.
         tile: as in `VisualTokenizer.encode`.
+        bpp: bits a pixel of the whole file of each picture, by a variable number of codes; None:
+            four codes a patch.
 
     Raises:
-        ViqError: a tokenizer without pixel decoder, or without codes.
+        ViqError: a tokenizer without pixel decoder, without codes, or, with `bpp`, without
+            refinement.
     """
 
     kind, licence = "tokenizer", None
 
-    def __init__(self, name: str, tokenizer: VisualTokenizer, tile: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        tokenizer: VisualTokenizer,
+        tile: int | None = None,
+        bpp: float | None = None,
+    ) -> None:
         if tokenizer.decoder is None:
             raise ViqError(
                 f"{name}: has no pixel decoder, so it gives no pictures to compare; choose another "
                 "model, or train one"
             )
-        self.name = self.series = name
+        self.name, self.series, self._bpp = name, split_rate(name)[0], bpp
         self._bits = (codebook_size(tokenizer.levels) - 1).bit_length()
         self._tokenizer, self._tile = tokenizer, tile
-        self._entropy, self.note = _entropy_of(tokenizer)
+        self._entropy, self.note = None, ""
+        if bpp is None:
+            self._entropy, self.note = _entropy_of(tokenizer)
+        else:
+            parts_of(tokenizer)
 
     def prepare(self, image: Image.Image) -> Prepared:
         return Prepared(image, image)
@@ -55,7 +69,9 @@ class TokenizerRow:
         return None
 
     def encode(self, sample: Prepared, setting: int | None) -> Encoded:
-        codes = self._tokenizer.encode(sample.picture, tile=self._tile)[0]
+        (codes,) = self._tokenizer.encode(sample.picture, tile=self._tile, bpp=self._bpp)
+        if codes.counts is not None:
+            return Encoded(codes, 8 * len(codes.to_bytes()))
         return Encoded(codes, self._bits * codes.ids.size)
 
     def entropy_bits(self, encoded: Encoded) -> float | None:
@@ -107,7 +123,7 @@ def load_tokenizer_row(
 
     Args:
         name: "qlip:FOLDER", "unitok:FOLDER", "simvq:FOLDER"; or a bundled name, a folder or a hub
-            id of ours, "viq:" before it or not.
+            id of ours, "viq:" before it or not, "@BPP" behind it for a variable number of codes.
 
     Raises:
         ViqError: no such model, or one that gives no pictures; one line.
@@ -126,7 +142,8 @@ def load_tokenizer_row(
         return PeerRow(name, load_peer(kind, place))
     from viq.models.tokenizer.loading import load
 
-    return TokenizerRow(name, load(place if kind == "viq" else name, device=device), tile)
+    found, bpp = split_rate(place if kind == "viq" else name)
+    return TokenizerRow(name, load(found, device=device), tile, bpp)
 
 
 def _entropy_of(tokenizer: VisualTokenizer) -> tuple[EntropyModel | None, str]:

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from viq.core.types import Grid, Size, ViqError, grid_of
+from viq.core.types import Grid, Size, ViqError, grid_of, tile_grid
 from viq.eval.probes.understanding import Features
-from viq.image.patches import normalize, pack, tile_grid
+from viq.image.patches import normalize, pack
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 
 if TYPE_CHECKING:

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from viq.core.types import ViqError
+from viq.core.types import ViqError, tile_grid
 from viq.eval.tokenizer.reconstruction import _check, _mean, _opened
 from viq.image.open import ImageInput, open_image
-from viq.image.patches import tile_grid
 from viq.metrics.images import psnr
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 

@@ -53,6 +53,11 @@ def merge(
                 f"{store.path}: codes of tokenizer {store.info.fingerprint}, but {stores[0].path} "
                 f"has codes of {info.fingerprint}: encode one of them again"
             )
+        if (store.info.refinement, store.info.meaning) != (info.refinement, info.meaning):
+            raise CodesError(
+                f"{store.path}: has other counts of codes than {stores[0].path}, or none (viq "
+                "encode --bpp, --psnr, --nbytes): encode one of them again"
+            )
         if store.info.dtype != info.dtype:
             raise CodesError(
                 f"{store.path}: codes made in {store.info.dtype}, but {stores[0].path} has codes "

@@ -28,7 +28,7 @@ def stats(path: Path) -> dict[str, Any]:
     store = Store(path)
     levels = store.info.levels
     counts = np.zeros(codebook_size(levels), np.int64) if levels else None
-    rows = samples = 0
+    rows = samples = codes = 0
     heights: list[int] = []
     widths: list[int] = []
     tiles = Counter[int]()
@@ -39,11 +39,12 @@ def stats(path: Path) -> dict[str, Any]:
             heights.append(row.codes.size[0])
             widths.append(row.codes.size[1])
             tiles[row.codes.tile] += 1
+            codes += row.codes.total
             if counts is not None:
                 counts += code_counts(row.codes.ids, levels)
     height, width = np.array(heights, np.int64), np.array(widths, np.int64)
     patches = -(-height // 16) * -(-width // 16)
-    codes, pixels = 4 * int(patches.sum()), int((height * width).sum())
+    pixels = int((height * width).sum())
     on_disk = sum(store.file(shard).stat().st_size for shard in store.shards)
     packed = 0
     for shard in store.shards:

@@ -14,6 +14,7 @@ from viq.models.tokenizer.decoder import DecoderConfig
 from viq.models.tokenizer.encoder import EncoderConfig
 from viq.models.tokenizer.latent_head import LatentConfig
 from viq.models.tokenizer.quantizer import QuantizerConfig
+from viq.models.tokenizer.refinement import RefinementConfig
 from viq.weights import checkpoint
 from viq.weights.verify import PARTS
 
@@ -44,6 +45,7 @@ class TokenizerConfig:
     decoder: DecoderConfig | None = None  # features to pixels
     latents: LatentConfig | None = None  # features to latents of the Qwen-Image VAE
     text: TextConfig | None = None  # pooled tokens to sentence embeddings
+    refinement: RefinementConfig | None = None  # of a transform code: other counts than four
     tile: int = 0  # px; images with a longer side are encoded in tiles; 0: never
     name: str = "viq"
 
@@ -65,6 +67,8 @@ class TokenizerConfig:
 
     def _check_transform(self) -> None:
         code, semantic = self.quantizer.transform, self.encoder.semantic
+        if self.refinement is not None and (code is None or self.decoder is None):
+            raise ValueError("a refinement needs a transform code and a decoder")
         if (semantic is not None) != (code is not None and code.shares):
             raise ValueError(
                 "a semantic encoder, and a transform code that leaves fourth codes to meaning, go "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,16 +16,18 @@ from PIL import Image
 from torch import Tensor
 
 from viq.core.codes import Codes
-from viq.core.types import CODES_PER_PATCH, CodesError, Grid, Size, ViqError, grid_of
+from viq.core.types import CODES_PER_PATCH, CodesError, Grid, Size, ViqError, grid_of, tile_grid
 from viq.image.patches import (
     PatchBatch,
     denormalize,
     lengths_of,
     normalize,
     patchify,
-    tile_grid,
     unpatchify,
 )
+from viq.models.tokenizer import counted
+from viq.models.tokenizer.counted_encoder import CountedEncoder
+from viq.models.tokenizer.variable_rate import Rate
 
 if TYPE_CHECKING:
     from viq.models.tokenizer.tokenizer import VisualTokenizer
@@ -79,18 +81,12 @@ def encode_images(
     model: VisualTokenizer, images: Sequence[np.ndarray], *, tile: int, packed: bool
 ) -> list[Codes]:
     """Codes of uint8 images (H, W, 3), as `VisualTokenizer.encode` gives them."""
-    patch = model.config.encoder.patch_size
+    sizes: list[Size] = [(image.shape[0], image.shape[1]) for image in images]
+    grids = [grid_of(size, model.config.encoder.patch_size) for size in sizes]
 
     def cut(number: int, where: Tile) -> Tensor:
-        rows, cols = (slice(part.start * patch, part.stop * patch) for part in where)
-        pixels = images[number][rows, cols]
-        if model.config.quantizer.transform is not None:  # grey padding would cost it codes
-            short = [-side % patch for side in pixels.shape[:2]]
-            pixels = np.pad(pixels, ((0, short[0]), (0, short[1]), (0, 0)), mode="edge")
-        return patchify(normalize(pixels).to(model.device), patch)
+        return _cut(model, images[number], where)
 
-    sizes: list[Size] = [(image.shape[0], image.shape[1]) for image in images]
-    grids = [grid_of(size, patch) for size in sizes]
     found = tile_ids(model, grids, cut, tile=tile, packed=packed)
     return [
         Codes(
@@ -102,6 +98,26 @@ def encode_images(
         )
         for ids, size in zip(found, sizes, strict=True)
     ]
+
+
+def encode_counted(model: VisualTokenizer, image: np.ndarray, *, tile: int, rate: Rate) -> Codes:
+    """Codes of a uint8 image (H, W, 3) for a rate, as `VisualTokenizer.encode` gives them."""
+    size: Size = (image.shape[0], image.shape[1])
+    grid = grid_of(size, model.config.encoder.patch_size)
+    used = tile if max(size) > tile else 0
+    encoder = CountedEncoder(model, lambda where: _cut(model, image, where), grid, size, used)
+    return encoder.encode(rate)
+
+
+def _cut(model: VisualTokenizer, image: np.ndarray, where: Tile) -> Tensor:
+    """Patches (rows*cols, D) of a tile of an image."""
+    patch = model.config.encoder.patch_size
+    rows, cols = (slice(part.start * patch, part.stop * patch) for part in where)
+    pixels = image[rows, cols]
+    if model.config.quantizer.transform is not None:  # grey padding would cost it codes
+        short = [-side % patch for side in pixels.shape[:2]]
+        pixels = np.pad(pixels, ((0, short[0]), (0, short[1]), (0, 0)), mode="edge")
+    return patchify(normalize(pixels).to(model.device), patch)
 
 
 def packed_ids(model: VisualTokenizer, batch: PatchBatch) -> Tensor:
@@ -120,7 +136,8 @@ def packed_ids(model: VisualTokenizer, batch: PatchBatch) -> Tensor:
 
 
 def checked_ids(model: VisualTokenizer, codes: Codes) -> Tensor:
-    """Codebook indices (T, S) of codes that are the model's own, on its device."""
+    """Codebook indices (T, S) of codes that are the model's own, on its device; with counts, those
+    beyond them say what the others say."""
     model.require(codes.fingerprint)
     ids = torch.from_numpy(codes.ids.astype(np.int64))
     size = model.codebook_size
@@ -129,31 +146,68 @@ def checked_ids(model: VisualTokenizer, codes: Codes) -> Tensor:
             f"code {int(ids.max())} is outside the codebook of {size}: the codes are damaged "
             "or were made by a model with other levels"
         )
-    return ids.flatten(0, 1).to(model.device)
+    ids = ids.flatten(0, 1).to(model.device)
+    if codes.counts is None:
+        return ids
+    counted.require_refinement(model, codes)
+    counts, slots = (torch.from_numpy(part).flatten() for part in _numbers(codes))
+    return counted.completed(model, ids, counts.to(ids.device), slots.to(ids.device))
+
+
+def _numbers(codes: Codes) -> tuple[np.ndarray, np.ndarray]:
+    """Counts and slots of patches, int64 (rows, cols)."""
+    slots = codes.slots
+    counts = slots if codes.counts is None else codes.counts.astype(np.int64)
+    return counts, slots
 
 
 def decode_bands(model: VisualTokenizer, codes: Codes) -> Image.Image:
-    """The image, decoded in bands of rows, each with as much context as the decoder can see.
-
-    Rows of more patches than a band has are cut as well, so memory is bounded at any shape.
-    """
+    """The image, decoded in bands of rows."""
     ids = checked_ids(model, codes).unflatten(0, codes.grid)
-    (rows, cols), (height, width) = codes.grid, codes.size
-    patch = model.config.encoder.patch_size
-    halo = model.decoder.receptive_field if model.decoder else 0
-    down, across = max(1, _BAND // cols), min(cols, _BAND)
+    (height, width), patch = codes.size, model.config.encoder.patch_size
     image = np.empty((height, width, 3), np.uint8)
-    for top, left in itertools.product(range(0, rows, down), range(0, cols, across)):
-        above, before = min(top, halo), min(left, halo)
-        window = ids[top - above : top + down + halo, left - before : left + across + halo]
-        grid = (window.shape[0], window.shape[1])
-        patches = model.reconstruct(model.features(window.flatten(0, 1), [grid]), [grid])
-        wanted = patches.unflatten(0, grid)[above : above + down, before : before + across]
-        y, x = top * patch, left * patch
-        size = min(down * patch, height - y), min(across * patch, width - x)
-        pixels = unpatchify(wanted.flatten(0, 1), size, patch)
+    numbers = words = None
+    if codes.counts is not None:
+        numbers = tuple(torch.from_numpy(part).to(model.device) for part in _numbers(codes))
+        words = counted.Words(model, codes)
+    for rows, cols, patches in painted_bands(model, ids, numbers):
+        y, x = rows.start * patch, cols.start * patch
+        whole = patches.shape[0] * patch, patches.shape[1] * patch
+        size = min(whole[0], height - y), min(whole[1], width - x)
+        pixels = unpatchify(patches.flatten(0, 1), whole, patch)
+        if words is not None:
+            pixels = pixels + words.pixels(rows, cols)
+        pixels = pixels[:, : size[0], : size[1]]
         image[y : y + size[0], x : x + size[1]] = denormalize(pixels).cpu().numpy()
     return Image.fromarray(image)
+
+
+def painted_bands(
+    model: VisualTokenizer, ids_hwS: Tensor, numbers: tuple[Tensor, ...] | None = None
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Patches (h, w, D) that the decoder paints, in bands of rows, and where they are: each with as
+    much context as the decoder can see.
+
+    Rows of more patches than a band has are cut as well, so memory is bounded at any shape.
+
+    Args:
+        numbers: counts and slots (rows, cols) of patches that have them.
+    """
+    rows, cols = ids_hwS.shape[:2]
+    halo = model.decoder.receptive_field if model.decoder else 0
+    down, across = max(1, _BAND // cols), min(cols, _BAND)
+    for top, left in itertools.product(range(0, rows, down), range(0, cols, across)):
+        above, before = min(top, halo), min(left, halo)
+        cut = slice(top - above, top + down + halo), slice(left - before, left + across + halo)
+        window = ids_hwS[cut]
+        grid = (window.shape[0], window.shape[1])
+        if numbers is None:
+            features_TC = counted.whole_features(model, window.flatten(0, 1), grid)
+            patches = model.reconstruct(features_TC, [grid])
+        else:
+            patches = counted.paint(model, window, *(part[cut] for part in numbers))
+        wanted = patches.unflatten(0, grid)[above : above + down, before : before + across]
+        yield slice(top, top + wanted.shape[0]), slice(left, left + wanted.shape[1]), wanted
 
 
 def decode_with_vae(model: VisualTokenizer, vae: Any, codes: Codes) -> Image.Image:

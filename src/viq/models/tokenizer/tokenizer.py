@@ -37,8 +37,10 @@ from viq.models.tokenizer.decoder import PixelDecoder
 from viq.models.tokenizer.encoder import Encoder
 from viq.models.tokenizer.latent_head import LatentHead
 from viq.models.tokenizer.quantizer import FSQBottleneck, QuantizerHead
+from viq.models.tokenizer.refinement import Refinement
 from viq.models.tokenizer.transform_decoder import TransformDecoder
 from viq.models.tokenizer.transform_quantizer import PixelEncoder, TransformQuantizer
+from viq.models.tokenizer.variable_rate import Rate
 from viq.weights.hub import locate
 
 _Result = TypeVar("_Result")
@@ -88,6 +90,9 @@ class VisualTokenizer(nn.Module):
         self.decoder = self._make_decoder()
         self.latent_head = LatentHead(c, config.latents) if config.latents else None
         self.text_head = nn.Linear(c, config.text.width) if config.text else None
+        self.refinement = None
+        if config.refinement is not None and config.quantizer.transform is not None:
+            self.refinement = Refinement(config.refinement, config.quantizer.transform)
         self._fingerprint: str | None = None
         self.entropy_file: Path | None = None  # where it is, or is to be
         self._vae_folder: Path | None = None  # of a converted model: its Qwen-Image VAE
@@ -169,6 +174,9 @@ class VisualTokenizer(nn.Module):
         tile: int | None = None,
         max_pixels: int | None = None,
         packed: bool = False,
+        bpp: float | None = None,
+        psnr: float | None = None,
+        nbytes: int | None = None,
     ) -> list[Codes]:
         """Codes of images of any sizes, each at its native resolution.
 
@@ -183,16 +191,28 @@ class VisualTokenizer(nn.Module):
             packed: run all images in one sequence instead of one after another. Faster for many
                 small images on an accelerator, but matrix libraries choose their order of
                 summation by shape, so a value on a rounding boundary may then flip.
+            bpp: give each patch as many codes as it needs, not four, so that the whole .viq file
+                takes at most this many bits a pixel. One of these three.
+            psnr: the same, as few as keep this many dB of an image.
+            nbytes: the same, for a file of at most so many bytes.
 
         Raises:
             ImageError: an image cannot be read; names it.
+            ViqError: a rate that cannot be met, or a model without refinement.
         """
         tile = self.config.tile if tile is None else tile
         inference.check_tile(tile, self.config.encoder.patch_size)
+        rate = None
+        if (bpp, psnr, nbytes) != (None, None, None):
+            rate = Rate(bpp=bpp, psnr=psnr, nbytes=nbytes)
         sources, codes = inference.listed(images), []
         for group in [sources] if packed else [[source] for source in sources]:
             opened = [np.asarray(limit_pixels(open_image(one), max_pixels)) for one in group]
-            codes += inference.encode_images(self, opened, tile=tile, packed=packed)
+            if rate is None:
+                codes += inference.encode_images(self, opened, tile=tile, packed=packed)
+                continue
+            for image in opened:
+                codes.append(inference.encode_counted(self, image, tile=tile, rate=rate))
         return codes
 
     @torch.inference_mode()

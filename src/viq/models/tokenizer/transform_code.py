@@ -84,6 +84,15 @@ class Indices(NamedTuple):
     levels_TQ: Tensor
 
 
+class Analysed(NamedTuple):
+    """Patches of one image, before a class is chosen."""
+
+    values_TV: Tensor  # in the shared basis, less what the digits of the mean say
+    energy_T: Tensor  # squared, of the pixels, less the same
+    coarse_T: Tensor
+    fine_T: Tensor
+
+
 class TransformCode(nn.Module):
     """Pixels to codes and back; all its numbers are buffers."""
 
@@ -152,7 +161,11 @@ class TransformCode(nn.Module):
         if bool(short_T.any()):
             tables_TQl = self.short_values[classes_T[short_T]]
             picked_TQ[short_T] = tables_TQl.gather(2, levels_TQ[short_T, :, None])[..., 0]
-        directions_TVQ = self.directions[classes_T]
+        return self.values_of(indices, picked_TQ)
+
+    def values_of(self, indices: Indices, picked_TQ: Tensor) -> Tensor:
+        """Values (T, V) of classes, digits of the mean, and coefficients in place of levels."""
+        directions_TVQ = self.directions[indices.classes_T]
         values_TV = torch.bmm(directions_TVQ, picked_TQ[..., None])[..., 0]
         mean_T = self.coarse[indices.coarse_T]
         mean_T = mean_T + self.fine[indices.coarse_T, indices.fine_T]
@@ -182,7 +195,7 @@ class TransformCode(nn.Module):
         coarse, fine = self.config.means
         head_T = (indices.classes_T * coarse + indices.coarse_T) * fine + indices.fine_T
         codes = []
-        levels_TQ, rest_TQ = indices.levels_TQ, self._counts(slots)[indices.classes_T]
+        levels_TQ, rest_TQ = indices.levels_TQ, self.counts(slots)[indices.classes_T]
         for slot, radices_TQ in enumerate(self._radices(indices.classes_T)[:slots]):
             rest_TQ = rest_TQ // radices_TQ
             digits_TQ, levels_TQ = levels_TQ // rest_TQ, levels_TQ % rest_TQ
@@ -193,12 +206,17 @@ class TransformCode(nn.Module):
         codes += [torch.zeros_like(head_T)] * (CODES_PER_PATCH - slots)
         return torch.stack(codes, 1)
 
-    def unpack(self, ids_TS: Tensor) -> Indices:
-        """What codes (T, S) say; levels of three codes where the fourth is meaning."""
+    def unpack(self, ids_TS: Tensor, slots_T: Tensor | None = None) -> Indices:
+        """What codes (T, S) say; levels of three codes where the fourth is meaning.
+
+        Args:
+            slots_T: how many codes of each patch to read; None: all of detail.
+        """
         coarse, fine = self.config.means
         head_T, first_T = ids_TS[:, 0] // self.config.first, ids_TS[:, 0] % self.config.first
         classes_T = self.classes(ids_TS)
-        detail_T = self.meaning(ids_TS) < 0
+        if slots_T is None:
+            slots_T = CODES_PER_PATCH - (self.meaning(ids_TS) >= 0).long()
         levels_TQ = torch.zeros(
             len(ids_TS), self.config.coefficients, dtype=torch.long, device=ids_TS.device
         )
@@ -210,14 +228,23 @@ class TransformCode(nn.Module):
                 digits.append(code_T % radix_T)
                 code_T = code_T // radix_T
             refined_TQ = levels_TQ * radices_TQ + torch.stack(digits[::-1], 1)
-            has_slot_T = detail_T if slot == CODES_PER_PATCH - 1 else torch.ones_like(detail_T)
-            levels_TQ = torch.where(has_slot_T[:, None], refined_TQ, levels_TQ)
+            levels_TQ = torch.where((slot < slots_T)[:, None], refined_TQ, levels_TQ)
         return Indices(classes_T, head_T // fine % coarse, head_T % fine, levels_TQ)
 
     # How a patch is coded
 
     def _ids(self, patches_TD: Tensor, grid: Grid) -> Tensor:
         """Codes of one image."""
+        seen = self.analyse(patches_TD, grid)
+        short_T = torch.zeros(len(seen.energy_T), dtype=torch.bool, device=seen.energy_T.device)
+        if self.config.shares:
+            short_T[shared_places(grid).to(short_T.device)] = True
+        whole_TS = self.chosen(seen, ~short_T, self.values, CODES_PER_PATCH)
+        short_TS = self.chosen(seen, short_T, self.short_values, CODES_PER_PATCH - 1)
+        return torch.where(short_T[:, None], short_TS, whole_TS)
+
+    def analyse(self, patches_TD: Tensor, grid: Grid) -> Analysed:
+        """What one image, patches of pixels in [-1, 1], gives to choose classes for."""
         size = (grid[0] * PATCH_SIZE, grid[1] * PATCH_SIZE)
         pixels = self.lapped(unpatchify(patches_TD.to(self.basis.dtype), size))
         values_TV, energy_T = self._project(patchify(pixels))
@@ -225,24 +252,25 @@ class TransformCode(nn.Module):
         mean_T = self.coarse[coarse_T] + self.fine[coarse_T, fine_T]
         energy_T = energy_T - values_TV[:, -1].square()
         values_TV = torch.cat([values_TV[:, :-1], values_TV[:, -1:] - mean_T[:, None]], 1)
-        log_T = (energy_T + values_TV[:, -1].square() + ENERGY_FLOOR).log()
-        classes_T = torch.empty(len(values_TV), dtype=torch.long, device=values_TV.device)
-        levels_TQ = classes_T.new_empty(len(values_TV), self.config.coefficients)
+        return Analysed(values_TV, energy_T + values_TV[:, -1].square(), coarse_T, fine_T)
+
+    def chosen(self, seen: Analysed, members_T: Tensor, tables_JQl: Tensor, slots: int) -> Tensor:
+        """Codes (T, S) of some patches, with the class of least error for so many codes.
+
+        Args:
+            members_T: bool; the codes of the other patches mean nothing.
+            tables_JQl: levels of coefficients for `slots` codes.
+        """
+        log_T = (seen.energy_T + ENERGY_FLOOR).log()
+        classes_T = torch.zeros_like(seen.coarse_T)
+        levels_TQ = classes_T.new_zeros(len(log_T), self.config.coefficients)
         order_T = log_T.argsort()
-        short_T = torch.zeros_like(order_T, dtype=torch.bool)
-        if self.config.shares:
-            short_T[shared_places(grid).to(short_T.device)] = True
-        for short in (False, True):
-            members = order_T[short_T[order_T] == short]
-            for chunk in members.split(_CHUNK) if len(members) else ():
-                classes_T[chunk], levels_TQ[chunk] = self._choose(
-                    values_TV[chunk], log_T[chunk], short=short
-                )
-        ids_TS = self.pack(Indices(classes_T, coarse_T, fine_T, levels_TQ))
-        if bool(short_T.any()):
-            some = Indices(*(part[short_T] for part in (classes_T, coarse_T, fine_T, levels_TQ)))
-            ids_TS[short_T] = self.pack(some, CODES_PER_PATCH - 1)
-        return ids_TS
+        members = order_T[members_T[order_T]]
+        for chunk in members.split(_CHUNK) if len(members) else ():
+            classes_T[chunk], levels_TQ[chunk] = self._choose(
+                seen.values_TV[chunk], log_T[chunk], tables_JQl, self.counts(slots)
+            )
+        return self.pack(Indices(classes_T, seen.coarse_T, seen.fine_T, levels_TQ), slots)
 
     def _project(self, patches_TD: Tensor) -> tuple[Tensor, Tensor]:
         """Values (T, V) of patches in the basis, and their energy (T,)."""
@@ -257,16 +285,17 @@ class TransformCode(nn.Module):
         fine_T = ((mean_T - coarse[coarse_T])[:, None] > between[coarse_T]).sum(1)
         return coarse_T, fine_T
 
-    def _choose(self, values_TV: Tensor, log_T: Tensor, *, short: bool) -> tuple[Tensor, Tensor]:
+    def _choose(
+        self, values_TV: Tensor, log_T: Tensor, tables_JQl: Tensor, counts_JQ: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Class (T,) and levels (T, Q) of patches whose energies rise.
 
         Classes are ranked by an estimate, energy outside of their levels plus their mean rounding
-        error; of the best few the error is computed. `short`: with the tables of three codes.
+        error; of the best few the error is computed.
         """
         window = self.window
         near = ((window[:, 0] <= log_T[-1]) & (window[:, 1] >= log_T[0])).nonzero()[:, 0]
-        values = (self.short_values if short else self.values)[near]
-        counts = self._counts(CODES_PER_PATCH - short)[near]
+        values, counts = tables_JQl[near], counts_JQ[near]
         directions_VJQ = self.directions[near].transpose(0, 1)
         z_TJQ = (values_TV @ directions_VJQ.flatten(1)).unflatten(1, (len(near), -1))
         least_JQ, most_JQ = values[..., 0], values[..., -1]
@@ -292,7 +321,7 @@ class TransformCode(nn.Module):
         """Radices (T, Q), int64, of each code."""
         return self.radices.long()[classes_T].unbind(1)
 
-    def _counts(self, slots: int) -> Tensor:
+    def counts(self, slots: int) -> Tensor:
         """Levels (J, Q), int64, that each coefficient has in so many codes."""
         return self.radices[:, :slots].long().prod(1)
 

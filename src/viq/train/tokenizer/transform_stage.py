@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from viq.core.types import ViqError
+from viq.core.types import PATCH_SIZE, ViqError
 from viq.data.batching.crops import Pictures
 from viq.data.corpora.corpora import RowCorpus
 from viq.data.corpora.held_out import is_held_out
@@ -28,6 +28,7 @@ from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.models.tokenizer.transform_quantizer import PixelEncoder, TransformQuantizer
 from viq.train.tokenizer.caption_embeddings import Sentences
 from viq.train.tokenizer.pool_fit import PoolFitConfig, fit_pool
+from viq.train.tokenizer.refinement_fit import RefinementFitConfig
 from viq.train.tokenizer.semantic_fit import SemanticFitConfig, fit_semantic
 from viq.train.tokenizer.transform_fit import (
     TransformFitConfig,
@@ -103,6 +104,42 @@ def gather_windows(
         found.append(windows_of(pictures, count, scales=scales, seed=fit.seed))
     windows = np.concatenate(found)
     return windows[np.random.default_rng(fit.seed).permutation(len(windows))]
+
+
+def gather_crops(
+    fit: RefinementFitConfig, photos: Pictures, pages: Sequence[RowCorpus]
+) -> list[np.ndarray]:
+    """Crops (H, W, 3), of whole patches, of photos at many scales and of pages; the same for one
+    seed. A picture gives crops by its area."""
+    pages = [corpus for corpus in pages if not corpus.pictures_only]
+    rng, found = np.random.default_rng(fit.seed), []
+    kinds = (
+        (_pages(pages, fit.seed), fit.page_ratio, _PAGE_SCALES),
+        (_photos(photos, fit.seed), 1 - fit.page_ratio, _PHOTO_SCALES),
+    )
+    for given, share, scales in kinds:
+        if not (count := round(fit.crops * share)):
+            continue
+        pictures = list(given)
+        areas = np.array([picture.width * picture.height for picture in pictures], float)
+        for number in rng.choice(len(pictures), count, p=areas / areas.sum()):
+            found.append(_crop(pictures[number], fit.crop, scales, rng))
+    return found
+
+
+def _crop(
+    picture: Image.Image, side: int, scales: tuple[float, float], rng: np.random.Generator
+) -> np.ndarray:
+    """Of a picture that is resized at random: `side` px, or what there is in whole patches."""
+    scale = float(np.exp(rng.uniform(*np.log(scales))))
+    if scale != 1:
+        size = (round(picture.width * scale), round(picture.height * scale))
+        picture = picture.resize((max(1, size[0]), max(1, size[1])), Image.Resampling.BICUBIC)
+    pixels = np.asarray(picture.convert("RGB"))
+    height, width = (min(side, length) // PATCH_SIZE * PATCH_SIZE for length in pixels.shape[:2])
+    top = rng.integers(0, pixels.shape[0] - height + 1)
+    left = rng.integers(0, pixels.shape[1] - width + 1)
+    return pixels[top : top + height, left : left + width]
 
 
 def _photos(photos: Pictures, seed: int) -> Iterator[Image.Image]:

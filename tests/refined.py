@@ -1,0 +1,59 @@
+"""A small tokenizer with a transform code and a refinement, fitted in a second."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import torch
+from PIL import Image
+
+from viq.data.synthetic.draw import draw
+from viq.image.patches import normalize, patchify
+from viq.models.tokenizer.decoder import DecoderConfig
+from viq.models.tokenizer.presets import transform
+from viq.models.tokenizer.refinement import RefinementConfig
+from viq.models.tokenizer.tokenizer import VisualTokenizer
+from viq.models.tokenizer.transform_code import TransformConfig
+from viq.train.tokenizer.refinement_fit import RefinementFitConfig, refined
+from viq.train.tokenizer.transform_fit import TransformFitConfig, fit_transform, windows_of
+
+CODE = TransformConfig(classes=8, basis=49, coefficients=12, levels=16)
+REFINEMENT = RefinementConfig(directions=384, words=32)
+
+
+def pictures(count: int, first: int = 0) -> list[Image.Image]:
+    """Scenes of 128x96 px."""
+    return [draw("scene", (96, 128), first + i).image for i in range(count)]
+
+
+@cache
+def plain_tokenizer() -> VisualTokenizer:
+    """Without a refinement."""
+    whole = transform()
+    config = replace(
+        whole,
+        encoder=replace(whole.encoder, width=60, mlp_width=60, semantic=None),
+        quantizer=replace(whole.quantizer, transform=CODE),
+        decoder=DecoderConfig(width=16, depth=1, kernel_size=3, refine_depth=1),
+        tile=128,
+        name="viq-refined",
+    )
+    windows = windows_of(pictures(12), 800, scales=(1, 1))
+    torch.manual_seed(0)
+    tokenizer = VisualTokenizer(config)
+    quantizer = tokenizer.quantizer
+    code = fit_transform(windows, CODE, TransformFitConfig(rounds=2))
+    quantizer.code.load_state_dict(code.state_dict())
+    ids = [quantizer.ids(patchify(normalize(window)), [(2, 2)]) for window in windows[:200]]
+    quantizer.fit_features(torch.cat(ids))
+    return tokenizer.requires_grad_(False).eval()
+
+
+@cache
+def refined_tokenizer() -> VisualTokenizer:
+    """With one. Shared by tests: not to be changed."""
+    crops = [np.asarray(draw("scene", (192, 256), 50 + i).image) for i in range(10)]
+    fit = RefinementFitConfig(patches=150)
+    return refined(plain_tokenizer(), crops, REFINEMENT, fit)
