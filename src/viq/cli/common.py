@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
+from viq.cli.console import versioned
 from viq.core.terminal import give_up_on, plain_streams
 from viq.core.untrusted import printable
 
@@ -121,7 +122,7 @@ def _say_last(message: str, as_json: bool) -> None:
     """The one line of an error, if there still is somewhere to say it."""
     message = printable(message)
     for stream, text in (
-        (sys.stdout, json.dumps({"error": message}) if as_json else ""),
+        (sys.stdout, json.dumps(versioned({"error": message})) if as_json else ""),
         (sys.stderr, f"viq: {message}"),
     ):
         try:
@@ -212,4 +213,4 @@ def save_json(path: Path | None, result: dict[str, Any]) -> None:
     from viq.core.files import write_atomically
 
     if path is not None:
-        write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
+        write_atomically(path, (json.dumps(versioned(result), indent=1) + "\n").encode())

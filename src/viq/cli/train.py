@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from typer.core import TyperGroup
 
 from viq.cli.common import (
     AllowAbsolute,
@@ -25,6 +24,7 @@ from viq.cli.common import (
     use_threads,
 )
 from viq.cli.console import show, show_record
+from viq.cli.help import App, Group
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -46,7 +46,7 @@ TensorBoard = Annotated[bool, typer.Option(hidden=True)]  # of release 0.1: --tr
 PrintRecipe = Annotated[bool, typer.Option("--print", help="Print the recipe as JSON and stop.")]
 
 
-class TrainGroup(TyperGroup):
+class TrainGroup(Group):
     """`viq train NAME ...` means `viq train tokenizer NAME ...`, where NAME is no command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -57,10 +57,14 @@ class TrainGroup(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-train_app = typer.Typer(
+train_app = App(
     cls=TrainGroup,
-    help="Train a tokenizer (viq train NAME), or a language model on codes.",
-    no_args_is_help=True,
+    help="""Train a tokenizer (viq train NAME), or a language model on codes.
+
+    Examples:
+        viq train tiny --data pairs/ --out runs/mine
+        viq train mllm tiny
+    """,
 )
 
 
@@ -95,7 +99,13 @@ def train_tokenizer(
     show_recipe: PrintRecipe = False,
     as_json: Json = False,
 ) -> None:
-    """Train a tokenizer through the stages of a recipe. Run again to resume."""
+    """Train a tokenizer through the stages of a recipe. Run again to resume.
+
+    Examples:
+        viq train tokenizer tiny --data pairs/ --out runs/mine
+        viq train tokenizer tiny --print > mine.json
+        viq train tokenizer mine.json --data captions.parquet --where licence=cc0 --track tensorboard
+    """
     from viq.core.types import ViqError
     from viq.recipes.registry import RECIPES
     from viq.train.tokenizer.recipe import TokenizerRecipe
@@ -154,7 +164,12 @@ def train_entropy(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Fit what `viq encode --compress` needs to the codes of photos. Minutes on one core."""
+    """Fit what `viq encode --compress` needs to the codes of photos. Minutes on one core.
+
+    Examples:
+        viq train entropy --model runs/mine/model --data photos/
+        viq train entropy --model runs/mine/model --data codes --overwrite
+    """
 
     from viq.train.entropy import train_entropy as run
 
@@ -209,7 +224,12 @@ def train_mllm(
     show_recipe: PrintRecipe = False,
     as_json: Json = False,
 ) -> None:
-    """Train a language model on stored codes. Run again to resume."""
+    """Train a language model on stored codes. Run again to resume.
+
+    Examples:
+        viq train mllm tiny
+        viq train mllm qwen-lora --codes codes --language Qwen/Qwen2.5-0.5B --out runs/qwen
+    """
     from viq.recipes.mllm import RECIPES
     from viq.train.mllm.recipe import MllmRecipe
 
@@ -257,7 +277,12 @@ def train_generation(
     show_recipe: PrintRecipe = False,
     as_json: Json = False,
 ) -> None:
-    """Train a language model to write codes. Run again to resume."""
+    """Train a language model to write codes. Run again to resume.
+
+    Examples:
+        viq train generation tiny
+        viq train generation tiny --codes codes --steps 2000 --out runs/mine
+    """
     from dataclasses import replace
 
     from viq.core.types import ViqError
