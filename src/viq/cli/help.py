@@ -20,7 +20,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "out", "webdataset", "shard_size", "sheet", "chart", "retry_failed", "overwrite",
     ),
     "Model": (
-        "model", "tokenizer", "any_tokenizer", "language", "start", "teacher", "vae",
+        "model", "tokenizer", "any_tokenizer", "language", "start", "teacher", "sentences", "vae",
         "alignment", "towers", "continuous", "methods", "peers", "llm", "levels", "heads", "name",
         "rope_angle",
     ),

@@ -87,6 +87,13 @@ def train_tokenizer(
     allow_private_network: AllowPrivateNetwork = False,
     start: Annotated[str | None, typer.Option(help="SigLIP2 the encoder begins from.")] = None,
     teacher: Annotated[str | None, typer.Option(help="SigLIP2 that is distilled.")] = None,
+    sentences: Annotated[
+        str | None,
+        typer.Option(
+            help="Model of sentence-transformers that a teacher of one's own learns from: "
+            "folder or hub id. Default: that of viq[sentences]."
+        ),
+    ] = None,
     language: Language = None,
     vae: Annotated[str | None, typer.Option(help="Folder of the Qwen-Image VAE.")] = None,
     alignment: Annotated[str | None, typer.Option(help="DINOv2 for the decoder stage.")] = None,
@@ -104,7 +111,7 @@ def train_tokenizer(
     Examples:
         viq train tokenizer tiny --data pairs/ --out runs/mine
         viq train tokenizer tiny --print > mine.json
-        viq train tokenizer mine.json --data captions.parquet --where licence=cc0 --track tensorboard
+        viq train tokenizer mine.json --data captions.parquet --track tensorboard
     """
     from viq.core.types import ViqError
     from viq.recipes.registry import RECIPES
@@ -112,7 +119,8 @@ def train_tokenizer(
 
     if recipe == "entropy":
         raise ViqError("entropy is a command, not a recipe: viq train entropy --model MODEL")
-    places = {"start": start, "teacher": teacher, "vae": vae, "alignment": alignment}
+    places = {"start": start, "teacher": teacher, "sentences": sentences, "vae": vae,
+              "alignment": alignment}  # fmt: skip
     chosen = _find(recipe, RECIPES, TokenizerRecipe, {**places, "language": language}, scale)
     _begin(chosen, threads, show_recipe)
     import torch
