@@ -55,11 +55,11 @@ $(LMMS_VENV)/.made: pyproject.toml
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[demo]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml constraints.txt
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,demo,bench,vae,codec,train,data,ray]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,bench,vae,codec,chat,train,sentences,data,ray]'
 	touch $@
 
 clean:

@@ -70,7 +70,8 @@ Anew = Annotated[
     typer.Option("--overwrite", help="Begin anew: remove what an earlier run wrote into --out."),
 ]
 
-_EXTRAS = {"transformers", "tokenizers", "accelerate", "peft"}  # that not every install has
+# Imports that not every install has, and the extras that bring them.
+_EXTRAS = {"transformers": "chat", "tokenizers": "chat", "accelerate": "train", "peft": "train"}
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -106,8 +107,8 @@ def _told(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, ViqError):
         return str(error), STOPPED if isinstance(error, Stopped) else USAGE
     if isinstance(error, ModuleNotFoundError):
-        known = (error.name or "").partition(".")[0] in _EXTRAS
-        return (f"this needs {error.name}: pip install 'viq[train]'", USAGE) if known else None
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        return (f"this needs {error.name}: pip install 'viq[{extra}]'", USAGE) if extra else None
     if isinstance(error, KeyboardInterrupt):
         return str(error) or "interrupted; no unfinished file was left", INTERRUPTED
     if isinstance(error, MemoryError):

@@ -106,7 +106,7 @@ def report(
 @guarded
 def demo(
     images: Annotated[
-        list[Path] | None, typer.Argument(help="Image files or folders; else sample photos.")
+        list[Path] | None, typer.Argument(help="Image files or folders; else sample pictures.")
     ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")] = Path("demo"),
     model: Model = "viq-transform",
@@ -122,9 +122,10 @@ def demo(
     import shlex
 
     from viq.image.open import list_images
-    from viq.report.gallery import make_gallery, sample_photos
+    from viq.report.gallery import make_gallery
+    from viq.report.samples import sample_pictures
 
-    sources = list_images(images) if images else sample_photos()
+    sources = list_images(images) if images else sample_pictures()
     tokenizer = load_tokenizer(model, "auto", "float32")
     command = shlex.join(["viq", "demo", *map(str, images or []), "-o", str(out)])
     with progress("rebuilding", len(sources), hidden=as_json) as advance:

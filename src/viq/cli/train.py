@@ -336,12 +336,15 @@ def _find(
 
 
 def _begin(recipe: Any, threads: int | None, show_recipe: bool) -> None:
-    """Print the recipe and end the command where that is asked for; else set the threads."""
+    """Print the recipe and end the command where that is asked for; else prepare to train."""
+    from viq.core.errors import require
     from viq.weights.checkpoint import to_dict
 
     if show_recipe:
         print(json.dumps(to_dict(recipe), indent=2))
         raise typer.Exit()
+    with require("accelerate", "train", "training"):  # before libraries that viq[chat] brings, too
+        import accelerate  # noqa: F401
     use_threads(threads)
 
 
