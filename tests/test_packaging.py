@@ -92,11 +92,9 @@ def test_chat_brings_nothing_for_training(project: dict[str, Any]) -> None:
 
 def test_every_extra_that_a_message_names_is_there() -> None:
     code = "\n".join(path.read_text() for path in ROOT.rglob("*.py"))
-    named = {
-        extra for found in re.findall(r"viq\[([a-z0-9,]+)\]", code) for extra in found.split(",")
-    }
+    named = set(",".join(re.findall(r"viq\[([a-z0-9,]+)\]", code)).split(","))
     named |= set(re.findall(r"\brequire\(\s*\"[^\"]+\", \"([a-z0-9]+)\"", code))
-    assert named <= set(EXTRAS) | {"all"}
+    assert {"chat", "train"} <= named <= set(EXTRAS) | {"all"}
 
 
 def test_pythons_and_types_are_told(project: dict[str, Any]) -> None:
