@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from viq.core.notebook import html_table
 from viq.core.process import place_among
 from viq.core.types import ViqError
 from viq.core.untrusted import whole_number
@@ -77,6 +78,7 @@ class CodeDataset(IterableDataset):
         cache_bytes: int = 16 << 30,
     ) -> None:
         self.place = place_among(rank, world)
+        self._path = os.fspath(path)
         self._shards = ShardCache(path, columns, _cache_folder(cache), cache_bytes)
         self.info = self._shards.index.info
         self.options = self._shards.index.options
@@ -86,6 +88,24 @@ class CodeDataset(IterableDataset):
         self._by_key: tuple[np.ndarray, np.ndarray] | None = None  # sorted hashes, samples
         self.total = self._firsts[-1]
         self._epochs = Epochs()  # and the position: all before it are taken, by whatever rank
+
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{name}={value!r}" for name, value in self._facts().items())
+        return f"CodeDataset({facts})"
+
+    def _repr_html_(self) -> str:
+        return html_table("CodeDataset", self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        rank, world = self.place.rank, self.place.world
+        return {
+            "path": self._path,
+            "samples": self.total,
+            "shards": len(self.samples),
+            "model": self.info.model,
+            "fingerprint": self.info.fingerprint,
+            **({"rank": rank, "world": world} if world > 1 else {}),
+        }
 
     @property
     def epoch(self) -> int:

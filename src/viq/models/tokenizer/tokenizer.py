@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from viq.codec.entropy_model import EntropyModel
 from viq.core.codes import Codes
 from viq.core.levels import codebook_size
+from viq.core.notebook import html_table
 from viq.core.types import CODES_PER_PATCH, CodesError, Grid, ViqError
 from viq.image.open import ImageInput, limit_pixels, open_image
 from viq.image.patches import PatchBatch, lengths_of
@@ -90,6 +91,23 @@ class VisualTokenizer(nn.Module):
         self.entropy_file: Path | None = None  # where it is, or is to be
         self._vae_folder: Path | None = None  # of a converted model: its Qwen-Image VAE
         self._vae = Unregistered[Any]()  # loaded on first use
+
+    def __repr__(self) -> str:
+        """One line; `print(tokenizer.encoder)` and so on show layers."""
+        facts = ", ".join(f"{name}={value!r}" for name, value in self._facts().items())
+        return f"VisualTokenizer({facts})"
+
+    def _repr_html_(self) -> str:
+        return html_table("VisualTokenizer", self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "name": self.config.name,
+            "codebook": codebook_size(self.config.quantizer.levels),
+            "parameters": sum(parameter.numel() for parameter in self.parameters()),
+            "dtype": str(self.pool_norm.weight.dtype).removeprefix("torch."),
+            "device": str(self.device),
+        }
 
     # Packed and differentiable
 
