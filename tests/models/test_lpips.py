@@ -14,7 +14,7 @@ from viq.models.vision.lpips import load_lpips
 
 
 def _alexnet(weights: Any) -> Any:
-    def conv(a: int, b: int, size: int, **more: int) -> list[nn.Module]:
+    def conv(a: int, b: int, size: int, **more: Any) -> list[Any]:
         return [nn.Conv2d(a, b, size, **more), nn.ReLU()]
 
     pool = nn.MaxPool2d(3, 2)

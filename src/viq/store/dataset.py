@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -35,6 +35,7 @@ from viq.store.order import BLOCK, Batch, Order, cut, require_same
 from viq.store.views import CodeSample
 
 Collate = Callable[[list[CodeSample]], Any]
+_Collated = TypeVar("_Collated")
 
 
 class CodeDataset(IterableDataset):
@@ -168,6 +169,27 @@ class CodeDataset(IterableDataset):
                 reached[0] = min(at - mine + step, self.total)
                 yield self[int(numbers[at - position])]
         self._epochs.end()
+
+    @overload
+    def batches(
+        self,
+        *,
+        tokens: int | None = None,
+        samples: int | None = None,
+        workers: int = 0,
+        even: bool = True,
+    ) -> Iterator[list[CodeSample]]: ...
+
+    @overload
+    def batches(
+        self,
+        *,
+        tokens: int | None = None,
+        samples: int | None = None,
+        workers: int = 0,
+        collate: Callable[[list[CodeSample]], _Collated],
+        even: bool = True,
+    ) -> Iterator[_Collated]: ...
 
     def batches(
         self,

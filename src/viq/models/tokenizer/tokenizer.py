@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ from viq.models.tokenizer.transform_quantizer import PixelEncoder, TransformQuan
 from viq.weights.hub import locate
 
 _Result = TypeVar("_Result")
+_Given = ParamSpec("_Given")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,15 +54,24 @@ class TokenizerOutput:
     features_TC: Tensor  # what language model, pooling head and decoders read
 
 
-def _as_it_is(method: Callable[..., _Result]) -> Callable[..., _Result]:
+def _as_it_is(
+    method: Callable[Concatenate[VisualTokenizer, _Given], _Result],
+) -> Callable[Concatenate[VisualTokenizer, _Given], _Result]:
     """Put aside what the caller has set: in half precision a few codes in a hundred are others."""
 
     @functools.wraps(method)
-    def run(self: VisualTokenizer, *args: Any, **kwargs: Any) -> _Result:
+    def run(self: VisualTokenizer, *args: _Given.args, **kwargs: _Given.kwargs) -> _Result:
         with by_default(self.device):
             return method(self, *args, **kwargs)
 
     return run
+
+
+def _inferring(
+    method: Callable[Concatenate[VisualTokenizer, _Given], _Result],
+) -> Callable[Concatenate[VisualTokenizer, _Given], _Result]:
+    """As `_as_it_is`, and without gradients. Type checkers see the parameters of the method."""
+    return torch.inference_mode()(_as_it_is(method))
 
 
 class VisualTokenizer(nn.Module):
@@ -159,8 +169,7 @@ class VisualTokenizer(nn.Module):
 
     # What users call
 
-    @torch.inference_mode()
-    @_as_it_is
+    @_inferring
     def encode(
         self,
         images: ImageInput | Iterable[ImageInput],
@@ -194,24 +203,21 @@ class VisualTokenizer(nn.Module):
             codes += inference.encode_images(self, opened, tile=tile, packed=packed)
         return codes
 
-    @torch.inference_mode()
-    @_as_it_is
+    @_inferring
     def embed(self, codes: Codes | Iterable[Codes]) -> list[Tensor]:
         """Features (rows*cols, C) of each image, in the dtype and on the device of the model."""
         return [
             self.features(inference.checked_ids(self, item)) for item in inference.listed(codes)
         ]
 
-    @torch.inference_mode()
-    @_as_it_is
+    @_inferring
     def pool(self, codes: Codes | Iterable[Codes]) -> Tensor:
         """Semantic tokens (n, C)."""
         listed = inference.listed(codes)
         pooled = [self.pooled(self.embed(item)[0], [item.grid]) for item in listed]
         return torch.cat(pooled) if pooled else self.pool_head.latent.new_empty(0, self.width)
 
-    @torch.inference_mode()
-    @_as_it_is
+    @_inferring
     def decode(self, codes: Codes | Iterable[Codes]) -> list[Image.Image]:
         """RGB images at their original sizes."""
         return [self._decode(item) for item in inference.listed(codes)]
