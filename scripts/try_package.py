@@ -1,4 +1,4 @@
-"""Build wheel and sdist, and try the wheel in an environment that has nothing but torch: `make package`.
+"""Build wheel and sdist, and try the wheel where nothing but torch is: `make package`.
 
     python scripts/try_package.py FOLDER
 
