@@ -16,7 +16,7 @@ LMMS_NEEDS = "filelock<4" "transformers>=5.17,<6" datasets evaluate accelerate s
 	tenacity jsonlines pytz pytablewriter tqdm pillow pyyaml pydantic python-dotenv
 VIQ_GOLDEN ?= tests/golden
 
-.PHONY: demo test test-lmms check audit clean
+.PHONY: package demo test test-lmms check audit clean
 
 demo: $(VENV)/.demo
 	$(BIN)/viq demo $(IMAGES) -o demo
@@ -38,6 +38,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check src tests scripts
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# Wheel and sdist, built and tried in an environment with torch alone, which is lent.
+package: $(VENV)/.dev
+	$(BIN)/python scripts/try_package.py .package
+
 # Known holes: in our code (bandit), in the pinned releases (pip-audit).
 audit: $(VENV)/.dev
 	$(BIN)/python scripts/audit.py
@@ -55,12 +59,12 @@ $(LMMS_VENV)/.made: pyproject.toml
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[demo]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml constraints.txt
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,demo,bench,vae,codec,train,data,ray]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,bench,vae,codec,chat,train,sentences,data,ray]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LMMS_VENV) demo
+	rm -rf $(VENV) $(LMMS_VENV) demo .package

@@ -1,15 +1,9 @@
 """What importing costs, and the public names. The floors are a contract of import-linter."""
 
-import re
 import subprocess
 import sys
-from pathlib import Path
-
-import pytest
 
 import viq
-
-ROOT = Path(viq.__file__).parent
 
 
 def test_front_doors_are_light() -> None:
@@ -32,25 +26,6 @@ def test_loading_a_model_does_not_load_the_compiler() -> None:
 def test_no_names_but_the_public_ones() -> None:
     assert set(viq.__all__) <= set(dir(viq))
     assert all(getattr(viq, name) is not None for name in viq.__all__)
-
-
-def test_extras_hold_only_what_the_package_imports() -> None:
-    tomllib = pytest.importorskip("tomllib", reason="reads pyproject.toml")
-    file = ROOT.parent.parent / "pyproject.toml"
-    if not file.is_file():
-        pytest.skip("needs the source tree")
-    extras = tomllib.loads(file.read_text())["project"]["optional-dependencies"]
-    code = "\n".join(path.read_text() for path in ROOT.rglob("*.py"))
-    modules = {"scikit-image": "skimage", "tensorboard": "torch.utils.tensorboard"}
-    bounds = {"lmms: filelock"}  # which another library of the extra needs, and does not set
-    unused = []
-    for extra in extras.keys() - {"dev"}:
-        for requirement in extras[extra]:
-            name = re.split(r"[\[<>=]", requirement)[0]
-            module = re.escape(modules.get(name, name.replace("-", "_")))
-            if not re.search(rf"(import|from) {module}\b|(_spec\(|_module\(|: )\"{module}\"", code):
-                unused.append(f"{extra}: {name}")
-    assert set(unused) == bounds
 
 
 def test_old_names_lead_to_new_modules() -> None:

@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from viq.mllm import ViQConfig, ViQForConditionalGeneration, ViQProcessor
     from viq.models.tokenizer import TokenizerConfig, VisualTokenizer
     from viq.models.tokenizer.loading import load
-    from viq.store.dataset import CodeDataset
+    from viq.store.dataset import CodeDataset, CodeSample
 
 __all__ = [
     "CodeDataset",
+    "CodeSample",
     "Codes",
     "CodesError",
     "TokenizerConfig",
@@ -41,6 +42,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "CodeDataset": "viq.store.dataset",
+    "CodeSample": "viq.store.dataset",
     "Codes": "viq.core.codes",
     "CodesError": "viq.core.errors",
     "ViqError": "viq.core.errors",
@@ -55,12 +57,14 @@ _LAZY = {
 forward_old_names()
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'viq' has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:  # for type checkers there are the names above and no others
 
-    return getattr(import_module(_LAZY[name]), name)
+    def __getattr__(name: str) -> Any:
+        if name not in _LAZY:
+            raise AttributeError(f"module 'viq' has no attribute {name!r}")
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -27,6 +27,7 @@ def errors(result: Result) -> list[str]:
 
 def test_ready_answers_as_json() -> None:
     found = json.loads(run(*READY, "--json").stdout)
+    assert found.pop("schema_version") == 1
     assert list(found) == ["tasks", "average"] and len(found["tasks"]) == 9
     for name, task in found["tasks"].items():
         assert list(task) == ["score", "metric", "n", "ci"]

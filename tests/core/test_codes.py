@@ -76,7 +76,7 @@ def test_cut_and_longer_bytes_are_refused(cut: int) -> None:
 def test_inconsistent_codes_are_refused() -> None:
     ids = np.zeros((2, 3, 4), np.uint16)
     with pytest.raises(CodesError, match="uint16, got int64"):
-        Codes(ids.astype(np.int64), (32, 48))
+        Codes(ids.astype(np.int64), (32, 48))  # pyright: ignore[reportArgumentType]
     with pytest.raises(CodesError, match=r"\(3, 3, 4\), got \(2, 3, 4\)"):
         Codes(ids, (33, 48))
     with pytest.raises(CodesError):

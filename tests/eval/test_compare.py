@@ -194,25 +194,21 @@ def test_totals_by_hand():
 
 def test_lpips_is_shown_where_it_is_there(monkeypatch):
     class Fake(torch.nn.Module):
-        def __init__(self, net: str, verbose: bool) -> None:
-            super().__init__()
-
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             assert x.shape == (1, 3, 4, 5) and float(x.min()) == -1
             return (x - y).abs().mean()
 
-    monkeypatch.setattr(figures_module, "find_spec", lambda name: True)
-    monkeypatch.setattr(figures_module, "import_module", lambda name: SimpleNamespace(LPIPS=Fake))
+    monkeypatch.setattr(figures_module, "load_lpips", lambda net: {"alex": Fake()}[net])
     networks = Networks.found()
     assert networks.shown == "lpips"
     black, white = (Image.new("RGB", (5, 4), colour) for colour in ("black", "white"))
     assert Measure(networks)(black, white)[0]["lpips"] == 2
 
-    def broken(name: str) -> Any:
-        raise OSError("no network\nat all")
+    def broken(net: str) -> Any:
+        raise ViqError("no network at all")
 
-    monkeypatch.setattr(figures_module, "import_module", broken)
-    assert "no LPIPS: its weights cannot be loaded (no network at all)" in Networks.found().missing
+    monkeypatch.setattr(figures_module, "load_lpips", broken)
+    assert "no network at all" in Networks.found().missing
 
 
 # What cannot be made

@@ -218,6 +218,7 @@ def test_missing_libraries_are_named(library: str, monkeypatch: pytest.MonkeyPat
             lambda: load_text_tokenizer("x"),
         ],
     }
+    extra = {"peft": "train", "transformers": "chat"}[library]
     for call in calls[library]:
-        with pytest.raises(ViqError, match=rf"{library}: pip install 'viq\[train\]'"):
+        with pytest.raises(ViqError, match=rf"{library}: pip install 'viq\[{extra}\]'"):
             call()

@@ -1,9 +1,7 @@
 """Distances in feature space: worked out by hand, and against transformers' DINOv2."""
 
 import json
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +15,8 @@ from viq.image import patches
 from viq.models.tokenizer.encoder import EncoderConfig
 from viq.models.vision.dino import DinoTower
 from viq.models.vision.tower import TowerConfig, VisionTower, stretch
-from viq.train.tokenizer.perceptual import Alignment, FeatureLoss, Lpips, make_alignment
+from viq.train.tokenizer import perceptual
+from viq.train.tokenizer.perceptual import Alignment, FeatureLoss, make_alignment
 from viq.weights.checkpoint import CheckpointError
 
 GRIDS = [(2, 3), (1, 1)]
@@ -82,40 +81,20 @@ def test_feature_loss_refuses() -> None:
         FeatureLoss(VisionTower(config))
 
 
-# LPIPS
-
-
-class _Net(nn.Module):
-    """Stands in for the package's network: mean absolute difference."""
-
-    def __init__(self, net: str, verbose: bool) -> None:
-        super().__init__()
-        assert net == "vgg" and not verbose
-        self.scale = nn.Parameter(torch.ones(()))
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return (a - b).abs().mean((1, 2, 3), keepdim=True) * self.scale
+# LPIPS: its network is tested in test_lpips.py
 
 
 def test_lpips_sees_whole_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=_Net))
-    loss = Lpips()
-    distances = loss(packed(0), packed(1), GRIDS)
+    class Net(nn.Module):
+        """Mean absolute difference."""
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return (a - b).abs().mean((1, 2, 3), keepdim=True)
+
+    monkeypatch.setattr(perceptual, "load_lpips", lambda net: {"vgg": Net()}[net])
+    distances = perceptual.Lpips()(packed(0), packed(1), GRIDS)
     for distance, a, b in zip(distances, pictures(0), pictures(1), strict=True):
         torch.testing.assert_close(distance, (a - b).abs().mean())
-    assert not any(parameter.requires_grad for parameter in loss.parameters())
-
-
-def test_lpips_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(**kwargs: Any) -> nn.Module:
-        raise OSError("no network\nat all")
-
-    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=offline))
-    with pytest.raises(ViqError, match=r"^[^\n]*no network\)[^\n]*vgg16[^\n]*$"):
-        Lpips()
-    monkeypatch.setitem(sys.modules, "lpips", None)
-    with pytest.raises(ViqError, match=r"^[^\n]*pip install[^\n]*$"):
-        Lpips()
 
 
 # Alignment

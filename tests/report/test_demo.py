@@ -18,9 +18,10 @@ from viq.core.levels import PRESETS
 from viq.image.open import open_image
 from viq.models.tokenizer.decoder import DecoderConfig
 from viq.models.tokenizer.tokenizer import VisualTokenizer
-from viq.report import gallery, text
 from viq.report import gallery_common as parts
-from viq.report.gallery import make_gallery, sample_photos
+from viq.report import text
+from viq.report.gallery import make_gallery
+from viq.report.samples import PICTURES, SAMPLES, sample_pictures
 
 VOID = {"meta", "img"}
 
@@ -193,26 +194,22 @@ def test_sheet_text_has_only_known_glyphs_and_fits():
     assert all(text.font(20).getlength(line) <= 200 for line in lines)
 
 
-def test_sample_photos_have_their_own_sizes():
-    pytest.importorskip("skimage")
-    photos = sample_photos()
-    sizes = {name: photo.size for name, photo in photos}
-    assert sizes == {
+def test_sample_pictures_come_with_the_package():
+    pictures = sample_pictures()
+    assert {name: picture.size for name, picture in pictures} == {
         "chelsea": (451, 300),
         "coffee": (600, 400),
-        "astronaut": (512, 512),
         "rocket": (640, 427),
-        "hubble_deep_field": (1000, 872),
-        "retina": (1411, 1411),
+        "retina": (640, 640),
+        "chart": (448, 320),
+        "shapes": (256, 256),
     }
-    assert all(photo.mode == "RGB" for _, photo in photos)
-    assert all(re.search("CC0|public domain", photo.info["credit"]) for _, photo in photos)
-
-
-def test_sample_photos_say_how_to_get_them(monkeypatch):
-    monkeypatch.setattr(gallery, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'viq\[demo\]', or give pictures"):
-        sample_photos()
+    listed = (PICTURES / "README.md").read_text()
+    for name, picture in pictures:
+        assert picture.mode == "RGB" and SAMPLES[name].file in listed
+        assert re.search("CC0|public domain", picture.info["credit"])
+    assert {file.name for file in PICTURES.glob("*.*g")} == {s.file for s in SAMPLES.values()}
+    assert sum(file.stat().st_size for file in PICTURES.iterdir()) < 400_000
 
 
 def test_levels_are_those_of_the_tokenizer(tokenizer, tmp_path):

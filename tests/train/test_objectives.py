@@ -386,6 +386,7 @@ def test_sentences_are_unit_vectors_and_alike_where_meaning_is() -> None:
     from viq.train.tokenizer.caption_embeddings import Sentences
 
     said = Sentences()
+    assert said.width == 384
     vectors = said(["a red circle", "a circle that is red", "the stock market fell"])
     assert vectors.shape == (3, said.width)
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +10,17 @@ from typing import Annotated, Any
 import typer
 
 from viq.cli.common import Json, Model, guarded, load_tokenizer, save_json
+from viq.cli.console import show_json
+from viq.cli.help import App
 
-bench_app = typer.Typer(help="Measure speed and memory, as ratios.", no_args_is_help=True)
+bench_app = App(
+    help="""Measure speed and memory, as ratios.
+
+    Examples:
+        viq bench encode --quick
+        viq bench mllm --scaled
+    """
+)
 
 Repeats = Annotated[int, typer.Option(help="Interleaved runs; medians are shown.")]
 
@@ -26,7 +34,12 @@ def bench_encode(
     only: Annotated[str | None, typer.Option(help="Sections by commas. Default: all.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Images/s, patches/s, peak memory, time against size, and each fast path as a ratio."""
+    """Images/s, patches/s, peak memory, time against size, and each fast path as a ratio.
+
+    Examples:
+        viq bench encode --quick
+        viq bench encode --model viq-transform --repeats 9 --json
+    """
     from viq.bench import encode as bench
 
     tokenizer = load_tokenizer(model, "auto", "float32")
@@ -34,7 +47,10 @@ def bench_encode(
     result = bench.run(
         tokenizer, repeats=repeats, quick=quick, sections=sections, progress=_announce(as_json)
     )
-    print(json.dumps(result) if as_json else bench.as_text(result))
+    if as_json:
+        show_json(result)
+    else:
+        print(bench.as_text(result))
 
 
 @bench_app.command("store")
@@ -53,14 +69,22 @@ def bench_store(
     only: Annotated[str | None, typer.Option(help="Sections by commas. Default: all.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Bits a code, samples/s beside other libraries, images/s into a store, memory."""
+    """Bits a code, samples/s beside other libraries, images/s into a store, memory.
+
+    Examples:
+        viq bench store --quick
+        viq bench store --pictures photos/
+    """
     from viq.bench import store as bench
 
     result = bench.run(
         model, pictures=pictures or [], peers=peers, repeats=repeats, quick=quick,
         sections=only.split(",") if only else None, progress=_announce(as_json),
     )  # fmt: skip
-    print(json.dumps(result) if as_json else bench.as_text(result))
+    if as_json:
+        show_json(result)
+    else:
+        print(bench.as_text(result))
 
 
 @bench_app.command("mllm")
@@ -88,7 +112,12 @@ def bench_mllm(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """A step on codes against a vision tower in the loop, text alone, and the paper."""
+    """A step on codes against a vision tower in the loop, text alone, and the paper.
+
+    Examples:
+        viq bench mllm --scaled
+        viq bench mllm --llm 0.5b --length 4k -o speed.json --chart speed.png
+    """
     import torch
 
     from viq.bench import mllm as bench
@@ -126,7 +155,10 @@ def bench_mllm(
     if chart is not None:
         with written_aside(chart) as aside:
             to_image(draw(result), 2).save(aside, "PNG")
-    print(json.dumps(result) if as_json else bench.as_text(result))
+    if as_json:
+        show_json(result)
+    else:
+        print(bench.as_text(result))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -138,6 +170,8 @@ def _read(path: Path) -> dict[str, Any]:
         found = parse_json(read_bytes(path, CONFIG_BYTES), str(path))
     except UntrustedError:
         found = {}
+    if isinstance(found, dict):
+        found.pop("schema_version", None)  # says nothing of the measurement
     if not isinstance(found, dict) or found.get("benchmark") != "mllm":
         raise ViqError(f"{path}: not a result of viq bench mllm: give another --out")
     return found

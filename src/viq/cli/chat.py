@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated
 import typer
 
 from viq.cli.common import Device, Json, Tokens, guarded, load_mllm
-from viq.cli.console import show
+from viq.cli.console import show, show_json
 from viq.cli.progress import progress
 from viq.core.interrupts import stoppable
 
@@ -35,7 +34,13 @@ def chat(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Ask about images, once or in a conversation. Answers appear word by word."""
+    """Ask about images, once or in a conversation. Answers appear word by word.
+
+    Examples:
+        viq chat photo.jpg "What is this?"
+        viq chat photo.jpg --model runs/mllm
+        viq chat a.png b.png "Which is red, <image> or <image>?" --json
+    """
     from viq.mllm.chat import ask, sampling
 
     *places, question = images_and_question
@@ -50,7 +55,7 @@ def chat(
             max_new_tokens=max_tokens, **sampling(temperature),
         )  # fmt: skip
         if as_json:
-            print(json.dumps({"question": question, "images": places, "answer": answer}))
+            show_json({"question": question, "images": places, "answer": answer})
         said = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         before += said if answer else []  # no turn may be empty
 
@@ -69,7 +74,12 @@ def caption(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Describe every sample of a store, or answer one question about each, from codes alone."""
+    """Describe every sample of a store, or answer one question about each, from codes alone.
+
+    Examples:
+        viq caption codes -o captions.jsonl --model runs/mllm
+        viq caption codes -o answers.jsonl --prompt "Is there text in it?" --limit 100
+    """
     from viq.mllm.chat import answer_store, sampling
 
     loaded, processor = load_mllm(model, device)

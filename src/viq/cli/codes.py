@@ -100,7 +100,13 @@ def encode(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Images to codes, at native resolution. A folder is resumed if begun."""
+    """Images to codes, at native resolution. A folder is resumed if begun.
+
+    Examples:
+        viq encode photos/ more.jpg -o codes.parquet
+        viq encode "train-{0000..0127}.tar" -o codes --compress
+        viq encode hf:OWNER/NAME --split train --columns caption -o codes
+    """
     from viq.core.process import place_among
     from viq.core.types import ViqError
     from viq.jobs import encode as job
@@ -180,7 +186,12 @@ def decode(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Codes to PNG images at their original sizes. Run again to go on; exit code 3 if some fail."""
+    """Codes to PNG images at their original sizes. Run again to go on; exit code 3 if some fail.
+
+    Examples:
+        viq decode codes.parquet -o back/
+        viq decode photo.viq -o back/ --model viq-tiny
+    """
     from viq.jobs.decode import decode_files
 
     tokenizer = load_tokenizer(model, device, "float32")

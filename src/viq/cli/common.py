@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
+from viq.cli.console import versioned
 from viq.core.terminal import give_up_on, plain_streams
 from viq.core.untrusted import printable
 
@@ -69,7 +70,8 @@ Anew = Annotated[
     typer.Option("--overwrite", help="Begin anew: remove what an earlier run wrote into --out."),
 ]
 
-_EXTRAS = {"transformers", "tokenizers", "accelerate", "peft"}  # that not every install has
+# Imports that not every install has, and the extras that bring them.
+_EXTRAS = {"transformers": "chat", "tokenizers": "chat", "accelerate": "train", "peft": "train"}
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -105,8 +107,8 @@ def _told(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, ViqError):
         return str(error), STOPPED if isinstance(error, Stopped) else USAGE
     if isinstance(error, ModuleNotFoundError):
-        known = (error.name or "").partition(".")[0] in _EXTRAS
-        return (f"this needs {error.name}: pip install 'viq[train]'", USAGE) if known else None
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        return (f"this needs {error.name}: pip install 'viq[{extra}]'", USAGE) if extra else None
     if isinstance(error, KeyboardInterrupt):
         return str(error) or "interrupted; no unfinished file was left", INTERRUPTED
     if isinstance(error, MemoryError):
@@ -121,7 +123,7 @@ def _say_last(message: str, as_json: bool) -> None:
     """The one line of an error, if there still is somewhere to say it."""
     message = printable(message)
     for stream, text in (
-        (sys.stdout, json.dumps({"error": message}) if as_json else ""),
+        (sys.stdout, json.dumps(versioned({"error": message})) if as_json else ""),
         (sys.stderr, f"viq: {message}"),
     ):
         try:
@@ -212,4 +214,4 @@ def save_json(path: Path | None, result: dict[str, Any]) -> None:
     from viq.core.files import write_atomically
 
     if path is not None:
-        write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
+        write_atomically(path, (json.dumps(versioned(result), indent=1) + "\n").encode())

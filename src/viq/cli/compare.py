@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +18,7 @@ from viq.cli.common import (
     names_of,
     use_threads,
 )
-from viq.cli.console import line, show_failures, table
+from viq.cli.console import line, show_failures, show_json, table
 from viq.cli.progress import progress
 
 
@@ -63,7 +62,13 @@ def compare(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Tokenizers and codecs on the same pictures: bits, quality, text, speed, side by side."""
+    """Tokenizers and codecs on the same pictures: bits, quality, text, speed, side by side.
+
+    Examples:
+        viq compare photos/ -o page.html
+        viq compare photos/ --with viq-tiny,viq-transform,jpeg --bytes native
+        viq compare pages.parquet --ocr --transcript text
+    """
     import shlex
     import sys
 
@@ -95,7 +100,7 @@ def compare(
         command = shlex.join(["viq", *sys.argv[1:]])
         write_page(out, found.result, found.sections, command)
     if as_json:
-        print(json.dumps(found.result))
+        show_json(found.result)
     else:
         _show(found.result, out)
     if found.result["failed"]:

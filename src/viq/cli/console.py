@@ -17,13 +17,24 @@ if TYPE_CHECKING:
 
 _NAME = 16  # columns of a terminal that a name has at least
 _ANY_WIDTH = 1_000_000  # where there is no terminal, no row is folded
+SCHEMA_VERSION = 1  # of what --json prints; docs/cli.md says what it promises
 _PROBE_FACTS = ("classes", "pictures")  # of a probe, beside its answers
+
+
+def versioned(values: dict[str, Any]) -> dict[str, Any]:
+    """A result as scripts get it: with the version of its schema in front."""
+    return {"schema_version": SCHEMA_VERSION, **values}
+
+
+def show_json(values: dict[str, Any]) -> None:
+    """One JSON object on one line of stdout: the only way in which a command prints JSON."""
+    print(json.dumps(versioned(values)))
 
 
 def show_report(report: Summary, as_json: bool) -> None:
     values = report.as_dict()
     if as_json:
-        print(json.dumps(values))
+        show_json(values)
     else:
         if report.images:  # none if all was done before
             print(
@@ -66,7 +77,7 @@ def line(text: str) -> None:
 def show(values: dict[str, Any], as_json: bool, indent: str = "") -> None:
     """A dictionary as aligned lines, or as one JSON object."""
     if as_json:
-        print(json.dumps(values))
+        show_json(values)
         return
     width = max(map(len, values), default=0)
     for key, value in values.items():

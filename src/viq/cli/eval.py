@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -25,13 +24,21 @@ from viq.cli.common import (
     load_tokenizer,
     save_json,
 )
-from viq.cli.console import show, show_failures, show_reconstruction
+from viq.cli.console import show, show_failures, show_json, show_reconstruction
 from viq.cli.generate import Decoder, GeneratorModel, Guidance, Seed, Temperature, TopP
+from viq.cli.help import App
 from viq.cli.probes import features, naming, understanding
 from viq.cli.progress import progress
 from viq.cli.vlm import vlm
 
-eval_app = typer.Typer(help="Measure quality and stability.", no_args_is_help=True)
+eval_app = App(
+    help="""Measure quality and stability.
+
+    Examples:
+        viq eval reconstruction photos/
+        viq eval mllm runs/mllm
+    """
+)
 eval_app.command()(vlm)
 
 
@@ -52,7 +59,12 @@ def reconstruction(
     dtype: Dtype = "float32",
     as_json: Json = False,
 ) -> None:
-    """PSNR, SSIM, MS-SSIM, blockiness, code use, beside JPEG and WebP at the same bytes."""
+    """PSNR, SSIM, MS-SSIM, blockiness, code use, beside JPEG and WebP at the same bytes.
+
+    Examples:
+        viq eval reconstruction photos/
+        viq eval reconstruction kodak/ --model viq-transform --crop 256 --perceptual
+    """
     from viq.eval.tokenizer.perceptual import EfficientNetDistance
     from viq.eval.tokenizer.reconstruction import evaluate
     from viq.image.open import list_images
@@ -66,7 +78,7 @@ def reconstruction(
             perceptual=EfficientNetDistance() if perceptual else None,
         )  # fmt: skip
     if as_json:
-        print(json.dumps(result))
+        show_json(result)
     else:
         show_reconstruction(result)
     if result["failed"]:
@@ -82,7 +94,12 @@ def stability(
     random_sizes: Annotated[int, typer.Option(help="Add this many crops of random sizes.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Do codes depend on batch, order, threads, dtype or device? Counts the codes that flip."""
+    """Do codes depend on batch, order, threads, dtype or device? Counts the codes that flip.
+
+    Examples:
+        viq eval stability photos/
+        viq eval stability photos/ --random-sizes 20
+    """
     from viq.eval.tokenizer.stability import measure
     from viq.image.open import list_images
 
@@ -101,7 +118,11 @@ def tiles(
     model: Model = "viq-tiny",
     as_json: Json = False,
 ) -> None:
-    """PSNR encoded whole against encoded in tiles, and the error along the seams of tiles."""
+    """PSNR encoded whole against encoded in tiles, and the error along the seams of tiles.
+
+    Examples:
+        viq eval tiles photos/ --tile 512
+    """
     from viq.eval.tokenizer.tiling import compare_tiles
     from viq.image.open import list_images
 
@@ -132,7 +153,12 @@ def eval_mllm(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Ask a model questions that it was not trained on, and count right answers."""
+    """Ask a model questions that it was not trained on, and count right answers.
+
+    Examples:
+        viq eval mllm runs/mllm
+        viq eval mllm runs/mllm --codes codes --limit 200 -o scores.json
+    """
     from viq.core.outputs import require_free
     from viq.core.types import ViqError
     from viq.data.batching.code_batches import open_stores
@@ -163,7 +189,7 @@ def eval_mllm(
         )  # fmt: skip
     save_json(out, result)
     if as_json:
-        print(json.dumps(result))
+        show_json(result)
     else:
         print(*lines(result), sep="\n")
 
@@ -187,7 +213,12 @@ def eval_generation(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """How often generated pictures keep their captions, beside the model's loss."""
+    """How often generated pictures keep their captions, beside the model's loss.
+
+    Examples:
+        viq eval generation --model runs/generation
+        viq eval generation --pictures 50 --sheet pictures.png
+    """
     from viq.core.files import written_aside
     from viq.core.outputs import require_free
     from viq.core.types import ViqError
@@ -215,7 +246,10 @@ def eval_generation(
     if sheet is not None:
         with written_aside(sheet) as aside:
             make_sheet(generated).save(aside, "PNG")
-    print(json.dumps(result) if as_json else "\n".join(lines(result)))
+    if as_json:
+        show_json(result)
+    else:
+        print(*lines(result), sep="\n")
 
 
 for probe in (naming, understanding, features):

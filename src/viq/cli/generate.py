@@ -40,7 +40,12 @@ def generate(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Pictures from sentences, generated code by code."""
+    """Pictures from sentences, generated code by code.
+
+    Examples:
+        viq generate "a red circle" -o out.png
+        viq generate "a red circle" "two blue squares" -o pictures/ --count 4 --model runs/mine
+    """
     from viq.core.files import written_aside
     from viq.core.outputs import require_folder, require_free
     from viq.core.types import ViqError

@@ -17,27 +17,38 @@ from viq.cli.codes import decode, encode
 from viq.cli.compare import compare
 from viq.cli.eval import eval_app
 from viq.cli.generate import generate
+from viq.cli.help import App
 from viq.cli.store import store_app
-from viq.cli.tools import convert, demo, doctor, info, report
+from viq.cli.tools import convert, demo, doctor, info, models, report
 from viq.cli.train import train_app
 from viq.core.terminal import make_plain
 
-app = typer.Typer(
+app = App(
     name="viq",
-    help="Images of any size to discrete codes, and back.",
-    no_args_is_help=True,
-    add_completion=False,
+    help="""Images of any size to discrete codes, and back.
+
+    Examples:
+        viq encode photos/ -o codes.parquet
+        viq decode codes.parquet -o back/
+        viq train tiny --data pairs/ --out runs/mine
+        viq compare photos/ -o page.html
+    """,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(eval_app, name="eval")
-app.add_typer(bench_app, name="bench")
-app.add_typer(store_app, name="store")
-app.add_typer(train_app, name="train")
-for command in (
-    encode, decode, chat, caption, generate, compare, info, convert, report, demo, doctor,
-):  # fmt: skip
-    app.command()(command)
+# What help shows together, in this order.
+for panel, commands in {
+    "Codes": (encode, decode, info, models, demo),
+    "Language models": (chat, caption, generate),
+    "Train and measure": (compare, report),
+    "Other": (convert, doctor),
+}.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+app.add_typer(store_app, name="store", rich_help_panel="Codes")
+app.add_typer(train_app, name="train", rich_help_panel="Train and measure")
+app.add_typer(eval_app, name="eval", rich_help_panel="Train and measure")
+app.add_typer(bench_app, name="bench", rich_help_panel="Train and measure")
 app.command("draw", hidden=True, deprecated=True)(generate)  # its name in release 0.1
 
 

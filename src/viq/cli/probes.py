@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +29,7 @@ from viq.cli.common import (
 from viq.cli.console import (
     show,
     show_failures,
+    show_json,
     show_quality,
     show_towers,
     show_understanding,
@@ -63,7 +63,11 @@ def naming(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """How many held-out photos a linear classifier on code features names, beside baselines."""
+    """How many held-out photos a linear classifier on code features names, beside baselines.
+
+    Examples:
+        viq eval naming photos.parquet --model viq-transform --label name
+    """
     from viq.data.sources.open import concatenate, open_source
     from viq.eval.probes.naming import evaluate
 
@@ -73,7 +77,7 @@ def naming(
     with progress("naming", 0, hidden=as_json) as advance:
         result = evaluate(tokenizer, source, label=label, where=conditions(where), progress=advance)
     if as_json:
-        print(json.dumps(result))
+        show_json(result)
         return
     probes = result.pop("probes")
     show(result, False)
@@ -105,7 +109,12 @@ def understanding(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Train a small language model on frozen codes and ask it about held-out pictures."""
+    """Train a small language model on frozen codes and ask it about held-out pictures.
+
+    Examples:
+        viq eval understanding runs/mine/model viq-tiny
+        viq eval understanding viq-tiny --continuous viq-tiny --seeds 5
+    """
     from viq.core.outputs import require_free
     from viq.data.corpora.corpora import open_split
     from viq.eval.probes.benchmark import ProbeConfig, make_benchmark
@@ -137,7 +146,7 @@ def understanding(
             done=partial(save_json, out),
         )
     if as_json:
-        print(json.dumps(result))
+        show_json(result)
     else:
         show_understanding(result)
 
@@ -173,7 +182,12 @@ def features(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Train the same language model on codes, on continuous features, and blind; compare them."""
+    """Train the same language model on codes, on continuous features, and blind; compare them.
+
+    Examples:
+        viq eval features --model viq-tiny
+        viq eval features --towers viq-tiny,siglip2:DIR --photos photos.parquet -o towers.json
+    """
     from viq.core.outputs import require_free
     from viq.core.types import ViqError
     from viq.data.corpora.corpora import open_split
@@ -223,7 +237,7 @@ def _compare_kinds(
             benchmark, model, config, progress=advance, done=partial(save_json, out)
         )
     if as_json:
-        print(json.dumps(result))
+        show_json(result)
     else:
         show_quality(result)
 
@@ -247,7 +261,7 @@ def _compare_towers(
             progress=advance, done=partial(save_json, out),
         )  # fmt: skip
     if as_json:
-        print(json.dumps(result))
+        show_json(result)
     else:
         show_towers(result)
     if result["left_out"]:

@@ -1,4 +1,4 @@
-"""How far a job is, on stderr: a bar on a terminal, elsewhere a line now and then."""
+"""How far a job is, on stderr: a bar on a terminal or in a notebook, else a line now and then."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from viq.core.notebook import NotebookBar, in_notebook
 from viq.core.terminal import raw
 
 LINE_EVERY = 30.0  # seconds, where there is no terminal to draw a bar on
@@ -55,6 +56,12 @@ class Advance:
         left = self.total - self._passed_over  # by an earlier run, or not to be read
         return self._in_opened * max(1.0, left / self._opened) if self._opened else 0.0
 
+    def place(self) -> tuple[float, float]:
+        """Where a bar stands, and its length, 0 if unknown: a picture of many tiles moves it with
+        each of them."""
+        seen, whole = (self.megapixels, self.expected) if self.expected else (self.done, self.total)
+        return min(seen, whole or seen), whole
+
     def __str__(self) -> str:
         text = f"{self.done:,} of {self.total:,}" if self.total else f"{self.done:,}"
         if self._opened:
@@ -63,14 +70,31 @@ class Advance:
         return text
 
 
+class _Below(Advance):
+    """Shown below the cell of a notebook."""
+
+    def __init__(self, total: int, bar: NotebookBar) -> None:
+        super().__init__(total)
+        self._bar = bar
+
+    def changed(self) -> None:
+        self._bar.to(*self.place(), str(self))
+
+
 @contextmanager
 def progress(what: str, total: int, *, hidden: bool) -> Iterator[Advance]:
-    """Show on stderr how far a job is: a bar on a terminal, else a line every 30 seconds."""
+    """Show how far a job is: a bar on a terminal or in a notebook, else a line every 30 seconds."""
     if hidden:
         yield Advance(total)
     elif sys.stderr.isatty():
         with _bar(what, total) as advance:
             yield advance
+    elif in_notebook():
+        bar = NotebookBar(what, total)
+        try:
+            yield _Below(total, bar)
+        finally:
+            bar.close()
     else:
         advance, over = Advance(total), threading.Event()
 
@@ -102,11 +126,8 @@ def _bar(what: str, total: int) -> Iterator[Advance]:
 
     class Shown(Advance):
         def changed(self) -> None:
-            # A picture of many tiles moves the bar with each of them.
-            seen, whole = (
-                (self.megapixels, self.expected) if self.expected else (self.done, self.total)
-            )
-            bar.update(task, completed=min(seen, whole or seen), total=whole or None, at=str(self))
+            seen, whole = self.place()
+            bar.update(task, completed=seen, total=whole or None, at=str(self))
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[at]}"))
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())

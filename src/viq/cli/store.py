@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,11 +9,19 @@ from typing import Annotated, Any
 import typer
 
 from viq.cli.common import SOME_FAILED, Json, Model, Overwrite, guarded, load_tokenizer
-from viq.cli.console import line, show
+from viq.cli.console import line, show, show_json
+from viq.cli.help import App
 from viq.cli.progress import progress
 from viq.core.interrupts import stoppable
 
-store_app = typer.Typer(help="Work on stores of codes.", no_args_is_help=True)
+store_app = App(
+    help="""Work on stores of codes.
+
+    Examples:
+        viq store lint codes
+        viq store merge a b -o both
+    """
+)
 
 Store = Annotated[Path, typer.Argument(help="A store, or a Parquet file of codes.")]
 ShardSize = Annotated[int, typer.Option(min=1, help="Samples in a shard.")]
@@ -27,7 +34,11 @@ def index(
     folder: Annotated[Path, typer.Argument(help="A folder that viq encode writes.")],
     as_json: Json = False,
 ) -> None:
-    """Write ledger and index anew, as after several ranks or damage to the index."""
+    """Write ledger and index anew, as after several ranks or damage to the index.
+
+    Examples:
+        viq store index codes
+    """
     from viq.core.locks import locked
     from viq.core.types import ViqError
     from viq.store.job import write_index
@@ -45,13 +56,18 @@ def index(
 @store_app.command()
 @guarded
 def lint(store: Store, as_json: Json = False) -> None:
-    """Checksums, ranges, grids, duplicates, missing shards. Exit code 3 if anything is wrong."""
+    """Checksums, ranges, grids, duplicates, missing shards. Exit code 3 if anything is wrong.
+
+    Examples:
+        viq store lint codes
+        viq store lint codes --json
+    """
     from viq.jobs.store.lint import lint as run
 
     with progress("checking", 0, hidden=as_json) as advance:
         result = run(store, advance)
     if as_json:
-        print(json.dumps(result))
+        show_json(result)
     else:
         for item in result["listed"][:_SHOWN]:
             line(f"{item['where']}: {item['problem']}")
@@ -66,7 +82,11 @@ def lint(store: Store, as_json: Json = False) -> None:
 @store_app.command()
 @guarded
 def stats(store: Store, as_json: Json = False) -> None:
-    """Counts, sizes, bits a code, use of the codebook and of levels."""
+    """Counts, sizes, bits a code, use of the codebook and of levels.
+
+    Examples:
+        viq store stats codes
+    """
     from viq.jobs.store.stats import stats as run
 
     show(run(store), as_json)
@@ -75,7 +95,11 @@ def stats(store: Store, as_json: Json = False) -> None:
 @store_app.command()
 @guarded
 def diff(first: Store, second: Store, as_json: Json = False) -> None:
-    """What differs, row by row, whatever the shards. Exit code 3 if anything does."""
+    """What differs, row by row, whatever the shards. Exit code 3 if anything does.
+
+    Examples:
+        viq store diff codes again
+    """
     from viq.jobs.store.stats import diff as run
 
     result = run(first, second)
@@ -98,7 +122,12 @@ def merge(
     shard_size: ShardSize = 1000,
     as_json: Json = False,
 ) -> None:
-    """Stores into one; or one written anew, with other shards or compressed."""
+    """Stores into one; or one written anew, with other shards or compressed.
+
+    Examples:
+        viq store merge a b -o both
+        viq store merge codes -o smaller --compress --shard-size 5000
+    """
     from viq.jobs.store.merge import merge as run
 
     entropy = load_tokenizer(model, "cpu", "float32").entropy if compress else None
@@ -120,7 +149,11 @@ def export(
     shard_size: ShardSize = 10000,
     as_json: Json = False,
 ) -> None:
-    """Into another format: --webdataset, tars of .viq and .json files."""
+    """Into another format: --webdataset, tars of .viq and .json files.
+
+    Examples:
+        viq store export codes -o tars --webdataset
+    """
     from viq.core.types import ViqError
     from viq.jobs.store.merge import export_webdataset
 
@@ -142,7 +175,12 @@ def preview(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Decode some rows into one picture or page."""
+    """Decode some rows into one picture or page.
+
+    Examples:
+        viq store preview codes -o page.html
+        viq store preview codes -o sheet.png --rows 12 --seed 1
+    """
     from viq.core.outputs import require_free
     from viq.report.preview import preview as run
 
@@ -164,7 +202,12 @@ def near_duplicates(
     model: Annotated[str, typer.Option(help="Of --by pooled: the tokenizer.")] = "viq-tiny",
     as_json: Json = False,
 ) -> None:
-    """Pairs of pictures that are nearly the same."""
+    """Pairs of pictures that are nearly the same.
+
+    Examples:
+        viq store near-duplicates codes
+        viq store near-duplicates codes --by pooled --threshold 0.97
+    """
     from viq.core.types import ViqError
     from viq.jobs.store import near_duplicates as duplicates
 
@@ -178,7 +221,7 @@ def near_duplicates(
         else:
             raise ViqError(f"--by {by}: give codes or pooled")
     if as_json:
-        print(json.dumps(result))
+        show_json(result)
         return
     for pair in result["pairs"][:_SHOWN]:
         line(f"{pair['similarity']:.3f}  {pair['a']}  {pair['b']}")

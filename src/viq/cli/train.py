@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from typer.core import TyperGroup
 
 from viq.cli.common import (
     AllowAbsolute,
@@ -26,6 +25,7 @@ from viq.cli.common import (
     use_threads,
 )
 from viq.cli.console import show, show_record
+from viq.cli.help import App, Group
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -47,7 +47,7 @@ TensorBoard = Annotated[bool, typer.Option(hidden=True)]  # of release 0.1: --tr
 PrintRecipe = Annotated[bool, typer.Option("--print", help="Print the recipe as JSON and stop.")]
 
 
-class TrainGroup(TyperGroup):
+class TrainGroup(Group):
     """`viq train NAME ...` means `viq train tokenizer NAME ...`, where NAME is no command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -58,10 +58,14 @@ class TrainGroup(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-train_app = typer.Typer(
+train_app = App(
     cls=TrainGroup,
-    help="Train a tokenizer (viq train NAME), or a language model on codes.",
-    no_args_is_help=True,
+    help="""Train a tokenizer (viq train NAME), or a language model on codes.
+
+    Examples:
+        viq train tiny --data pairs/ --out runs/mine
+        viq train mllm tiny
+    """,
 )
 
 
@@ -84,6 +88,13 @@ def train_tokenizer(
     allow_private_network: AllowPrivateNetwork = False,
     start: Annotated[str | None, typer.Option(help="SigLIP2 the encoder begins from.")] = None,
     teacher: Annotated[str | None, typer.Option(help="SigLIP2 that is distilled.")] = None,
+    sentences: Annotated[
+        str | None,
+        typer.Option(
+            help="Model of sentence-transformers that a teacher of one's own learns from: "
+            "folder or hub id. Default: that of viq[sentences]."
+        ),
+    ] = None,
     language: Language = None,
     vae: Annotated[str | None, typer.Option(help="Folder of the Qwen-Image VAE.")] = None,
     alignment: Annotated[str | None, typer.Option(help="DINOv2 for the decoder stage.")] = None,
@@ -96,14 +107,21 @@ def train_tokenizer(
     show_recipe: PrintRecipe = False,
     as_json: Json = False,
 ) -> None:
-    """Train a tokenizer through the stages of a recipe. Run again to resume."""
+    """Train a tokenizer through the stages of a recipe. Run again to resume.
+
+    Examples:
+        viq train tokenizer tiny --data pairs/ --out runs/mine
+        viq train tokenizer tiny --print > mine.json
+        viq train tokenizer mine.json --data captions.parquet --track tensorboard
+    """
     from viq.core.types import ViqError
     from viq.recipes.registry import RECIPES
     from viq.train.tokenizer.recipe import TokenizerRecipe
 
     if recipe == "entropy":
         raise ViqError("entropy is a command, not a recipe: viq train entropy --model MODEL")
-    places = {"start": start, "teacher": teacher, "vae": vae, "alignment": alignment}
+    places = {"start": start, "teacher": teacher, "sentences": sentences, "vae": vae,
+              "alignment": alignment}  # fmt: skip
     chosen = _find(recipe, RECIPES, TokenizerRecipe, {**places, "language": language}, scale)
     _begin(chosen, threads, show_recipe)
     import torch
@@ -199,7 +217,12 @@ def train_entropy(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Fit what `viq encode --compress` needs to the codes of photos. Minutes on one core."""
+    """Fit what `viq encode --compress` needs to the codes of photos. Minutes on one core.
+
+    Examples:
+        viq train entropy --model runs/mine/model --data photos/
+        viq train entropy --model runs/mine/model --data codes --overwrite
+    """
 
     from viq.train.entropy import train_entropy as run
 
@@ -254,7 +277,12 @@ def train_mllm(
     show_recipe: PrintRecipe = False,
     as_json: Json = False,
 ) -> None:
-    """Train a language model on stored codes. Run again to resume."""
+    """Train a language model on stored codes. Run again to resume.
+
+    Examples:
+        viq train mllm tiny
+        viq train mllm qwen-lora --codes codes --language Qwen/Qwen2.5-0.5B --out runs/qwen
+    """
     from viq.recipes.mllm import RECIPES
     from viq.train.mllm.recipe import MllmRecipe
 
@@ -302,7 +330,12 @@ def train_generation(
     show_recipe: PrintRecipe = False,
     as_json: Json = False,
 ) -> None:
-    """Train a language model to write codes. Run again to resume."""
+    """Train a language model to write codes. Run again to resume.
+
+    Examples:
+        viq train generation tiny
+        viq train generation tiny --codes codes --steps 2000 --out runs/mine
+    """
     from dataclasses import replace
 
     from viq.core.types import ViqError
@@ -348,12 +381,15 @@ def _find(
 
 
 def _begin(recipe: Any, threads: int | None, show_recipe: bool) -> None:
-    """Print the recipe and end the command where that is asked for; else set the threads."""
+    """Print the recipe and end the command where that is asked for; else prepare to train."""
+    from viq.core.errors import require
     from viq.weights.checkpoint import to_dict
 
     if show_recipe:
         print(json.dumps(to_dict(recipe), indent=2))
         raise typer.Exit()
+    with require("accelerate", "train", "training"):  # before libraries that viq[chat] brings, too
+        import accelerate  # noqa: F401
     use_threads(threads)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from viq.cli.common import SOME_FAILED, Device, Json, find_device, guarded, names_of
-from viq.cli.console import line, show_failures, table
+from viq.cli.console import line, show_failures, show_json, table
 from viq.cli.progress import progress
 from viq.core.interrupts import stoppable
 
@@ -64,7 +63,12 @@ def vlm(
     ] = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """MMStar, MMMU, SimpleVQA, InfoVQA, TextVQA, DocVQA, OCRBench, AI2D and ChartQA."""
+    """MMStar, MMMU, SimpleVQA, InfoVQA, TextVQA, DocVQA, OCRBench, AI2D and ChartQA.
+
+    Examples:
+        viq eval vlm --model viq-tiny-chat --tasks ai2d,chartqa -o runs/vlm
+        viq eval vlm --answers answers.jsonl --tasks textvqa
+    """
     from viq.core.types import ViqError
     from viq.eval.vlm.benchmarks import evaluate, score_ready
     from viq.eval.vlm.run_folder import CODES, opened, weights_identity
@@ -120,7 +124,7 @@ def _show(outcome: Outcome, model: Model | None, as_json: bool) -> None:
     from viq.eval.vlm.benchmarks import lines
 
     if as_json:
-        print(json.dumps(outcome.as_json()))
+        show_json(outcome.as_json())
     else:
         table(*lines(outcome))
         print()

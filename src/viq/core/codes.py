@@ -7,9 +7,11 @@ import zlib
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from viq.core.counts import pack_counts, unpack_counts
 from viq.core.errors import CodesError
+from viq.core.notebook import html_table
 from viq.core.types import (
     CODES_PER_PATCH,
     DTYPES,
@@ -90,7 +92,7 @@ class Codes:
             do not fit the codes.
     """
 
-    ids: np.ndarray
+    ids: npt.NDArray[np.uint16]
     size: Size
     tile: int = 0
     fingerprint: str = ""
@@ -181,6 +183,15 @@ class Codes:
     def __repr__(self) -> str:
         rows, cols = self.grid
         return f"Codes({rows}x{cols}x{CODES_PER_PATCH}, size={self.size}, {self.nbytes} bytes)"
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "picture": f"{self.size[0]}x{self.size[1]} px",
+            "patches": f"{self.grid[0]}x{self.grid[1]}, {CODES_PER_PATCH} codes each",
+            "bytes": f"{self.nbytes:,}",
+            "tokenizer": self.fingerprint or "unknown",
+        }
+        return html_table("Codes", facts)
 
     def to_bytes(self) -> bytes:
         """A 28-byte header, then the ids as little-endian uint16, two bytes a code.

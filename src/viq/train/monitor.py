@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from viq.core.files import write_atomically
+from viq.core.notebook import NotebookBar, in_notebook
 from viq.core.terminal import raw
 from viq.core.untrusted import printable
 from viq.metrics.codebook import collapse_warning, summarize_counts
@@ -142,7 +143,8 @@ class Journal:
 
 
 class Bar:
-    """Progress of one stage on stderr: a bar on a terminal, else a line every `log_every` steps.
+    """Progress of one stage on stderr: a bar on a terminal or in a notebook, else a line every
+    `log_every` steps.
 
         with Bar("fsq", steps=2400, start=200) as bar:
             bar.update(201)
@@ -165,8 +167,11 @@ class Bar:
     ) -> None:
         self.stage, self.steps, self.start, self.log_every = stage, steps, start, log_every
         self.stream = stream or sys.stderr
-        self._lines = not hidden and not self.stream.isatty()
-        self._progress = None if hidden or self._lines else _progress(self.stream)
+        terminal = self.stream.isatty()
+        self._in_notebook = not hidden and not terminal and stream is None and in_notebook()
+        self._lines = not (hidden or terminal or self._in_notebook)
+        self._progress = _progress(self.stream) if terminal and not hidden else None
+        self._below_cell: NotebookBar | None = None
         self._record: dict[str, Any] = {}
         self._begun, self._task = time.perf_counter(), None
 
@@ -177,17 +182,23 @@ class Bar:
             self._task = self._progress.add_task(
                 self.stage, total=self.steps, completed=self.start, numbers=""
             )
+        if self._in_notebook:
+            self._below_cell = NotebookBar(self.stage, self.steps, self.start)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._progress:
             self._progress.stop()
+        if self._below_cell:
+            self._below_cell.close()
 
     def update(self, step: int, record: Mapping[str, Any] | None = None) -> None:
         """Steps done so far, and the newest numbers, which stay until there are newer ones."""
         self._record |= record or {}
         if self._progress:
             self._progress.update(self._task, completed=step, numbers=_numbers(self._record))
+        elif self._below_cell:
+            self._below_cell.to(step, self.steps, _numbers(self._record))
         elif self._lines and (step % self.log_every == 0 or step == self.steps):
             head = f"{self.stage} {step:,}/{self.steps:,}"
             left = (time.perf_counter() - self._begun) / max(1, step - self.start)
@@ -201,6 +212,8 @@ class Bar:
         line = printable(line)
         if self._progress:
             self._progress.console.print(line, markup=False, highlight=False)
+        elif self._below_cell:
+            self._below_cell.print_line(line)
         else:
             print(line, file=self.stream, flush=True)
 

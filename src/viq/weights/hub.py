@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def download(
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
+    patterns: Sequence[str] = _PATTERNS,
 ) -> Path:
     """The folder in the local cache that holds a hub repository, fetched if it is not there.
 
@@ -60,7 +62,7 @@ def download(
                 token=token,
                 cache_dir=None if cache_dir is None else Path(cache_dir),
                 local_files_only=local_files_only,
-                allow_patterns=_PATTERNS,
+                allow_patterns=list(patterns),
             )
         )
     except Exception as error:

@@ -21,7 +21,7 @@ PAD = "<|mm_pad|>"
 
 def train_text_tokenizer(texts: Iterable[str], size: int) -> Any:
     """A fast Hugging Face tokenizer of at most `size` tokens; the same for the same texts."""
-    with require("transformers", "train", "a text tokenizer"):
+    with require("transformers", "chat", "a text tokenizer"):
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
         from transformers import PreTrainedTokenizerFast
     tokenizer = Tokenizer(models.BPE())
@@ -46,7 +46,7 @@ def load_text_tokenizer(folder: str | Path) -> Any:
     Raises:
         ViqError: there is none, or it does not know the special tokens of ChatML.
     """
-    with require("transformers", "train", "a text tokenizer"):
+    with require("transformers", "chat", "a text tokenizer"):
         from transformers import AutoTokenizer
     try:
         _refuse_huge(Path(folder))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from viq.eval.tokenizer.perceptual import EfficientNetDistance
 from viq.metrics.frechet import frechet_distance
 from viq.metrics.images import blockiness, fidelity, ms_ssim
 from viq.metrics.text import character_errors
+from viq.models.vision.lpips import load_lpips
 
 # Of a picture; the mean over pictures has the same name.
 AVERAGED = ("psnr", "ssim", "ms_ssim", "lpips", "efficientnet_distance", "blockiness")
@@ -136,14 +135,8 @@ def totals(
 
 
 def _lpips() -> Distance:
-    """LPIPS with AlexNet (Zhang et al. 2018), where its package is."""
-    if find_spec("lpips") is None:
-        raise ViqError("no LPIPS: its package is not installed (pip install lpips)")
-    try:
-        network: Any = import_module("lpips").LPIPS(net="alex", verbose=False).eval()
-    except Exception as error:  # it fetches the weights of AlexNet, which may fail in any way
-        reason = " ".join(str(error).split())[:200]
-        raise ViqError(f"no LPIPS: its weights cannot be loaded ({reason})") from None
+    """LPIPS with AlexNet, where it can be had."""
+    network = load_lpips("alex")
 
     @torch.inference_mode()
     def distance(a: np.ndarray, b: np.ndarray) -> float:

@@ -65,7 +65,7 @@ class LanguageConfig:
 
 def build_language(config: LanguageConfig, vocabulary: int) -> Any:
     """A Qwen2 with random weights, `vocabulary` tokens and tied embeddings."""
-    with require("transformers", "train", "a language model"):
+    with require("transformers", "chat", "a language model"):
         from transformers import Qwen2Config, Qwen2ForCausalLM
     return Qwen2ForCausalLM(
         Qwen2Config(
@@ -86,7 +86,7 @@ def load_language(name: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     Raises:
         ViqError: nothing usable under that name (`weights/pretrained.py`).
     """
-    with require("transformers", "train", "a language model"):
+    with require("transformers", "chat", "a language model"):
         from transformers import AutoModelForCausalLM
     options = {"dtype": dtype, "trust_remote_code": False}
     try:

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from viq.codec.entropy_model import EntropyModel
 from viq.core.codes import Codes
 from viq.core.levels import codebook_size
+from viq.core.notebook import html_table
 from viq.core.types import CODES_PER_PATCH, CodesError, Grid, ViqError
 from viq.image.open import ImageInput, limit_pixels, open_image
 from viq.image.patches import PatchBatch, lengths_of
@@ -44,6 +45,7 @@ from viq.models.tokenizer.variable_rate import Rate
 from viq.weights.hub import locate
 
 _Result = TypeVar("_Result")
+_Given = ParamSpec("_Given")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +57,24 @@ class TokenizerOutput:
     features_TC: Tensor  # what language model, pooling head and decoders read
 
 
-def _as_it_is(method: Callable[..., _Result]) -> Callable[..., _Result]:
+def _as_it_is(
+    method: Callable[Concatenate[VisualTokenizer, _Given], _Result],
+) -> Callable[Concatenate[VisualTokenizer, _Given], _Result]:
     """Put aside what the caller has set: in half precision a few codes in a hundred are others."""
 
     @functools.wraps(method)
-    def run(self: VisualTokenizer, *args: Any, **kwargs: Any) -> _Result:
+    def run(self: VisualTokenizer, *args: _Given.args, **kwargs: _Given.kwargs) -> _Result:
         with by_default(self.device):
             return method(self, *args, **kwargs)
 
     return run
+
+
+def _inferring(
+    method: Callable[Concatenate[VisualTokenizer, _Given], _Result],
+) -> Callable[Concatenate[VisualTokenizer, _Given], _Result]:
+    """As `_as_it_is`, and without gradients. Type checkers see the parameters of the method."""
+    return torch.inference_mode()(_as_it_is(method))
 
 
 class VisualTokenizer(nn.Module):
@@ -97,6 +108,23 @@ class VisualTokenizer(nn.Module):
         self.entropy_file: Path | None = None  # where it is, or is to be
         self._vae_folder: Path | None = None  # of a converted model: its Qwen-Image VAE
         self._vae = Unregistered[Any]()  # loaded on first use
+
+    def __repr__(self) -> str:
+        """One line; `print(tokenizer.encoder)` and so on show layers."""
+        facts = ", ".join(f"{name}={value!r}" for name, value in self._facts().items())
+        return f"VisualTokenizer({facts})"
+
+    def _repr_html_(self) -> str:
+        return html_table("VisualTokenizer", self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "name": self.config.name,
+            "codebook": codebook_size(self.config.quantizer.levels),
+            "parameters": sum(parameter.numel() for parameter in self.parameters()),
+            "dtype": str(self.pool_norm.weight.dtype).removeprefix("torch."),
+            "device": str(self.device),
+        }
 
     # Packed and differentiable
 
@@ -165,8 +193,7 @@ class VisualTokenizer(nn.Module):
 
     # What users call
 
-    @torch.inference_mode()
-    @_as_it_is
+    @_inferring
     def encode(
         self,
         images: ImageInput | Iterable[ImageInput],
@@ -215,8 +242,7 @@ class VisualTokenizer(nn.Module):
                 codes.append(inference.encode_counted(self, image, tile=tile, rate=rate))
         return codes
 
-    @torch.inference_mode()
-    @_as_it_is
+    @_inferring
     def embed(self, codes: Codes | Iterable[Codes]) -> list[Tensor]:
         """Features (rows*cols, C) of each image, in the dtype and on the device of the model."""
         return [
@@ -224,16 +250,14 @@ class VisualTokenizer(nn.Module):
             for item in inference.listed(codes)
         ]
 
-    @torch.inference_mode()
-    @_as_it_is
+    @_inferring
     def pool(self, codes: Codes | Iterable[Codes]) -> Tensor:
         """Semantic tokens (n, C)."""
         listed = inference.listed(codes)
         pooled = [self.pooled(self.embed(item)[0], [item.grid]) for item in listed]
         return torch.cat(pooled) if pooled else self.pool_head.latent.new_empty(0, self.width)
 
-    @torch.inference_mode()
-    @_as_it_is
+    @_inferring
     def image_embeds(self, codes: Codes | Iterable[Codes]) -> Tensor:
         """Unit vectors (n, E), E as in `config.text`, near those that the text model of the config
         gives sentences about the same pictures: compare by cosine similarity.
@@ -243,8 +267,7 @@ class VisualTokenizer(nn.Module):
         """
         return self.embedded(self.pool(codes))
 
-    @torch.inference_mode()
-    @_as_it_is
+    @_inferring
     def decode(self, codes: Codes | Iterable[Codes]) -> list[Image.Image]:
         """RGB images at their original sizes."""
         return [self._decode(item) for item in inference.listed(codes)]

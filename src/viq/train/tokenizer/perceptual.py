@@ -12,17 +12,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from viq.core.errors import first_line
 from viq.core.types import PATCH_SIZE, Grid, ViqError
 from viq.image.patches import PatchBatch, lengths_of, unpatchify
 from viq.models.layers.blocks import Mlp
 from viq.models.vision.dino import DinoTower, Target, _resample
+from viq.models.vision.lpips import load_lpips
 from viq.models.vision.tower import VisionTower, stretch
 from viq.weights import checkpoint
 
@@ -75,31 +74,11 @@ class FeatureLoss(nn.Module):
 
 
 class Lpips(nn.Module):
-    """LPIPS with VGG-16 (Zhang et al., 2018), through the package `lpips`.
-
-    Raises:
-        ViqError: the package is missing or broken, or the weights of VGG-16, which torchvision
-            downloads on first use, cannot be had.
-    """
+    """LPIPS with VGG-16, by `viq.models.vision.lpips`, which says what it raises."""
 
     def __init__(self) -> None:
         super().__init__()
-        try:
-            import lpips  # pyright: ignore[reportMissingImports]
-        except (ImportError, RuntimeError) as error:
-            raise ViqError(
-                f"the LPIPS distance needs the packages lpips and torchvision ({error}): pip "
-                "install lpips, with the torchvision that belongs to the installed torch"
-            ) from None
-        try:
-            self.net: Any = lpips.LPIPS(net="vgg", verbose=False)
-        except Exception as error:  # of the network or of a damaged file, of many kinds
-            raise ViqError(
-                f"the weights of LPIPS could not be loaded ({first_line(error)}): put "
-                f"vgg16-397923af.pth of torchvision into {torch.hub.get_dir()}/checkpoints, "
-                "or connect to the network"
-            ) from error
-        self.net.requires_grad_(False).eval()
+        self.net = load_lpips("vgg")
 
     def forward(self, painted_TD: Tensor, real_TD: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
         """Distance (n,) of patches of pixels in [-1, 1]; gradients flow to the painted ones."""

@@ -270,7 +270,8 @@ class TokenizerRun:
 
         if self.recipe.tower is None:
             raise ViqError(f"recipe {self.recipe.name}: a tower stage needs the shape of the tower")
-        return TowerObjective(VisionTower(self.recipe.tower), Sentences(), Sentences.width)
+        sentences = Sentences(self.recipe.sentences)
+        return TowerObjective(VisionTower(self.recipe.tower), sentences, sentences.width)
 
     def _align(self, stage: StageConfig, previous: Path | None, seed: int) -> AlignObjective:
         losses = stage.loop.losses

@@ -1,0 +1,5 @@
+"""`python -m viq`: the command line."""
+
+from viq.cli.main import main
+
+main()
