@@ -1,20 +1,27 @@
 """Language models on codes: load one, ask it about images, caption a store.
 
 Importing this registers the classes with transformers, so that `AutoConfig`, `AutoProcessor` and
-`AutoModelForImageTextToText` know them.
+`AutoModelForImageTextToText` know them; transformers by itself does not know the model type `viq`.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
 
 from viq.mllm.chat import answer_store, ask, look, sampling
 from viq.mllm.loading import MODEL, assemble, load_mllm, make_processor
-from viq.mllm.modeling import ViQConfig, ViQForConditionalGeneration
+from viq.mllm.modeling import ViQConfig, ViQForConditionalGeneration, ViQModel
 from viq.mllm.processing import ViQProcessor
 
 __all__ = [
     "MODEL",
     "ViQConfig",
     "ViQForConditionalGeneration",
+    "ViQModel",
     "ViQProcessor",
     "answer_store",
     "ask",
@@ -26,6 +33,7 @@ __all__ = [
 ]
 
 AutoConfig.register("viq", ViQConfig)
-AutoModel.register(ViQConfig, ViQForConditionalGeneration)
+AutoModel.register(ViQConfig, ViQModel)
+AutoModelForMultimodalLM.register(ViQConfig, ViQForConditionalGeneration)
 AutoModelForImageTextToText.register(ViQConfig, ViQForConditionalGeneration)
 AutoProcessor.register(ViQConfig, ViQProcessor)
