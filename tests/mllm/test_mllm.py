@@ -203,7 +203,7 @@ def test_generate_takes_the_likeliest_words_also_in_a_padded_batch(parts: Parts)
 def test_arguments_that_nobody_knows_are_refused(parts: Parts) -> None:
     _, processor, _ = parts
     with pytest.raises(ViqError, match=r"^max_pixel: no argument of ViQProcessor.__init__, which t"
-                       r"akes tokenizer, .*, max_pixels, [^\n]*codebook_size$"):  # fmt: skip
+                       r"akes tokenizer, .*, max_pixels, [^\n]*chat_format$"):  # fmt: skip
         ViQProcessor(processor.tokenizer, max_pixel=64)
     messages = said("What?")
     calls = [
@@ -216,12 +216,13 @@ def test_arguments_that_nobody_knows_are_refused(parts: Parts) -> None:
             ViqError, match=r"^max_pixels: no argument of .*, which takes \w+, [^\n]+$"
         ):
             call(max_pixels=64)
-        with pytest.raises(ViqError, match=r"^padding: 'max_length' is not what .* or 'longest'"):
-            call(padding="max_length")
-        with pytest.raises(ViqError, match=r"^return_tensors: 'np' is not what .* give 'pt'"):
-            call(return_tensors="np")
-    with pytest.raises(ViqError, match="^continue_final_message: True is not"):
-        calls[2](continue_final_message=True)
+    for call in calls[:2]:
+        with pytest.raises(ViqError, match=r"^padding: 'longer' is not known; give .*'longest'"):
+            call(padding="longer")
+        with pytest.raises(ViqError, match=r"^return_tensors: 'tf' is not known; give pt or np$"):
+            call(return_tensors="tf")
+    with pytest.raises(ViqError, match="^tools: .* is not what"):
+        calls[2](tools=[{}])
     with pytest.raises(ViqError, match="^size: no argument of"):
         calls[1](processor_kwargs={"size": 3})
 

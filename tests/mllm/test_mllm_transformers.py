@@ -21,7 +21,7 @@ def test_arguments_of_transformers_that_ask_for_what_is_done(parts: Parts) -> No
     plain = processor(text=texts, codes=codes)
     same = processor(
         text=texts, codes=codes, return_tensors="pt", padding=True, padding_side="left",
-        truncation=False, add_special_tokens=False, videos=None,
+        truncation=False, add_special_tokens=True, videos=None,
     )  # fmt: skip
     assert plain.keys() == same.keys() and all(torch.equal(plain[k], same[k]) for k in plain)
     inputs = processor.apply_chat_template(

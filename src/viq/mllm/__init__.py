@@ -6,6 +6,7 @@ Importing this registers the classes with transformers, so that `AutoConfig`, `A
 
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
@@ -13,6 +14,7 @@ from transformers import (
 )
 
 from viq.mllm.chat import answer_store, ask, look, sampling
+from viq.mllm.image_processing import ViQImageProcessor
 from viq.mllm.loading import MODEL, assemble, load_mllm, make_processor
 from viq.mllm.modeling import ViQConfig, ViQForConditionalGeneration, ViQModel
 from viq.mllm.processing import ViQProcessor
@@ -21,6 +23,7 @@ __all__ = [
     "MODEL",
     "ViQConfig",
     "ViQForConditionalGeneration",
+    "ViQImageProcessor",
     "ViQModel",
     "ViQProcessor",
     "answer_store",
@@ -37,3 +40,4 @@ AutoModel.register(ViQConfig, ViQModel)
 AutoModelForMultimodalLM.register(ViQConfig, ViQForConditionalGeneration)
 AutoModelForImageTextToText.register(ViQConfig, ViQForConditionalGeneration)
 AutoProcessor.register(ViQConfig, ViQProcessor)
+AutoImageProcessor.register(ViQConfig, image_processor_classes={"pil": ViQImageProcessor})

@@ -189,7 +189,7 @@ class ViQForConditionalGeneration(ViQPreTrainedModel, GenerationMixin):
             ViqError: an assistant that reads no images beside a prompt with some.
         """
         ids = kwargs.pop("input_ids", None) if inputs is None else inputs
-        visual = {"codes": codes, "image_grid_hw": image_grid_hw}
+        visual: dict[str, Any] = {"codes": codes, "image_grid_hw": image_grid_hw}
         if codes is None and pixel_values is not None and image_grid_hw is not None:
             grids = [(rows, cols) for rows, cols in image_grid_hw.tolist()]
             visual["codes"] = self.model.codes_of(pixel_values, grids)
