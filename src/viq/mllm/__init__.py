@@ -8,12 +8,14 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     AutoProcessor,
 )
 
 from viq.mllm.chat import answer_store, ask, look, sampling
+from viq.mllm.collator import CodesCollator
 from viq.mllm.image_processing import ViQImageProcessor
 from viq.mllm.loading import MODEL, assemble, load_mllm, make_processor
 from viq.mllm.modeling import ViQConfig, ViQForConditionalGeneration, ViQModel
@@ -21,6 +23,7 @@ from viq.mllm.processing import ViQProcessor
 
 __all__ = [
     "MODEL",
+    "CodesCollator",
     "ViQConfig",
     "ViQForConditionalGeneration",
     "ViQImageProcessor",
@@ -37,6 +40,7 @@ __all__ = [
 
 AutoConfig.register("viq", ViQConfig)
 AutoModel.register(ViQConfig, ViQModel)
+AutoModelForCausalLM.register(ViQConfig, ViQForConditionalGeneration)  # where TRL looks
 AutoModelForMultimodalLM.register(ViQConfig, ViQForConditionalGeneration)
 AutoModelForImageTextToText.register(ViQConfig, ViQForConditionalGeneration)
 AutoProcessor.register(ViQConfig, ViQProcessor)

@@ -28,6 +28,9 @@ class ViQConfig(PreTrainedConfig):
         "text_config": AutoConfig
     }
 
+    # No code lies beside our models. TRL reads the name of every config.
+    auto_map = {}
+
     text_config: Any = None
     embedder_config: Any = None
     merge_size: int = 2

@@ -56,6 +56,7 @@ class OwnTemplate:
         takes_system: whether it has a place for a system text; else it goes before the question.
         stripped: roles whose text loses the blanks around it.
         ends: special tokens that close an answer, that of the last one first.
+        lead: stands before an answer and not in the head of one, so a model has to write it.
         openings: special tokens that a prompt may begin with.
         special: finds special tokens in a text.
     """
@@ -64,6 +65,7 @@ class OwnTemplate:
     takes_system: bool
     stripped: frozenset[str]
     ends: tuple[str, ...]
+    lead: str
     openings: tuple[str, ...]
     special: re.Pattern[str]
 
@@ -94,6 +96,7 @@ class OwnTemplate:
             last = len(filled)
             if turns[number].role == "assistant":
                 closing = _closing(after, self.special)
+                begin -= len(self.lead) if filled[:begin].endswith(self.lead) else 0
                 answers.append((begin, last + (closing.end() if closing else 0)))
             filled += after
         if filled != text or len(pieces) // 2 != len(turns):
@@ -311,6 +314,7 @@ def _look_at(tokenizer: Any, source: str | None) -> OwnTemplate | None:
             "stop; give one that does, such as an instruct model"
         )
     told = _told(tokenizer, source)
+    head, before = asked.partition(_Q)[2], ended.partition(_Q)[2].partition(_A)[0]
     begun = (special.match(text) for text in (asked, told or ""))
     roles = (("user", _Q), ("assistant", _A))
     return OwnTemplate(
@@ -319,6 +323,7 @@ def _look_at(tokenizer: Any, source: str | None) -> OwnTemplate | None:
         stripped=frozenset(role for role, mark in roles if f" \n{mark}\n " not in blanks)
         | ({"system"} if told and f" \n{_A}\n " not in told else set()),
         ends=tuple(dict.fromkeys(found[1] for found in (last, within) if found)),
+        lead=before.removeprefix(head) if before.startswith(head) else "",
         openings=tuple({match[0] for match in begun if match}),
         special=special,
     )
