@@ -1,5 +1,4 @@
-"""Rows of a store, or samples of `viq.CodeDataset`, to batches for trainers (docs/integrations.md).
-"""
+"""Rows of a store, or samples of `viq.CodeDataset`, to batches for trainers."""
 
 from __future__ import annotations
 
@@ -33,7 +32,7 @@ class CodesCollator:
         self.processor, self.prompt = processor, prompt
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, Tensor]:
-        """A batch of (B, L) tensors, padded on the left, with `codes` and `image_grid_hw`.
+        """A batch of (B, L) tensors, padded on the right, with `codes` and `image_grid_hw`.
 
         Raises:
             ViqError: a row without codes or without words; names it.
@@ -46,6 +45,7 @@ class CodesCollator:
             codes=[list(chat.images) for chat in chats],
             keys=[chat.where for chat in chats],
             labels=True,
+            padding_side="right",  # positions then begin at 0, also where they are learned
         )
         return dict(inputs)
 

@@ -112,8 +112,13 @@ class ViQProcessor(ProcessorMixin):
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; also what `AutoImageProcessor` reads."""
         done = super().save_pretrained(save_directory, *args, **kwargs)
-        ViQImageProcessor(max_pixels=self.max_pixels).save_pretrained(save_directory)
+        self.image_processor.save_pretrained(save_directory)
         return done
+
+    @property
+    def image_processor(self) -> ViQImageProcessor:
+        """For pictures alone; pipelines look for it."""
+        return ViQImageProcessor(max_pixels=self.max_pixels)
 
     @property
     def chat_template(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
