@@ -95,8 +95,8 @@ def test_templates_that_cannot_be_used_are_refused_before_training(tmp_path: Any
         "{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}": "with no special token",
         "{{ nothing.at.all }}": "cannot be used",
     }
+    words = tokenizer("llama")
     for template, reason in cases.items():
-        words = tokenizer("llama")
         words.chat_template = template
         words.save_pretrained(tmp_path)
         with pytest.raises(ViqError, match=f"{tmp_path}: its chat template .*{reason}"):

@@ -65,6 +65,7 @@ def test_rows_of_every_reader_are_codes(parts: Parts, store: Path, reader: str) 
     rows, samples = rows_of(reader, store), list(viq.CodeDataset(store))
     texts = ["<image>What?", "<image>Where is it?"]
     wanted = processor(text=texts, codes=[list(sample.codes) for sample in samples])
+    given: dict[str, Any]
     for given in ({"codes": rows}, {"images": rows}, {"codes": [[row] for row in rows]}):
         found = processor(text=texts, **given)
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
@@ -134,17 +135,17 @@ def test_the_trainer_of_transformers_takes_a_store(
 ) -> None:
     from transformers import Trainer, TrainingArguments
 
-    model, processor = tiny_mllm.model_and_processor(parts[0].config.embedder.tokenizer)
+    model, processor = tiny_mllm.model_and_processor(Path(parts[0].config.embedder.tokenizer))
     arguments = TrainingArguments(
         output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=2, learning_rate=1e-2,
         report_to=[], save_strategy="no", use_cpu=True, remove_unused_columns=False,
         disable_tqdm=True, logging_steps=1, dataloader_pin_memory=False,
     )  # fmt: skip
-    data: Any = viq.CodeDataset(store)
+    data: Any = list(viq.CodeDataset(store))
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=list(data),
+        train_dataset=data,
         data_collator=CodesCollator(processor),
     )
     trainer.train()

@@ -44,8 +44,8 @@ def test_image_features_are_what_the_language_model_reads(parts: Parts) -> None:
     images = [picture(40, 50), picture(16, 90, 1)]
     inputs = processor(text="<image>and<image>?", images=images)
     ids = processor(text="<image>and<image>?", codes=tokenizer.encode(images))
-    found = model.get_image_features(inputs["pixel_values"], inputs["image_grid_hw"])
-    again = model.get_image_features(image_grid_hw=ids["image_grid_hw"], codes=ids["codes"])
+    found: Any = model.get_image_features(inputs["pixel_values"], inputs["image_grid_hw"])
+    again: Any = model.get_image_features(image_grid_hw=ids["image_grid_hw"], codes=ids["codes"])
     grids = [tuple(grid) for grid in ids["image_grid_hw"].tolist()]
     assert [len(one) for one in found.pooler_output] == [language_tokens(grid) for grid in grids]
     assert all(map(torch.equal, found.pooler_output, again.pooler_output))

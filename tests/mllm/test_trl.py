@@ -1,5 +1,6 @@
 """The trainers of TRL, with pictures and with stored codes."""
 
+import importlib
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,7 @@ def columns(parts: Parts, kind: str) -> dict[str, list[Any]]:
 
 def losses(trainer_name: str, saved: Path, data: Any, out: Path, **options: Any) -> list[float]:
     """Of three steps."""
-    import trl
-
+    trl: Any = importlib.import_module("trl")
     rest = {name: options.pop(name) for name in ("data_collator", "peft_config") if name in options}
     arguments = getattr(trl, f"{trainer_name}Config")(
         output_dir=str(out), max_steps=3, per_device_train_batch_size=2, learning_rate=1e-2,
