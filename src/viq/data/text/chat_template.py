@@ -284,7 +284,8 @@ def _is_chatml(tokenizer: Any, source: str | None) -> bool:
         for role, said in (("user", _Q), ("assistant", _A), ("user", _Q))
     )
     system = rf"({re.escape(START)}system\n.*?{re.escape(END)}\n)?"
-    return bool(re.fullmatch(system + re.escape(f"{turns}{START}assistant\n"), text, re.DOTALL))
+    head = f"({re.escape(f'{START}assistant')}\n)?"  # some templates leave it to the caller
+    return bool(re.fullmatch(system + re.escape(turns) + head, text, re.DOTALL))
 
 
 def _look_at(tokenizer: Any, source: str | None) -> OwnTemplate | None:
