@@ -211,6 +211,6 @@ def test_folders_without_a_fitting_tokenizer(tmp_path: Path) -> None:
     plain = Tokenizer(models.WordLevel({"a": 0, "<|im_start|>": 1}, unk_token="a"))
     PreTrainedTokenizerFast(tokenizer_object=plain).save_pretrained(tmp_path)
     with pytest.raises(
-        ViqError, match=r"does not know <\|im_end\|>: use a model with special tokens of ChatML"
+        ViqError, match=r"does not know <\|im_end\|> and has no chat template: use an"
     ):
         load_text_tokenizer(tmp_path)

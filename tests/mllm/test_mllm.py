@@ -139,10 +139,10 @@ def test_packed_and_alone_give_the_same(parts: Parts) -> None:
     # What training runs: the same loss, with attention sample by sample.
     features = model.embedder(all_codes)
     inside = [(int(r), int(c)) for r, c in grids]
-    use_packed_attention(model.language)
+    use_packed_attention(model.language_model)
     fast = model.score(features, inside, pack.ids_L, pack.targets_L, pack.lengths)
     torch.testing.assert_close(fast.loss_A.mean(), together.loss, atol=1e-4, rtol=1e-4)
-    model.language.set_attn_implementation("sdpa")
+    model.language_model.set_attn_implementation("sdpa")
 
 
 def test_one_sample_does_not_move_another(parts: Parts) -> None:
@@ -155,7 +155,7 @@ def test_one_sample_does_not_move_another(parts: Parts) -> None:
         features = model.embedder(ids)
         return model.score(features, inside, text, pack.targets_L, pack.lengths).loss_A
 
-    use_packed_attention(model.language)
+    use_packed_attention(model.language_model)
     other_codes, other_text = ids.clone(), pack.ids_L.clone()
     other_codes[: 3 * 4] += 1  # the first image of the first sample
     other_text[1] += 1
@@ -163,7 +163,7 @@ def test_one_sample_does_not_move_another(parts: Parts) -> None:
     a, b = losses(ids, pack.ids_L), losses(other_codes, other_text)
     assert (a[:first] - b[:first]).abs().min() > 1e-4
     torch.testing.assert_close(a[first:], b[first:], atol=1e-5, rtol=1e-5)
-    model.language.set_attn_implementation("sdpa")
+    model.language_model.set_attn_implementation("sdpa")
 
 
 def by_hand(model: ViQForConditionalGeneration, inputs: Any, count: int) -> list[int]:
@@ -203,7 +203,7 @@ def test_generate_takes_the_likeliest_words_also_in_a_padded_batch(parts: Parts)
 def test_arguments_that_nobody_knows_are_refused(parts: Parts) -> None:
     _, processor, _ = parts
     with pytest.raises(ViqError, match=r"^max_pixel: no argument of ViQProcessor.__init__, which t"
-                       r"akes tokenizer, .*, max_pixels, [^\n]*codebook_size$"):  # fmt: skip
+                       r"akes tokenizer, .*, max_pixels, [^\n]*chat_format$"):  # fmt: skip
         ViQProcessor(processor.tokenizer, max_pixel=64)
     messages = said("What?")
     calls = [
@@ -216,12 +216,13 @@ def test_arguments_that_nobody_knows_are_refused(parts: Parts) -> None:
             ViqError, match=r"^max_pixels: no argument of .*, which takes \w+, [^\n]+$"
         ):
             call(max_pixels=64)
-        with pytest.raises(ViqError, match=r"^padding: 'max_length' is not what .* or 'longest'"):
-            call(padding="max_length")
-        with pytest.raises(ViqError, match=r"^return_tensors: 'np' is not what .* give 'pt'"):
-            call(return_tensors="np")
-    with pytest.raises(ViqError, match="^continue_final_message: True is not"):
-        calls[2](continue_final_message=True)
+    for call in calls[:2]:
+        with pytest.raises(ViqError, match=r"^padding: 'longer' is not known; give .*'longest'"):
+            call(padding="longer")
+        with pytest.raises(ViqError, match=r"^return_tensors: 'tf' is not known; give pt or np$"):
+            call(return_tensors="tf")
+    with pytest.raises(ViqError, match="^tools: .* is not what"):
+        calls[2](tools=[{}])
     with pytest.raises(ViqError, match="^size: no argument of"):
         calls[1](processor_kwargs={"size": 3})
 

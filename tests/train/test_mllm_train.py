@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import chat_formats
 import pytest
 import tiny_mllm
 import torch
@@ -28,6 +29,7 @@ from viq.models.tokenizer.encoder import Encoder
 from viq.recipes import generation
 from viq.recipes.mllm import RECIPES, debug
 from viq.recipes.registry import scaled
+from viq.train.checkpoints import read_state, write_state
 from viq.train.loop import TrainingError
 from viq.train.mllm.recipe import MllmRecipe, MllmStage
 from viq.train.mllm.run import MllmRun
@@ -77,11 +79,11 @@ def test_stages_train_their_parts_and_resume_to_the_last_bit(
     last = run(places, tmp_path / "whole", chosen, **options).train()
     assert last == tmp_path / "whole" / "3-all" / "model"
     stages = [weights(tmp_path / "whole" / stage.name / "model") for stage in chosen.stages]
-    for before, after, parts in ((0, 1, {"projector", "language"}),
-                                 (1, 2, {"embedder", "projector", "language"})):  # fmt: skip
+    trained = {"projector", "language_model"}
+    for before, after, parts in ((0, 1, trained), (1, 2, {"embedder", *trained})):
         a, b = stages[before], stages[after]
         assert a.keys() == b.keys()
-        assert {n.split(".")[0] for n in a if not torch.equal(a[n], b[n])} == parts
+        assert {n.split(".")[1] for n in a if not torch.equal(a[n], b[n])} == parts
     assert not any("lora" in name for name in stages[1])
 
     class Stop(Exception):
@@ -97,10 +99,60 @@ def test_stages_train_their_parts_and_resume_to_the_last_bit(
     with pytest.raises(Stop):
         cut.train()
     monkeypatch.undo()
-    run(places, tmp_path / "cut", chosen, **options).train()
-    for stage, wanted in zip(chosen.stages, stages, strict=True):
-        found = weights(tmp_path / "cut" / stage.name / "model")
-        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    shutil.copytree(tmp_path / "cut", tmp_path / "old")
+    as_of_release_01(tmp_path / "old" / "2-adapters" / "step-2")
+    for name in ("cut", "old"):
+        run(places, tmp_path / name, chosen, **options).train()
+        for stage, wanted in zip(chosen.stages, stages, strict=True):
+            found = weights(tmp_path / name / stage.name / "model")
+            assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def as_of_release_01(checkpoint: Path) -> None:
+    """Give the weights of a checkpoint the names that they had."""
+
+    def old(name: str) -> str:
+        name = name.replace("model.model.language_model.base_model.model.", "@")
+        return name.replace("model.model.", "model.").replace(
+            "@", "model.language.base_model.model.model."
+        )
+
+    values = read_state(checkpoint)
+    values["weights"] = {old(name): value for name, value in values["weights"].items()}
+    state = values["optimizer"]["state"]
+    values["optimizer"]["state"] = {old(name): value for name, value in state.items()}
+    for group in values["optimizer"]["param_groups"]:
+        group["params"] = [old(name) for name in group["params"]]
+    assert any(name.startswith("model.language.") for name in values["weights"])
+    write_state(checkpoint, values)
+
+
+def test_language_models_with_a_format_of_their_own(
+    places: dict[str, Path], tmp_path: Path
+) -> None:
+    """They learn in their own format, or are refused by one line before training."""
+    for name, changes in (("llama", {}), ("gemma", {}), ("mistral", {"sliding_window": 64})):
+        words = chat_formats.tokenizer(name)
+        words.save_pretrained(tmp_path / name)
+        chat_formats.language(name, len(words), **changes).save_pretrained(tmp_path / name)
+
+    def trained(name: str) -> Path:
+        language = replace(debug().language, name=str(tmp_path / name))
+        chosen = recipe(places, slice(1), language=language)
+        return run(places, tmp_path / f"run-{name}", chosen).train()
+
+    model, processor = load_mllm(trained("llama"))
+    assert processor.chat_format == "own"
+    inputs = processor(text="What?")
+    text = "<|start_header_id|>user<|end_header_id|>\n\nWhat?<|eot_id|>"
+    assert text in processor.decode(inputs["input_ids"][0])
+    ends = ["<|eot_id|>", "<|end_of_text|>"]
+    wanted = processor.tokenizer.convert_tokens_to_ids(ends)
+    assert model.generation_config.eos_token_id == wanted
+    with pytest.raises(ViqError, match="mistral: sees only 64 tokens back"):
+        trained("mistral")
+    with pytest.raises(ViqError, match="gemma2: its attention cannot be packed"):
+        trained("gemma")
 
 
 def test_words_and_pictures_are_made_once_a_run(

@@ -313,10 +313,10 @@ def test_multimodal_models_of_anybody(model: Path, tmp_path: Path) -> None:
         refused(load, str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps(values))
     (tmp_path / "digest.json").unlink()  # from here on the weights are others
-    gone = weights.pop("projector.project_in.weight")
+    gone = weights.pop("model.projector.project_in.weight")
     checkpoint.write_weights(tmp_path / "model.safetensors", weights)
-    refused(load, "weights are missing, such as projector.project_in.weight")
-    weights["projector.project_in.weight"] = gone[:-1]
+    refused(load, "weights are missing, such as model.projector.project_in.weight")
+    weights["model.projector.project_in.weight"] = gone[:-1]
     checkpoint.write_weights(tmp_path / "model.safetensors", weights)
     refused(load, str(tmp_path))
 

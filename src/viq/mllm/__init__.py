@@ -1,20 +1,33 @@
 """Language models on codes: load one, ask it about images, caption a store.
 
 Importing this registers the classes with transformers, so that `AutoConfig`, `AutoProcessor` and
-`AutoModelForImageTextToText` know them.
+`AutoModelForImageTextToText` know them; transformers by itself does not know the model type `viq`.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
 
 from viq.mllm.chat import answer_store, ask, look, sampling
+from viq.mllm.collator import CodesCollator
+from viq.mllm.image_processing import ViQImageProcessor
 from viq.mllm.loading import MODEL, assemble, load_mllm, make_processor
-from viq.mllm.modeling import ViQConfig, ViQForConditionalGeneration
+from viq.mllm.modeling import ViQConfig, ViQForConditionalGeneration, ViQModel
 from viq.mllm.processing import ViQProcessor
 
 __all__ = [
     "MODEL",
+    "CodesCollator",
     "ViQConfig",
     "ViQForConditionalGeneration",
+    "ViQImageProcessor",
+    "ViQModel",
     "ViQProcessor",
     "answer_store",
     "ask",
@@ -26,6 +39,9 @@ __all__ = [
 ]
 
 AutoConfig.register("viq", ViQConfig)
-AutoModel.register(ViQConfig, ViQForConditionalGeneration)
+AutoModel.register(ViQConfig, ViQModel)
+AutoModelForCausalLM.register(ViQConfig, ViQForConditionalGeneration)  # where TRL looks
+AutoModelForMultimodalLM.register(ViQConfig, ViQForConditionalGeneration)
 AutoModelForImageTextToText.register(ViQConfig, ViQForConditionalGeneration)
 AutoProcessor.register(ViQConfig, ViQProcessor)
+AutoImageProcessor.register(ViQConfig, image_processor_classes={"pil": ViQImageProcessor})

@@ -11,23 +11,25 @@ from viq.core.untrusted import printable
 
 # Values that ask a call of the processor for what it gives. Pipelines and trainers pass them.
 OF_CALL: Mapping[str, tuple[Any, ...]] = {
-    "return_tensors": ("pt", None),
-    "padding": (True, "longest", None),
-    "padding_side": ("left", None),
-    "truncation": (False, None),
-    "add_special_tokens": (False, None),
+    "add_special_tokens": (False, True, None),
     "videos": (None,),
     "audio": (None,),
 }
 OF_TEMPLATE: Mapping[str, tuple[Any, ...]] = {
     "tools": (None,),
     "documents": (None,),
-    "continue_final_message": (False, None),
-    "return_assistant_tokens_mask": (False, None),
     "load_audio_from_video": (False, None),
-    "sanitize_control_tokens": (False, None),
-    "return_tensors": ("pt", "auto", None),
+    "sanitize_control_tokens": (True, False, None),  # what is said is letters anyway
 }
+_GROUPS = ("text_kwargs", "common_kwargs")
+
+
+def flattened(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of a call without the dictionaries in which transformers groups them."""
+    flat = {name: value for name, value in given.items() if name not in _GROUPS}
+    for group in _GROUPS:
+        flat |= given.get(group) or {}
+    return flat
 
 
 def check_keywords(

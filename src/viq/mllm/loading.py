@@ -15,10 +15,11 @@ from viq.core.files import bundled
 from viq.core.levels import codebook_size
 from viq.core.quiet import quiet
 from viq.core.types import ViqError
-from viq.data.text.chat_format import END, ChatConfig
+from viq.data.text.chat_format import ChatConfig
+from viq.data.text.chat_template import answer_ends
 from viq.metrics.run_log import RECIPE, read_recipe, stage_names
 from viq.mllm.modeling import ViQConfig, ViQForConditionalGeneration
-from viq.mllm.processing import ViQProcessor
+from viq.mllm.processing import CHATML, ViQProcessor
 from viq.models.tokenizer.embedder import CodeEmbedder
 from viq.weights import checkpoint
 
@@ -57,8 +58,11 @@ def assemble(
         image_token_id=processor.image_token_id,
         merge_size=processor.merge_size,
     )
+    ends = [text_tokenizer.convert_tokens_to_ids(end) for end in answer_ends(text_tokenizer)]
+    if processor.chat_format != CHATML and text_tokenizer.eos_token_id is not None:
+        ends = list(dict.fromkeys([*ends, text_tokenizer.eos_token_id]))
     model.generation_config = GenerationConfig(
-        eos_token_id=text_tokenizer.convert_tokens_to_ids(END),
+        eos_token_id=ends[0] if len(ends) == 1 else ends,
         pad_token_id=text_tokenizer.pad_token_id,
     )
     return model

@@ -192,7 +192,7 @@ def resume(
     if chosen is None:
         return Resumed(positions={})
     path = folder / chosen
-    values = read_state(path, verified=True)
+    values = _under_current_names(read_state(path, verified=True), module)
     try:
         trained = StateDictOptions(ignore_frozen_params=True)
         wanted = get_model_state_dict(module, options=trained).keys()
@@ -216,6 +216,19 @@ def resume(
             f"{path}: cannot be resumed ({first_line(error)}); it is of another run: give another "
             "--out"
         ) from None
+
+
+def _under_current_names(values: dict[str, Any], module: nn.Module) -> dict[str, Any]:
+    """A checkpoint whose weights have the names of today, where an objective knows older ones."""
+    rename = getattr(getattr(module, "module", module), "current_name", None)
+    if rename is None:
+        return values
+    for holder, key in ((values, "weights"), (values, "average"), (values["optimizer"], "state")):
+        if holder[key]:
+            holder[key] = {rename(name): value for name, value in holder[key].items()}
+    for group in values["optimizer"]["param_groups"]:
+        group["params"] = [rename(name) for name in group["params"]]
+    return values
 
 
 def _chosen_or_error(folder: Path, print_line: Callable[[str], None]) -> str | ViqError | None:
@@ -341,7 +354,7 @@ def load_trained(folder: Path, module: nn.Module) -> None:
     if not found:
         raise ViqError(f"{folder}: holds no checkpoint; train the stage first")
     try:
-        values = read_state(found[-1])
+        values = _under_current_names(read_state(found[-1]), module)
     except ViqError as error:
         raise ViqError(f"{error}: run the same command again, to go on from the one before") \
             from None  # fmt: skip

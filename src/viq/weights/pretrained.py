@@ -156,7 +156,13 @@ def _require_fits(folder: Path, build: Callable[[Any], Any], configs: Any) -> No
 
 
 def causal_of(config: Any) -> Any:
-    """A causal language model of a config, with new weights; never with code of its own."""
+    """A causal language model of a config, with new weights; never with code of its own.
+
+    Raises:
+        CheckpointError: the config is of a multimodal model on codes.
+    """
     from transformers import AutoModelForCausalLM
 
+    if config.model_type == "viq":  # which transformers knows once viq.mllm is imported
+        raise CheckpointError("is a multimodal model on codes, not a language model")
     return AutoModelForCausalLM.from_config(config, trust_remote_code=False)

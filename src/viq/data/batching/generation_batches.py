@@ -34,7 +34,8 @@ from viq.data.batching.mixture import Mixture, Position, Stream
 from viq.data.corpora.corpora import samples_of
 from viq.data.sources.base import Row
 from viq.data.sources.open import concatenate
-from viq.data.text.chat_format import END, ChatConfig, encode_chat, encode_prompt
+from viq.data.text.chat_format import ChatConfig, encode_chat, encode_prompt
+from viq.data.text.chat_template import answer_ends
 from viq.data.text.conversations import IMAGE_PLACEHOLDER, Turn
 from viq.store.columns import Extras
 from viq.store.rows import CodesWriter, StoreInfo
@@ -255,7 +256,8 @@ def encode_generation(
 ) -> GenerationSample:
     """A picture drawn to its caption, or to none."""
     asked = instruction_prompt(None if unconditional else pair.caption, tokenizer)
-    begun, ended = _image_start(pair.codes.grid, tokenizer), _token_ids(tokenizer, VISION_END, END)
+    begun = _image_start(pair.codes.grid, tokenizer)
+    ended = _token_ids(tokenizer, VISION_END, answer_ends(tokenizer)[0])
     patches = pair.codes.grid[0] * pair.codes.grid[1]
     return GenerationSample(
         ids=[*asked, *begun, *[IMAGE_TOKEN] * patches, *ended],

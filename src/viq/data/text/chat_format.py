@@ -1,6 +1,7 @@
 """Conversations to token ids and labels, and many of them packed into one sequence.
 
-The format is ChatML, as Qwen2.5 uses it:
+The format is ChatML, as Qwen2.5 uses it, unless the tokenizer brings a chat template of another
+one (`chat_template.py`):
 
     <|im_start|>user\\n<image>\\nWhat is it?<|im_end|>\\n<|im_start|>assistant\\nA cup.<|im_end|>\\n
 
@@ -18,17 +19,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from viq.core.types import IGNORE, IMAGE_TOKEN
+from viq.data.text.chat_template import (
+    END,
+    IMAGE_PAD,
+    START,
+    OwnTemplate,
+    encode_rendered,
+    own_template,
+)
 from viq.data.text.conversations import IMAGE_PLACEHOLDER, ConversationError, Turn, split_system
-
-START, END = "<|im_start|>", "<|im_end|>"
-IMAGE_PAD = "<|image_pad|>"  # Qwen2.5 has it; other tokenizers get it
 
 _SPECIAL_TOKENS = (START, END, IMAGE_PAD)
 # Between the two signs that each of them begins with.
@@ -77,7 +83,8 @@ def encode_chat(
         turns: perhaps a system turn, then question, answer, question, answer, ...
         image_tokens: places that each image takes, one an image placeholder, in order.
         where: names the sample in errors.
-        tokenizer: a fast Hugging Face tokenizer that knows the two special tokens of ChatML.
+        tokenizer: a fast Hugging Face tokenizer that knows the two special tokens of ChatML, or has
+            a chat template.
 
     Raises:
         ConversationError: not even the first pair fits, or image placeholders and images do not
@@ -89,6 +96,8 @@ def encode_chat(
             f"{where}: {marks} {IMAGE_PLACEHOLDER} placeholders, but {len(image_tokens)} "
             "images; match them"
         )
+    if (own := own_template(tokenizer)) is not None:
+        return _encode_own(turns, image_tokens, tokenizer, own, config, where)
     ids, turns = _begin(turns, config.system, tokenizer)
     labels, used, kept = [IGNORE] * len(ids), 0, 0
     for question, answer in zip(turns[::2], turns[1::2], strict=True):
@@ -98,11 +107,35 @@ def encode_chat(
         ids, labels, used = ids + pair_ids, labels + pair_labels, used + marks
         kept += 1
     if all(label == IGNORE for label in labels):
-        raise ConversationError(
-            f"{where}: its first question and answer take more than "
-            f"{config.max_length} tokens: raise max_length or make the image smaller"
-        )
+        raise _too_long(config, where)
     return EncodedChat(ids=ids, labels=labels, images=used, cut=len(turns) // 2 - kept)
+
+
+def _encode_own(
+    turns: Sequence[Turn],
+    image_tokens: Sequence[int],
+    tokenizer: Any,
+    own: OwnTemplate,
+    config: ChatConfig,
+    where: str,
+) -> EncodedChat:
+    """`encode_chat` by a chat template."""
+    first = len(turns) % 2  # a system turn
+    for kept in range(len(turns) // 2, 0, -1):
+        left = turns[: first + 2 * kept]
+        used = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in left)
+        rendered = own.render(left, tokenizer, config.system, head=False, where=where)
+        ids, labels = encode_rendered(rendered, image_tokens[:used], tokenizer)
+        if len(ids) <= config.max_length:
+            return EncodedChat(ids=ids, labels=labels, images=used, cut=len(turns) // 2 - kept)
+    raise _too_long(config, where)
+
+
+def _too_long(config: ChatConfig, where: str) -> ConversationError:
+    return ConversationError(
+        f"{where}: its first question and answer take more than "
+        f"{config.max_length} tokens: raise max_length or make the image smaller"
+    )
 
 
 def encode_prompt(
@@ -113,13 +146,45 @@ def encode_prompt(
     Args:
         system: the system text, unless the first turn is one.
     """
+    return encode_turns(turns, image_tokens, tokenizer, system)[0]
+
+
+def encode_turns(
+    turns: Sequence[Turn],
+    image_tokens: Sequence[int],
+    tokenizer: Any,
+    system: str = "",
+    *,
+    head: bool = True,
+    unfinished: bool = False,
+    where: str = "conversation",
+) -> tuple[list[int], list[int]]:
+    """Ids and labels of turns, whoever speaks last.
+
+    Args:
+        system: the system text, unless the first turn is one.
+        head: whether the head of an answer follows.
+        unfinished: the last turn goes on: leave out what closes it.
+    """
+    if (own := own_template(tokenizer)) is not None:
+        rendered = own.render(turns, tokenizer, system, head=head, where=where)
+        if unfinished:
+            rendered = replace(rendered, text=rendered.text[: rendered.last])
+        return encode_rendered(rendered, image_tokens, tokenizer)
     used = 0
     ids, turns = _begin(turns, system, tokenizer)
+    labels = [IGNORE] * len(ids)
     for turn in turns:
-        text = _text(turn.text, image_tokens[used:], tokenizer)
+        text, begun = _text(turn.text, image_tokens[used:], tokenizer), _head(turn.role, tokenizer)
         used += turn.text.count(IMAGE_PLACEHOLDER)
-        ids += [*_head(turn.role, tokenizer), *text, *_tail(tokenizer)]
-    return [*ids, *_head("assistant", tokenizer)]
+        end, newline = _tail(tokenizer)[:1], _tail(tokenizer)[1:]
+        if unfinished and turn is turns[-1]:
+            end = newline = []
+        ids += [*begun, *text, *end, *newline]
+        scored = [*text, *end] if turn.role == "assistant" else [IGNORE] * len(text + end)
+        labels += [*[IGNORE] * len(begun), *scored, *[IGNORE] * len(newline)]
+    begun = _head("assistant", tokenizer) if head else []
+    return [*ids, *begun], [*labels, *[IGNORE] * len(begun)]
 
 
 def _begin(turns: Sequence[Turn], system: str, tokenizer: Any) -> tuple[list[int], Sequence[Turn]]:

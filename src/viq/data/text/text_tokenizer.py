@@ -14,7 +14,7 @@ from viq.core.errors import first_line, require
 from viq.core.files import require_regular
 from viq.core.types import ViqError
 from viq.core.untrusted import INDEX_BYTES
-from viq.data.text.chat_format import END, START
+from viq.data.text.chat_template import END, START, own_template
 
 PAD = "<|mm_pad|>"
 
@@ -44,7 +44,8 @@ def load_text_tokenizer(folder: str | Path) -> Any:
     """The tokenizer of a language model: a folder or a Hugging Face hub id.
 
     Raises:
-        ViqError: there is none, or it does not know the special tokens of ChatML.
+        ViqError: there is none, or it neither knows the special tokens of ChatML nor has a chat
+            template that can be used.
     """
     with require("transformers", "chat", "a text tokenizer"):
         from transformers import AutoTokenizer
@@ -57,13 +58,17 @@ def load_text_tokenizer(folder: str | Path) -> Any:
     except Exception as error:  # what damage makes the libraries raise is anyone's guess
         raise ViqError(
             f"{folder}: no text tokenizer can be loaded from there ({first_line(error)}); give a "
-            "folder or hub id of a Qwen2.5-style language model"
+            "folder or hub id of an instruct language model"
         ) from None
+    try:
+        own = own_template(tokenizer)
+    except ViqError as error:
+        raise ViqError(f"{folder}: {error}") from None
     missing = [mark for mark in (START, END) if mark not in tokenizer.get_vocab()]
-    if missing:
+    if missing and own is None:
         raise ViqError(
-            f"{folder}: its tokenizer does not know {' and '.join(missing)}: use a model with "
-            "special tokens of ChatML, such as Qwen2.5"
+            f"{folder}: its tokenizer does not know {' and '.join(missing)} and has no chat "
+            "template: use an instruct model, such as those of Qwen, Llama, Gemma or Mistral"
         )
     return tokenizer
 

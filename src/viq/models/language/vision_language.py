@@ -11,7 +11,7 @@ L = tokens of a packed sequence, E = width of the language model, A = scored tok
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from viq.core import untrusted
 from viq.core.errors import require
 from viq.core.types import IGNORE, IMAGE_TOKEN, Grid, ViqError
-from viq.models.language.packed import packed_hidden, use_packed_attention
+from viq.models.language.heads import final_logits
+from viq.models.language.packed import base_of, packed_hidden, use_packed_attention
 from viq.models.language.projector import MergeProjector, ProjectorConfig
 from viq.weights.checkpoint import CheckpointError
 from viq.weights.pretrained import causal_of, load_pretrained
@@ -111,7 +112,8 @@ def require_peft() -> Any:
 
 
 def add_adapters(language: Any, config: AdapterConfig) -> Any:
-    """Freeze a language model and give its linear layers low-rank adapters (peft's wrapper).
+    """Freeze a language model, with or without its head, and give its linear layers low-rank
+    adapters (peft's wrapper).
 
     Raises:
         ViqError: it has no layers that could have adapters, or peft is not installed.
@@ -125,7 +127,7 @@ def add_adapters(language: Any, config: AdapterConfig) -> Any:
         use_dora=config.dora,
         bias="none",
         target_modules=names,
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM" if hasattr(language, "prepare_inputs_for_generation") else None,
     )
     with warnings.catch_warnings():  # peft asks transformers by a name that it has given up
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
@@ -167,64 +169,63 @@ class AnswerScore:
     correct_A: Tensor
 
 
-class VisionLanguageMixin:
-    """What a module can do that has a language model and a projector of features into it.
+def visual_inputs(
+    language: Any,
+    projector: MergeProjector,
+    ids_L: Tensor,
+    features_TC: Tensor | None,
+    grids_hw: Sequence[Grid],
+) -> Tensor:
+    """Input vectors (L, E): embeddings of the words, visual vectors in the places of images.
 
-    Attributes:
-        language: a Hugging Face causal LM, perhaps under adapters.
+    Args:
+        language: a Hugging Face language model, with or without its head, perhaps under adapters.
         projector: features to its input vectors.
+
+    Raises:
+        ViqError: the images take other than the places that the ids keep for them.
     """
-
-    language: Any
-    projector: MergeProjector
-
-    def inputs(self, ids_L: Tensor, features_TC: Tensor | None, grids_hw: Sequence[Grid]) -> Tensor:
-        """Input vectors (L, E): embeddings of the words, visual vectors in the places of images.
-
-        Raises:
-            ViqError: the images take other than the places that the ids keep for them.
-        """
-        places_L = ids_L == IMAGE_TOKEN
-        words_LE = self.language.get_input_embeddings()(ids_L.masked_fill(places_L, 0))
-        if features_TC is None or not len(grids_hw):
-            if places_L.any():
-                raise ViqError(f"{int(places_L.sum())} places for images, but no image")
-            return words_LE
-        visual = torch.cat(self.projector(features_TC, grids_hw)).to(words_LE.dtype)
-        if len(visual) != int(places_L.sum()):
-            raise ViqError(
-                f"{len(visual)} visual tokens of {len(grids_hw)} images, but the text keeps "
-                f"{int(places_L.sum())} places for them"
-            )
-        return words_LE.masked_scatter(places_L[:, None], visual)
-
-    def score(
-        self,
-        features_TC: Tensor | None,
-        grids_hw: Sequence[Grid],
-        ids_L: Tensor,
-        targets_L: Tensor,
-        lengths: Sequence[int],
-    ) -> AnswerScore:
-        """Score the answers of packed conversations, for a language model with packed attention.
-
-        Logits are made for scored places only: a vocabulary is wide.
-
-        Args:
-            lengths: tokens of each conversation.
-        """
-        inputs_LE = self.inputs(ids_L, features_TC, grids_hw)
-        hidden_LE = packed_hidden(self.language, inputs_LE, lengths)
-        scored_L = targets_L != IGNORE
-        logits = self.language.get_output_embeddings()(hidden_LE[scored_L]).float()
-        targets_A = targets_L[scored_L]
-        return AnswerScore(
-            loss_A=F.cross_entropy(logits, targets_A, reduction="none"),
-            correct_A=logits.detach().argmax(-1) == targets_A,
+    places_L = ids_L == IMAGE_TOKEN
+    words_LE = language.get_input_embeddings()(ids_L.masked_fill(places_L, 0))
+    if features_TC is None or not len(grids_hw):
+        if places_L.any():
+            raise ViqError(f"{int(places_L.sum())} places for images, but no image")
+        return words_LE
+    visual = torch.cat(projector(features_TC, grids_hw)).to(words_LE.dtype)
+    if len(visual) != int(places_L.sum()):
+        raise ViqError(
+            f"{len(visual)} visual tokens of {len(grids_hw)} images, but the text keeps "
+            f"{int(places_L.sum())} places for them"
         )
+    return words_LE.masked_scatter(places_L[:, None], visual)
 
 
-class VisionLanguageModel(VisionLanguageMixin, nn.Module):
+def score_answers(
+    language: Any,
+    head: Callable[[Tensor], Tensor],
+    inputs_LE: Tensor,
+    targets_L: Tensor,
+    lengths: Sequence[int],
+) -> AnswerScore:
+    """Score the answers of packed conversations, by a language model with packed attention.
+
+    Logits are made for scored places only: a vocabulary is wide.
+
+    Args:
+        head: hidden states (A, E) to logits.
+        lengths: tokens of each conversation.
+    """
+    hidden_LE = packed_hidden(language, inputs_LE, lengths)
+    scored_L = targets_L != IGNORE
+    logits = head(hidden_LE[scored_L]).float()
+    targets_A = targets_L[scored_L]
+    return AnswerScore(
+        loss_A=F.cross_entropy(logits, targets_A, reduction="none"),
+        correct_A=logits.detach().argmax(-1) == targets_A,
+    )
+
+
+class VisionLanguageModel(nn.Module):
     """Projector and language model: features and text in, a score of the answers out.
 
     The language model is given packed attention.
@@ -243,6 +244,27 @@ class VisionLanguageModel(VisionLanguageMixin, nn.Module):
         self.language = language
         # What training may change; the rest comes from where the language model came from.
         self.own = frozenset(n for n, p in self.named_parameters() if p.requires_grad)
+
+    def inputs(self, ids_L: Tensor, features_TC: Tensor | None, grids_hw: Sequence[Grid]) -> Tensor:
+        """Input vectors (L, E), as `visual_inputs`."""
+        return visual_inputs(self.language, self.projector, ids_L, features_TC, grids_hw)
+
+    def score(
+        self,
+        features_TC: Tensor | None,
+        grids_hw: Sequence[Grid],
+        ids_L: Tensor,
+        targets_L: Tensor,
+        lengths: Sequence[int],
+    ) -> AnswerScore:
+        """Score the answers of packed conversations of `lengths` tokens (`score_answers`)."""
+        inputs_LE = self.inputs(ids_L, features_TC, grids_hw)
+        base = base_of(self.language)
+
+        def head(hidden_AE: Tensor) -> Tensor:
+            return final_logits(base.get_output_embeddings()(hidden_AE), base.config)
+
+        return score_answers(self.language, head, inputs_LE, targets_L, lengths)
 
     def forward(self, *args: Any, **kwargs: Any) -> AnswerScore:
         """`score`, where wrappers of modules (gradients over processes) can see it."""

@@ -41,6 +41,7 @@ from viq.jobs.pipeline import EncodeOptions
 from viq.metrics.run_log import SKIPPED, read_lines
 from viq.mllm.loading import MODEL, assemble, load_mllm, make_processor
 from viq.mllm.modeling import ViQForConditionalGeneration
+from viq.mllm.old_weights import current_name
 from viq.models.language.packed import check_packed, use_packed_attention
 from viq.models.language.projector import Whitener
 from viq.models.language.vision_language import (
@@ -63,6 +64,11 @@ from viq.train.run_folder import alone, contents_of, empty_model, entries, entry
 from viq.train.stage import Stage, open_run, rebuilt, run_stage, stage_seed
 from viq.weights import checkpoint
 
+MODULES = {  # by the parts that a recipe names
+    "embedder": ("model.embedder",),
+    "projector": ("model.projector",),
+    "language": ("model.language_model", "lm_head"),
+}
 TEXT_TOKENIZER, CODES, CACHE = "words", "codes", "cache"
 _SETTLING_SAMPLES, _SETTLING_PATCHES = 300, 16_384  # at most
 
@@ -75,6 +81,12 @@ class CodesObjective(Objective):
     def __init__(self, model: ViQForConditionalGeneration) -> None:
         super().__init__()
         self.model = model
+
+    @staticmethod
+    def current_name(name: str) -> str:
+        """The name of a weight that has this one in a checkpoint of release 0.1."""
+        inner = name.removeprefix("model.")
+        return name if inner == name else f"model.{current_name(inner)}"
 
     def forward(self, micro: CodeBatch) -> dict[str, Tensor]:
         """Sums by name, fp32."""
@@ -195,7 +207,7 @@ class MllmRun:
             loop=stage.loop,
             seed=stage_seed(self.recipe.seed, number),
             gradient_accumulation=stage.data.gradient_accumulation,
-            new=tuple(f"model.{part}." for part in stage.new),
+            new=tuple(f"model.{name}." for part in stage.new for name in MODULES[part]),
         )
         objective, processor = self.objective(stage, previous, plan.seed)
         observer = Observer(
@@ -238,21 +250,25 @@ class MllmRun:
         dtype = torch.bfloat16 if half and frozen else torch.float32
         if previous is not None:
             model, processor = load_mllm(previous)
-            model.language.to(dtype)
+            for name in MODULES["language"]:
+                model.get_submodule(name).to(dtype)
             processor.max_length = stage.data.chat.max_length
             processor.system = stage.data.chat.system
         else:
             model, processor = self._begin(stage, dtype)
         model.requires_grad_(False).train()
         for part in stage.parts:
-            getattr(model, part).requires_grad_(True)
-        use_packed_attention(model.language)
-        for line in check_packed(model.language, stage.data.chat.max_length):
+            for name in MODULES[part]:
+                model.get_submodule(name).requires_grad_(True)
+        language = model.language_model
+        use_packed_attention(language)
+        for line in check_packed(language, stage.data.chat.max_length):
             self._say_once(f"{stage.name}: {line}")
         if stage.gradient_checkpointing:
-            recompute_activations(model.language)
+            recompute_activations(language)
         if stage.adapter is not None:
-            model.language = add_adapters(model.language, stage.adapter)
+            model.lm_head.requires_grad_(False)
+            model.model.language_model = add_adapters(language, stage.adapter)
         return CodesObjective(model), processor
 
     def _say_once(self, line: str) -> None:
@@ -280,8 +296,8 @@ class MllmRun:
 
     def _write(self, model: ViQForConditionalGeneration, processor: Any, folder: Path) -> None:
         """Model and processor, whole or absent."""
-        if hasattr(model.language, "merge_and_unload"):
-            model.language = model.language.merge_and_unload()
+        if hasattr(model.language_model, "merge_and_unload"):
+            model.model.language_model = model.language_model.merge_and_unload()
         with folder_aside(folder) as aside:
             with quiet():
                 model.requires_grad_(True).eval().save_pretrained(aside)
