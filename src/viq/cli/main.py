@@ -16,6 +16,7 @@ from viq.cli.chat import caption, chat
 from viq.cli.codes import decode, encode
 from viq.cli.compare import compare
 from viq.cli.eval import eval_app
+from viq.cli.export import export
 from viq.cli.generate import generate
 from viq.cli.store import store_app
 from viq.cli.tools import convert, demo, doctor, info, report
@@ -35,7 +36,7 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(store_app, name="store")
 app.add_typer(train_app, name="train")
 for command in (
-    encode, decode, chat, caption, generate, compare, info, convert, report, demo, doctor,
+    encode, decode, chat, caption, generate, compare, info, convert, export, report, demo, doctor,
 ):  # fmt: skip
     app.command()(command)
 app.command("draw", hidden=True, deprecated=True)(generate)  # its name in release 0.1

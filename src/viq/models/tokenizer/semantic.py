@@ -72,7 +72,8 @@ class SemanticValues:
             ViqError: an id is out of range.
         """
         ids = ids.long()
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.ids:
+        known = torch.compiler.is_exporting()  # a graph has no numbers to look at
+        if not known and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.ids:
             raise ViqError(
                 f"ids of meaning are from 0 to {self.ids - 1}, not {int(ids.min())} to "
                 f"{int(ids.max())}: these codes are damaged, or of another tokenizer"
