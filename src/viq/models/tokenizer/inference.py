@@ -174,6 +174,8 @@ def check_tile(tile: int, patch: int) -> None:
 
 
 def listed(items: Any) -> list[Any]:
-    """One image or one image's codes as a list of it; several as they come."""
-    single = isinstance(items, str | bytes | os.PathLike | Image.Image | np.ndarray | Codes)
+    """One image or one image's codes as a list of it; several, also in one array, as they come."""
+    if isinstance(items, np.ndarray | Tensor):
+        return list(items) if items.ndim == 4 else [items]
+    single = isinstance(items, str | bytes | os.PathLike | Image.Image | Codes)
     return [items] if single else list(items)
