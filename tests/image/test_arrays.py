@@ -22,7 +22,7 @@ def layouts() -> list[object]:
         PICTURE, BYTES, BYTES.transpose(2, 0, 1), BYTES / 255, np.float32(BYTES / np.float32(255)),
         last, first, first.contiguous(), first / 255, (first / 255).double(), (last / 255),
         (first / 255).half(), (first / 255).bfloat16(), grown,
-        torch.cat([first, torch.full((1, 18, 21), 255)]),  # opaque
+        torch.cat([first, torch.full((1, 18, 21), 255, dtype=torch.uint8)]),  # opaque
     ]  # fmt: skip
 
 

@@ -77,8 +77,8 @@ def _as_bytes(array: np.ndarray, do_rescale: bool | None) -> np.ndarray:
     if not (-slack <= least and most <= top + slack):  # nor NaN
         within = "0..255" if do_rescale else "[0, 1]"
         raise ViqError(
-            f"values from {least:.4g} to {most:.4g} are not in {within}; undo what normalised them, "
-            "or pass uint8"
+            f"values from {least:.4g} to {most:.4g} are not in {within}; undo what normalised "
+            "them, or pass uint8"
         )
     if do_rescale and 0 < most <= 1:
         raise ViqError("values in [0, 1] look rescaled already; pass do_rescale=False, or uint8")

@@ -276,7 +276,7 @@ def _move(folder: Path, out: Path) -> None:
     for path in (_data_file(folder / out.name), folder / out.name):
         if path.exists():
             with written_aside(out.with_name(path.name)) as aside:
-                os.replace(path, aside)
+                os.replace(path, aside)  # both written above
 
 
 @contextmanager
