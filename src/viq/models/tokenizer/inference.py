@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -83,11 +84,7 @@ def encode_images(
 
     def cut(number: int, where: Tile) -> Tensor:
         rows, cols = (slice(part.start * patch, part.stop * patch) for part in where)
-        pixels = images[number][rows, cols]
-        if model.config.quantizer.transform is not None:  # grey padding would cost it codes
-            short = [-side % patch for side in pixels.shape[:2]]
-            pixels = np.pad(pixels, ((0, short[0]), (0, short[1]), (0, 0)), mode="edge")
-        return patchify(normalize(pixels).to(model.device), patch)
+        return whole_patches(model, normalize(images[number][rows, cols]).to(model.device))
 
     sizes: list[Size] = [(image.shape[0], image.shape[1]) for image in images]
     grids = [grid_of(size, patch) for size in sizes]
@@ -102,6 +99,16 @@ def encode_images(
         )
         for ids, size in zip(found, sizes, strict=True)
     ]
+
+
+def whole_patches(model: VisualTokenizer, pixels: Tensor) -> Tensor:
+    """Patches (T, D) of pixels (3, H, W) in [-1, 1], the last ones filled up as the encoder wants
+    it: grey, or for a transform code, which grey would cost codes, the last pixels again."""
+    patch = model.config.encoder.patch_size
+    if model.config.quantizer.transform is not None:
+        height, width = pixels.shape[1:]
+        pixels = F.pad(pixels, (0, -width % patch, 0, -height % patch), mode="replicate")
+    return patchify(pixels, patch)
 
 
 def packed_ids(model: VisualTokenizer, batch: PatchBatch) -> Tensor:

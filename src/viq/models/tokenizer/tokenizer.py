@@ -235,7 +235,8 @@ class VisualTokenizer(nn.Module):
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None
     ) -> None:
-        """Write `config.json` and `model.safetensors`, each aside and renamed, weights first.
+        """Write `model.safetensors` and `config.json`, each aside and renamed, weights first, and
+        `preprocessor_config.json` for transformers.
 
         Args:
             dtype: of the stored weights; as they are by default. Weights rounded to half
