@@ -199,7 +199,7 @@ def _write_onnx(
     """Write an ONNX file, with what a reader has to know in its metadata; gives its opset."""
     made = torch.onnx.export(program, dynamo=True, output_names=[what.gives], verbose=False)
     assert made is not None
-    model = made.model
+    model: Any = made.model
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.shape = type(value.shape)(
             side if isinstance(side, int) else name

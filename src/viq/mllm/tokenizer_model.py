@@ -189,7 +189,7 @@ class ViQTokenizerModel(PreTrainedModel):
         if is_main_process:
             self.tokenizer.save_pretrained(save_directory)
 
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # pyright: ignore
         """Upload the folder, see `VisualTokenizer.push_to_hub`."""
         return self.tokenizer.push_to_hub(repo_id, **kwargs)
 
@@ -387,7 +387,8 @@ def _one_device(device_map: Any) -> torch.device:
     if device_map in ("auto", "balanced", "sequential"):
         device_map = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.device("cpu" if device_map is None else device_map)
+        given: Any = "cpu" if device_map is None else device_map
+        return torch.device(given)
     except (RuntimeError, TypeError):
         raise ViqError(
             f"device_map {device_map!r:.80}: a tokenizer lies on one device; give its name"
