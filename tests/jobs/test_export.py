@@ -73,8 +73,7 @@ def transform() -> VisualTokenizer:
 
 
 def onnx_run(path: Path) -> Callable[[Tensor], Tensor]:
-    import onnxruntime
-
+    onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda given: torch.from_numpy(session.run(None, {name: given.numpy()})[0])
@@ -93,8 +92,6 @@ def ids_of(model: VisualTokenizer, picture: Image.Image) -> Tensor:
 def test_one_onnx_file_encodes_pictures_of_any_size(
     model: VisualTokenizer, exporter: None, tmp_path: Path
 ) -> None:
-    import onnxruntime
-
     result = job.export(model, tmp_path / "encoder.onnx")
     assert result["check"] == {"48x80": 0.0, "224x224": 0.0, "320x496": 0.0}
     run, seen = onnx_run(tmp_path / "encoder.onnx"), set[int]()
@@ -104,6 +101,7 @@ def test_one_onnx_file_encodes_pictures_of_any_size(
         assert torch.equal(run(normalize(np.asarray(picture))), wanted), (height, width)
         seen |= set(wanted.flatten().tolist())
     assert len(seen) > 100  # a file that always gave the same codes would show
+    onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(tmp_path / "encoder.onnx")
     assert session.get_inputs()[0].shape == [3, "height", "width"]
     assert session.get_outputs()[0].shape == ["rows", "cols", 4]
@@ -158,6 +156,7 @@ def test_torch_export_holds_for_any_size(model: VisualTokenizer, part: str, tmp_
     assert bool(weights) == (part == "decoder")  # a file carries its own part alone
 
 
+@pytest.mark.slow
 def test_torch_export_of_a_transform_decoder(transform: VisualTokenizer, tmp_path: Path) -> None:
     result = job.export(transform, tmp_path / "decoder.pt2", part="decoder")
     assert max(result["check"].values()) < 0.01

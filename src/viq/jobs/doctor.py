@@ -15,6 +15,7 @@ _EXTRAS = {
     "bench": ("transformers", "the NaFlex baseline of viq bench encode"),
     "demo": ("skimage", "sample photos for viq demo"),
     "ocr": ("rapidocr", "how legible text is: viq compare --ocr"),
+    "onnx": ("onnxscript", "viq export --to onnx"),
     "lmms": ("lmms_eval", "the model viq of lmms-eval"),
 }
 

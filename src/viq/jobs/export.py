@@ -212,8 +212,7 @@ def _write_onnx(
 
 def _onnx_run(path: Path) -> Run:
     """The file under onnxruntime, on the CPU."""
-    import onnxruntime
-
+    onnxruntime: Any = import_module("onnxruntime")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (takes,) = (value.name for value in session.get_inputs())
     return lambda given: torch.from_numpy(session.run(None, {takes: given.numpy()})[0])
