@@ -136,8 +136,10 @@ def test_an_onnx_embedder_reads_a_transform_code(
 
 @pytest.mark.parametrize("part", job.PARTS)
 def test_torch_export_holds_for_any_size(model: VisualTokenizer, part: str, tmp_path: Path) -> None:
-    out = tmp_path / "part.pt2"
-    assert job.export(model, out, part=part)["format"] == "torch-export"
+    out, small = tmp_path / "part.pt2", tmp_path / "small.png"
+    tiny.picture(0, 21, 15).save(small)
+    result = job.export(model, out, part=part, pictures=[small])
+    assert result["format"] == "torch-export" and result["check"]["pictures"]["codes"] == 8
     extra = {job.FACTS: ""}
     program = torch.export.load(out, extra_files=extra)
     assert json.loads(extra[job.FACTS])["fingerprint"] == model.fingerprint
@@ -181,7 +183,7 @@ def test_a_file_that_is_not_the_same_is_not_left(
     model: VisualTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job, "_difference", lambda *_: 0.5)
-    with pytest.raises(ViqError, match="embedder is not the same as in PyTorch .* up to 0.5"):
+    with pytest.raises(ViqError, match="embedder is not the same as in PyTorch .*: 0.5, 0.0001"):
         job.export(model, tmp_path / "e.pt2", part="embedder")
     assert not list(tmp_path.iterdir())
 
@@ -200,6 +202,9 @@ def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path) -> None:
     assert "--to coreml: give onnx" in refused(tmp_path, "viq-tiny", "--to", "coreml", *out)
     assert "end in .onnx" in refused(tmp_path, "viq-tiny", "--to", "onnx", *out)
     assert "--to onnx or torch" in refused(tmp_path, "viq-tiny", "-o", tmp_path / "a.bin")
+    assert "nothing.png: does not exist" in refused(
+        tmp_path, "viq-tiny", "--check", "nothing.png", *out
+    )
     assert "language model" in refused(tmp_path, "viq-tiny-chat", *out)
 
 

@@ -19,6 +19,9 @@ def export(
         str | None, typer.Option("--to", help="onnx or torch-export. Default: by the name.")
     ] = None,
     part: Annotated[str, typer.Option(help="encoder, decoder or embedder.")] = "encoder",
+    check: Annotated[
+        list[Path] | None, typer.Option(help="Image files or folders to compare on, too.")
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -26,7 +29,10 @@ def export(
 
     The file is compared with PyTorch on three sizes before it gets its name.
     """
+    from viq.image.open import list_images
     from viq.jobs.export import export as run
 
+    pictures = list_images(check) if check else []
     tokenizer = load_tokenizer(model, "cpu", "float32")
-    show(run(tokenizer, out, to=to, part=part, overwrite=overwrite), as_json)
+    result = run(tokenizer, out, to=to, part=part, pictures=pictures, overwrite=overwrite)
+    show(result, as_json)
