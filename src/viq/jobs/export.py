@@ -162,9 +162,10 @@ def _require_exportable(tokenizer: VisualTokenizer, part: str) -> None:
 
 
 def _require_onnx() -> None:
-    for module in ("onnx", "onnxscript", "onnxruntime"):
-        with require(module, "onnx", f"--to {ONNX}"):
-            import_module(module)
+    with require("onnx, onnxscript and onnxruntime", "onnx", f"--to {ONNX}"):
+        import_module("onnx")
+        import_module("onnxscript")
+        import_module("onnxruntime")
 
 
 def _about(tokenizer: VisualTokenizer, part: str) -> dict[str, Any]:
