@@ -179,6 +179,21 @@ def test_weights_that_are_too_many_lie_beside(
     assert torch.allclose(onnx_run(out)(codes), model.features(codes), atol=1e-5)
 
 
+def test_what_the_exporters_raise_is_one_line(
+    model: VisualTokenizer, exporter: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no such operator\nand much more")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(ViqError, match=r"its embedder .* as ONNX by .* \(no such operator\)$"):
+        job.export(model, tmp_path / "e.onnx", part="embedder")
+    monkeypatch.setattr(torch.export, "export", fail)
+    with pytest.raises(ViqError, match=r"its embedder .* recorded .* \(no such operator\)$"):
+        job.export(model, tmp_path / "e.pt2", part="embedder")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_that_is_not_the_same_is_not_left(
     model: VisualTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -206,9 +206,16 @@ def _write_onnx(
     program: Any, path: Path, what: _Part, about: Mapping[str, Any], *, apart: bool
 ) -> int:
     """Write an ONNX file, with what a reader has to know in its metadata; gives its opset."""
-    made = torch.onnx.export(program, dynamo=True, output_names=[what.gives], verbose=False)
-    assert made is not None
-    model: Any = made.model
+    try:
+        made: Any = torch.onnx.export(
+            program, dynamo=True, output_names=[what.gives], verbose=False
+        )
+    except Exception as error:  # what it raises depends on what it meets
+        raise ViqError(
+            f"{about['model']}: its {about['part']} cannot be written as ONNX by torch "
+            f"{torch.__version__} ({first_line(error)})"
+        ) from None
+    model = made.model
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.shape = type(value.shape)(
             side if isinstance(side, int) else name
