@@ -103,9 +103,9 @@ def test_decode_limit():
 @pytest.mark.parametrize(
     "array, reason",
     [
-        (np.zeros((2, 2), np.float32), "dtype is float32"),
+        (np.full((2, 2), 2, np.float32), "values from 2 to 2 are not in [0, 1]"),
         (np.zeros((2, 2), bool), "dtype is bool"),
-        (np.zeros((3, 2, 2), np.uint8), "shape is (3, 2, 2)"),
+        (np.zeros((2, 2, 2), np.uint8), "shape is (2, 2, 2)"),
         (np.zeros(3, np.uint8), "shape is (3,)"),
         (np.zeros((1, 2, 2, 3), np.uint8), "shape is (1, 2, 2, 3)"),
         (np.zeros((0, 2, 3), np.uint8), "no pixels"),

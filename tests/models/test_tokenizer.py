@@ -143,6 +143,7 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [
         "config.json",
         "model.safetensors",
+        "preprocessor_config.json",
     ]
 
 

@@ -16,6 +16,7 @@ from viq.cli.chat import caption, chat
 from viq.cli.codes import decode, encode
 from viq.cli.compare import compare
 from viq.cli.eval import eval_app
+from viq.cli.export import export
 from viq.cli.generate import generate
 from viq.cli.help import App
 from viq.cli.store import store_app
@@ -41,7 +42,7 @@ for panel, commands in {
     "Codes": (encode, decode, info, models, demo),
     "Language models": (chat, caption, generate),
     "Train and measure": (compare, report),
-    "Other": (convert, doctor),
+    "Other": (convert, export, doctor),
 }.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)

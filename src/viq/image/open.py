@@ -23,14 +23,18 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image
 
 from viq.core.types import MAX_PIXELS, ViqError
 from viq.core.untrusted import printable
+from viq.image.arrays import is_tensor, to_bytes
 from viq.image.pixels import to_rgb
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "DECODE_LIMIT",
@@ -45,7 +49,7 @@ __all__ = [
     "starts_like_an_image",
 ]
 
-ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+ImageInput: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor"
 
 DECODE_LIMIT = MAX_PIXELS  # pixels; the largest phone cameras take 199.8 million
 FILE_LIMIT = 2 * 2**30  # bytes of a file: so many pixels of 8 bytes, and more
@@ -103,9 +107,10 @@ def open_image(
 ) -> Image.Image:
     """Decode `source` to a new RGB image, upright and without metadata.
 
-    `source` is a path, the bytes of an image file, a PIL image (taken at the frame it stands at) or
-    a uint8 array of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), alpha last. `name` stands for
-    the source in messages; the default is its path, or "bytes", "PIL image" or "array".
+    `source` is a path, the bytes of an image file, a PIL image (taken at the frame it stands at),
+    or a numpy array or tensor of uint8, or of floats in [0, 1]: (H, W), (H, W, 3) or (3, H, W),
+    also of 1 or 4 channels, alpha last (`arrays.py`). `name` stands for the source in messages; the
+    default is its path, or "bytes", "PIL image", "array" or "Tensor".
 
     Animations give their first frame, the EXIF orientation is applied, and transparency is laid
     over white. Deep pixels become 8 bits so:
@@ -124,7 +129,7 @@ def open_image(
     try:
         with _without_warnings():
             return _open(source, decode_limit)
-    except ImageError as error:
+    except ViqError as error:
         raise ImageError(f"{label}: {error}") from error.__cause__
     except MemoryError as error:
         raise ImageError(f"{label}: does not fit in memory; make it smaller") from error
@@ -262,13 +267,13 @@ def _open(source: object, limit: int) -> Image.Image:
     """Do the work of `open_image`, with errors that do not name the source yet."""
     if isinstance(source, Image.Image):
         return _decode(source, limit)
-    if isinstance(source, np.ndarray):
+    if isinstance(source, np.ndarray) or is_tensor(source):
         return _decode(_from_array(source), limit)
     if isinstance(source, bytes):
         with io.BytesIO(source) as stream:
             return _decode(_identify(stream, len(source), limit), limit)
     if not isinstance(source, (str, os.PathLike)):
-        raise ImageError("is no source of images; pass a path, bytes, PIL image or numpy array")
+        raise ImageError("is no source of images; pass a path, bytes, PIL image, array or tensor")
     try:
         status = os.stat(source)
         # Only then opened, as opening a pipe could wait for ever.
@@ -371,15 +376,8 @@ def _decode(image: Image.Image, limit: int) -> Image.Image:
     return rgb
 
 
-def _from_array(array: np.ndarray) -> Image.Image:
-    if array.dtype != np.uint8:
-        raise ImageError(f"dtype is {array.dtype}, not uint8; scale to 0..255 and use astype")
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise ImageError(
-            f"shape is {array.shape}; pass (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), channels last"
-        )
-    if array.size == 0:
-        raise ImageError(f"has no pixels (shape {array.shape}); pass at least 1x1")
+def _from_array(source: object) -> Image.Image:
+    array = to_bytes(source)
     return Image.fromarray(array[:, :, 0] if array.shape[2:] == (1,) else array)
 
 

@@ -1,7 +1,8 @@
 """Language models on codes: load one, ask it about images, caption a store.
 
 Importing this registers the classes with transformers, so that `AutoConfig`, `AutoProcessor` and
-`AutoModelForImageTextToText` know them; transformers by itself does not know the model type `viq`.
+`AutoModelForImageTextToText` know them, and `AutoModel` and `AutoImageProcessor` the tokenizer;
+transformers by itself does not know the model types `viq` and `viq_tokenizer`.
 """
 
 from transformers import (
@@ -20,6 +21,7 @@ from viq.mllm.image_processing import ViQImageProcessor
 from viq.mllm.loading import MODEL, assemble, load_mllm, make_processor
 from viq.mllm.modeling import ViQConfig, ViQForConditionalGeneration, ViQModel
 from viq.mllm.processing import ViQProcessor
+from viq.mllm.tokenizer_model import ViQTokenizerConfig, ViQTokenizerModel
 
 __all__ = [
     "MODEL",
@@ -29,6 +31,8 @@ __all__ = [
     "ViQImageProcessor",
     "ViQModel",
     "ViQProcessor",
+    "ViQTokenizerConfig",
+    "ViQTokenizerModel",
     "answer_store",
     "ask",
     "assemble",
@@ -44,4 +48,13 @@ AutoModelForCausalLM.register(ViQConfig, ViQForConditionalGeneration)  # where T
 AutoModelForMultimodalLM.register(ViQConfig, ViQForConditionalGeneration)
 AutoModelForImageTextToText.register(ViQConfig, ViQForConditionalGeneration)
 AutoProcessor.register(ViQConfig, ViQProcessor)
-AutoImageProcessor.register(ViQConfig, image_processor_classes={"pil": ViQImageProcessor})
+AutoImageProcessor.register(
+    ViQConfig, image_processor_classes={"pil": ViQImageProcessor, "torchvision": ViQImageProcessor}
+)
+
+AutoConfig.register(ViQTokenizerConfig.model_type, ViQTokenizerConfig)
+AutoModel.register(ViQTokenizerConfig, ViQTokenizerModel)
+AutoImageProcessor.register(
+    ViQTokenizerConfig,
+    image_processor_classes={"pil": ViQImageProcessor, "torchvision": ViQImageProcessor},
+)

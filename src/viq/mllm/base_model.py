@@ -231,7 +231,7 @@ class ViQModel(ViQPreTrainedModel):
                 f"image_grid_hw describes {sum(lengths_of(grids))} patches, but there are "
                 f"{len(codes_TS)}: give both as the processor made them"
             )
-        return self.embedder(codes_TS), grids
+        return self.embedder(codes_TS, grids), grids
 
     @torch.no_grad()
     def codes_of(self, pixel_values_TD: Tensor, grids_hw: Sequence[Grid]) -> Tensor:

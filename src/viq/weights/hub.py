@@ -17,7 +17,7 @@ from viq.weights import checkpoint
 from viq.weights.checkpoint import CheckpointError
 
 # Not everything: repositories often hold the same weights in other formats too.
-_PATTERNS = ["config.json", "*.safetensors", "*.md", "vae/*"]
+_PATTERNS = ["config.json", "preprocessor_config.json", "*.safetensors", "*.md", "vae/*"]
 # Stricter than the hub, which also has old ids without an owner: no model of ours is one, and
 # a mistyped folder name should not become a request.
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

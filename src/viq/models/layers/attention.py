@@ -27,7 +27,7 @@ def packed_attention(
         lengths: tokens of each image, in order; they add up to T.
         causal: a token sees itself and those before it only.
     """
-    if sum(lengths) != len(q_TNc):
+    if sum(lengths) != q_TNc.shape[0]:
         raise ValueError(f"lengths add up to {sum(lengths)} tokens, the sequence has {len(q_TNc)}")
     way = varlen_attention if _fast_is_possible(q_TNc) else looped_attention
     return way(q_TNc, k_TNc, v_TNc, lengths, causal=causal)

@@ -44,10 +44,34 @@ def positions_xy(grid: Grid) -> Tensor:
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).view(-1, 2)
 
 
-@functools.lru_cache(maxsize=64)
+def open_positions_xy(grid: Grid) -> Tensor:
+    """The same, up to rounding, by operations on tensors alone: a graph of them holds for any grid,
+    while `math.sqrt` would fix it to one."""
+    rows, cols = (torch.scalar_tensor(side, dtype=torch.float64) for side in grid)
+    x, y = (
+        (torch.arange(side, dtype=torch.float64) * (2 / (count - 1).clamp_min(1)) - 1)
+        * (count / other).sqrt()
+        for side, count, other in ((grid[1], cols, rows), (grid[0], rows, cols))
+    )
+    shape = (grid[0], grid[1])
+    xy = torch.stack([x[None].expand(shape), y[:, None].expand(shape)], dim=-1)
+    return xy.flatten(0, 1).float()
+
+
 def angles(grid: Grid, slots: int, head_dim: int) -> Tensor:
     """Rotation angles (P, S, F), fp32, on the CPU, so that every device starts from the same."""
-    freqs_SF2, xy_P2 = frequencies(slots, head_dim), positions_xy(grid)
+    if torch.compiler.is_exporting():  # sides are symbols, which no cache can hold
+        return _at(open_positions_xy(grid), slots, head_dim)
+    return _angles(grid, slots, head_dim)
+
+
+@functools.lru_cache(maxsize=64)
+def _angles(grid: Grid, slots: int, head_dim: int) -> Tensor:
+    return _at(positions_xy(grid), slots, head_dim)
+
+
+def _at(xy_P2: Tensor, slots: int, head_dim: int) -> Tensor:
+    freqs_SF2 = frequencies(slots, head_dim)
     x, y = xy_P2[:, 0, None, None], xy_P2[:, 1, None, None]
     return freqs_SF2[..., 0] * x + freqs_SF2[..., 1] * y
 

@@ -18,6 +18,15 @@ from viq.models.tokenizer.refinement import RefinementConfig
 from viq.weights import checkpoint
 from viq.weights.verify import PARTS
 
+# Of a tokenizer's folder in the manner of transformers, so that AutoModel and AutoImageProcessor
+# find their classes (`mllm/tokenizer_model.py`); folders of release 0.1 lack both.
+MODEL_TYPE = "viq_tokenizer"
+FOR_TRANSFORMERS = {"model_type": MODEL_TYPE, "architectures": ["ViQTokenizerModel"]}
+PROCESSOR_FILE = "preprocessor_config.json"
+PROCESSOR = {"do_rescale": True, "image_processor_type": "ViQImageProcessor"}
+# What transformers writes into config.json, and the shape of a tokenizer does not need.
+OF_TRANSFORMERS = (*FOR_TRANSFORMERS, "transformers_version", "dtype")
+
 VAE_FOLDER = "vae"  # inside a model folder
 VAE_WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
@@ -102,12 +111,17 @@ def decisive_parts(encoder: EncoderConfig, quantizer: QuantizerConfig) -> dict[s
     return parts
 
 
-def refuse_language_model(values: Mapping[str, Any], folder: Path) -> None:
-    """Say so where a folder holds a language model instead. Raises `CheckpointError`."""
+def refuse_other_models(values: Mapping[str, Any], folder: Path) -> None:
+    """Say so where a folder holds a language model, or another one. Raises `CheckpointError`."""
     about = values.get("embedder_config")
     if "embedder_config" in values:
         name = about.get("tokenizer") if isinstance(about, dict) else None
         raise checkpoint.CheckpointError(
             f"{folder}: is a language model on codes, no tokenizer; ask it with viq chat, or "
             f"give its tokenizer, {printable(str(name), 100)}"
+        )
+    kind = values.get("model_type", MODEL_TYPE)
+    if kind != MODEL_TYPE:
+        raise checkpoint.CheckpointError(
+            f"{folder}: holds a model of transformers ({printable(str(kind), 60)}), no tokenizer"
         )

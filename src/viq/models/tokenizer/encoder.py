@@ -58,6 +58,8 @@ class Encoder(nn.Module):
     def embed(self, batch: PatchBatch) -> Tensor:
         """Patch plus position embedding, (T, C)."""
         tokens_TC = self.patch_embed(batch.patches_TD.to(self.patch_embed.weight.dtype))
+        if len(batch.grids_hw) == 1:  # also a grid of symbols, which no dictionary can hold
+            return tokens_TC + self._positions(batch.grids_hw[0])
         by_grid = {grid: self._positions(grid) for grid in set(batch.grids_hw)}
         parts = tokens_TC.split(lengths_of(batch.grids_hw))
         return torch.cat([t + by_grid[g] for t, g in zip(parts, batch.grids_hw, strict=True)])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -113,11 +114,17 @@ def _cut(model: VisualTokenizer, image: np.ndarray, where: Tile) -> Tensor:
     """Patches (rows*cols, D) of a tile of an image."""
     patch = model.config.encoder.patch_size
     rows, cols = (slice(part.start * patch, part.stop * patch) for part in where)
-    pixels = image[rows, cols]
-    if model.config.quantizer.transform is not None:  # grey padding would cost it codes
-        short = [-side % patch for side in pixels.shape[:2]]
-        pixels = np.pad(pixels, ((0, short[0]), (0, short[1]), (0, 0)), mode="edge")
-    return patchify(normalize(pixels).to(model.device), patch)
+    return whole_patches(model, normalize(image[rows, cols]).to(model.device))
+
+
+def whole_patches(model: VisualTokenizer, pixels: Tensor) -> Tensor:
+    """Patches (T, D) of pixels (3, H, W) in [-1, 1], the last ones filled up as the encoder wants
+    it: grey, or for a transform code, which grey would cost codes, the last pixels again."""
+    patch = model.config.encoder.patch_size
+    if model.config.quantizer.transform is not None:
+        height, width = pixels.shape[1:]
+        pixels = F.pad(pixels, (0, -width % patch, 0, -height % patch), mode="replicate")
+    return patchify(pixels, patch)
 
 
 def packed_ids(model: VisualTokenizer, batch: PatchBatch) -> Tensor:
@@ -229,6 +236,8 @@ def check_tile(tile: int, patch: int) -> None:
 
 
 def listed(items: Any) -> list[Any]:
-    """One image or one image's codes as a list of it; several as they come."""
-    single = isinstance(items, str | bytes | os.PathLike | Image.Image | np.ndarray | Codes)
+    """One image or one image's codes as a list of it; several, also in one array, as they come."""
+    if isinstance(items, np.ndarray | Tensor):
+        return list(items) if items.ndim == 4 else [items]
+    single = isinstance(items, str | bytes | os.PathLike | Image.Image | Codes)
     return [items] if single else list(items)

@@ -180,9 +180,12 @@ class DequantizeHead(nn.Module):
 
         d -> C in every slot, then 4C -> 4C over the joined slots, is one map 4d -> 4C. It is
         formed anew in each call: that needs no state to keep in step with the weights, gradients
-        flow through it, and it pays from about 64 patches on.
+        flow through it, and it pays from about 64 patches on. Maps that are more than their
+        weights (quantized ones, adapters) cannot be folded and run one after the other.
         """
         out, fc1 = self.bottleneck.project_out, self.merge_mlp.fc1
+        if not (_is_plain(out) and _is_plain(fc1)):
+            return self.merge_unfolded(codes_TSd)
         weight_KSC = fc1.weight.unflatten(1, (CODES_PER_PATCH, -1))
         # Weight and bias of the inner map in one product: fc1's weights are read only once.
         folded_KSd = weight_KSC @ torch.cat([out.weight, out.bias[:, None]], dim=1)
@@ -194,7 +197,8 @@ class DequantizeHead(nn.Module):
     def merge_unfolded(self, codes_TSd: Tensor) -> Tensor:
         """The plain twin of `merge`: equal up to rounding, over twice the multiplications."""
         out = self.bottleneck.project_out
-        return self.merge_mlp(out(codes_TSd.to(out.weight.dtype)).flatten(1))
+        # Not the dtype of the weights of maps, which may be quantized.
+        return self.merge_mlp(out(codes_TSd.to(self.post_scale.dtype)).flatten(1))
 
     def dequantize(self, codes_TSd: Tensor) -> Tensor:
         """Steps 6 to 9: features (T, C), what language model and decoder read."""
@@ -212,6 +216,12 @@ class DequantizeHead(nn.Module):
         c, s, d = len(self.post_scale), CODES_PER_PATCH, self.bottleneck.project_out.in_features
         first = s * d * s * c if folded else s * d * c + (s * c) ** 2
         return 2 * (first + s * c * c + 2 * c * c + len(self.post_blocks) * 4 * c * c)
+
+
+def _is_plain(linear: nn.Module) -> bool:
+    """Whether a linear map is its weight and bias, as plain tensors. Tensors that stand for others,
+    as those of torchao, tell PyTorch so by `__tensor_flatten__`."""
+    return type(linear) is nn.Linear and not hasattr(linear.weight, "__tensor_flatten__")
 
 
 class QuantizerHead(DequantizeHead):

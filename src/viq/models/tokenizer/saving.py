@@ -15,11 +15,15 @@ from viq.codec.entropy_model import ENTROPY_FILE, EntropyModel
 from viq.core.files import write_atomically, written_aside
 from viq.core.types import ViqError
 from viq.models.tokenizer.config import (
+    FOR_TRANSFORMERS,
+    OF_TRANSFORMERS,
+    PROCESSOR,
+    PROCESSOR_FILE,
     VAE_FOLDER,
     VAE_WEIGHTS_FILE,
     TokenizerConfig,
     decisive,
-    refuse_language_model,
+    refuse_other_models,
 )
 from viq.weights import checkpoint
 from viq.weights.verify import DIGEST, decides, digests_of, rest_digest, verify
@@ -37,9 +41,9 @@ def load(
     values, where = checkpoint.read_config(folder), str(folder / checkpoint.CONFIG_FILE)
     path = folder / checkpoint.WEIGHTS_FILE
     digests = digests_of(values, where)
-    for name in ("format", "fingerprint", DIGEST):
+    refuse_other_models(values, folder)
+    for name in ("format", "fingerprint", DIGEST, *OF_TRANSFORMERS):
         values.pop(name, None)
-    refuse_language_model(values, folder)
     config = checkpoint.from_dict(TokenizerConfig, values, where)
     with checkpoint.building(where):
         model = kind(config)
@@ -70,11 +74,10 @@ def save(model: VisualTokenizer, folder: Path, dtype: torch.dtype | None) -> Non
         entropy = EntropyModel.load(model.entropy_file)
         if entropy.fingerprint == digest:  # it would be wrong for other weights
             entropy.save(folder)
-    values = {"format": 1, **checkpoint.to_dict(model.config), "fingerprint": digest,
-              DIGEST: rest_digest(weights)}  # fmt: skip
-    write_atomically(
-        folder / checkpoint.CONFIG_FILE, (json.dumps(values, indent=2) + "\n").encode()
-    )
+    values = {"format": 1, **FOR_TRANSFORMERS, **checkpoint.to_dict(model.config),
+              "fingerprint": digest, DIGEST: rest_digest(weights)}  # fmt: skip
+    for name, content in ((PROCESSOR_FILE, PROCESSOR), (checkpoint.CONFIG_FILE, values)):
+        write_atomically(folder / name, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def fingerprint_of(config: TokenizerConfig, weights: Mapping[str, Tensor]) -> str:

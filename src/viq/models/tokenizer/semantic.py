@@ -78,7 +78,8 @@ class SemanticValues:
             ViqError: an id is out of range.
         """
         ids = ids.long()
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.ids:
+        known = torch.compiler.is_exporting()  # a graph has no numbers to look at
+        if not known and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.ids:
             raise ViqError(
                 f"ids of meaning are from 0 to {self.ids - 1}, not {int(ids.min())} to "
                 f"{int(ids.max())}: these codes are damaged, or of another tokenizer"
@@ -211,6 +212,10 @@ class SemanticReader(nn.Module):
             ids_rc: of a grid of patches; -1 for those whose codes tell no meaning. Groups are
                 wherever some do: tiles of an odd number of patches are read right, too.
         """
+        if torch.compiler.is_exporting():  # a graph is of whole pictures: every second patch
+            tokens_hwC = self(values(ids_rc[::GROUP, ::GROUP])[None].to(self.norm.weight.dtype))[0]
+            wide_rcC = tokens_hwC.repeat_interleave(GROUP, 0).repeat_interleave(GROUP, 1)
+            return wide_rcC[: ids_rc.shape[0], : ids_rc.shape[1]].flatten(0, 1)
         told_rc = ids_rc >= 0
         rows_r, cols_c = told_rc.any(1), told_rc.any(0)
         if not bool(rows_r.any()):

@@ -211,7 +211,8 @@ class VisualTokenizer(nn.Module):
         changed, even inside of `torch.autocast` or where TF32 is allowed. Codes say which it was.
 
         Args:
-            images: paths, bytes, PIL images or uint8 arrays (H, W, 3), or one of these.
+            images: paths, bytes, PIL images, arrays or tensors (uint8, or floats in [0, 1];
+                channels first or last), or one of these; a batch (n, 3, H, W) is n images.
             tile: images with a side above this many px are encoded in near-equal tiles of at
                 most this side; 0 never tiles; None takes the model's own setting.
             max_pixels: larger images are first shrunk to this area, aspect kept.
@@ -308,7 +309,8 @@ class VisualTokenizer(nn.Module):
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None
     ) -> None:
-        """Write `config.json` and `model.safetensors`, each aside and renamed, weights first.
+        """Write `model.safetensors` and `config.json`, each aside and renamed, weights first, and
+        `preprocessor_config.json` for transformers.
 
         Args:
             dtype: of the stored weights; as they are by default. Weights rounded to half

@@ -158,7 +158,10 @@ class TransformCode(nn.Module):
         classes_T, levels_TQ = indices.classes_T, indices.levels_TQ
         picked_TQ = self.values[classes_T].gather(2, levels_TQ[..., None])[..., 0]
         short_T = self.meaning(ids_TS) >= 0
-        if bool(short_T.any()):
+        if torch.compiler.is_exporting():  # a graph has no branches: both tables are read
+            short_TQ = self.short_values[classes_T].gather(2, levels_TQ[..., None])[..., 0]
+            picked_TQ = torch.where(short_T[:, None], short_TQ, picked_TQ)
+        elif bool(short_T.any()):
             tables_TQl = self.short_values[classes_T[short_T]]
             picked_TQ[short_T] = tables_TQl.gather(2, levels_TQ[short_T, :, None])[..., 0]
         return self.values_of(indices, picked_TQ)
@@ -218,7 +221,7 @@ class TransformCode(nn.Module):
         if slots_T is None:
             slots_T = CODES_PER_PATCH - (self.meaning(ids_TS) >= 0).long()
         levels_TQ = torch.zeros(
-            len(ids_TS), self.config.coefficients, dtype=torch.long, device=ids_TS.device
+            ids_TS.shape[0], self.config.coefficients, dtype=torch.long, device=ids_TS.device
         )
         for slot, radices_TQ in enumerate(self._radices(classes_T)):
             code_T = ids_TS[:, slot] if slot else first_T
