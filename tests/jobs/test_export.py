@@ -55,7 +55,7 @@ def transform() -> VisualTokenizer:
     config = replace(
         base,
         encoder=EncoderConfig(
-            width=48, depth=0, heads=2, mlp_width=32, semantic=SemanticConfig(hidden=8)
+            width=48, depth=0, heads=2, mlp_width=32, semantic=SemanticConfig(hidden=8, reader=24)
         ),
         quantizer=QuantizerConfig(bottleneck="transform", transform=shape),
         decoder=DecoderConfig(width=16, depth=1, kernel_size=3, refine_depth=1),
@@ -122,16 +122,6 @@ def test_an_onnx_decoder_paints_codes_of_any_grid(
         assert pixels.shape == (3, height, width)
         patches_TD = model.reconstruct(model.features(codes.flatten(0, 1)), [grid])
         assert torch.allclose(pixels[:, :16, :16].flatten(), patches_TD[0], atol=1e-4)
-
-
-def test_an_onnx_embedder_reads_a_transform_code(
-    transform: VisualTokenizer, exporter: None, tmp_path: Path
-) -> None:
-    result = job.export(transform, tmp_path / "embedder.onnx", part="embedder")
-    assert max(result["check"].values()) < 1e-5
-    codes = torch.randint(0, 64_000, (40, 4))
-    features = onnx_run(tmp_path / "embedder.onnx")(codes)
-    assert torch.allclose(features, transform.features(codes), atol=1e-5)
 
 
 @pytest.mark.parametrize("part", job.PARTS)
@@ -213,6 +203,8 @@ def refused(folder: Path, *arguments: object) -> str:
 def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path) -> None:
     out = ["-o", tmp_path / "a.pt2"]
     assert "encode with viq encode" in refused(tmp_path, "viq-transform", *out)
+    embedder = ["viq-transform", "--part", "embedder"]
+    assert "depend on the grid of a picture" in refused(tmp_path, *embedder, *out)
     assert "--part soul: give one of" in refused(tmp_path, "viq-tiny", "--part", "soul", *out)
     assert "--to coreml: give onnx" in refused(tmp_path, "viq-tiny", "--to", "coreml", *out)
     assert "end in .onnx" in refused(tmp_path, "viq-tiny", "--to", "onnx", *out)

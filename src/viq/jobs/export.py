@@ -161,7 +161,7 @@ def _require_exportable(tokenizer: VisualTokenizer, part: str) -> None:
     if part == "embedder" and getattr(tokenizer.quantizer, "reader", None) is not None:
         raise ViqError(
             f"{name}: its features of meaning depend on the grid of a picture, which an embedder "
-            "of flat codes does not have; take viq.models.tokenizer.CodeEmbedder"
+            "of flat codes does not have; take CodeEmbedder of viq.models.tokenizer.embedder"
         )
     if part == "decoder" and tokenizer.decoder is None:
         raise ViqError(f"{name}: has no pixel decoder of its own; export --part embedder")

@@ -214,7 +214,7 @@ class ViQTokenizerModel(PreTrainedModel):
         """
         batch = self._batch(pixel_values, image_grid_hw, image_sizes)
         tokens_TS = self.tokenizer.ids_alone(batch)
-        features_TC = self.tokenizer.features(tokens_TS)
+        features_TC = self.tokenizer.features(tokens_TS, batch.grids_hw)
         output = ViQTokenizerOutput(
             last_hidden_state=features_TC,  # pyright: ignore[reportArgumentType]
             pooler_output=self.tokenizer.pooled(features_TC, batch.grids_hw),  # pyright: ignore
