@@ -20,6 +20,7 @@ from viq.core.levels import PRESETS
 from viq.core.types import PATCH_SIZE, Grid, ViqError
 from viq.image.patches import PatchBatch, lengths_of, unpatchify
 from viq.models.tokenizer.semantic import (
+    MEANING_WIDTH,
     SemanticConfig,
     SemanticEncoder,
     SemanticReader,
@@ -66,7 +67,7 @@ class TransformQuantizer(nn.Module):
         super().__init__()
         self.code = TransformCode(config)
         self.meaning = SemanticValues(semantic) if semantic is not None else None
-        self.reader = SemanticReader(self.meaning.width, semantic.reader) if semantic else None
+        self.reader = SemanticReader(MEANING_WIDTH, semantic.reader) if semantic else None
         self.detail_width = width - (semantic.reader if semantic else 0)
         self.register_buffer("scale", torch.ones(config.basis))  # of values, over photos
         self.register_buffer(
