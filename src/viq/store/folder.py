@@ -8,10 +8,13 @@ codes/
   _failures.jsonl       inputs that gave no codes: key, reason; absent if there are none
   _job.json             what the store is made with: model, options, columns
   _index.json           the same, and every shard with rows, bytes and checksum; written last
+  .huggingface.yaml     which files are samples, for `datasets.load_dataset` and the hub
 ```
 
-Names that begin with an underscore are passed over by readers of Parquet folders, so these open
-the folder as one table. A folder without index is unfinished.
+Names that begin with an underscore or a dot are passed over by readers of Parquet folders, so these
+open the folder as one table; a README.md would not be. A folder without index is unfinished. One
+that holds neither `_index.json` nor `_job.json` but files of codes, as other programs write them,
+is read as a store all the same: its index is made of what the files say.
 """
 
 from __future__ import annotations
@@ -20,17 +23,17 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from viq.core.codes import Codes
 from viq.core.files import read_bytes
-from viq.core.types import CODES_PER_PATCH, DTYPES, FLOAT32, MAX_PATCHES, CodesError, ViqError
+from viq.core.types import CODES_PER_PATCH, FLOAT32, MAX_PATCHES, CodesError, ViqError
 from viq.core.untrusted import (
     INDEX_BYTES,
     below,
     fingerprint,
-    levels_of,
     parse_json,
     printable,
     sha256,
@@ -42,6 +45,12 @@ FORMAT = 1
 PARQUET, SINGLE = ".parquet", ".viq"  # suffixes of files of codes, of many images and of one
 _SINGLE_BYTES = 64 + 2 * CODES_PER_PATCH * MAX_PATCHES  # of a .viq file, at most
 INDEX, JOB, LEDGER = "_index.json", "_job.json", "_failures.jsonl"
+CARD = ".huggingface.yaml"  # read by `datasets`, which else takes the JSON files for the samples
+CARD_TEXT = b"""configs:
+- config_name: default
+  data_files: "part-*.parquet"
+"""
+_MAX_FILES = 1 << 20  # of a folder that other programs wrote
 
 
 def shard_name(number: int) -> str:
@@ -124,13 +133,9 @@ class _NewerError(CodesError):
 
 def _index_of(values: dict[str, Any]) -> Index:
     """What an index says, each value checked: it may come from anybody."""
-    info = StoreInfo(
-        model=_text(values.pop("model"), "model"),
-        fingerprint=fingerprint(values.pop("fingerprint"), "fingerprint"),
-        levels=levels_of(values.pop("levels"), "levels"),
-        entropy=fingerprint(values.pop("entropy", ""), "entropy"),
-        dtype=_dtype(values),
-    )
+    about = {name: values.pop(name) for name in ("model", "fingerprint", "levels")}
+    about |= {"entropy": values.pop("entropy", ""), "dtype": _dtype(values)}
+    info = StoreInfo.checked(about)
     index = Index(
         info=info,
         options={_text(k, "options"): _scalar(v, k) for k, v in values.pop("options", {}).items()},
@@ -152,13 +157,10 @@ def _index_of(values: dict[str, Any]) -> Index:
     return index
 
 
-def _dtype(values: dict[str, Any]) -> str:
+def _dtype(values: dict[str, Any]) -> Any:
     """Of the model; before it had a name of its own it stood among the options, if anywhere."""
     options = values.get("options", {})
-    dtype = values.pop("dtype", options.get("dtype", FLOAT32))
-    if dtype not in DTYPES:
-        raise CodesError(f"dtype {printable(str(dtype), 80)} is unknown")
-    return dtype
+    return values.pop("dtype", options.get("dtype", FLOAT32))
 
 
 def _shards(values: Any) -> Iterator[Shard]:
@@ -199,7 +201,7 @@ def _scalar(value: Any, what: str) -> Any:
 
 
 class Store:
-    """Codes to read: a finished store, or one Parquet file, which is a store of one shard.
+    """Codes to read: a finished store, one Parquet file, or a folder of them of other programs.
 
     Attributes:
         info: the tokenizer that made the codes.
@@ -212,8 +214,12 @@ class Store:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        is_file = self.path.is_file() or self.path.suffix == PARQUET
-        self.index = _index_of_file(self.path) if is_file else read_index(self.path)
+        is_file = self.path.is_file() or (self.path.suffix == PARQUET and not self.path.is_dir())
+        if is_file:
+            self.index = _index_of_files([self.path], self.path.parent)
+        else:
+            files = files_of_others(self.path)
+            self.index = _index_of_files(files, self.path) if files else read_index(self.path)
         self.info, self.shards = self.index.info, self.index.shards
 
     def __len__(self) -> int:
@@ -303,11 +309,56 @@ def _read(folder: Path, name: str) -> bytes | None:
         raise CodesError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _index_of_file(path: Path) -> Index:
-    with CodesReader(path) as reader:
-        rows = len(reader)
-        shard = Shard(
-            name=path.name, rows=rows, inputs=(0, rows), bytes=path.stat().st_size, sha256=""
-        )
-        columns = {f.name: str(f.type) for f in reader.extras.fields}
-        return Index(info=reader.info, columns=columns, inputs=rows, shards=(shard,))
+def _index_of_files(paths: Sequence[Path], folder: Path) -> Index:
+    """The index of Parquet files below a folder, of what they say themselves.
+
+    Raises:
+        CodesError: one is no file of codes, or was made by another tokenizer than the first.
+    """
+    shards, columns, first, info = list[Shard](), dict[str, str](), 0, None
+    for path in paths:
+        with CodesReader(path) as reader:
+            info = info or reader.info
+            if reader.info != info:
+                raise CodesError(
+                    f"{path}: made by {reader.info.fingerprint}, but {paths[0]} by "
+                    f"{info.fingerprint}: keep them in folders of their own"
+                )
+            columns |= {f.name: str(f.type) for f in reader.extras.fields}
+            shards.append(
+                Shard(
+                    name=path.relative_to(folder).as_posix(),
+                    rows=len(reader),
+                    inputs=(first, first + len(reader)),
+                    bytes=path.stat().st_size,
+                    sha256="",
+                )
+            )
+            first += len(reader)
+    assert info is not None, "asked for no files"
+    return Index(info=info, columns=columns, inputs=first, shards=tuple(shards))
+
+
+def is_store(folder: Path) -> bool:
+    """Whether a folder is a store, finished or not, or holds files of codes of other programs."""
+    if (folder / INDEX).exists() or (folder / JOB).exists():
+        return True
+    try:
+        return any(CodesReader(path).info for path in files_of_others(folder)[:1])
+    except ViqError:
+        return False
+
+
+def files_of_others(folder: Path) -> list[Path]:
+    """The Parquet files below a folder that is no store of ours; none of hidden ones."""
+    if (folder / INDEX).exists() or (folder / JOB).exists():
+        return []
+    found = (p for p in folder.rglob(f"*{PARQUET}") if not _is_hidden(p.relative_to(folder)))
+    files = sorted(islice(found, _MAX_FILES + 1))
+    if len(files) > _MAX_FILES:
+        raise CodesError(f"{folder}: has more than {_MAX_FILES:,} files")
+    return [below(folder, str(path.relative_to(folder)), str(folder)) for path in files]
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.parts)

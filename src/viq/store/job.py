@@ -9,6 +9,7 @@ readers, and can be written anew at any time.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,7 +26,18 @@ from viq.core.types import CodesError, ViqError
 from viq.store.columns import Extras
 from viq.store.facts import Counts as Counts
 from viq.store.facts import Facts, Failure, write_ledger
-from viq.store.folder import INDEX, JOB, LEDGER, Index, Shard, read_begun, read_index, shard_name
+from viq.store.folder import (
+    CARD,
+    CARD_TEXT,
+    INDEX,
+    JOB,
+    LEDGER,
+    Index,
+    Shard,
+    read_begun,
+    read_index,
+    shard_name,
+)
 from viq.store.rows import CodeRow, CodesReader, CodesWriter, StoreInfo
 from viq.store.schema import samples_of
 
@@ -34,7 +46,7 @@ MERGED = "merged"  # the option of a store that was made of others
 _SHARD_NAME = re.compile(r"part-(\d{5,9})\.parquet")
 # All files of a store, and nothing else: what may be removed from its folder.
 _OUR_NAMES = re.compile(
-    rf"{_SHARD_NAME.pattern}|{INDEX}|{JOB}|{LEDGER}|_entropy-[0-9a-f]{{16}}\.safetensors"
+    rf"{_SHARD_NAME.pattern}|{INDEX}|{JOB}|{LEDGER}|{re.escape(CARD)}|_entropy-[0-9a-f]{{16}}\.safetensors"
 )
 MAX_SHARDS = 1 << 20  # of a store
 _FACTS, _OPTIONS = "viq.shard", "viq.options"  # notes in the metadata of a shard
@@ -201,7 +213,7 @@ def clear(folder: Path) -> None:
     with locked(folder):
         found = _descriptions(folder)
         models = {beside(index.info.entropy) for index in found if index.info.entropy}
-        ours = {LEDGER, *models}
+        ours = {LEDGER, *models, *([CARD] if _is_our_card(folder / CARD) else ())}
         count = max((_shard_count(index) for index in found), default=0)
         for path in list(folder.iterdir()):
             shard = _SHARD_NAME.fullmatch(path.name)
@@ -211,6 +223,12 @@ def clear(folder: Path) -> None:
             if is_plain(folder / name):
                 (folder / name).unlink(missing_ok=True)  # listed by index or job of this store
         _remove_leftovers(folder, 0, 1)
+
+
+def _is_our_card(path: Path) -> bool:
+    return (
+        is_plain(path) and path.stat().st_size == len(CARD_TEXT) and path.read_bytes() == CARD_TEXT
+    )
 
 
 def _descriptions(folder: Path) -> list[Index]:
@@ -316,6 +334,8 @@ def write_index(
     totals["failures"] = len(failures)
     totals["bytes"] = sum(shard.bytes for shard in shards)
     index = replace(job, shards=tuple(shards), totals=totals)
+    if not os.path.lexists(folder / CARD):  # else it may be the user's own
+        write_new(folder / CARD, CARD_TEXT)
     write_atomically(folder / INDEX, index.to_json())
     return index, []
 
