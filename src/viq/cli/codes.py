@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,6 +34,7 @@ from viq.cli.common import (
 from viq.cli.console import line, show_report
 from viq.cli.progress import progress
 from viq.core.interrupts import stoppable
+from viq.core.remote import location
 
 if TYPE_CHECKING:
     from viq.jobs.summary import Summary
@@ -49,7 +50,14 @@ def encode(
         ),
     ],
     out: Annotated[
-        Path, typer.Option("-o", "--out", help="FOLDER, NAME.parquet, or NAME.viq for one image.")
+        Any,
+        typer.Option(
+            "-o",
+            "--out",
+            parser=location,
+            metavar="PLACE",
+            help="FOLDER, here or s3://.., gs://..; NAME.parquet; or NAME.viq for one image.",
+        ),
     ],
     model: Model = "viq-tiny",
     tile: Tile = None,
@@ -156,7 +164,14 @@ def _remarks(report: Summary, max_pixels: int | None) -> Iterator[str]:
 @guarded
 @stoppable()
 def decode(
-    files: Annotated[list[Path], typer.Argument(help="Stores, .parquet or .viq files.")],
+    files: Annotated[
+        list[Any],
+        typer.Argument(
+            parser=location,
+            metavar="FILES...",
+            help="Stores, .parquet or .viq files; the first two also behind URLs.",
+        ),
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the PNG files.")],
     model: Model = "viq-tiny",
     device: Device = "auto",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
+from viq.core.remote import location
 from viq.core.terminal import give_up_on, plain_streams
 from viq.core.untrusted import printable
 
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
 USAGE, SOME_FAILED, INTERRUPTED, STOPPED = 2, 3, 130, 143  # the last two: 128 + signal
 
 Images = Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")]
+Store = Annotated[
+    Any, typer.Argument(parser=location, metavar="STORE", help="A store, a Parquet file of codes, "
+                        "or a folder of these; here or behind a URL (s3://, gs://, hf://, ..).")
+]  # fmt: skip
+Stores = Annotated[
+    list[Any], typer.Argument(parser=location, metavar="STORES...", help="Stores, Parquet files of "
+                              "codes or folders of these; here or behind URLs.")
+]  # fmt: skip
 Model = Annotated[str, typer.Option(help="Bundled name, model folder, or Hugging Face hub id.")]
 Tile = Annotated[
     int | None,

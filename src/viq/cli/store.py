@@ -9,14 +9,30 @@ from typing import Annotated, Any
 
 import typer
 
-from viq.cli.common import SOME_FAILED, Json, Model, Overwrite, guarded, load_tokenizer
+from viq.cli.common import (
+    SOME_FAILED,
+    Json,
+    Model,
+    Overwrite,
+    Store,
+    Stores,
+    guarded,
+    load_tokenizer,
+)
 from viq.cli.console import line, show
 from viq.cli.progress import progress
 from viq.core.interrupts import stoppable
+from viq.core.remote import location
 
 store_app = typer.Typer(help="Work on stores of codes.", no_args_is_help=True)
 
-Store = Annotated[Path, typer.Argument(help="A store, or a Parquet file of codes.")]
+OutFolder = Annotated[
+    Any,
+    typer.Option(
+        "-o", "--out", parser=location, metavar="FOLDER",
+        help="Folder, here or behind a URL; resumed if begun.",
+    ),
+]  # fmt: skip
 ShardSize = Annotated[int, typer.Option(min=1, help="Samples in a shard.")]
 _SHOWN = 20  # problems or pairs without --json
 
@@ -24,16 +40,16 @@ _SHOWN = 20  # problems or pairs without --json
 @store_app.command()
 @guarded
 def index(
-    folder: Annotated[Path, typer.Argument(help="A folder that viq encode writes.")],
+    folder: Annotated[
+        Any, typer.Argument(parser=location, metavar="FOLDER", help="What viq encode writes.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Write ledger and index anew, as after several ranks or damage to the index."""
-    from viq.core.locks import locked
     from viq.core.types import ViqError
-    from viq.store.job import write_index
+    from viq.store.remote_job import write_index_at
 
-    with locked(folder):
-        found, missing = write_index(folder)
+    found, missing = write_index_at(folder)
     if found is None:
         raise ViqError(
             f"{folder}: {len(missing)} shards are missing, the first is {missing[0]}; run the same "
@@ -88,8 +104,8 @@ def diff(first: Store, second: Store, as_json: Json = False) -> None:
 @guarded
 @stoppable()
 def merge(
-    stores: Annotated[list[Path], typer.Argument(help="Stores or Parquet files of codes.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder; resumed if begun.")],
+    stores: Stores,
+    out: OutFolder,
     compress: Annotated[bool, typer.Option("--compress", help="As viq encode does.")] = False,
     model: Annotated[str, typer.Option(help="Of --compress: the tokenizer.")] = "viq-tiny",
     skip_duplicates: Annotated[

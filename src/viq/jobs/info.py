@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from viq.core.codes import Codes
 from viq.core.files import read_bytes, require_regular
+from viq.core.remote import Location, location, suffix_of
 from viq.core.types import CodesError
 from viq.core.untrusted import CONFIG_BYTES, parse_json, printable
 from viq.metrics.codebook import code_counts, summarize_counts
@@ -21,7 +22,6 @@ from viq.store.folder import (
     PARQUET,
     SINGLE,
     Store,
-    files_of_others,
     is_store,
     read_single,
 )
@@ -35,10 +35,12 @@ def describe(what: str) -> dict[str, Any]:
     Raises:
         ViqError: neither a model nor a readable file of codes.
     """
-    path = Path(what)
+    path = location(what)
+    if isinstance(path, str):
+        return {"kind": "codes" if suffix_of(path) == PARQUET else "store of codes", **_store(path)}
     if path.suffix == SINGLE:
         return {"kind": "codes of one image", **_single(read_single(path))}
-    if path.suffix == PARQUET or (path.exists() and not path.is_dir()):
+    if path.is_file() or (path.suffix == PARQUET and not path.is_dir()):
         return {"kind": "codes", **_counted(Store(path))}
     if is_store(path):
         return {"kind": "store of codes", **_store(path)}
@@ -123,10 +125,10 @@ def _single(codes: Codes) -> dict[str, Any]:
     }
 
 
-def _store(path: Path) -> dict[str, Any]:
-    """From the index alone, so at once, whatever the size."""
+def _store(path: Location) -> dict[str, Any]:
+    """From the index alone, so at once, whatever the size; without one, from all rows."""
     store = Store(path)
-    if files_of_others(path):
+    if not store.has_index:
         return {"shards": len(store.shards), **_counted(store)}
     totals = store.index.totals
     missing = {"failures", "rows", "images", "pixels", "codes", "bytes"} - totals.keys()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import zip_longest
@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from viq.codec.entropy_model import beside
+from viq.codec.entropy_model import EntropyModel, beside
 from viq.core.files import is_plain, remove_leftovers, sha256_of, write_atomically, write_new
 from viq.core.locks import locked
 from viq.core.types import CodesError, ViqError
@@ -99,11 +99,13 @@ class Job:
     """A store being made. Whoever makes one holds its lock: see `open_job`.
 
     Attributes:
+        where: as users call it.
         whole: the facts of the shards that are known to be there, by number.
     """
 
     def __init__(self, folder: Path, index: Index, extras: Extras) -> None:
         self.folder, self.index, self.extras = folder, index, extras
+        self.where = str(folder)
         self.whole: dict[int, Facts] = {}
         self._sums = _listed_sums(folder)  # of shards that did not change, by name
 
@@ -148,13 +150,20 @@ class Job:
         facts = self.whole[number]
         failed = {failure.input for failure in facts.failures}
         inputs = (i for i in range(*facts.inputs) if i not in failed)
-        with CodesReader(self.folder / shard_name(number)) as reader:
+        with CodesReader(self._path(number)) as reader:
             samples = samples_of(reader.rows())
             for place, rows in zip_longest(inputs, samples):
                 if place is None or rows is None:
                     raise CodesError(f"{reader.path}: does not hold the inputs {facts.inputs[0]} "
                                      f"to {facts.inputs[1] - 1}: damaged, remove it")  # fmt: skip
                 yield place, [replace(r, extras=self.extras.pack(r.extras)) for r in rows]
+
+    def keep_entropy_model(self, model: EntropyModel) -> None:
+        """Put the model that compresses the codes beside them."""
+        model.save_beside(self.folder)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / shard_name(number)
 
 
 @contextmanager
@@ -170,7 +179,7 @@ def open_job(
         ViqError: the folder holds other things, somebody else writes it, or it was begun with
             another model, other options or other inputs; names the difference.
     """
-    _require_few(wanted, f"-o {folder}")
+    require_few(wanted, f"-o {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     strangers = [p.name for p in folder.iterdir() if not p.name.startswith(".")]
     if strangers and not (folder / JOB).exists():
@@ -181,7 +190,7 @@ def open_job(
         _remove_leftovers(folder, rank, world)
         # Of all ranks that begin it at once one does, and the others find what it wrote.
         if not write_new(folder / JOB, wanted.to_json()):
-            _refuse_changes(folder, read_job(folder), wanted)
+            refuse_changes(folder, read_job(folder), wanted)
         job = Job(folder, wanted, extras)
         job.look(range(count_shards(wanted)))
         try:
@@ -252,16 +261,19 @@ def read_job(folder: Path) -> Index:
     index = read_begun(folder)
     if index is None:
         raise CodesError(f"{folder}: holds no store of codes ({JOB} is missing)")
+    return require_job(index, str(folder / JOB))
+
+
+def require_job(index: Index, where: str) -> Index:
+    """What a `_job.json` says, if a store can be made of it. Raises `CodesError`."""
     size = index.options.get(SHARD_SIZE)
     if type(size) is not int or size < 1:
-        raise CodesError(
-            f"{folder / JOB}: damaged (no {SHARD_SIZE}); begin afresh with --overwrite"
-        )
-    _require_few(index, str(folder / JOB))
+        raise CodesError(f"{where}: damaged (no {SHARD_SIZE}); begin afresh with --overwrite")
+    require_few(index, where)
     return index
 
 
-def _require_few(index: Index, where: str) -> None:
+def require_few(index: Index, where: str) -> None:
     """No more shards than an index can list; they are counted, and looked for, one by one."""
     if count_shards(index) > MAX_SHARDS:
         raise CodesError(
@@ -327,17 +339,22 @@ def write_index(
     if missing:
         return None, missing
     shards = [_listed(folder / shard_name(n), facts, sums or {}) for n, facts in whole.items()]
-    totals = {
-        name: sum(getattr(facts, name) for facts in whole.values())
-        for name in ("rows", "images", "pixels", "codes")
-    }
-    totals["failures"] = len(failures)
-    totals["bytes"] = sum(shard.bytes for shard in shards)
-    index = replace(job, shards=tuple(shards), totals=totals)
+    index = index_of(job, shards, whole.values())
     if not os.path.lexists(folder / CARD):  # else it may be the user's own
         write_new(folder / CARD, CARD_TEXT)
     write_atomically(folder / INDEX, index.to_json())
     return index, []
+
+
+def index_of(job: Index, shards: Sequence[Shard], facts: Collection[Facts]) -> Index:
+    """The index of a store of which all shards are there."""
+    totals = {
+        name: sum(getattr(one, name) for one in facts)
+        for name in ("rows", "images", "pixels", "codes")
+    }
+    totals["failures"] = sum(len(one.failures) for one in facts)
+    totals["bytes"] = sum(shard.bytes for shard in shards)
+    return replace(job, shards=tuple(shards), totals=totals)
 
 
 def digest(keys: Iterable[str]) -> tuple[int, str]:
@@ -350,7 +367,9 @@ def digest(keys: Iterable[str]) -> tuple[int, str]:
     return count, state.hexdigest()[:16]
 
 
-def _refuse_changes(folder: Path, found: Index, wanted: Index) -> None:
+def refuse_changes(folder: Path | str, found: Index, wanted: Index) -> None:
+    """Refuse to go on with a store that was begun otherwise. Raises `ViqError`."""
+
     def differences() -> Iterator[tuple[str, Any, Any]]:
         yield "model", found.info.model, wanted.info.model
         yield "model fingerprint", found.info.fingerprint, wanted.info.fingerprint

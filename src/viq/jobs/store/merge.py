@@ -14,10 +14,12 @@ from typing import Any
 
 from viq.codec.entropy_model import EntropyModel
 from viq.core.files import written_aside
+from viq.core.remote import Location
 from viq.core.types import CodesError, ViqError
 from viq.store.columns import Extras
 from viq.store.folder import SINGLE, Index, Store
-from viq.store.job import MERGED, SHARD_SIZE, count_shards, digest, open_job
+from viq.store.job import MERGED, SHARD_SIZE, count_shards, digest
+from viq.store.remote_job import open_job_at
 from viq.store.rows import CodeRow
 from viq.store.schema import samples_of
 
@@ -25,8 +27,8 @@ _TYPED_BY = 1000  # first samples of each store, which decide the types of extra
 
 
 def merge(
-    paths: Sequence[Path],
-    out: Path,
+    paths: Sequence[Location],
+    out: Location,
     *,
     shard_size: int = 1000,
     entropy: EntropyModel | None = None,
@@ -76,9 +78,9 @@ def merge(
     )
     everything = chain.from_iterable(samples_of(store.rows()) for store in stores)
     samples = (sample for sample, keep in zip(everything, kept, strict=True) if keep)
-    with open_job(out, wanted, extras) as job:
+    with open_job_at(out, wanted, extras) as job:
         if entropy:
-            entropy.save_beside(out)
+            job.keep_entropy_model(entropy)
         for number in range(count_shards(wanted)):
             first, last = job.inputs_of(number)
             rows = islice(samples, last - first)
@@ -95,7 +97,11 @@ def merge(
 
 
 def export_webdataset(
-    path: Path, out: Path, *, shard_size: int = 10000, progress: Callable[[], None] = lambda: None
+    path: Location,
+    out: Path,
+    *,
+    shard_size: int = 10000,
+    progress: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Write a store as WebDataset tars `out/NNNNNN.tar`, each whole or absent.
 
