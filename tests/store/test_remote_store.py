@@ -185,3 +185,31 @@ def test_what_is_written_to() -> None:
         with pytest.raises(ViqError, match=words) as error:
             encode(tokenizer, FileSource([Path(__file__)]), out)
         assert "\n" not in str(error.value)
+
+
+def test_folders_and_patterns_of_pictures_behind_urls(
+    bucket: str, pictures: Path, tmp_path: Path
+) -> None:
+    folder = RemoteFolder(f"{bucket}/photos")
+    for number in (1, 2, 3):
+        folder.put(pictures / f"{number:03}.png", f"a/{number:03}.png")
+    folder.write("a/notes.txt", b"mine")
+    folder.write("a/.hidden.png", b"mine")
+    for number, (spec, keys, others) in enumerate(
+        [
+            ("", ["a/001.png", "a/002.png", "a/003.png"], 1),
+            ("/a/*2.png", ["a/002.png"], 0),
+            ("/a/{001..002}.png", ["a/001.png", "a/002.png"], 0),
+            ("/a/003.png", ["a/003.png"], 0),
+        ]
+    ):
+        told = viq("encode", folder.url + spec, "-o", tmp_path / f"codes-{number}")
+        assert told.get("left_over", {}) == (
+            {"files that are no pictures": others} if others else {}
+        )
+        found = [row.key for row in Store(tmp_path / f"codes-{number}").rows()]
+        assert found == [f"{folder.url}/{key}" for key in keys]
+    assert (
+        "no pictures are there"
+        in viq("encode", f"{bucket}/none", "-o", tmp_path / "x", code=2)["error"]
+    )

@@ -11,13 +11,17 @@ import typer
 
 from viq.cli.common import (
     SOME_FAILED,
+    Columns,
+    Drop,
     Json,
     Model,
     Overwrite,
+    Split,
     Store,
     Stores,
     guarded,
     load_tokenizer,
+    names_of,
 )
 from viq.cli.console import line, show
 from viq.cli.progress import progress
@@ -123,6 +127,72 @@ def merge(
             stores, out, shard_size=shard_size, entropy=entropy,
             skip_duplicates=skip_duplicates, progress=advance,
         )  # fmt: skip
+    show(result, as_json)
+
+
+@store_app.command("add-columns")
+@guarded
+@stoppable()
+def add_columns(
+    store: Store,
+    table: Annotated[
+        str, typer.Argument(help="Parquet, JSON, JSONL or hf:NAME: rows with the key of a sample.")
+    ],
+    out: OutFolder,
+    key_column: Annotated[str, typer.Option(help="Of the table: the key of a sample.")] = "key",
+    split: Split = None,
+    columns: Columns = None,
+    drop: Drop = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="In place of columns of the same name.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Every sample and row must have its partner.")
+    ] = False,
+    shard_size: ShardSize = 1000,
+    as_json: Json = False,
+) -> None:
+    """Join captions, labels or conversations to a store by key, into a new store."""
+    from viq.data.sources.open import open_source
+    from viq.jobs.store.add_columns import add_columns as run
+
+    chosen = {"columns": _with(key_column, columns), "drop": names_of(drop), "split": split}
+    rows = open_source(table, image_column=(), **chosen)
+    with progress("joining", 0, hidden=as_json) as advance:
+        result = run(
+            store, rows, out, key_column=key_column, replace_columns=replace, strict=strict,
+            shard_size=shard_size, progress=advance,
+        )  # fmt: skip
+    show(result, as_json)
+
+
+def _with(key: str, columns: list[str] | None) -> list[str] | None:
+    names = names_of(columns)
+    return None if names is None else [key, *names]
+
+
+@store_app.command("import")
+@guarded
+@stoppable()
+def import_(
+    files: Annotated[
+        list[Path], typer.Argument(help=".viq, .npy, .npz or .tar files, or folders of them.")
+    ],
+    out: OutFolder,
+    model: Annotated[str, typer.Option(help="The tokenizer that made the codes.")] = "viq-tiny",
+    shard_size: ShardSize = 1000,
+    as_json: Json = False,
+) -> None:
+    """Codes that lie in arrays, .viq files or WebDataset tars, into a store."""
+    from viq.jobs.store.import_codes import import_codes
+    from viq.store.folder import StoreInfo
+
+    tokenizer = load_tokenizer(model, "cpu", "float32")
+    info = StoreInfo(
+        model=tokenizer.config.name, fingerprint=tokenizer.fingerprint, levels=tokenizer.levels
+    )
+    with progress("importing", 0, hidden=as_json) as advance:
+        result = import_codes(files, out, info, shard_size=shard_size, progress=advance)
     show(result, as_json)
 
 

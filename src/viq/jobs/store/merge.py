@@ -6,7 +6,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -23,7 +23,7 @@ from viq.store.remote_job import open_job_at
 from viq.store.rows import CodeRow
 from viq.store.schema import samples_of
 
-_TYPED_BY = 1000  # first samples of each store, which decide the types of extra columns
+TYPED_BY = 1000  # first samples of each store, which decide the types of extra columns
 
 
 def merge(
@@ -66,7 +66,7 @@ def merge(
         [
             sample[0].extras
             for store in stores
-            for sample in islice(samples_of(store.rows()), _TYPED_BY)
+            for sample in islice(samples_of(store.rows()), TYPED_BY)
         ]
     )
     wanted = Index(
@@ -78,6 +78,27 @@ def merge(
     )
     everything = chain.from_iterable(samples_of(store.rows()) for store in stores)
     samples = (sample for sample, keep in zip(everything, kept, strict=True) if keep)
+    totals = write_samples(out, wanted, extras, samples, entropy, progress)
+    return {"output": str(out), "skipped": len(kept) - inputs, **totals}
+
+
+def write_samples(
+    out: Location,
+    wanted: Index,
+    extras: Extras,
+    samples: Iterator[Sequence[CodeRow]],
+    entropy: EntropyModel | None = None,
+    progress: Callable[[], None] = lambda: None,
+) -> Mapping[str, int]:
+    """Write samples, one an input, into a store; resumes if begun. Gives the totals of its index.
+
+    Args:
+        wanted: what the store is made with; as many inputs as there are samples.
+        progress: called for each shard that is done.
+
+    Raises:
+        ViqError: as `viq.store.job.open_job`.
+    """
     with open_job_at(out, wanted, extras) as job:
         if entropy:
             job.keep_entropy_model(entropy)
@@ -93,7 +114,7 @@ def merge(
             progress()
         index, _ = job.finish()
     assert index is not None
-    return {"output": str(out), "skipped": len(kept) - inputs, **index.totals}
+    return index.totals
 
 
 def export_webdataset(
