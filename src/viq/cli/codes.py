@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from viq.jobs.summary import Summary
 
 
+_REASONS = 5  # that are shown; --json has all
+
+
 @guarded
 @stoppable()
 def encode(
@@ -92,6 +95,9 @@ def encode(
     allow_protocol: AllowProtocol = None,
     allow_absolute: AllowAbsolute = False,
     allow_private_network: AllowPrivateNetwork = False,
+    downloads: Annotated[int, typer.Option(min=1, help="Of URLs: fetched at a time.")] = 32,
+    per_host: Annotated[int, typer.Option(min=1, help="Of URLs: at a time from a server.")] = 8,
+    tries: Annotated[int, typer.Option(min=1, help="Of URLs: when a server is busy.")] = 3,
     strict: Strict = False,
     device: Device = "auto",
     dtype: Dtype = "float32",
@@ -112,7 +118,10 @@ def encode(
     input_options = {
         "image_column": image_column, "key_column": key_column, "split": split, "root": root,
         "columns": names_of(columns), "drop": names_of(drop),
-        "access": access_of(allow_protocol, allow_absolute, allow_private_network),
+        "access": access_of(
+            allow_protocol, allow_absolute, allow_private_network,
+            parallel=downloads, per_host=per_host, tries=tries,
+        ),
     }  # fmt: skip
     source = open_inputs(inputs, **input_options)
     require_not_among(out, inputs)
@@ -157,6 +166,8 @@ def _remarks(report: Summary, max_pixels: int | None) -> Iterator[str]:
         yield f"left over: {listed}"
     if report.resumed:
         yield f"{report.resumed} inputs were finished by an earlier run"
+    for reason, count in list(report.failure_reasons().items())[:_REASONS]:
+        yield f"{count} failed: {reason}"
     for place in report.kept:
         yield f"no codes were written; {place} is left as it was"
 

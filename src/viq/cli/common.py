@@ -198,12 +198,20 @@ def names_of(options: list[str] | None) -> list[str] | None:
     return [name for text in options for name in text.split(",") if name] if options else None
 
 
-def access_of(protocols: list[str] | None, absolute: bool, private_network: bool) -> Access:
-    """What the data of a command may open, by its three options."""
+def access_of(
+    protocols: list[str] | None, absolute: bool, private_network: bool, **limits: int
+) -> Access:
+    """What the data of a command may open, by its options; `limits` as of `FetchLimits`."""
     from viq.data.sources.access import Access
+    from viq.data.sources.fetch import FetchLimits
 
     names = tuple(names_of(protocols) or ())
-    return Access(protocols=names, absolute=absolute, private_network=private_network)
+    return Access(
+        protocols=names,
+        absolute=absolute,
+        private_network=private_network,
+        limits=FetchLimits(**limits),
+    )
 
 
 def conditions(where: list[str] | None) -> dict[str, str] | None:

@@ -107,6 +107,7 @@ class ListSource(Source):
             return True
 
         self._lines = lines(path, keep, LINE_BYTES)
+        self.downloads = self._names.access.limits.parallel if schemes else 0
         for scheme, url in schemes.items():
             if scheme in ("http", "https", *map(str.lower, self._names.access.protocols)):
                 require_scheme(scheme, place(path, url))
@@ -162,6 +163,7 @@ class UrlSource(Source):
 
     def __init__(self, urls: Sequence[str], access: Access | None = None, others: int = 0) -> None:
         self._urls, self._access, self._others = urls, access or Access(), others
+        self.downloads = self._access.limits.parallel
         for scheme in {scheme_of(url) for url in urls}:
             require_scheme(scheme, place(urls[0]))
 

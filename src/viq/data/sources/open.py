@@ -155,6 +155,7 @@ class _Concatenation(Source):
         self._sources = list(sources)
         self._first = list(accumulate(map(len, self._sources), initial=0))
         self.has_extras = any(source.has_extras for source in sources)
+        self.downloads = max((source.downloads for source in sources), default=0)
 
     def __len__(self) -> int:
         return self._first[-1]
