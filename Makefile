@@ -59,7 +59,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml constraints.txt
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,demo,bench,vae,codec,train,data,ray]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,demo,bench,vae,codec,train,data,s3,ray]'
 	touch $@
 
 clean:

@@ -22,11 +22,8 @@ from viq.core.untrusted import printable
 Location: TypeAlias = Path | str  # a path here, or a URL
 
 # Each with the extra that brings its library; these replace an object at once.
-_ATOMIC = {
-    "s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "data", "memory": "data",
-    "az": "az", "abfs": "az", "abfss": "az",
-}  # fmt: skip
-_LIBRARIES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
+_ATOMIC = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "data", "memory": "data"}
+_LIBRARIES = {"s3": "s3fs", "gs": "gcsfs"}
 
 
 def location(text: str | os.PathLike[str]) -> Location:
@@ -122,7 +119,7 @@ class RemoteFolder:
         """Refuse file systems in which half a file can be seen. Raises `ViqError`."""
         if self.scheme not in _ATOMIC:
             raise ViqError(
-                f"{self.url}: viq writes to s3://, gs://, az:// and hf:// alone, which take files "
+                f"{self.url}: viq writes to s3://, gs:// and hf:// alone, which take files "
                 "as a whole; write here and copy"
             )
 

@@ -10,6 +10,8 @@ _PACKAGES = ("torch", "numpy", "pillow", "safetensors", "huggingface_hub", "pyar
 _EXTRAS = {
     "train": ("accelerate", "viq train"),
     "data": ("datasets", "data sets of Hugging Face, and pictures at URLs"),
+    "s3": ("s3fs", "stores and pictures at s3://"),
+    "gs": ("gcsfs", "stores and pictures at gs://"),
     "codec": ("constriction", "compressed codes"),
     "vae": ("diffusers", "pixels from the latents of a converted official model"),
     "bench": ("transformers", "the NaFlex baseline of viq bench encode"),
