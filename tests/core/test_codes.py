@@ -105,6 +105,7 @@ def test_parquet_round_trip_and_schema(tmp_path: Path) -> None:
         "cols": "int32",
         "tile": "int32",
         "codes": "list<element: uint16>",
+        "viq": "string",
     }
     assert json.loads(table.schema.metadata[b"viq.levels"]) == [8, 8, 8, 5, 5, 5]
     row = table.slice(7, 1).to_pylist()[0]

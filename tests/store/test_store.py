@@ -18,7 +18,7 @@ from viq.data.sources.base import Source
 from viq.jobs.encode import encode
 from viq.jobs.pipeline import EncodeOptions
 from viq.models.tokenizer.tokenizer import VisualTokenizer
-from viq.store.folder import INDEX, JOB, LEDGER, Store
+from viq.store.folder import CARD, INDEX, JOB, LEDGER, Store
 from viq.store.job import write_index
 
 SHARDS_OF_4 = EncodeOptions(shard_size=4)
@@ -32,7 +32,7 @@ def test_a_store_holds_every_input_in_order(tokenizer: VisualTokenizer, tmp_path
     source = SyntheticSource([1] * 10, broken={2, 7})
     report = encode(tokenizer, source, tmp_path / "codes", SHARDS_OF_4)
     assert sorted(contents(tmp_path / "codes")) == [
-        LEDGER, INDEX, JOB, "part-00000.parquet", "part-00001.parquet", "part-00002.parquet"
+        CARD, LEDGER, INDEX, JOB, "part-00000.parquet", "part-00001.parquet", "part-00002.parquet"
     ]  # fmt: skip
     store = Store(tmp_path / "codes")
     assert [shard.inputs for shard in store.shards] == [(0, 4), (4, 8), (8, 10)]

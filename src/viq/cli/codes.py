@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,9 +34,13 @@ from viq.cli.common import (
 from viq.cli.console import line, show_report
 from viq.cli.progress import progress
 from viq.core.interrupts import stoppable
+from viq.core.remote import location
 
 if TYPE_CHECKING:
     from viq.jobs.summary import Summary
+
+
+_REASONS = 5  # that are shown; --json has all
 
 
 @guarded
@@ -49,7 +53,14 @@ def encode(
         ),
     ],
     out: Annotated[
-        Path, typer.Option("-o", "--out", help="FOLDER, NAME.parquet, or NAME.viq for one image.")
+        Any,
+        typer.Option(
+            "-o",
+            "--out",
+            parser=location,
+            metavar="PLACE",
+            help="FOLDER, here or s3://.., gs://..; NAME.parquet; or NAME.viq for one image.",
+        ),
     ],
     model: Model = "viq-tiny",
     tile: Tile = None,
@@ -94,6 +105,9 @@ def encode(
     allow_protocol: AllowProtocol = None,
     allow_absolute: AllowAbsolute = False,
     allow_private_network: AllowPrivateNetwork = False,
+    downloads: Annotated[int, typer.Option(min=1, help="Of URLs: fetched at a time.")] = 32,
+    per_host: Annotated[int, typer.Option(min=1, help="Of URLs: at a time from a server.")] = 8,
+    tries: Annotated[int, typer.Option(min=1, help="Of URLs: when a server is busy.")] = 3,
     strict: Strict = False,
     device: Device = "auto",
     dtype: Dtype = "float32",
@@ -121,7 +135,10 @@ def encode(
     input_options = {
         "image_column": image_column, "key_column": key_column, "split": split, "root": root,
         "columns": names_of(columns), "drop": names_of(drop),
-        "access": access_of(allow_protocol, allow_absolute, allow_private_network),
+        "access": access_of(
+            allow_protocol, allow_absolute, allow_private_network,
+            parallel=downloads, per_host=per_host, tries=tries,
+        ),
     }  # fmt: skip
     source = open_inputs(inputs, **input_options)
     require_not_among(out, inputs)
@@ -166,6 +183,8 @@ def _remarks(report: Summary, max_pixels: int | None) -> Iterator[str]:
         yield f"left over: {listed}"
     if report.resumed:
         yield f"{report.resumed} inputs were finished by an earlier run"
+    for reason, count in list(report.failure_reasons().items())[:_REASONS]:
+        yield f"{count} failed: {reason}"
     for place in report.kept:
         yield f"no codes were written; {place} is left as it was"
 
@@ -173,7 +192,14 @@ def _remarks(report: Summary, max_pixels: int | None) -> Iterator[str]:
 @guarded
 @stoppable()
 def decode(
-    files: Annotated[list[Path], typer.Argument(help="Stores, .parquet or .viq files.")],
+    files: Annotated[
+        list[Any],
+        typer.Argument(
+            parser=location,
+            metavar="FILES...",
+            help="Stores, .parquet or .viq files; the first two also behind URLs.",
+        ),
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the PNG files.")],
     model: Model = "viq-tiny",
     device: Device = "auto",

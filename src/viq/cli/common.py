@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 import typer
 
 from viq.cli.console import versioned
+from viq.core.remote import location
 from viq.core.terminal import give_up_on, plain_streams
 from viq.core.untrusted import printable
 
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
 USAGE, SOME_FAILED, INTERRUPTED, STOPPED = 2, 3, 130, 143  # the last two: 128 + signal
 
 Images = Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")]
+Store = Annotated[
+    Any, typer.Argument(parser=location, metavar="STORE", help="A store, a Parquet file of codes, "
+                        "or a folder of these; here or behind a URL (s3://, gs://, hf://, ..).")
+]  # fmt: skip
+Stores = Annotated[
+    list[Any], typer.Argument(parser=location, metavar="STORES...", help="Stores, Parquet files of "
+                              "codes or folders of these; here or behind URLs.")
+]  # fmt: skip
 Model = Annotated[str, typer.Option(help="Bundled name, model folder, or Hugging Face hub id.")]
 Tile = Annotated[
     int | None,
@@ -191,12 +200,20 @@ def names_of(options: list[str] | None) -> list[str] | None:
     return [name for text in options for name in text.split(",") if name] if options else None
 
 
-def access_of(protocols: list[str] | None, absolute: bool, private_network: bool) -> Access:
-    """What the data of a command may open, by its three options."""
+def access_of(
+    protocols: list[str] | None, absolute: bool, private_network: bool, **limits: int
+) -> Access:
+    """What the data of a command may open, by its options; `limits` as of `FetchLimits`."""
     from viq.data.sources.access import Access
+    from viq.data.sources.fetch import FetchLimits
 
     names = tuple(names_of(protocols) or ())
-    return Access(protocols=names, absolute=absolute, private_network=private_network)
+    return Access(
+        protocols=names,
+        absolute=absolute,
+        private_network=private_network,
+        limits=FetchLimits(**limits),
+    )
 
 
 def conditions(where: list[str] | None) -> dict[str, str] | None:

@@ -26,10 +26,13 @@ PANELS: dict[str, tuple[str, ...]] = {
     ),
     "Input": (
         "data", "codes", "synthetic", "text", "photos", "pictures", "label", "where", "root",
-        "image_column", "key_column", "split", "columns", "drop", "strict", "transcript", "answers",
-        "tasks", "limit", "rows", "by",
+        "image_column", "key_column", "split", "columns", "drop", "replace_columns", "strict",
+        "transcript", "answers", "tasks", "limit", "rows", "by",
     ),
-    "Access": ("allow_protocol", "allow_absolute", "allow_private_network"),
+    "Access": (
+        "allow_protocol", "allow_absolute", "allow_private_network", "downloads", "per_host",
+        "tries",
+    ),
     "Codes": ("tile", "max_pixels", "packed", "compress", "skip_duplicates", "threshold"),
     "Text and pictures": (
         "prompt", "max_tokens", "temperature", "top_p", "guidance", "seed", "size", "count",

@@ -8,11 +8,25 @@ from typing import Annotated, Any
 
 import typer
 
-from viq.cli.common import SOME_FAILED, Json, Model, Overwrite, guarded, load_tokenizer
+from viq.cli.common import (
+    SOME_FAILED,
+    Columns,
+    Drop,
+    Json,
+    Model,
+    Overwrite,
+    Split,
+    Store,
+    Stores,
+    guarded,
+    load_tokenizer,
+    names_of,
+)
 from viq.cli.console import line, show, show_json
 from viq.cli.help import App
 from viq.cli.progress import progress
 from viq.core.interrupts import stoppable
+from viq.core.remote import location
 
 store_app = App(
     help="""Work on stores of codes.
@@ -23,7 +37,13 @@ store_app = App(
     """
 )
 
-Store = Annotated[Path, typer.Argument(help="A store, or a Parquet file of codes.")]
+OutFolder = Annotated[
+    Any,
+    typer.Option(
+        "-o", "--out", parser=location, metavar="FOLDER",
+        help="Folder, here or behind a URL; resumed if begun.",
+    ),
+]  # fmt: skip
 ShardSize = Annotated[int, typer.Option(min=1, help="Samples in a shard.")]
 _SHOWN = 20  # problems or pairs without --json
 
@@ -31,7 +51,9 @@ _SHOWN = 20  # problems or pairs without --json
 @store_app.command()
 @guarded
 def index(
-    folder: Annotated[Path, typer.Argument(help="A folder that viq encode writes.")],
+    folder: Annotated[
+        Any, typer.Argument(parser=location, metavar="FOLDER", help="What viq encode writes.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Write ledger and index anew, as after several ranks or damage to the index.
@@ -39,12 +61,10 @@ def index(
     Examples:
         viq store index codes
     """
-    from viq.core.locks import locked
     from viq.core.types import ViqError
-    from viq.store.job import write_index
+    from viq.store.remote_job import write_index_at
 
-    with locked(folder):
-        found, missing = write_index(folder)
+    found, missing = write_index_at(folder)
     if found is None:
         raise ViqError(
             f"{folder}: {len(missing)} shards are missing, the first is {missing[0]}; run the same "
@@ -112,8 +132,8 @@ def diff(first: Store, second: Store, as_json: Json = False) -> None:
 @guarded
 @stoppable()
 def merge(
-    stores: Annotated[list[Path], typer.Argument(help="Stores or Parquet files of codes.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder; resumed if begun.")],
+    stores: Stores,
+    out: OutFolder,
     compress: Annotated[bool, typer.Option("--compress", help="As viq encode does.")] = False,
     model: Annotated[str, typer.Option(help="Of --compress: the tokenizer.")] = "viq-tiny",
     skip_duplicates: Annotated[
@@ -136,6 +156,82 @@ def merge(
             stores, out, shard_size=shard_size, entropy=entropy,
             skip_duplicates=skip_duplicates, progress=advance,
         )  # fmt: skip
+    show(result, as_json)
+
+
+@store_app.command("add-columns")
+@guarded
+@stoppable()
+def add_columns(
+    store: Store,
+    table: Annotated[
+        str, typer.Argument(help="Parquet, JSON, JSONL or hf:NAME: rows with the key of a sample.")
+    ],
+    out: OutFolder,
+    key_column: Annotated[str, typer.Option(help="Of the table: the key of a sample.")] = "key",
+    split: Split = None,
+    columns: Columns = None,
+    drop: Drop = None,
+    replace_columns: Annotated[
+        bool, typer.Option("--replace-columns", help="In place of columns of the same name.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Every sample and row must have its partner.")
+    ] = False,
+    shard_size: ShardSize = 1000,
+    as_json: Json = False,
+) -> None:
+    """Join captions, labels or conversations to a store by key, into a new store.
+
+    Examples:
+        viq store add-columns codes captions.jsonl -o captioned
+        viq store add-columns codes labels.parquet -o labelled --key-column id --strict
+    """
+    from viq.data.sources.open import open_source
+    from viq.jobs.store.add_columns import add_columns as run
+
+    chosen = {"columns": _with(key_column, columns), "drop": names_of(drop), "split": split}
+    rows = open_source(table, image_column=(), **chosen)
+    with progress("joining", 0, hidden=as_json) as advance:
+        result = run(
+            store, rows, out, key_column=key_column, replace_columns=replace_columns, strict=strict,
+            shard_size=shard_size, progress=advance,
+        )  # fmt: skip
+    show(result, as_json)
+
+
+def _with(key: str, columns: list[str] | None) -> list[str] | None:
+    names = names_of(columns)
+    return None if names is None else [key, *names]
+
+
+@store_app.command("import")
+@guarded
+@stoppable()
+def import_(
+    files: Annotated[
+        list[Path], typer.Argument(help=".viq, .npy, .npz or .tar files, or folders of them.")
+    ],
+    out: OutFolder,
+    model: Annotated[str, typer.Option(help="The tokenizer that made the codes.")] = "viq-tiny",
+    shard_size: ShardSize = 1000,
+    as_json: Json = False,
+) -> None:
+    """Codes that lie in arrays, .viq files or WebDataset tars, into a store.
+
+    Examples:
+        viq store import arrays/ image.viq -o codes
+        viq store import shard-00000.tar -o codes --model runs/tokenizer
+    """
+    from viq.jobs.store.import_codes import import_codes
+    from viq.store.folder import StoreInfo
+
+    tokenizer = load_tokenizer(model, "cpu", "float32")
+    info = StoreInfo(
+        model=tokenizer.config.name, fingerprint=tokenizer.fingerprint, levels=tokenizer.levels
+    )
+    with progress("importing", 0, hidden=as_json) as advance:
+        result = import_codes(files, out, info, shard_size=shard_size, progress=advance)
     show(result, as_json)
 
 

@@ -32,6 +32,7 @@ from viq.core.codes import Codes
 from viq.core.errors import first_line
 from viq.core.names import PATH_BYTES, folded, hashed, portable
 from viq.core.outputs import Manifest, is_there, require_folder
+from viq.core.remote import Location
 from viq.core.types import FLOAT32, CodesError, ViqError
 from viq.core.untrusted import below
 from viq.image.open import IMAGE_SUFFIXES
@@ -88,14 +89,14 @@ class _Part:
                 yield row if isinstance(row, CodesError) else row.codes
 
 
-def read_codes(paths: Iterable[Path]) -> Iterator[tuple[str, Codes, str]]:
+def read_codes(paths: Iterable[Location]) -> Iterator[tuple[str, Codes, str]]:
     """(key, codes, name of the model or "") of stores, .parquet and .viq files.
 
     Raises:
         CodesError: a file is no file of codes, or damaged; names it.
     """
     for path in paths:
-        if path.suffix == SINGLE:
+        if isinstance(path, Path) and path.suffix == SINGLE:
             codes = _single(path)
             if isinstance(codes, CodesError):
                 raise CodesError(f"{path}: {codes}")
@@ -108,7 +109,7 @@ def read_codes(paths: Iterable[Path]) -> Iterator[tuple[str, Codes, str]]:
 
 def decode_files(
     tokenizer: VisualTokenizer,
-    paths: Sequence[Path],
+    paths: Sequence[Location],
     out: Path,
     *,
     any_tokenizer: bool = False,
@@ -296,13 +297,13 @@ def _refuse_clashes(out: Path, manifest: Manifest, pictures: Sequence[Picture]) 
         )
 
 
-def _parts(path: Path, tokenizer: VisualTokenizer, any_tokenizer: bool) -> Iterator[_Part]:
+def _parts(path: Location, tokenizer: VisualTokenizer, any_tokenizer: bool) -> Iterator[_Part]:
     """The files of an input that can be opened, and the others with a reason.
 
     Raises:
         CodesError: it is no input, or of another tokenizer.
     """
-    if path.suffix == SINGLE:
+    if isinstance(path, Path) and path.suffix == SINGLE:
         if not path.exists():
             raise CodesError(f"{path}: no such file")
         yield _Part(path)
@@ -317,7 +318,7 @@ def _parts(path: Path, tokenizer: VisualTokenizer, any_tokenizer: bool) -> Itera
         except CodesError as error:
             if len(store.shards) == 1:
                 raise
-            yield _Part(path / shard.name, broken=str(error))
+            yield _Part(Path(path) / shard.name, broken=str(error))
         else:
             yield _Part(file, store.info.model, lambda shard=shard: store.reader(shard))
 

@@ -21,6 +21,8 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "data": (
         "data sets of Hugging Face, and pictures at URLs", ("datasets", "fsspec", "aiohttp")
     ),
+    "s3": ("stores and pictures at s3://", ("fsspec", "aiohttp", "s3fs")),
+    "gs": ("stores and pictures at gs://", ("fsspec", "aiohttp", "gcsfs")),
     "codec": ("compressed codes", ("constriction",)),
     "ray": ("the cluster engine of viq encode", ("ray",)),
     "vae": ("pixels from the latents of a converted official model", ("diffusers", "transformers")),

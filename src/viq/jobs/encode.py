@@ -19,8 +19,10 @@ from typing import Any
 from viq.core.files import write_atomically
 from viq.core.outputs import is_there, require_folder, require_free
 from viq.core.process import ALONE, Place
+from viq.core.remote import Location, RemoteFolder, suffix_of
 from viq.core.types import ViqError
 from viq.data.sources.base import Source
+from viq.image.open import IMAGE_SUFFIXES
 from viq.jobs.inputs import left_over, require_all
 from viq.jobs.pipeline import Encoded, EncodeOptions, Pipeline, Task, Watch
 from viq.jobs.summary import Summary
@@ -38,14 +40,17 @@ from viq.store.job import (
     clear,
     count_shards,
     digest,
-    open_job,
     read_job,
     write_ledger,
 )
+from viq.store.remote_job import clear_remote, open_job_at
 from viq.store.rows import StoreInfo
 
 _TYPED_BY = 1000  # first inputs, whose extra columns decide the types of all
 
+# Names with a dot are those of folders, too, but these are surely meant for files.
+_NO_FOLDERS = frozenset((*IMAGE_SUFFIXES, ".txt", ".json", ".jsonl", ".csv", ".tar", ".zip", ".npy",
+                         ".npz", ".arrow", ".pt", ".pth", ".safetensors"))  # fmt: skip
 _AGAIN = "run the same command again to go on, without --overwrite"
 
 Progress = Callable[[], None]
@@ -54,7 +59,7 @@ Progress = Callable[[], None]
 def encode(
     tokenizer: VisualTokenizer,
     source: Source,
-    out: Path,
+    out: Location,
     options: EncodeOptions | None = None,
     *,
     workers: int | None = None,
@@ -70,8 +75,8 @@ def encode(
     Args:
         out: NAME.viq for one image; NAME.parquet, which appears when it is whole, with failed
             inputs in NAME.failures.jsonl (of NAME.viq beside a NAME.parquet, in
-            NAME-viq.failures.jsonl); or a folder, which becomes a store. Store and file are
-            gone on with if they were begun.
+            NAME-viq.failures.jsonl); or a folder, here or behind a URL (s3://, gs://, ..), which
+            becomes a store. Store and file are gone on with if they were begun.
         place: of several processes that write one store together, which this is.
         retry_failed: of a store, try the inputs again that failed.
         overwrite: replace the file, or the store, that is there; a store of codes, that is, and
@@ -92,35 +97,35 @@ def encode(
         raise ViqError(f"-o {out}: ranks and --retry-failed work on stores; give a folder")
     if overwrite and place.world > 1:
         raise ViqError("--overwrite: one of several processes cannot; remove the folder first")
-    if options.compress and out.suffix == SINGLE:
+    if options.compress and suffix_of(out) == SINGLE:
         raise ViqError(f"-o {out}: is never compressed: write NAME{PARQUET} instead")
     start = time.perf_counter()
     if strict:
         require_all(source)
     index, extras = plan(tokenizer, source, options, strict)
     pipeline = Pipeline(tokenizer, source, extras, options, workers, watch, strict)
-    if options.compress and not is_store:
-        tokenizer.entropy.save_beside(out.parent)
-    if out.suffix == SINGLE:
-        report = _to_single(pipeline, out, progress)
-    elif not is_store:
-        report = _to_file(pipeline, out, index, extras, overwrite, progress)
-    else:
+    if is_store:
         if overwrite:
             begin_afresh(out)
         numbers = range(place.rank, count_shards(index), place.world)
-        with open_job(out, index, extras, rank=place.rank, world=place.world) as job:
+        with open_job_at(out, index, extras, rank=place.rank, world=place.world) as job:
             if options.compress:
-                tokenizer.entropy.save_beside(out)
+                job.keep_entropy_model(tokenizer.entropy)
             report = to_store(job, numbers, lambda: encode_shards(
                 pipeline, job, numbers, retry_failed=retry_failed, progress=progress
             ))  # fmt: skip
+    elif Path(out).suffix == SINGLE:
+        report = _to_single(pipeline, Path(out), progress)
+    else:
+        if options.compress:
+            tokenizer.entropy.save_beside(Path(out).parent)
+        report = _to_file(pipeline, Path(out), index, extras, overwrite, progress)
     report.left_over = left_over(source, report)
     report.seconds = time.perf_counter() - start
     return report
 
 
-def begin_afresh(out: Path) -> None:
+def begin_afresh(out: Location) -> None:
     """Remove the store in `out` that is to be replaced; call when nothing else can be refused.
 
     A folder without the file that each store begins with is left as it is: `open_job` refuses it.
@@ -128,6 +133,9 @@ def begin_afresh(out: Path) -> None:
     Raises:
         ViqError: other files lie beside the store; nothing was removed.
     """
+    if isinstance(out, str):
+        clear_remote(out)
+        return
     if not (out / JOB).is_file():
         return
     shards = {shard_name(number) for number in range(count_shards(read_job(out)))}
@@ -235,14 +243,14 @@ def to_store(job: Job, numbers: Sequence[int], work: Callable[[], Counts]) -> Su
         job.look(number for number in range(total) if number not in job.whole)
         return f"{len(job.whole)} of {total} shards are whole: {_AGAIN}"
 
-    with _stops_named(job.folder, saved):
+    with _stops_named(job.where, saved):
         counts = work()
         index, missing = job.finish()
     failures = [failure for n in numbers for failure in job.whole[n].failures]
     return Summary(
         **asdict(counts),
         failures=[asdict(failure) for failure in failures],
-        outputs=[str(job.folder)],
+        outputs=[job.where],
         no_image=sum(job.whole[n].rows - job.whole[n].images for n in numbers),
         store={"shards": total, "missing": len(missing), **(index.totals if index else {})},
     )
@@ -354,7 +362,7 @@ def _write_single(out: Path, item: Encoded) -> list[Path]:
 
 
 @contextmanager
-def _stops_named(out: Path, saved: Callable[[], str]) -> Iterator[None]:
+def _stops_named(out: Path | str, saved: Callable[[], str]) -> Iterator[None]:
     """Say what there is when a full disk or an interrupt ends a job."""
     try:
         yield
@@ -369,10 +377,15 @@ def _stops_named(out: Path, saved: Callable[[], str]) -> Iterator[None]:
         raise ViqError(f"-o {out}: the disk is full{said}") from None
 
 
-def check_out(out: Path, count: int, overwrite: bool) -> bool:
+def check_out(out: Location, count: int, overwrite: bool) -> bool:
     """Whether `out` is to be a store. Raises ViqError if it cannot be written."""
-    is_store = not out.suffix or out.is_dir()
-    if not is_store and out.suffix not in (PARQUET, SINGLE):
+    if isinstance(out, str):
+        if suffix_of(out) in (PARQUET, SINGLE):
+            raise ViqError(f"-o {out}: behind a URL only folders are written; give one")
+        RemoteFolder(out).require_writable()
+        return True
+    is_store = out.suffix not in (PARQUET, SINGLE) or out.is_dir()
+    if is_store and out.suffix.lower() in _NO_FOLDERS and not out.is_dir():
         raise ViqError(
             f"-o {out}: give NAME{PARQUET}, NAME{SINGLE} for a single image, or a folder"
         )

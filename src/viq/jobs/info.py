@@ -13,13 +13,19 @@ from safetensors import SafetensorError, safe_open
 
 from viq.core.codes import Codes
 from viq.core.files import BUNDLED, read_bytes, require_regular
+from viq.core.remote import Location, location, suffix_of
 from viq.core.types import CodesError
 from viq.core.untrusted import CONFIG_BYTES, parse_json, printable
 from viq.metrics.codebook import code_counts, summarize_counts
 from viq.models.tokenizer.loading import load
 from viq.models.tokenizer.quantizer import QuantizerHead
-from viq.store.folder import JOB, PARQUET, SINGLE, Store, read_single
-from viq.store.rows import CodesReader
+from viq.store.folder import (
+    PARQUET,
+    SINGLE,
+    Store,
+    is_store,
+    read_single,
+)
 from viq.weights.checkpoint import CheckpointError, read_config
 from viq.weights.hub import locate
 
@@ -32,12 +38,14 @@ def describe(what: str) -> dict[str, Any]:
     Raises:
         ViqError: neither a model nor a readable file of codes.
     """
-    path = Path(what)
+    path = location(what)
+    if isinstance(path, str):
+        return {"kind": "codes" if suffix_of(path) == PARQUET else "store of codes", **_store(path)}
     if path.suffix == SINGLE:
         return {"kind": "codes of one image", **_single(read_single(path))}
-    if path.suffix == PARQUET or (path.exists() and not path.is_dir()):
-        return {"kind": "codes", **_file(path)}
-    if (path / JOB).exists():
+    if path.is_file() or (path.suffix == PARQUET and not path.is_dir()):
+        return {"kind": "codes", **_counted(Store(path))}
+    if is_store(path):
         return {"kind": "store of codes", **_store(path)}
     folder = locate(what)
     if "embedder_config" in (config := read_config(folder)):
@@ -157,9 +165,11 @@ def _counts(codes: Sequence[Codes]) -> dict[str, Any]:
     }
 
 
-def _store(path: Path) -> dict[str, Any]:
-    """From the index alone, so at once, whatever the size."""
+def _store(path: Location) -> dict[str, Any]:
+    """From the index alone, so at once, whatever the size; without one, from all rows."""
     store = Store(path)
+    if not store.has_index:
+        return {"shards": len(store.shards), **_counted(store)}
     totals = store.index.totals
     missing = {"failures", "rows", "images", "pixels", "codes", "bytes"} - totals.keys()
     if missing:
@@ -187,29 +197,30 @@ def _store(path: Path) -> dict[str, Any]:
     }
 
 
-def _file(path: Path) -> dict[str, Any]:
-    reader = CodesReader(path)
+def _counted(store: Store) -> dict[str, Any]:
+    """From all rows, for files that no index describes."""
+    info = store.info
     pixels, codes_total, sizes, counted = 0, 0, [], list[Codes]()
     counts = None
-    for _, codes in reader:
+    for _, codes in store:
         pixels += codes.size[0] * codes.size[1]
         codes_total += codes.total
         counted += [codes] if codes.counts is not None else []
         sizes.append(codes.size)
-        if reader.info.levels:
-            found = code_counts(codes.ids, reader.info.levels)
+        if info.levels:
+            found = code_counts(codes.ids, info.levels)
             counts = found if counts is None else counts + found
     areas = [height * width for height, width in sizes]
     facts: dict[str, Any] = {
-        "model": reader.info.model,
-        "fingerprint": reader.info.fingerprint,
-        "dtype": reader.info.dtype,
-        "levels": list(reader.info.levels),
+        "model": info.model,
+        "fingerprint": info.fingerprint,
+        "dtype": info.dtype,
+        "levels": list(info.levels),
         "images": len(sizes),
         "megapixels": round(pixels / 1e6, 3),
         "codes": codes_total,
         "bytes_of_codes": 2 * codes_total,
-        "bytes_of_file": path.stat().st_size,
+        "bytes_of_file": sum(shard.bytes for shard in store.shards),
         "ratio_to_rgb": round(3 * pixels / (2 * codes_total), 2) if codes_total else None,
         **_counts(counted),
     }
@@ -217,6 +228,6 @@ def _file(path: Path) -> dict[str, Any]:
         facts["smallest"] = list(sizes[int(np.argmin(areas))])
         facts["largest"] = list(sizes[int(np.argmax(areas))])
     if counts is not None:
-        use = summarize_counts(counts, reader.info.levels)
+        use = summarize_counts(counts, info.levels)
         facts["code_use"] = {k: v for k, v in use.items() if k != "levels"}
     return facts

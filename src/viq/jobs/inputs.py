@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from viq.core.remote import Location
 from viq.core.types import ViqError
 from viq.data.sources.base import Source
 from viq.data.sources.files import FileSource
@@ -28,13 +29,15 @@ def open_inputs(specs: Sequence[str], **options: Any) -> Source:
     return concatenate(sources)
 
 
-def require_not_among(out: Path, specs: Sequence[str]) -> None:
+def require_not_among(out: Location, specs: Sequence[str]) -> None:
     """Refuse to write over a file that is itself, or holds, one of the inputs.
 
     Raises:
         ViqError: `out` is one of the files of the inputs, by whatever name.
     """
-    if out.is_symlink() or not out.is_file():  # a link is replaced, not what it leads to
+    if (
+        isinstance(out, str) or out.is_symlink() or not out.is_file()
+    ):  # a link is replaced, not what it leads to
         return
     for spec in specs:
         if any(_is_same(out, path) for path in files_of(spec)):

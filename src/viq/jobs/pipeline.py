@@ -19,8 +19,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
@@ -29,6 +29,7 @@ from PIL import Image
 
 from viq.core.codes import Codes
 from viq.core.types import PATCH_SIZE, ViqError, grid_of
+from viq.data.sources.access import fetched
 from viq.data.sources.base import Row, Source, SourceError
 from viq.image.open import limit_pixels
 from viq.image.patches import PatchBatch
@@ -41,6 +42,7 @@ from viq.store.rows import CodeRow
 _AHEAD = 3  # inputs in work or waiting to be written, for each thread
 _SMALL = 256  # patches; packs of images smaller than this may run dry
 _HELD = 1 << 16  # patches of one row that are decoded ahead of an accelerator: 50 MB of pixels
+_FETCHED = 4  # images of a row that are fetched ahead; more would fill the memory
 _PATCH_PIXELS = PATCH_SIZE**2
 
 T = TypeVar("T")
@@ -145,8 +147,7 @@ class Watch(Protocol):
         """So many more pixels are codes: those of a tile, or of a pack."""
 
 
-class _Nobody(Watch):
-    pass
+class _Nobody(Watch): ...
 
 
 class Pipeline:
@@ -173,6 +174,7 @@ class Pipeline:
         self._tokenizer, self._source = tokenizer, source
         self._extras, self._options, self._watch = extras, options, watch or _Nobody()
         self._strict = strict
+        self._rows: dict[int, Row] = {}  # that were fetched ahead, by input
         self._in_threads = tokenizer.device.type == "cpu" and not options.packed
         usual = torch.get_num_threads() if self._in_threads else min(8, os.cpu_count() or 1)
         self._workers = min(workers or usual, max(1, len(source)))
@@ -181,6 +183,27 @@ class Pipeline:
     def run(self, tasks: Iterable[Task]) -> Generator[Encoded]:
         """What becomes of each task, in order. Close it to stop early."""
         here = _Here(threading.Event(), self._watch)
+        with self._fetching(tasks, here) as tasks:
+            yield from self._run(tasks, here)
+
+    @contextmanager
+    def _fetching(self, tasks: Iterable[Task], here: _Here) -> Iterator[Iterable[Task]]:
+        """The same tasks, each when its images are here, which others fetch ahead."""
+        if not (downloads := self._source.downloads):
+            yield tasks
+            return
+        with _pool(downloads, here) as pool:
+            yield _in_order(pool, self._fetch, tasks, 2 * downloads)
+
+    def _fetch(self, task: Task) -> Task:
+        _require_going_on()
+        with suppress(Exception):  # it is met again, and told, when the row is loaded
+            row = self._source[task.input]
+            if len(row.images) <= _FETCHED:
+                self._rows[task.input] = replace(row, images=tuple(map(fetched, row.images)))
+        return task
+
+    def _run(self, tasks: Iterable[Task], here: _Here) -> Generator[Encoded]:
         if self._in_threads:
             # The pool is closed first: its threads stop by what the others have put in place.
             with (
@@ -203,7 +226,7 @@ class Pipeline:
     def _load(self, task: Task) -> _Loaded:
         key = None
         try:
-            row = self._source[task.input]
+            row = self._rows.pop(task.input, None) or self._source[task.input]
             key = row.key
             if self._strict and not row.images:
                 raise SourceError(f"{row.where}: has no image, which --strict refuses")

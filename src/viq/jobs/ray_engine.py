@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from viq.core.errors import require
+from viq.core.remote import Location
 from viq.core.types import ViqError
 from viq.data.sources.base import Source
 from viq.jobs.encode import begin_afresh, check_out, encode_shards, plan, to_store
@@ -32,7 +32,8 @@ from viq.models.tokenizer.loading import load
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store.columns import Extras
 from viq.store.folder import Index
-from viq.store.job import Counts, Job, count_shards, open_job
+from viq.store.job import Counts, count_shards
+from viq.store.remote_job import joined_job, open_job_at
 
 _NEEDING = "--engine ray"
 _BLOCKS = 64  # for each actor: few enough for Ray to plan, enough to share the work evenly
@@ -54,7 +55,7 @@ class EncodeSpec:
     dtype: torch.dtype
     inputs: Sequence[str]
     input_options: Mapping[str, Any]
-    out: Path
+    out: Location
     options: EncodeOptions
     retry_failed: bool
     strict: bool
@@ -75,7 +76,7 @@ class ShardEncoder:
         self._pipeline = Pipeline(
             tokenizer, source, recipe.extras, recipe.options, recipe.threads, strict=recipe.strict
         )
-        self._job = Job(recipe.out, recipe.index, recipe.extras)
+        self._job = joined_job(recipe.out, recipe.index, recipe.extras)
         self._retry_failed = recipe.retry_failed
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[int]]:
@@ -92,7 +93,7 @@ def encode(
     inputs: Sequence[str],
     input_options: Mapping[str, Any],
     source: Source,
-    out: Path,
+    out: Location,
     options: EncodeOptions,
     *,
     actors: int | None = None,
@@ -124,9 +125,9 @@ def encode(
     if overwrite:
         begin_afresh(out)
     numbers = range(count_shards(index))
-    with open_job(out, index, extras) as job:
+    with open_job_at(out, index, extras) as job:
         if options.compress:
-            tokenizer.entropy.save_beside(out)
+            job.keep_entropy_model(tokenizer.entropy)
 
         def work() -> Counts:
             todo = [

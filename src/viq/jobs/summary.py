@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,11 @@ class Summary(Counts):
     other_dtypes: dict[str, int] = field(default_factory=dict)
     store: dict[str, Any] = field(default_factory=dict)
 
+    def failure_reasons(self) -> dict[str, int]:
+        """How many inputs failed for each reason, the most frequent first; the first hundred."""
+        counts = Counter(_reason(failure) for failure in self.failures)
+        return dict(counts.most_common(100))
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-able, with derived figures: megapixels, bytes of raw RGB over bytes of codes."""
         seconds = max(self.seconds, 1e-9)
@@ -49,6 +55,7 @@ class Summary(Counts):
             "shrunk": self.shrunk,
             "tiled": self.tiled,
             "failures": self.failures,
+            **({"failure_reasons": self.failure_reasons()} if self.failures else {}),
             "outputs": self.outputs,
             **({"kept": self.kept} if self.kept else {}),
             **({"left_over": self.left_over} if self.left_over else {}),
@@ -56,3 +63,10 @@ class Summary(Counts):
             **({"other_dtypes": self.other_dtypes} if self.other_dtypes else {}),
             **({"store": self.store} if self.store else {}),
         }
+
+
+def _reason(failure: dict[str, str]) -> str:
+    """Why an input failed, without its place and key."""
+    reason, key = failure["reason"], failure["key"]
+    tail = reason.rpartition(f"{key}: ")[2] if key else reason
+    return tail.rpartition(": ")[2] if tail == reason else tail

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 from viq.core.codes import Codes
 from viq.core.files import write_atomically, written_aside
+from viq.core.remote import Location
 from viq.core.types import ViqError
 from viq.core.untrusted import printable
 from viq.models.tokenizer.tokenizer import VisualTokenizer
@@ -22,7 +23,12 @@ _BOX, _CAPTION, _GAP, _ACROSS = 224, 18, 12, 6  # px of a cell of the PNG, and c
 
 
 def preview(
-    tokenizer: VisualTokenizer, path: Path, out: Path, *, count: int = 24, seed: int | None = None
+    tokenizer: VisualTokenizer,
+    path: Location,
+    out: Path,
+    *,
+    count: int = 24,
+    seed: int | None = None,
 ) -> dict[str, Any]:
     """Decode some rows of a store into one picture or page.
 
@@ -49,7 +55,7 @@ def preview(
     ]
     if not cells:
         raise ViqError(f"{path}: holds no images")
-    title = f"{path.name}: {len(cells)} of {len(store)} rows"
+    title = f"{Path(path).name}: {len(cells)} of {len(store)} rows"
     about = f"{store.info.model} {store.info.fingerprint}"
     if out.suffix == ".png":
         with written_aside(out) as aside:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 REST = "extras"  # the column of what fits no other
+MAKER = "viq"  # the column that says who made the codes, see `store.maker`
 _OWN = "viq."  # how the names of our own objects begin
 _MICROSECOND = timedelta(microseconds=1)
 _TYPED = 1000  # columns at most; a file of more is slow to open, and the rest goes as JSON
@@ -39,6 +40,7 @@ OURS = frozenset(
         "cols",
         "tile",
         "codes",
+        MAKER,
         REST,
         "code_counts",
         "extra_codes",
@@ -66,6 +68,14 @@ class Extras:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Extras) and self.fields == other.fields
+
+    @classmethod
+    def of_others(cls, fields: Iterable[pa.Field]) -> Extras:
+        """Columns of a file that another program wrote, which marks none as the rest."""
+        return cls(
+            f.with_metadata(_REST_MARK) if f.name == REST and "string" in str(f.type) else f
+            for f in fields
+        )
 
     @classmethod
     def inferred(cls, samples: Sequence[Mapping[str, Any]], unseen: bool = False) -> Extras:

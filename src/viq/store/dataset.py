@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import numpy as np
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from viq.core.notebook import html_table
 from viq.core.process import place_among
@@ -89,6 +89,9 @@ class CodeDataset(IterableDataset):
         self._by_key: tuple[np.ndarray, np.ndarray] | None = None  # sorted hashes, samples
         self.total = self._firsts[-1]
         self._epochs = Epochs()  # and the position: all before it are taken, by whatever rank
+        # Of a worker: its epoch, where its pass began, and the samples it has given since; and
+        # those that it gave before it was resumed.
+        self._of_worker, self._skipped = (0, 0, 0), 0
 
     def __repr__(self) -> str:
         facts = ", ".join(f"{name}={value!r}" for name, value in self._facts().items())
@@ -140,6 +143,10 @@ class CodeDataset(IterableDataset):
         shard = bisect_right(self._firsts, number) - 1
         return self._shards.sample(shard, number - self._firsts[shard])
 
+    def map_style(self) -> MapStyleCodes:
+        """The same samples as a map-style data set, for samplers and `Trainer`."""
+        return MapStyleCodes(self)
+
     def keys(self) -> Iterator[str]:
         """The keys of all samples, in the order of the store, without reading codes."""
         return (key for shard in range(len(self.samples)) for key in self._shards.keys(shard))
@@ -162,12 +169,18 @@ class CodeDataset(IterableDataset):
         if worker is not None:
             step, mine = step * worker.num_workers, mine + step * worker.id
             reached = np.zeros(1, np.int64)  # what a worker has read, nobody has been handed yet
+        taken, self._skipped = self._skipped, 0
+        self._of_worker = epoch, start, taken
+        begin = start + mine + taken * step
         for position, numbers in self._order.blocks(epoch, start):
-            first = max(position, start + mine)
-            first += (start + mine - first) % step
+            first = max(position, begin)
+            first += (begin - first) % step
             for at in range(first, position + len(numbers), step):
                 reached[0] = min(at - mine + step, self.total)
+                taken += 1
+                self._of_worker = epoch, start, taken
                 yield self[int(numbers[at - position])]
+        self._of_worker = epoch + 1, 0, 0
         self._epochs.end()
 
     @overload
@@ -232,8 +245,14 @@ class CodeDataset(IterableDataset):
     def state_dict(self) -> dict[str, Any]:
         """Where the epoch stands, counting what was handed over last; JSON-able.
 
-        It is that of all ranks, if they have taken equally many batches.
+        It is that of all ranks, if they have taken equally many batches. Inside a worker, where
+        torchdata's `StatefulDataLoader` asks, it is that of the worker alone.
         """
+        worker = get_worker_info()
+        if worker is not None:
+            epoch, position, taken = self._of_worker
+            more = {"workers": worker.num_workers, "taken": taken}
+            return {**self._identity(), "epoch": epoch, "position": position, **more}
         epoch, position = self._epochs.now()
         return {**self._identity(), "epoch": epoch, "position": position}
 
@@ -248,7 +267,14 @@ class CodeDataset(IterableDataset):
         require_same(state, self._identity(), "open the data set as it was")
         epoch = whole_number(state.get("epoch"), "cannot resume: epoch", 0, MOST_EPOCHS)
         position = whole_number(state.get("position"), "cannot resume: position", 0, self.total)
-        self._epochs.go_to(epoch, position)
+        worker = get_worker_info()
+        if worker is None:
+            self._epochs.go_to(epoch, position)
+            return
+        require_same(state, {"workers": worker.num_workers}, "give as many workers as before")
+        taken = whole_number(state.get("taken"), "cannot resume: taken", 0, self.total)
+        self._of_worker, self._skipped = (epoch, position, taken), taken
+        self._epochs.join(epoch, position)
 
     def patches(self, numbers: np.ndarray) -> np.ndarray:
         """Patches of samples, int64, by their numbers."""
@@ -305,6 +331,25 @@ class CodeDataset(IterableDataset):
             if self[int(order[place])].key == key:
                 return int(order[place])
         raise KeyError(key)
+
+
+class MapStyleCodes(Dataset):
+    """All samples of a `CodeDataset` by number, in the order of the store.
+
+    A PyTorch data set is either iterable or map-style, and a `DataLoader` takes a sampler for the
+    latter alone. `CodeDataset` by itself unpacks each shard once an epoch; a sampler that draws
+    from the whole of a store larger than the cache does not.
+    """
+
+    def __init__(self, data: CodeDataset) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        """Samples of the whole store, whatever the rank."""
+        return self._data.total
+
+    def __getitem__(self, index: int) -> CodeSample:
+        return self._data[int(index)]
 
 
 @contextmanager

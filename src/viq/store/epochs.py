@@ -65,6 +65,10 @@ class Epochs:
         self._words[_BEGUN:] = 0
         self._words[_SET, :2] = epoch, position
 
+    def join(self, epoch: int, position: int) -> None:
+        """As `go_to`, from a worker whose fellows do the same, some of whom may have begun."""
+        self._words[_SET, :2] = epoch, position
+
     def begin(self) -> tuple[int, int]:
         """Epoch and position of the pass that this process, or this worker, begins."""
         worker = get_worker_info()

@@ -91,11 +91,25 @@ def write_ledger(path: Path, failures: Iterable[Failure]) -> None:
         ViqError: there is a file that is no such list.
     """
     require_ledger(path)
-    lines = [json.dumps(asdict(failure)) + "\n" for failure in failures]
+    lines = failure_lines(failures)
     if lines:
-        write_atomically(path, "".join(lines).encode())
+        write_atomically(path, lines)
     else:
         path.unlink(missing_ok=True)  # a list of ours, as was just seen
+
+
+def failure_lines(failures: Iterable[Failure]) -> bytes:
+    """Failed inputs, one JSON object a line."""
+    return "".join(json.dumps(asdict(failure)) + "\n" for failure in failures).encode()
+
+
+def is_ledger(data: bytes) -> bool:
+    """Whether these bytes are such lines."""
+    try:
+        listed = [_is_failure(line, "") for line in data.splitlines()]
+    except ViqError:
+        return False
+    return bool(listed) and all(listed)
 
 
 def require_ledger(path: Path) -> None:

@@ -8,224 +8,102 @@ codes/
   _failures.jsonl       inputs that gave no codes: key, reason; absent if there are none
   _job.json             what the store is made with: model, options, columns
   _index.json           the same, and every shard with rows, bytes and checksum; written last
+  .huggingface.yaml     which files are samples, for `datasets.load_dataset` and the hub
 ```
 
-Names that begin with an underscore are passed over by readers of Parquet folders, so these open
-the folder as one table. A folder without index is unfinished.
+Names that begin with an underscore or a dot are passed over by readers of Parquet folders, so these
+open the folder as one table; a README.md would not be. A folder without index is unfinished. One
+that holds neither `_index.json` nor `_job.json` but files of codes, as other programs write them,
+is read as a store all the same: its index is made of what the files say.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path, PurePath, PurePosixPath
 
 from viq.core.codes import Codes
 from viq.core.files import read_bytes
-from viq.core.types import CODES_PER_PATCH, DTYPES, FLOAT32, MAX_PATCHES, CodesError, ViqError
+from viq.core.remote import RemoteFolder, location, suffix_of
+from viq.core.types import CODES_PER_PATCH, MAX_PATCHES, CodesError, ViqError
 from viq.core.untrusted import (
     INDEX_BYTES,
     below,
-    fingerprint,
-    levels_of,
-    parse_json,
-    printable,
-    sha256,
-    whole_number,
 )
-from viq.store.rows import CodeRow, CodesReader, StoreInfo
+from viq.store.cache_folder import CacheFolder
+from viq.store.fetched import PARQUET as PARQUET
+from viq.store.fetched import FetchedFiles
+from viq.store.index import CARD as CARD
+from viq.store.index import CARD_TEXT as CARD_TEXT
+from viq.store.index import INDEX, JOB, Index, Shard
+from viq.store.index import LEDGER as LEDGER
+from viq.store.index import shard_name as shard_name
+from viq.store.rows import CodeRow, CodesReader
+from viq.store.schema import StoreInfo as StoreInfo
 
-FORMAT = 1
-PARQUET, SINGLE = ".parquet", ".viq"  # suffixes of files of codes, of many images and of one
+SINGLE = ".viq"  # suffix of a file of the codes of one image
 _SINGLE_BYTES = 64 + 2 * CODES_PER_PATCH * MAX_PATCHES  # of a .viq file, at most
-INDEX, JOB, LEDGER = "_index.json", "_job.json", "_failures.jsonl"
-
-
-def shard_name(number: int) -> str:
-    """File name of a shard."""
-    return f"part-{number:05d}.parquet"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    """One file of a store, as the index lists it.
-
-    Attributes:
-        inputs: the half-open range of inputs it was made of, failed ones included.
-        sha256: of the file, hex.
-    """
-
-    name: str
-    rows: int
-    inputs: tuple[int, int]
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Index:
-    """What `_index.json` holds; without shards and totals, what `_job.json` holds.
-
-    Attributes:
-        options: of encoding, by name; only those that change the codes or the shards.
-        columns: Arrow type of every column that rides along, by name.
-        inputs: how many the store is made of.
-        keys: digest of their keys, in order.
-        totals: rows, images, pixels, codes, failures, bytes of the whole store.
-    """
-
-    info: StoreInfo
-    options: Mapping[str, Any] = field(default_factory=dict)
-    columns: Mapping[str, str] = field(default_factory=dict)
-    inputs: int = 0
-    keys: str = ""
-    shards: tuple[Shard, ...] = ()
-    totals: Mapping[str, int] = field(default_factory=dict)
-
-    def to_json(self) -> bytes:
-        """Deterministic: equal stores have equal bytes."""
-        values = asdict(self)
-        values = {"format": FORMAT, **values.pop("info"), **values}
-        if self.info.dtype == FLOAT32:  # as it was written before there were others
-            del values["dtype"]
-        if not self.info.refinement:  # the same
-            del values["refinement"], values["meaning"]
-        if not self.totals:
-            del values["shards"], values["totals"]
-        return (json.dumps(values, indent=1) + "\n").encode()
-
-    @classmethod
-    def from_json(cls, data: bytes, where: str) -> Index:
-        """Read what `to_json` wrote.
-
-        Raises:
-            CodesError: of another format, or damaged; names `where`.
-        """
-        try:
-            values = parse_json(data, where)
-            if not isinstance(values, dict):
-                raise CodesError("is no object")
-            if values.pop("format") != FORMAT:
-                raise _NewerError(f"{where}: of a newer format; update viq")
-            return _index_of(values)
-        except _NewerError:
-            raise
-        except (ViqError, KeyError, TypeError, AttributeError, ValueError) as error:
-            reason = str(error).removeprefix(f"{where}: ")
-            if not isinstance(error, ViqError):
-                reason = f"{type(error).__name__}: {printable(reason, 80)}"
-            raise CodesError(f"{where}: damaged ({reason}); mend with viq store index") from None
-
-
-class _NewerError(CodesError):
-    pass
-
-
-def _index_of(values: dict[str, Any]) -> Index:
-    """What an index says, each value checked: it may come from anybody."""
-    info = StoreInfo(
-        model=_text(values.pop("model"), "model"),
-        fingerprint=fingerprint(values.pop("fingerprint"), "fingerprint"),
-        levels=levels_of(values.pop("levels"), "levels"),
-        entropy=fingerprint(values.pop("entropy", ""), "entropy"),
-        dtype=_dtype(values),
-        refinement=fingerprint(values.pop("refinement", ""), "refinement"),
-        meaning=values.pop("meaning", False) is True,
-    )
-    index = Index(
-        info=info,
-        options={_text(k, "options"): _scalar(v, k) for k, v in values.pop("options", {}).items()},
-        columns={_text(k, "columns"): _text(v, k) for k, v in values.pop("columns", {}).items()},
-        inputs=whole_number(values.pop("inputs", 0), "inputs"),
-        keys=fingerprint(values.pop("keys", ""), "keys"),
-        shards=tuple(_shards(values.pop("shards", []))),
-        totals={
-            _text(k, "totals"): whole_number(v, k) for k, v in values.pop("totals", {}).items()
-        },
-    )
-    if values:
-        raise CodesError(f"unknown {printable(next(iter(values)), 80)}")
-    if index.shards and index.shards[-1].inputs[1] != index.inputs:
-        raise CodesError(f"the shards end at input {index.shards[-1].inputs[1]} of {index.inputs}")
-    rows = sum(shard.rows for shard in index.shards)
-    if index.totals and index.totals.get("rows", rows) != rows:
-        raise CodesError(f"{index.totals['rows']} rows, but its shards have {rows}")
-    return index
-
-
-def _dtype(values: dict[str, Any]) -> str:
-    """Of the model; before it had a name of its own it stood among the options, if anywhere."""
-    options = values.get("options", {})
-    dtype = values.pop("dtype", options.get("dtype", FLOAT32))
-    if dtype not in DTYPES:
-        raise CodesError(f"dtype {printable(str(dtype), 80)} is unknown")
-    return dtype
-
-
-def _shards(values: Any) -> Iterator[Shard]:
-    """The shards of an index: numbered in order, and of neighbouring inputs."""
-    first = 0
-    for number, shard in enumerate(values):
-        start, stop = (whole_number(place, "inputs") for place in shard["inputs"])
-        if shard.keys() != _SHARD_FIELDS or shard["name"] != shard_name(number):
-            raise CodesError(
-                f"shard {number} is {printable(str(shard.get('name')), 80)!r}, not "
-                f"{shard_name(number)}"
-            )
-        if start != first or stop < start:
-            raise CodesError(f"shard {number} is of inputs {start} to {stop}, not from {first} on")
-        yield Shard(
-            name=shard["name"],
-            rows=whole_number(shard["rows"], "rows"),
-            inputs=(start, stop),
-            bytes=whole_number(shard["bytes"], "bytes"),
-            sha256=sha256(shard["sha256"], "sha256"),
-        )
-        first = stop
-
-
-_SHARD_FIELDS = {"name", "rows", "inputs", "bytes", "sha256"}
-
-
-def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str):
-        raise CodesError(f"{what} is no text")
-    return value
-
-
-def _scalar(value: Any, what: str) -> Any:
-    if value is not None and not isinstance(value, (str, int, float, bool)):
-        raise CodesError(f"{what} is neither number nor text")
-    return value
+_MAX_FILES = 1 << 20  # of a folder that other programs wrote
 
 
 class Store:
-    """Codes to read: a finished store, or one Parquet file, which is a store of one shard.
+    """Codes to read: a finished store, one Parquet file, or a folder of them of other programs.
+
+    Each may lie behind a URL; files are then copied to this machine one after another.
+
+    Args:
+        cache: folder of the copies; None for that of the user.
 
     Attributes:
+        path: where it is, a URL as it was given.
         info: the tokenizer that made the codes.
-        index: all that the index says.
+        index: all that the index says, or, if there is none, the files themselves.
+        has_index: whether there is one.
         shards: the files, in order.
 
     Raises:
         CodesError: no store, unfinished, or damaged.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        is_file = self.path.is_file() or self.path.suffix == PARQUET
-        self.index = _index_of_file(self.path) if is_file else read_index(self.path)
+    def __init__(self, path: str | os.PathLike[str], cache: CacheFolder | None = None) -> None:
+        self.path = location(path)
+        self._fetched: FetchedFiles | None = None
+        if isinstance(self.path, Path):
+            self.index, self.has_index = _index_here(self.path)
+        else:
+            is_file = suffix_of(self.path) == PARQUET
+            url, _, name = self.path.rpartition("/") if is_file else (self.path, "", "")
+            self._fetched = FetchedFiles(RemoteFolder(url), cache)
+            self.index, self.has_index = _index_there(self._fetched, name)
         self.info, self.shards = self.index.info, self.index.shards
 
     def __len__(self) -> int:
         return sum(shard.rows for shard in self.shards)
 
     def file(self, shard: Shard) -> Path:
-        """Where the shard is. Raises UntrustedError for a link that leads out of the store."""
-        return below(self.path, shard.name, str(self.path)) if self.path.is_dir() else self.path
+        """Where the shard is, or its copy. It must have the checksum that the index lists.
+
+        Raises:
+            UntrustedError: a link that leads out of the store.
+            CodesError: it cannot be fetched, or has more bytes than the index says.
+        """
+        if self._fetched is not None:
+            self._fetched.entropy_model(self.info.entropy)
+            return self._fetched.file(shard.name, shard.bytes)
+        path = Path(self.path)
+        return below(path, shard.name, str(path)) if path.is_dir() else path
+
+    def unlisted(self) -> list[str]:
+        """Parquet files beside those of the index, which readers of the folder see."""
+        listed = {shard.name for shard in self.shards}
+        if self._fetched is not None:
+            is_single = self.path != self._fetched.remote.url
+            found = [] if is_single else list(self._fetched.remote.sizes())
+        else:
+            found = [path.name for path in Path(self.path).glob(f"*{PARQUET}")]
+        return sorted(n for n in found if n.endswith(PARQUET) and n not in listed)
 
     def reader(self, shard: Shard, *, checked: bool = True) -> CodesReader:
         """Open one shard; `checked` as `CodesReader` takes it.
@@ -257,6 +135,43 @@ class Store:
             yield from self.reader(shard).rows(columns)
 
 
+def _index_here(path: Path) -> tuple[Index, bool]:
+    """The index of a store, or of files, and whether it is one."""
+    if path.is_file() or (path.suffix == PARQUET and not path.is_dir()):
+        return _index_of_files([(path.name, path)], str(path.parent)), False
+    if files := files_of_others(path):
+        named = [(file.relative_to(path).as_posix(), file) for file in files]
+        return _index_of_files(named, str(path)), False
+    return read_index(path), True
+
+
+def _index_there(files: FetchedFiles, single: str) -> tuple[Index, bool]:
+    """As `_index_here`, of a remote store, or of the file `single` in its folder."""
+    remote = files.remote
+    if not single:
+        data = remote.read(INDEX, INDEX_BYTES)
+        if data is not None:
+            return Index.from_json(data, f"{remote.url}/{INDEX}"), True
+        if remote.size(JOB) is not None:
+            raise _unfinished(remote.url)
+    names = [single] if single else [n for n in sorted(_listed(remote)) if _is_table(n)]
+    if not names:
+        raise CodesError(f"{remote.url}: holds no finished store of codes; check the URL")
+    return _index_of_files(((name, files.file(name)) for name in names), remote.url), False
+
+
+def _listed(remote: RemoteFolder) -> list[str]:
+    try:
+        return list(islice(remote.sizes(deep=True), _MAX_FILES))
+    except CodesError:  # a server that lists nothing, as of plain http
+        return []
+
+
+def _is_table(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.suffix == PARQUET and ".." not in path.parts and not _is_hidden(path)
+
+
 def read_index(folder: Path) -> Index:
     """The index of a finished store.
 
@@ -267,9 +182,13 @@ def read_index(folder: Path) -> Index:
     if data is not None:
         return Index.from_json(data, str(folder / INDEX))
     if (folder / JOB).exists():
-        raise CodesError(f"{folder}: unfinished; run the same viq encode again to finish it")
+        raise _unfinished(str(folder))
     what = "holds no store of codes" if folder.exists() else "does not exist"
     raise CodesError(f"{folder}: {what}; write one with viq encode -o {folder}")
+
+
+def _unfinished(where: str) -> CodesError:
+    return CodesError(f"{where}: unfinished; run the same viq encode again to finish it")
 
 
 def read_begun(folder: Path) -> Index | None:
@@ -307,11 +226,51 @@ def _read(folder: Path, name: str) -> bytes | None:
         raise CodesError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _index_of_file(path: Path) -> Index:
-    with CodesReader(path) as reader:
-        rows = len(reader)
-        shard = Shard(
-            name=path.name, rows=rows, inputs=(0, rows), bytes=path.stat().st_size, sha256=""
-        )
-        columns = {f.name: str(f.type) for f in reader.extras.fields}
-        return Index(info=reader.info, columns=columns, inputs=rows, shards=(shard,))
+def _index_of_files(files: Iterable[tuple[str, Path]], where: str) -> Index:
+    """The index of Parquet files, by their names, of what they say themselves.
+
+    Raises:
+        CodesError: one is no file of codes, or was made by another tokenizer than the first.
+    """
+    shards, columns, first, info = list[Shard](), dict[str, str](), 0, None
+    for name, path in files:
+        with CodesReader(path) as reader:
+            info = info or reader.info
+            if reader.info != info:
+                raise CodesError(
+                    f"{where}: {name} was made by {reader.info.fingerprint}, but "
+                    f"{shards[0].name} by {info.fingerprint}: keep them in folders of their own"
+                )
+            columns |= {f.name: str(f.type) for f in reader.extras.fields}
+            last, size = first + len(reader), path.stat().st_size
+            shards.append(
+                Shard(name=name, rows=last - first, inputs=(first, last), bytes=size, sha256="")
+            )
+            first = last
+    assert info is not None, "asked for no files"
+    return Index(info=info, columns=columns, inputs=first, shards=tuple(shards))
+
+
+def is_store(folder: Path) -> bool:
+    """Whether a folder is a store, finished or not, or holds files of codes of other programs."""
+    if (folder / INDEX).exists() or (folder / JOB).exists():
+        return True
+    try:
+        return any(CodesReader(path).info for path in files_of_others(folder)[:1])
+    except ViqError:
+        return False
+
+
+def files_of_others(folder: Path) -> list[Path]:
+    """The Parquet files below a folder that is no store of ours; none of hidden ones."""
+    if (folder / INDEX).exists() or (folder / JOB).exists():
+        return []
+    found = (p for p in folder.rglob(f"*{PARQUET}") if not _is_hidden(p.relative_to(folder)))
+    files = sorted(islice(found, _MAX_FILES + 1))
+    if len(files) > _MAX_FILES:
+        raise CodesError(f"{folder}: has more than {_MAX_FILES:,} files")
+    return [below(folder, str(path.relative_to(folder)), str(folder)) for path in files]
+
+
+def _is_hidden(path: PurePath) -> bool:
+    return any(part.startswith((".", "_")) for part in path.parts)

@@ -9,8 +9,9 @@ readers, and can be written anew at any time.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import zip_longest
@@ -18,14 +19,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from viq.codec.entropy_model import beside
+from viq.codec.entropy_model import EntropyModel, beside
 from viq.core.files import is_plain, remove_leftovers, sha256_of, write_atomically, write_new
 from viq.core.locks import locked
 from viq.core.types import CodesError, ViqError
 from viq.store.columns import Extras
 from viq.store.facts import Counts as Counts
 from viq.store.facts import Facts, Failure, write_ledger
-from viq.store.folder import INDEX, JOB, LEDGER, Index, Shard, read_begun, read_index, shard_name
+from viq.store.folder import (
+    CARD,
+    CARD_TEXT,
+    INDEX,
+    JOB,
+    LEDGER,
+    Index,
+    Shard,
+    read_begun,
+    read_index,
+    shard_name,
+)
 from viq.store.rows import CodeRow, CodesReader, CodesWriter, StoreInfo
 from viq.store.schema import samples_of
 
@@ -34,7 +46,7 @@ MERGED = "merged"  # the option of a store that was made of others
 _SHARD_NAME = re.compile(r"part-(\d{5,9})\.parquet")
 # All files of a store, and nothing else: what may be removed from its folder.
 _OUR_NAMES = re.compile(
-    rf"{_SHARD_NAME.pattern}|{INDEX}|{JOB}|{LEDGER}|_entropy-[0-9a-f]{{16}}\.safetensors"
+    rf"{_SHARD_NAME.pattern}|{INDEX}|{JOB}|{LEDGER}|{re.escape(CARD)}|_entropy-[0-9a-f]{{16}}\.safetensors"
 )
 MAX_SHARDS = 1 << 20  # of a store
 _FACTS, _OPTIONS = "viq.shard", "viq.options"  # notes in the metadata of a shard
@@ -87,11 +99,13 @@ class Job:
     """A store being made. Whoever makes one holds its lock: see `open_job`.
 
     Attributes:
+        where: as users call it.
         whole: the facts of the shards that are known to be there, by number.
     """
 
     def __init__(self, folder: Path, index: Index, extras: Extras) -> None:
         self.folder, self.index, self.extras = folder, index, extras
+        self.where = str(folder)
         self.whole: dict[int, Facts] = {}
         self._sums = _listed_sums(folder)  # of shards that did not change, by name
 
@@ -136,13 +150,20 @@ class Job:
         facts = self.whole[number]
         failed = {failure.input for failure in facts.failures}
         inputs = (i for i in range(*facts.inputs) if i not in failed)
-        with CodesReader(self.folder / shard_name(number)) as reader:
+        with CodesReader(self._path(number)) as reader:
             samples = samples_of(reader.rows())
             for place, rows in zip_longest(inputs, samples):
                 if place is None or rows is None:
                     raise CodesError(f"{reader.path}: does not hold the inputs {facts.inputs[0]} "
                                      f"to {facts.inputs[1] - 1}: damaged, remove it")  # fmt: skip
                 yield place, [replace(r, extras=self.extras.pack(r.extras)) for r in rows]
+
+    def keep_entropy_model(self, model: EntropyModel) -> None:
+        """Put the model that compresses the codes beside them."""
+        model.save_beside(self.folder)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / shard_name(number)
 
 
 @contextmanager
@@ -158,7 +179,7 @@ def open_job(
         ViqError: the folder holds other things, somebody else writes it, or it was begun with
             another model, other options or other inputs; names the difference.
     """
-    _require_few(wanted, f"-o {folder}")
+    require_few(wanted, f"-o {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     strangers = [p.name for p in folder.iterdir() if not p.name.startswith(".")]
     if strangers and not (folder / JOB).exists():
@@ -169,7 +190,7 @@ def open_job(
         _remove_leftovers(folder, rank, world)
         # Of all ranks that begin it at once one does, and the others find what it wrote.
         if not write_new(folder / JOB, wanted.to_json()):
-            _refuse_changes(folder, read_job(folder), wanted)
+            refuse_changes(folder, read_job(folder), wanted)
         job = Job(folder, wanted, extras)
         job.look(range(count_shards(wanted)))
         try:
@@ -201,7 +222,7 @@ def clear(folder: Path) -> None:
     with locked(folder):
         found = _descriptions(folder)
         models = {beside(index.info.entropy) for index in found if index.info.entropy}
-        ours = {LEDGER, *models}
+        ours = {LEDGER, *models, *([CARD] if _is_our_card(folder / CARD) else ())}
         count = max((_shard_count(index) for index in found), default=0)
         for path in list(folder.iterdir()):
             shard = _SHARD_NAME.fullmatch(path.name)
@@ -211,6 +232,12 @@ def clear(folder: Path) -> None:
             if is_plain(folder / name):
                 (folder / name).unlink(missing_ok=True)  # listed by index or job of this store
         _remove_leftovers(folder, 0, 1)
+
+
+def _is_our_card(path: Path) -> bool:
+    return (
+        is_plain(path) and path.stat().st_size == len(CARD_TEXT) and path.read_bytes() == CARD_TEXT
+    )
 
 
 def _descriptions(folder: Path) -> list[Index]:
@@ -234,16 +261,19 @@ def read_job(folder: Path) -> Index:
     index = read_begun(folder)
     if index is None:
         raise CodesError(f"{folder}: holds no store of codes ({JOB} is missing)")
+    return require_job(index, str(folder / JOB))
+
+
+def require_job(index: Index, where: str) -> Index:
+    """What a `_job.json` says, if a store can be made of it. Raises `CodesError`."""
     size = index.options.get(SHARD_SIZE)
     if type(size) is not int or size < 1:
-        raise CodesError(
-            f"{folder / JOB}: damaged (no {SHARD_SIZE}); begin afresh with --overwrite"
-        )
-    _require_few(index, str(folder / JOB))
+        raise CodesError(f"{where}: damaged (no {SHARD_SIZE}); begin afresh with --overwrite")
+    require_few(index, where)
     return index
 
 
-def _require_few(index: Index, where: str) -> None:
+def require_few(index: Index, where: str) -> None:
     """No more shards than an index can list; they are counted, and looked for, one by one."""
     if count_shards(index) > MAX_SHARDS:
         raise CodesError(
@@ -309,15 +339,22 @@ def write_index(
     if missing:
         return None, missing
     shards = [_listed(folder / shard_name(n), facts, sums or {}) for n, facts in whole.items()]
-    totals = {
-        name: sum(getattr(facts, name) for facts in whole.values())
-        for name in ("rows", "images", "pixels", "codes")
-    }
-    totals["failures"] = len(failures)
-    totals["bytes"] = sum(shard.bytes for shard in shards)
-    index = replace(job, shards=tuple(shards), totals=totals)
+    index = index_of(job, shards, whole.values())
+    if not os.path.lexists(folder / CARD):  # else it may be the user's own
+        write_new(folder / CARD, CARD_TEXT)
     write_atomically(folder / INDEX, index.to_json())
     return index, []
+
+
+def index_of(job: Index, shards: Sequence[Shard], facts: Collection[Facts]) -> Index:
+    """The index of a store of which all shards are there."""
+    totals = {
+        name: sum(getattr(one, name) for one in facts)
+        for name in ("rows", "images", "pixels", "codes")
+    }
+    totals["failures"] = sum(len(one.failures) for one in facts)
+    totals["bytes"] = sum(shard.bytes for shard in shards)
+    return replace(job, shards=tuple(shards), totals=totals)
 
 
 def digest(keys: Iterable[str]) -> tuple[int, str]:
@@ -330,7 +367,9 @@ def digest(keys: Iterable[str]) -> tuple[int, str]:
     return count, state.hexdigest()[:16]
 
 
-def _refuse_changes(folder: Path, found: Index, wanted: Index) -> None:
+def refuse_changes(folder: Path | str, found: Index, wanted: Index) -> None:
+    """Refuse to go on with a store that was begun otherwise. Raises `ViqError`."""
+
     def differences() -> Iterator[tuple[str, Any, Any]]:
         yield "model", found.info.model, wanted.info.model
         yield "model fingerprint", found.info.fingerprint, wanted.info.fingerprint

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from viq.codec.entropy_model import ENTROPY_BYTES, beside
-from viq.core.errors import require
 from viq.core.files import sha256_of
+from viq.core.remote import RemoteFolder, location
 from viq.core.types import CodesError
-from viq.core.untrusted import INDEX_BYTES
 from viq.store.cache_folder import CacheFolder
-from viq.store.folder import INDEX, PARQUET, Index, Shard, Store
+from viq.store.fetched import FetchedFiles
+from viq.store.folder import PARQUET, Index, Shard, Store
 
 
 class Place(Protocol):
@@ -38,7 +37,8 @@ class Place(Protocol):
 
 def open_place(path: str | os.PathLike[str], folder: CacheFolder) -> Place:
     """The store at a path or URL. Raises `CodesError` if there is no finished one."""
-    return _Remote(str(path), folder) if "://" in str(path) else _Local(Path(path))
+    place = location(path)
+    return _Remote(place, folder) if isinstance(place, str) else _Local(place)
 
 
 class _Local:
@@ -66,80 +66,25 @@ class _Remote:
     """Behind a URL. Files are fetched into a temporary folder inside the cache."""
 
     def __init__(self, url: str, folder: CacheFolder) -> None:
-        with require("fsspec", "data", url):
-            from fsspec.core import url_to_fs
-        self._url, self._folder = url, folder
-        with self._reported(""):
-            self._fs, root = url_to_fs(url)
-        self._root = root.rstrip("/")
-        if url.endswith(PARQUET):
-            self._root, _, self._single = self._root.rpartition("/")
-            with self._fetch({self._single: None}) as here:
-                self.index = Store(here / self._single).index
-        else:
-            with self._reported(INDEX), self._fs.open(self._path(INDEX), "rb") as file:
-                data = file.read(INDEX_BYTES + 1)
-            if len(data) > INDEX_BYTES:
-                raise CodesError(f"{url}/{INDEX}: has more than {INDEX_BYTES:,} bytes")
-            self.index = Index.from_json(data, f"{url}/{INDEX}")
+        store = Store(url, folder)
+        self._url, self._folder, self.index = url, folder, store.index
+        is_file = url.endswith(PARQUET)
+        self._remote = RemoteFolder(url.rpartition("/")[0] if is_file else url)
 
     def digest(self, shard: Shard) -> str:
-        if shard.sha256:
-            return shard.sha256
-        with self._reported(shard.name):
-            return _digest(self._url, self._fs.ukey(self._path(shard.name)))
+        return shard.sha256 or _digest(self._url, self._remote.token(shard.name))
 
     @contextmanager
     def fetched(self, shard: Shard, verified: bool) -> Iterator[Path]:
-        entropy = self.index.info.entropy
-        models = {beside(entropy): ENTROPY_BYTES} if entropy else {}
-        with self._fetch({shard.name: shard.bytes or None}, models) as here:
-            if verified:
-                _require(here / shard.name, shard, self._url)
-            yield here / shard.name
-
-    def _path(self, name: str) -> str:
-        """`name` is the index, one that `Index.from_json` has checked, or of the user's URL."""
-        return f"{self._root}/{name}"
-
-    @contextmanager
-    def _fetch(
-        self, wanted: Mapping[str, int | None], optional: Mapping[str, int] | None = None
-    ) -> Iterator[Path]:
-        """A folder with these files, by name with the bytes that each may have."""
-        with self._folder.fetching() as here:
-            for name, limit in wanted.items():
-                with self._reported(name):
-                    self._get(name, here / name, limit)
-            for name, limit in (optional or {}).items():
-                with self._reported(name), suppress(FileNotFoundError):
-                    self._get(name, here / name, limit)
-            yield here
-
-    def _get(self, name: str, to: Path, limit: int | None) -> None:
-        from fsspec.callbacks import Callback
-
-        class Limited(Callback):
-            def call(self, *_: Any, **__: Any) -> None:
-                if limit is not None and self.value > limit:
-                    raise CodesError(f"it has more than the {limit:,} bytes that were expected")
-
-        self._fs.get_file(self._path(name), str(to), callback=Limited())
-
-    @contextmanager
-    def _reported(self, name: str) -> Iterator[None]:
-        """Every failure as one line; which library raises what, fsspec does not say."""
+        files = FetchedFiles(self._remote, self._folder)
         try:
-            yield
-        except FileNotFoundError:
-            raise CodesError(
-                f"{self._url}: has no {name}; is it a finished store of codes?"
-            ) from None
-        except Exception as error:
-            reason = " ".join(str(error).split())
-            raise CodesError(
-                f"{self._url}: {name} cannot be fetched ({type(error).__name__}: {reason})"
-            ) from None
+            files.entropy_model(self.index.info.entropy)
+            file = files.file(shard.name, shard.bytes or None)
+            if verified:
+                _require(file, shard, self._url)
+            yield file
+        finally:
+            files.close()
 
 
 def _require(file: Path, shard: Shard, where: str) -> None:

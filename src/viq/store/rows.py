@@ -6,7 +6,8 @@ image was encoded in, 0 if whole; `codes` list<uint16>, rows*cols*4 of them, pat
 order, the four slots of a patch adjacent; then the columns that ride along (`store.columns`).
 Page checksums are on. File metadata: `viq.model`, `viq.fingerprint`, `viq.levels` (JSON),
 `viq.dtype` where the tokenizer did not compute in float32, and whatever the job that wrote the
-file notes.
+file notes. The column `viq` says the same in every row, for programs that lose the metadata
+(`store.maker`); files that these have rewritten are read as well (`store.foreign`).
 
 A store with counts (`viq encode --bpp`) has two more columns: `code_counts`, binary, what
 `viq.core.counts` packs, and `extra_codes`, binary, the codes beyond the fourth as little-endian
@@ -36,8 +37,8 @@ import numpy as np
 
 from viq.core.codes import Codes
 from viq.core.files import require_regular, written_aside
-from viq.core.types import CODES_PER_PATCH, DTYPES, FLOAT32, CodesError, ViqError, grid_of
-from viq.core.untrusted import UntrustedError, fingerprint, levels_of, parse_json
+from viq.core.types import CODES_PER_PATCH, FLOAT32, CodesError, ViqError, grid_of
+from viq.core.untrusted import UntrustedError, parse_json
 from viq.store.arrays import (
     checksum,
     coder_of,
@@ -47,8 +48,10 @@ from viq.store.arrays import (
     with_counts,
 )
 from viq.store.bounds import Bounds, checked
-from viq.store.columns import Extras
+from viq.store.columns import MAKER, Extras
 from viq.store.footer import columns_of
+from viq.store.foreign import as_ours, is_as_written, is_like
+from viq.store.maker import is_marked, maker_column, read_maker, with_maker
 from viq.store.schema import COLUMNS, NUMBERS, CodeRow, StoreInfo, counted_columns, schema
 
 if TYPE_CHECKING:
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
 
 ROWS_PER_GROUP = 256  # images; a group is what a reader must load to see one row
 _SUMS = "viq.sums"  # note: `checksum` of every ROWS_PER_GROUP rows
+_ROWS = "viq.rows"  # note: how many there are
 _OPTIONAL = {"image_index", "rows", "cols", "tile"}  # files of other writers may lack them
 
 
@@ -74,11 +78,12 @@ class CodesWriter:
         self, path: str | os.PathLike[str], info: StoreInfo, extras: Extras | None = None
     ) -> None:
         self.path, self.info, self.extras = Path(path), info, extras
-        self._schema = schema(info, extras)
+        self._schema = with_maker(schema(info, extras))
         self._coder = coder_of(info.entropy, self.path.parent)
         self._aside = written_aside(self.path)
         self._rows: list[CodeRow] = []
         self._sums: list[int] = []  # of row groups
+        self._written = 0  # rows
 
     def __enter__(self) -> CodesWriter:
         import pyarrow.parquet as pq
@@ -142,6 +147,7 @@ class CodesWriter:
             if kind is None:
                 self._flush()
                 self.note(_SUMS, self._sums)
+                self.note(_ROWS, self._written)
             self._writer.close()
         except BaseException as late:  # a full disk shows only here
             self._aside.__exit__(type(late), late, late.__traceback__)
@@ -159,11 +165,13 @@ class CodesWriter:
             pa.array([row.key for row in rows], pa.string()),
             *(pa.array(column) for column in numbers.T.copy()),
             codes_array([row.codes for row in rows], self._coder),
+            maker_column(self.info, len(rows)),
             *(counted_arrays([row.codes for row in rows]) if self.info.refinement else ()),
             *(self.extras.columns([row.extras for row in rows]) if self.extras else ()),
         ]
         table = pa.table(columns, schema=self._schema)
         self._sums.append(checksum(table, NUMBERS))
+        self._written += len(rows)
         self._writer.write_table(table)
 
 
@@ -199,38 +207,59 @@ class CodesReader:
             k.decode(errors="replace"): v.decode(errors="replace")
             for k, v in (self._file.metadata.metadata or {}).items()
         }
-        entropy = self.metadata.get("viq.entropy", "")
-        refinement = fingerprint(self.metadata.get("viq.refinement", ""), "viq.refinement")
-        expected = schema(
-            StoreInfo(model="", fingerprint="", levels=(), entropy=entropy, refinement=refinement)
+        is_ours = "viq.fingerprint" in self.metadata and is_as_written(
+            self._file, ROWS_PER_GROUP, self.note(_ROWS)
         )
-        wrong = [
-            wanted.name
-            for wanted in expected
-            if (wanted.name in found.names or wanted.name not in _OPTIONAL)
-            and (
-                found.names.count(wanted.name) != 1 or found.field(wanted.name).type != wanted.type
-            )
-        ]
-        if wrong or "viq.fingerprint" not in self.metadata:
-            raise CodesError(
-                f"a Parquet file, but not of ViQ codes (columns {found.names}); write one with viq "
-                "encode"
-            )
-        ours = [name for name in expected.names if name in found.names]
-        self.columns = ours
-        self.extras = Extras(found.field(n) for n in found.names if n not in ours)
-        self.info = StoreInfo(
-            model=self.metadata.get("viq.model", ""),
-            fingerprint=fingerprint(self.metadata["viq.fingerprint"], "viq.fingerprint"),
-            levels=levels_of(self.note("viq.levels") or [], "viq.levels"),
-            entropy=fingerprint(entropy, "viq.entropy"),
-            dtype=self.metadata.get("viq.dtype") or self._noted_dtype(),
-            refinement=refinement,
-            meaning=self.note("viq.meaning") is True,
+        self.sums: Any = self.note(_SUMS) if is_ours else None
+        has_maker = MAKER in found.names and (not is_ours or is_marked(found.field(MAKER)))
+        self.info = self._maker(has_maker and not is_ours)
+        self._types = {f.name: f.type for f in schema(self.info) if f.name in found.names}
+        ours = (*COLUMNS, *counted_columns(self.info))
+        wrong = set(ours) - _OPTIONAL - self._types.keys() or any(
+            found.names.count(name) != 1 or not is_like(found.field(name).type, wanted)
+            for name, wanted in self._types.items()
         )
-        if self.info.dtype not in DTYPES:
-            raise CodesError("of a dtype that this release does not know; update viq")
+        if wrong:
+            raise self._not_codes()
+        self.columns = [name for name in ours if name in found.names]
+        own = {*ours, *([MAKER] if has_maker else ())}
+        fields = (found.field(n) for n in found.names if n not in own)
+        self.extras = Extras(fields) if is_ours else Extras.of_others(fields)
+
+    def _maker(self, by_rows: bool) -> StoreInfo:
+        """Who made the codes, by the rows or by the metadata."""
+        if by_rows:
+            self._bounds.require([MAKER])
+            return read_maker(self.path)
+        if "viq.fingerprint" not in self.metadata:
+            raise self._not_codes()
+        values = {name: self.metadata.get(f"viq.{name}", "") for name in ("model", "fingerprint")}
+        return StoreInfo.checked(
+            {
+                **values,
+                "levels": self.note("viq.levels"),
+                "entropy": self.metadata.get("viq.entropy", ""),
+                "dtype": self.metadata.get("viq.dtype") or self._noted_dtype(),
+                "refinement": self.metadata.get("viq.refinement", ""),
+                "meaning": self.note("viq.meaning"),
+            }
+        )
+
+    def _not_codes(self) -> CodesError:
+        names = self._file.schema_arrow.names
+        return CodesError(
+            f"a Parquet file, but not of ViQ codes (columns {names}); write one with viq encode"
+        )
+
+    def as_ours(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """A batch with our columns in the types of our writer. Raises if a value does not fit."""
+        import pyarrow as pa
+
+        fields = [f.with_type(self._types.get(f.name, f.type)) for f in batch.schema]
+        if all(old == new for old, new in zip(batch.schema, fields, strict=True)):
+            return batch
+        columns = [as_ours(array, f.type) for array, f in zip(batch.columns, fields, strict=True)]
+        return pa.record_batch(columns, schema=pa.schema(fields))
 
     def _noted_dtype(self) -> str:
         """Of files from before there was `viq.dtype`: among the options of the job, if anywhere."""
@@ -349,13 +378,14 @@ class CodesReader:
 
     def _batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
         """All rows, checked: nothing is missing, and what was written comes back."""
-        sums = self.note(_SUMS) if set(COLUMNS) <= set(names) else None
+        sums = self.sums if set(COLUMNS) <= set(names) else None
         self._bounds.require(names)
         count = 0
         for batch in self._file.iter_batches(batch_size=ROWS_PER_GROUP, columns=names):
             empty = [n for n in names if n in self.columns and batch[n].null_count]
             if empty:
                 raise CodesError(f"damaged (missing values in column {empty[0]})")
+            batch = self.as_ours(batch)
             if sums is not None and sums[count : count + 1] != [checksum(batch, NUMBERS)]:
                 raise CodesError(f"damaged (rows {count * ROWS_PER_GROUP} and following)")
             count += 1

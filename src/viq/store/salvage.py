@@ -55,7 +55,7 @@ def rows_or_reasons(reader: CodesReader) -> Iterator[CodeRow | CodesError]:
 
 def _one_by_one(reader: CodesReader, done: int) -> Iterator[CodeRow | CodesError]:
     """As `rows_or_reasons`, from row `done` on."""
-    sums: Any = reader.note("viq.sums")
+    sums = reader.sums
     first = 0
     for count, table in _groups(reader, reader.columns):
         start, first = first, first + count
@@ -87,6 +87,7 @@ def _fits(table: pa.Table, start: int, sums: Any) -> bool:
 
 def _row(reader: CodesReader, table: pa.Table) -> CodeRow:
     (batch,) = table.combine_chunks().to_batches()
+    batch = reader.as_ours(batch)
     if any(column.null_count for column in batch.columns):
         raise CodesError("values are missing")
     numbers = {name: int(batch[name][0].as_py()) for name in NUMBERS if name in batch.schema.names}

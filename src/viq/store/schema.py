@@ -9,7 +9,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from viq.core.codes import Codes
-from viq.core.types import FLOAT32
+from viq.core.types import DTYPES, FLOAT32, CodesError
+from viq.core.untrusted import fingerprint, levels_of, printable
 from viq.store.arrays import COUNTED
 from viq.store.columns import Extras
 
@@ -38,6 +39,31 @@ class StoreInfo:
     dtype: str = FLOAT32
     refinement: str = ""
     meaning: bool = False
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any]) -> StoreInfo:
+        """What a file says of who made its codes: it may come from anybody.
+
+        Args:
+            values: by the names of the attributes; those that are missing are unknown.
+
+        Raises:
+            ViqError: one is not what it may be; names it.
+        """
+        model, dtype = values.get("model", ""), values.get("dtype") or FLOAT32
+        if not isinstance(model, str):
+            raise CodesError("model is no text")
+        if dtype not in DTYPES:
+            raise CodesError(f"dtype {printable(str(dtype), 80)} is unknown; update viq")
+        return cls(
+            model=model,
+            fingerprint=fingerprint(values.get("fingerprint", ""), "fingerprint"),
+            levels=levels_of(values.get("levels") or [], "levels"),
+            entropy=fingerprint(values.get("entropy", ""), "entropy"),
+            dtype=dtype,
+            refinement=fingerprint(values.get("refinement", ""), "refinement"),
+            meaning=values.get("meaning", False) is True,
+        )
 
     def metadata(self) -> dict[str, str]:
         """As Parquet file metadata."""

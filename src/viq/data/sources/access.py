@@ -181,6 +181,29 @@ class ImageUrl:
 
 
 @dataclass(frozen=True)
+class ImageBytes:
+    """An image that was fetched, or why it could not be."""
+
+    data: bytes = field(repr=False)
+    error: ImageError | None = None
+
+    def read(self) -> bytes:
+        if self.error is not None:
+            raise self.error
+        return self.data
+
+
+def fetched(ref: ImageRef) -> ImageRef:
+    """An image at a URL, fetched now; any other as it is."""
+    if not isinstance(ref, ImageUrl):
+        return ref
+    try:
+        return ImageBytes(ref.read())
+    except ImageError as error:
+        return ImageBytes(b"", error)
+
+
+@dataclass(frozen=True)
 class ImageText:
     """The image itself, as a data: URI or base64 text."""
 

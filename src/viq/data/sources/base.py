@@ -95,9 +95,11 @@ class Source(ABC):
 
     Attributes:
         has_extras: whether a row may bring more than images.
+        downloads: how many of its images are best fetched at a time, ahead; 0 for those at hand.
     """
 
     has_extras: bool = True
+    downloads: int = 0
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -5,6 +5,9 @@ that it stands in. So the address of each connection is looked at when it is mad
 was resolved and after each redirect: a server of names that answers otherwise the second time is
 not asked a second time. Proxies and passwords of the environment are not used.
 
+What may pass is tried again, after 0.25 s, then twice as long each time, or after as long as the
+server asks for (`Retry-After`), half a minute at most. A server gets a few connections at a time.
+
 fsspec's thread runs all connections, which are kept open for the next fetch, and made anew after a
 fork.
 """
@@ -22,6 +25,9 @@ from typing import Any, cast
 from viq.image.open import ImageError
 
 _REDIRECTS = (301, 302, 303, 307, 308)
+_BUSY = (408, 425, 429, 500, 502, 503, 504)
+_FIRST_WAIT, _LONGEST_WAIT = 0.25, 30.0  # seconds
+_CONNECTIONS = 256  # of a process at a time
 _PIECE = 2**16
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # IPv4 addresses as seen from IPv6 alone
 
@@ -36,6 +42,19 @@ class FetchLimits:
     connect: float = 30.0  # seconds, for each connection
     total: float = 300.0  # seconds, from the first name resolved to the last byte
     redirects: int = 5
+    tries: int = 3  # of what may pass: no connection, a server that is busy or has failed
+    per_host: int = 8  # connections to one server at a time
+    parallel: int = 32  # downloads at a time, ahead of what reads them
+
+
+class _MayPassError(ImageError):
+    """Another try may help.
+
+    Attributes:
+        after: seconds that the server asks to wait; None if it does not.
+    """
+
+    after: float | None = None
 
 
 class _PrivateAddress(OSError):
@@ -65,12 +84,27 @@ async def _within(url: str, limits: FetchLimits, private: bool, trusted: bool) -
 
 
 async def _fetch(url: str, limits: FetchLimits, private: bool, trusted: bool) -> bytes:
+    clock = asyncio.get_running_loop().time
+    end = clock() + limits.total
+    for number in range(limits.tries - 1):
+        try:
+            return await _try(url, limits, private, trusted)
+        except _MayPassError as error:
+            asked = _FIRST_WAIT * 2**number if error.after is None else error.after
+            wait = min(asked, _LONGEST_WAIT)
+            if clock() + wait >= end:
+                raise
+            await asyncio.sleep(wait)
+    return await _try(url, limits, private, trusted)
+
+
+async def _try(url: str, limits: FetchLimits, private: bool, trusted: bool) -> bytes:
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(total=limits.total, sock_connect=limits.connect)
     asked = {"allow_redirects": False, "timeout": timeout}
     for hop in range(limits.redirects + 1):
-        session = _session(private or (trusted and hop == 0))
+        session = _session(private or (trusted and hop == 0), limits.per_host)
         try:
             async with session.get(url, **asked) as answer:
                 location = answer.headers.get("Location")
@@ -78,15 +112,27 @@ async def _fetch(url: str, limits: FetchLimits, private: bool, trusted: bool) ->
                     return await _body(answer, limits.size)
                 url = str(answer.url.join(type(answer.url)(location)))
         except aiohttp.ClientConnectorError as error:
-            raise ImageError(_words(error.os_error)) from error
+            is_final = isinstance(error.os_error, _PrivateAddress)
+            raise (ImageError if is_final else _MayPassError)(_words(error.os_error)) from error
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError) as error:
+            raise _MayPassError(f"the connection was cut ({_words(error)})") from error
         if not url.lower().startswith(("http://", "https://")):
             raise ImageError(f"the server leads to {url[:100]}, which is not http(s)")
     raise ImageError(f"the server leads on more than {limits.redirects} times")
 
 
+def _seconds(text: str) -> float | None:
+    """Of a Retry-After; None for a date, or none."""
+    return float(text) if text.isdigit() and len(text) < 9 else None
+
+
 async def _body(answer: Any, limit: int) -> bytes:
     if answer.status in (404, 410):
         raise ImageError("does not exist; check the URL")
+    if answer.status in _BUSY:
+        busy = _MayPassError(f"the server answers {answer.status}; try again")
+        busy.after = _seconds(answer.headers.get("Retry-After", ""))
+        raise busy
     if answer.status != 200:
         raise ImageError(f"the server answers {answer.status}; check the URL, or try again")
     coding = answer.headers.get("Content-Encoding", "identity")
@@ -104,17 +150,21 @@ async def _body(answer: Any, limit: int) -> bytes:
     raise ImageError(f"has more than {limit:,} bytes, the limit")
 
 
-_sessions: dict[tuple[asyncio.AbstractEventLoop, bool], Any] = {}
+_sessions: dict[tuple[asyncio.AbstractEventLoop, bool, int], Any] = {}
 
 
-def _session(private: bool) -> Any:
+def _session(private: bool, per_host: int) -> Any:
     """The connections of this loop that may, or may not, go to private addresses."""
     import aiohttp
 
-    key = (asyncio.get_running_loop(), private)
+    key = (asyncio.get_running_loop(), private, per_host)
     if key not in _sessions:
         _sessions[key] = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(socket_factory=None if private else _public_socket),
+            connector=aiohttp.TCPConnector(
+                limit=_CONNECTIONS,
+                limit_per_host=per_host,
+                socket_factory=None if private else _public_socket,
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             headers={"Accept-Encoding": "identity"},
@@ -126,7 +176,7 @@ def _session(private: bool) -> Any:
 @atexit.register
 def _close() -> None:
     """Close what is open in this process; loops of before a fork do not run in it."""
-    for (loop, _), session in _sessions.items():
+    for (loop, *_), session in _sessions.items():
         if loop.is_running():
             with suppress(Exception):
                 asyncio.run_coroutine_threadsafe(session.close(), loop).result(1)

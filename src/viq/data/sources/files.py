@@ -5,8 +5,9 @@ URLs.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from viq.data.sources.access import (
     Access,
@@ -18,8 +19,17 @@ from viq.data.sources.access import (
     require_scheme,
     scheme_of,
 )
-from viq.data.sources.base import LINE_BYTES, ImageFile, Row, Source, SourceError, lines, place
-from viq.image.open import ImageError, find_images
+from viq.data.sources.base import (
+    LINE_BYTES,
+    ImageFile,
+    Row,
+    Source,
+    SourceError,
+    because,
+    lines,
+    place,
+)
+from viq.image.open import IMAGE_SUFFIXES, ImageError, find_images
 
 
 class FileSource(Source):
@@ -97,6 +107,7 @@ class ListSource(Source):
             return True
 
         self._lines = lines(path, keep, LINE_BYTES)
+        self.downloads = self._names.access.limits.parallel if schemes else 0
         for scheme, url in schemes.items():
             if scheme in ("http", "https", *map(str.lower, self._names.access.protocols)):
                 require_scheme(scheme, place(path, url))
@@ -143,22 +154,77 @@ def _plain(line: str, folder: str) -> str:
 
 
 class UrlSource(Source):
-    """One picture at a URL that the user typed. `viq.data.sources.access` says which are taken."""
+    """Pictures at URLs that the user typed, or that lie below one. A key is a URL.
+
+    `viq.data.sources.access` says which are taken.
+    """
 
     has_extras = False
 
-    def __init__(self, url: str, access: Access | None = None) -> None:
-        if is_chain(url):
-            raise SourceError(f"{place(url)}: chains of file systems (::) are not read; fetch it")
-        require_scheme(scheme_of(url), place(url))
-        self._url, self._access = url, access or Access()
+    def __init__(self, urls: Sequence[str], access: Access | None = None, others: int = 0) -> None:
+        self._urls, self._access, self._others = urls, access or Access(), others
+        self.downloads = self._access.limits.parallel
+        for scheme in {scheme_of(url) for url in urls}:
+            require_scheme(scheme, place(urls[0]))
 
     def __len__(self) -> int:
-        return 1
+        return len(self._urls)
 
     def keys(self) -> Iterator[str]:
-        return iter([self._url])
+        return iter(self._urls)
+
+    def key(self, index: int) -> str:
+        return self._urls[index]
+
+    def leftovers(self) -> dict[str, int]:
+        return {"files that are no pictures": self._others} if self._others else {}
 
     def _row(self, index: int) -> Row:
-        image = ImageUrl(self._url, self._access, trusted=True)
-        return Row(key=self._url, images=(image,), where=place(self._url))
+        url = self._urls[index]
+        image = ImageUrl(url, self._access, trusted=True)
+        return Row(key=url, images=(image,), where=place(url))
+
+
+def open_url(url: str, patterns: Iterable[str], access: Access | None = None) -> UrlSource:
+    """The picture at a URL, or those below it or of a pattern, where it can be listed (s3://, ..).
+
+    Args:
+        patterns: the URLs that it stands for, with their braces replaced.
+
+    Raises:
+        SourceError: a chain of file systems, nothing there, or it cannot be listed.
+    """
+    if is_chain(url):
+        raise SourceError(f"{place(url)}: chains of file systems (::) are not read; fetch it")
+    scheme = scheme_of(url)
+    require_scheme(scheme, place(url))
+    if scheme in ("http", "https"):
+        return UrlSource([url], access)
+    found, others = list[str](), 0
+    for pattern in patterns:
+        if "*" not in pattern and "?" not in pattern and _is_picture(pattern):
+            found.append(pattern)
+            continue
+        try:
+            listed = _listed(pattern)
+        except Exception as error:  # each file system raises its own types
+            raise SourceError(f"{place(pattern)}: cannot be listed ({because(error)})") from error
+        pictures = [name for name in listed if _is_picture(name)]
+        found, others = found + pictures, others + len(listed) - len(pictures)
+    if not found:
+        raise SourceError(f"{place(url)}: no pictures are there; check the URL")
+    return UrlSource(found, access, others)
+
+
+def _listed(pattern: str) -> list[str]:
+    """URLs of the files below a URL, or of a pattern; none that are hidden."""
+    from fsspec.core import url_to_fs
+
+    files, path = url_to_fs(pattern)
+    names: Any = files.glob(path) if "*" in path or "?" in path else files.find(path)
+    shown = (name for name in names if not name.rpartition("/")[2].startswith("."))
+    return sorted(str(files.unstrip_protocol(name)) for name in shown)
+
+
+def _is_picture(url: str) -> bool:
+    return Path(url).suffix.lower() in IMAGE_SUFFIXES

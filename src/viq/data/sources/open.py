@@ -37,7 +37,7 @@ from viq.data.sources.datasets import (
     load_saved,
     one_split,
 )
-from viq.data.sources.files import FileSource, ListSource, UrlSource
+from viq.data.sources.files import FileSource, ListSource, open_url
 from viq.data.sources.json_records import JsonSource
 from viq.data.sources.tables import ParquetSource, holds_codes
 from viq.data.sources.tar import TarSource
@@ -82,7 +82,8 @@ def open_source(
 ) -> Source:
     """Open an input of any kind; the kind is seen from what is given.
 
-    - an image file; a folder of images, .parquet or .tar files, at any depth; the URL of an image
+    - an image file; a folder of images, .parquet or .tar files, at any depth; the URL of an image,
+      or, where it can be listed (s3://, gs://, hf://), of a folder or a pattern of images
     - .txt: paths or URLs, one a line
     - .tar: WebDataset shards
     - .parquet: a table with images
@@ -154,6 +155,7 @@ class _Concatenation(Source):
         self._sources = list(sources)
         self._first = list(accumulate(map(len, self._sources), initial=0))
         self.has_extras = any(source.has_extras for source in sources)
+        self.downloads = max((source.downloads for source in sources), default=0)
 
     def __len__(self) -> int:
         return self._first[-1]
@@ -203,8 +205,13 @@ def _open(spec: Any, options: dict[str, Any], access: Access | None, alone: bool
         return DatasetSource(dataset, text, access=access, cached=True, **_columns(options))
     if is_url(text):
         if _kind(Path(text)) != "images":
-            raise SourceError(f"{place(text)}: only images are read from URLs; download it first")
-        return UrlSource(text, access)
+            raise SourceError(
+                f"{place(text)}: pictures are read from URLs, and folders and patterns of them; "
+                "copy this first"
+            )
+        if _count(text) > _NAMES:
+            raise SourceError(f"{place(text)}: stands for more than {_NAMES:,} names; use *")
+        return open_url(text, _expanded(text), access)
     path = Path(text)
     if is_saved_dataset(path):
         dataset = load_saved(path, options.pop("split"))

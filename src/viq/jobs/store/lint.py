@@ -6,12 +6,12 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from viq.core.files import is_plain, sha256_of
+from viq.core.remote import Location
 from viq.core.types import PATCH_SIZE, ViqError
-from viq.store.folder import INDEX, JOB, PARQUET, Shard, Store, shard_name
+from viq.store.folder import INDEX, JOB, Shard, Store, shard_name
 from viq.store.job import count_shards, read_job
 from viq.store.rows import CodeRow, CodesReader
 
@@ -26,7 +26,7 @@ class Problem:
     problem: str
 
 
-def lint(path: Path, progress: Callable[[], None] = lambda: None) -> dict[str, Any]:
+def lint(path: Location, progress: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Read all of a store and report what is wrong with it.
 
     Checked are: the index, missing and unlisted shards, their sizes and checksums, the pages and
@@ -71,7 +71,7 @@ class _Findings:
         if self._problems <= _LISTED:
             self._listed.append(item)
 
-    def report(self, path: Path, shards: int) -> dict[str, Any]:
+    def report(self, path: Location, shards: int) -> dict[str, Any]:
         return {
             "store": str(path),
             "shards": shards,
@@ -81,8 +81,10 @@ class _Findings:
         }
 
 
-def _unfinished(path: Path) -> Iterator[Problem]:
-    """The shards that an unfinished store lacks."""
+def _unfinished(path: Location) -> Iterator[Problem]:
+    """The shards that an unfinished store here lacks."""
+    if isinstance(path, str):
+        return
     if not (path / JOB).exists() or (path / INDEX).exists():
         return
     try:
@@ -97,17 +99,16 @@ def _unfinished(path: Path) -> Iterator[Problem]:
 
 def _files(store: Store) -> Iterator[Problem]:
     """Sizes and checksums against the index, and files that it does not list."""
-    if store.path.is_file():
+    if not store.has_index:
         return
-    listed = {shard.name for shard in store.shards}
-    for file in sorted(store.path.glob(f"*{PARQUET}")):
-        if file.name not in listed:
-            yield Problem(str(file), "is not in the index; readers of the folder see its rows")
+    for name in store.unlisted():
+        where = f"{store.path}/{name}"
+        yield Problem(where, "is not in the index; readers of the folder see its rows")
     for shard in store.shards:
         try:
             file = store.file(shard)
         except ViqError as error:
-            yield Problem(str(store.path / shard.name), str(error))
+            yield Problem(f"{store.path}/{shard.name}", str(error))
             continue
         if not file.exists():
             yield Problem(str(file), "missing")

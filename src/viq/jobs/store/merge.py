@@ -6,7 +6,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -14,19 +14,21 @@ from typing import Any
 
 from viq.codec.entropy_model import EntropyModel
 from viq.core.files import written_aside
+from viq.core.remote import Location
 from viq.core.types import CodesError, ViqError
 from viq.store.columns import Extras
 from viq.store.folder import SINGLE, Index, Store
-from viq.store.job import MERGED, SHARD_SIZE, count_shards, digest, open_job
+from viq.store.job import MERGED, SHARD_SIZE, count_shards, digest
+from viq.store.remote_job import open_job_at
 from viq.store.rows import CodeRow
 from viq.store.schema import samples_of
 
-_TYPED_BY = 1000  # first samples of each store, which decide the types of extra columns
+TYPED_BY = 1000  # first samples of each store, which decide the types of extra columns
 
 
 def merge(
-    paths: Sequence[Path],
-    out: Path,
+    paths: Sequence[Location],
+    out: Location,
     *,
     shard_size: int = 1000,
     entropy: EntropyModel | None = None,
@@ -69,7 +71,7 @@ def merge(
         [
             sample[0].extras
             for store in stores
-            for sample in islice(samples_of(store.rows()), _TYPED_BY)
+            for sample in islice(samples_of(store.rows()), TYPED_BY)
         ]
     )
     wanted = Index(
@@ -81,9 +83,30 @@ def merge(
     )
     everything = chain.from_iterable(samples_of(store.rows()) for store in stores)
     samples = (sample for sample, keep in zip(everything, kept, strict=True) if keep)
-    with open_job(out, wanted, extras) as job:
+    totals = write_samples(out, wanted, extras, samples, entropy, progress)
+    return {"output": str(out), "skipped": len(kept) - inputs, **totals}
+
+
+def write_samples(
+    out: Location,
+    wanted: Index,
+    extras: Extras,
+    samples: Iterator[Sequence[CodeRow]],
+    entropy: EntropyModel | None = None,
+    progress: Callable[[], None] = lambda: None,
+) -> Mapping[str, int]:
+    """Write samples, one an input, into a store; resumes if begun. Gives the totals of its index.
+
+    Args:
+        wanted: what the store is made with; as many inputs as there are samples.
+        progress: called for each shard that is done.
+
+    Raises:
+        ViqError: as `viq.store.job.open_job`.
+    """
+    with open_job_at(out, wanted, extras) as job:
         if entropy:
-            entropy.save_beside(out)
+            job.keep_entropy_model(entropy)
         for number in range(count_shards(wanted)):
             first, last = job.inputs_of(number)
             rows = islice(samples, last - first)
@@ -96,11 +119,15 @@ def merge(
             progress()
         index, _ = job.finish()
     assert index is not None
-    return {"output": str(out), "skipped": len(kept) - inputs, **index.totals}
+    return index.totals
 
 
 def export_webdataset(
-    path: Path, out: Path, *, shard_size: int = 10000, progress: Callable[[], None] = lambda: None
+    path: Location,
+    out: Path,
+    *,
+    shard_size: int = 10000,
+    progress: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Write a store as WebDataset tars `out/NNNNNN.tar`, each whole or absent.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from viq.core.codes import Codes
+from viq.core.remote import Location
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store.folder import Store
 
@@ -18,7 +18,7 @@ _CROWD = 100  # images in one bucket, above which they are compared with its fir
 _BLOCK = 1024  # pooled tokens compared at a time
 
 
-def by_overlap(path: Path, threshold: float = 0.5) -> dict[str, Any]:
+def by_overlap(path: Location, threshold: float = 0.5) -> dict[str, Any]:
     """Pairs of images that share codes: common codes over all codes of both, per slot.
 
     MinHash finds candidates, so time grows with the number of images and not with that of pairs;
@@ -43,7 +43,7 @@ def by_overlap(path: Path, threshold: float = 0.5) -> dict[str, Any]:
 
 def by_pooled(
     tokenizer: VisualTokenizer,
-    path: Path,
+    path: Location,
     threshold: float = 0.95,
     progress: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from viq.core.levels import codebook_size
+from viq.core.remote import Location
 from viq.metrics.codebook import code_counts, summarize_counts
 from viq.store.folder import Store
 from viq.store.rows import CodeRow
@@ -17,7 +17,7 @@ from viq.store.rows import CodeRow
 _SHOWN = 10  # keys of each kind of difference
 
 
-def stats(path: Path) -> dict[str, Any]:
+def stats(path: Location) -> dict[str, Any]:
     """Counts, sizes, bytes and bits a code, use of the codebook and of levels; JSON-able.
 
     Bits a code are those of codes alone, whatever rides along.
@@ -45,11 +45,11 @@ def stats(path: Path) -> dict[str, Any]:
     height, width = np.array(heights, np.int64), np.array(widths, np.int64)
     patches = -(-height // 16) * -(-width // 16)
     pixels = int((height * width).sum())
-    on_disk = sum(store.file(shard).stat().st_size for shard in store.shards)
-    packed = 0
+    on_disk = packed = 0
     for shard in store.shards:
         with store.reader(shard) as reader:
             packed += reader.codes_bytes()
+            on_disk += reader.path.stat().st_size
     facts: dict[str, Any] = {
         "model": store.info.model,
         "fingerprint": store.info.fingerprint,
@@ -76,7 +76,7 @@ def stats(path: Path) -> dict[str, Any]:
     return facts
 
 
-def diff(first: Path, second: Path) -> dict[str, Any]:
+def diff(first: Location, second: Location) -> dict[str, Any]:
     """What differs between two stores, row by row, whatever their shards and order; JSON-able.
 
     `equal` is whether they have the same rows: keys, codes, sizes, tiles and extras.

@@ -1,0 +1,92 @@
+"""An object store on this machine, and encoding into it in processes that kill themselves."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import tiny
+from killed_runs import OPTIONS, PROCESSES
+
+from viq.core.process import ALONE, Place
+from viq.core.remote import RemoteFolder
+from viq.data.sources.files import FileSource
+from viq.jobs.encode import encode
+
+BUCKET = "codes-of-tests"
+
+
+@contextmanager
+def s3() -> Iterator[str]:
+    """The URL of an empty bucket of moto, which s3fs of this process and its children finds."""
+    server_of = pytest.importorskip("moto.server", reason="an S3 server: pip install moto[server]")
+    pytest.importorskip("s3fs", reason="reads and writes S3: pip install 'viq[s3]'")
+    import fsspec
+
+    server = server_of.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with mock.patch.dict(os.environ, settings):
+        files = fsspec.filesystem("s3", skip_instance_cache=True)
+        files.mkdir(BUCKET)
+        type(files).clear_instance_cache()
+        yield f"s3://{BUCKET}"
+        type(files).clear_instance_cache()
+    server.stop()
+
+
+def contents(url: str) -> dict[str, bytes]:
+    """The files below a URL, by name."""
+    folder = RemoteFolder(url)
+    return {name: folder.read(name, 1 << 30) or b"" for name in folder.sizes(deep=True)}
+
+
+def job(
+    pictures: Path, out: str, settings: dict[str, str], begun: Connection, die_at: int, place: Place
+) -> None:
+    """Encode into a URL; dies before or after a change there, the given one, if it is not -1."""
+    os.environ.update(settings)
+    left = die_at
+
+    def or_die(change: Callable[..., Any]) -> Callable[..., Any]:
+        def do(*arguments: Any) -> Any:
+            nonlocal left
+            if left == 1:
+                change(*arguments)
+            if left in (0, 1):
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 2
+            return change(*arguments)
+
+        return do
+
+    if die_at >= 0:
+        for name in ("put", "write", "create"):
+            setattr(RemoteFolder, name, or_die(getattr(RemoteFolder, name)))
+    begun.send(True)
+    encode(tiny.tokenizer(), FileSource([pictures]), out, OPTIONS, place=place)
+
+
+def run(pictures: Path, out: str, die_at: int = -1, place: Place = ALONE) -> int:
+    """The exit code of `job`."""
+    here, there = PROCESSES.Pipe()
+    settings = {
+        name: value for name, value in os.environ.items() if name.startswith(("AWS", "XDG"))
+    }
+    process = PROCESSES.Process(target=job, args=(pictures, out, settings, there, die_at, place))
+    process.start()
+    here.recv()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
