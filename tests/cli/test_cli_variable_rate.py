@@ -21,6 +21,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_from_picture_to_picture(model: Path, tmp_path: Path) -> None:
     pictures(1)[0].save(tmp_path / "a.png")
+    out = tmp_path / "2.viq"
     for number, rate in enumerate((["--bpp", "0.4"], ["--psnr", "22"], ["--nbytes", "700"])):
         out = tmp_path / f"{number}.viq"
         run("encode", tmp_path / "a.png", "-o", out, "--model", model / "refined", *rate)

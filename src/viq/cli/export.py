@@ -28,6 +28,10 @@ def export(
     """Encoder, decoder or embedder for ONNX or torch.export: one file, pictures of any size.
 
     The file is compared with PyTorch on three sizes before it gets its name.
+
+    Examples:
+        viq export viq-tiny -o encoder.onnx
+        viq export viq-tiny --part decoder -o decoder.pt2 --check kodak
     """
     from viq.image.open import list_images
     from viq.jobs.export import export as run

@@ -17,7 +17,7 @@ OTHER = "Other"
 # Panels in the order in which help shows them, and the parameters of commands that are in each.
 PANELS: dict[str, tuple[str, ...]] = {
     "Output": (
-        "out", "webdataset", "shard_size", "sheet", "chart", "retry_failed", "overwrite",
+        "out", "to", "part", "check", "webdataset", "shard_size", "sheet", "chart", "retry_failed", "overwrite",
     ),
     "Model": (
         "model", "tokenizer", "any_tokenizer", "language", "start", "teacher", "sentences", "vae",
@@ -33,7 +33,9 @@ PANELS: dict[str, tuple[str, ...]] = {
         "allow_protocol", "allow_absolute", "allow_private_network", "downloads", "per_host",
         "tries",
     ),
-    "Codes": ("tile", "max_pixels", "packed", "compress", "skip_duplicates", "threshold"),
+    "Codes": (
+        "tile", "max_pixels", "packed", "bpp", "psnr", "nbytes", "crops", "compress", "skip_duplicates", "threshold",
+    ),
     "Text and pictures": (
         "prompt", "max_tokens", "temperature", "top_p", "guidance", "seed", "size", "count",
     ),

@@ -172,7 +172,11 @@ def train_refinement(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Fit what viq encode --bpp, --psnr and --nbytes need, to a tokenizer that is trained."""
+    """Fit what viq encode --bpp, --psnr and --nbytes need, to a tokenizer that is trained.
+
+    Examples:
+        viq train refinement runs/transform/2-decoder/model --data photos.parquet -o refined
+    """
     use_threads(threads)
     import torch
 
