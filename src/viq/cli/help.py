@@ -17,7 +17,8 @@ OTHER = "Other"
 # Panels in the order in which help shows them, and the parameters of commands that are in each.
 PANELS: dict[str, tuple[str, ...]] = {
     "Output": (
-        "out", "to", "part", "check", "webdataset", "shard_size", "sheet", "chart", "retry_failed", "overwrite",
+        "out", "to", "part", "check", "webdataset", "shard_size", "sheet", "chart",
+        "retry_failed", "overwrite",
     ),
     "Model": (
         "model", "tokenizer", "any_tokenizer", "language", "start", "teacher", "sentences", "vae",
@@ -34,7 +35,8 @@ PANELS: dict[str, tuple[str, ...]] = {
         "tries",
     ),
     "Codes": (
-        "tile", "max_pixels", "packed", "bpp", "psnr", "nbytes", "crops", "compress", "skip_duplicates", "threshold",
+        "tile", "max_pixels", "packed", "bpp", "psnr", "nbytes", "crops", "compress",
+        "skip_duplicates", "threshold",
     ),
     "Text and pictures": (
         "prompt", "max_tokens", "temperature", "top_p", "guidance", "seed", "size", "count",
