@@ -29,7 +29,7 @@ def quantizer() -> TransformQuantizer:
     config = TransformConfig(
         classes=CLASSES, basis=49, coefficients=12, levels=60, means=(8, 5), detail=DETAIL
     )
-    made = TransformQuantizer(100, config, SemanticConfig())
+    made = TransformQuantizer(100, config, SemanticConfig(reader=24))
     radices = torch.ones(CLASSES, 4, 12)
     radices[:, 0, 0], radices[:, 1:, :3] = 6, 10
     made.code.radices.copy_(radices)

@@ -250,7 +250,7 @@ _TOKENIZER_FILES = (
 _MODEL_FILES = (r"config\.json|generation_config\.json|digest\.json"
                 r"|model\.safetensors|entropy\.safetensors"
                 r"|model-\d{5}-of-\d{5}\.safetensors|model\.safetensors\.index\.json"
-                r"|processor_config\.json|vae/config\.json"
+                r"|(pre)?processor_config\.json|vae/config\.json"
                 rf"|vae/diffusion_pytorch_model\.safetensors|{_TOKENIZER_FILES}")  # fmt: skip
 _MODEL = re.compile(rf"(language/)?({_MODEL_FILES})")
 _STAGE = re.compile(
@@ -262,6 +262,7 @@ _RUN = re.compile(
     rf"recipe\.json|data\.json|codes\.parquet|words/({_TOKENIZER_FILES})"
     rf"|model/(language/)?({_MODEL_FILES})"
     r"|codes/(part-\d{5,}\.parquet|_index\.json|_job\.json|_failures\.jsonl"
+    r"|\.huggingface\.yaml"
     r"|_entropy-[0-9a-f]{1,64}\.safetensors)"
 )
 _WHOLE = re.compile(r"words/.*|[^/]+/model/.*|[^/]+/step-\d+/.*")  # folders that come whole

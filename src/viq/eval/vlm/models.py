@@ -102,6 +102,7 @@ def is_ours(name: str | Path) -> bool:
     from viq.core.files import bundled
     from viq.metrics.run_log import RECIPE
     from viq.mllm.modeling import ViQConfig
+    from viq.models.tokenizer.config import MODEL_TYPE
     from viq.weights import checkpoint
 
     folder = bundled(name) or Path(name)
@@ -109,7 +110,7 @@ def is_ours(name: str | Path) -> bool:
         if (folder / RECIPE).is_file():
             return True
         kind = checkpoint.read_config(folder).get("model_type")
-        if not kind:  # as of a tokenizer
+        if kind in (None, MODEL_TYPE):  # of a tokenizer, before or since it is one of transformers
             raise ViqError(f"{name}: holds no language model; give one that answers questions")
         return kind == ViQConfig.model_type
     try:
