@@ -189,3 +189,10 @@ def test_what_is_not_followed_is_refused(folder: Path) -> None:
     for bad in (-1, 64_000):
         with pytest.raises(CodesError, match="the codebook has 0 to"):
             model.decode_image_tokens(torch.full((1, 4), bad), 1, 1)
+
+
+def test_a_config_alone_shapes_all_parts() -> None:
+    config = ViQTokenizerModel.from_pretrained("viq-transform").config
+    assert config.tokenizer == VisualTokenizer.from_pretrained("viq-transform").config
+    again = ViQTokenizerModel(config).tokenizer
+    assert again.text_head is not None and again.refinement is not None

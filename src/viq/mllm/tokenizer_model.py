@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,8 @@ class ViQTokenizerConfig(PreTrainedConfig):
     """`config.json` of a tokenizer's folder, see `TokenizerConfig`.
 
     Args:
-        encoder, quantizer, decoder, latents: fields of the parts; the last two may be missing.
+        encoder, quantizer, decoder, latents, refinement, text: fields of the parts; all but the
+            first two may be missing.
         tile: px; images with a longer side are encoded in tiles; 0: never.
         name: of the tokenizer.
         fingerprint: of codes and the weights that make them.
@@ -66,6 +67,8 @@ class ViQTokenizerConfig(PreTrainedConfig):
     quantizer: Any = None
     decoder: Any = None
     latents: Any = None
+    refinement: Any = None
+    text: Any = None
     tile: int = 0
     name: str = "viq"
     fingerprint: str = ""
@@ -73,8 +76,7 @@ class ViQTokenizerConfig(PreTrainedConfig):
     @property
     def tokenizer(self) -> TokenizerConfig:
         """The same, checked. Raises `CheckpointError`."""
-        fields = ("encoder", "quantizer", "decoder", "latents", "tile", "name")
-        values = {name: getattr(self, name) for name in fields}
+        values = {field.name: getattr(self, field.name) for field in fields(TokenizerConfig)}
         return checkpoint.from_dict(TokenizerConfig, values, checkpoint.CONFIG_FILE)
 
     @property
