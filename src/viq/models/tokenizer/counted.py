@@ -64,11 +64,6 @@ def require_refinement(model: VisualTokenizer, codes: Codes) -> None:
         raise CodesError(f"a patch has more than {most} extra codes: the codes are damaged")
 
 
-def whole_features(model: VisualTokenizer, ids_TS: Tensor, grid: Grid) -> Tensor:
-    """Features (T, C) of the ids of one image, four a patch."""
-    return model.features(ids_TS, [grid])
-
-
 # Fewer codes than four
 
 
@@ -90,7 +85,7 @@ def _features(
 ) -> Tensor:
     """Features (T, C) with exactly the values that fewer codes than four say."""
     quantizer, refinement = parts_of(model)
-    features_TC = whole_features(model, ids_TS, grid)
+    features_TC = model.features(ids_TS, [grid])
     for count in range(1, CODES_PER_PATCH):
         rows = ((counts_T == count) & (count < slots_T)).nonzero()[:, 0]
         if len(rows):

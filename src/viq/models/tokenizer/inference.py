@@ -209,7 +209,7 @@ def painted_bands(
         window = ids_hwS[cut]
         grid = (window.shape[0], window.shape[1])
         if numbers is None:
-            features_TC = counted.whole_features(model, window.flatten(0, 1), grid)
+            features_TC = model.features(window.flatten(0, 1), [grid])
             patches = model.reconstruct(features_TC, [grid])
         else:
             patches = counted.paint(model, window, *(part[cut] for part in numbers))

@@ -20,7 +20,6 @@ from torch import Tensor
 from viq.codec.range_coder import TOTAL, WORD_BITS
 from viq.core.types import PATCH_SIZE, ViqError
 from viq.image.patches import normalize, patchify, unpatchify
-from viq.models.tokenizer.counted import whole_features
 from viq.models.tokenizer.refinement import (
     SHORT,
     Refinement,
@@ -124,7 +123,7 @@ def _all_left(
         pixels = normalize(crop)
         grid = (crop.shape[0] // PATCH_SIZE, crop.shape[1] // PATCH_SIZE)
         ids_TS = code.ids(patchify(pixels), [grid])
-        painted = tokenizer.reconstruct(whole_features(tokenizer, ids_TS, grid), [grid])
+        painted = tokenizer.reconstruct(tokenizer.features(ids_TS, [grid]), [grid])
         rest_TD = patchify(code.lapped(pixels - unpatchify(painted, crop.shape[:2])))
 
         def inner(values: Tensor, grid: tuple[int, int] = grid) -> Tensor:
