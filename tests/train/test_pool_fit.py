@@ -88,6 +88,10 @@ def test_what_cannot_be_is_said(network: EfficientNetLite0) -> None:
     plain = VisualTokenizer(tiny()).requires_grad_(False).eval()
     with pytest.raises(ViqError, match="has no text head"):
         fit_pool(plain, PHOTOS, sentences, CONFIG, network)
+    torch.manual_seed(0)
+    wider = VisualTokenizer(replace(tiny(), text=TextConfig(width=13)))
+    with pytest.raises(ViqError, match="have 12 numbers, but the text head of viq-tiny 13"):
+        fit_pool(wider, PHOTOS, sentences, CONFIG, network)
     with pytest.raises(ViqError, match="maps no pictures to sentence embeddings"):
         plain.image_embeds(plain.encode(Image.fromarray(np.zeros((16, 16, 3), np.uint8))))
 

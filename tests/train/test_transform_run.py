@@ -180,3 +180,54 @@ def test_older_fingerprints_do_not_know_it() -> None:
     assert "transform" not in decisive(tiny())["quantizer"]
     values = checkpoint.to_dict(recipe())
     assert checkpoint.from_dict(TokenizerRecipe, json.loads(json.dumps(values)), "x") == recipe()
+
+
+def test_meaning_and_pooled_token_are_fitted_in_the_same_stage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from viq.models.tokenizer.config import TextConfig
+    from viq.models.tokenizer.semantic import SemanticConfig
+    from viq.models.vision.efficientnet import EfficientNetLite0
+    from viq.train.tokenizer import transform_stage
+    from viq.train.tokenizer.pool_fit import PoolFitConfig
+    from viq.train.tokenizer.semantic_fit import SemanticFitConfig
+
+    torch.manual_seed(0)
+    network = EfficientNetLite0().requires_grad_(False).eval()
+    monkeypatch.setattr(EfficientNetLite0, "from_package", lambda: network)
+    asked: list[str | None] = []
+
+    class Sentences:
+        def __init__(self, name: str | None) -> None:
+            asked.append(name)
+
+        def __call__(self, texts: list[str]) -> torch.Tensor:
+            return torch.nn.functional.one_hot(torch.tensor([len(t) % 6 for t in texts]), 6).float()
+
+    monkeypatch.setattr(transform_stage, "Sentences", Sentences)
+    model = replace(
+        recipe().model,
+        encoder=replace(
+            recipe().model.encoder, width=80, semantic=SemanticConfig(hidden=8, reader=16)
+        ),
+        quantizer=replace(recipe().model.quantizer, transform=replace(CODE, detail=32_000)),
+        text=TextConfig(width=6),
+    )
+    photos = [draw("scene", (64, 96), seed).image for seed in range(32)]
+    made = transform_stage.fit_tokenizer(
+        model, TransformFitConfig(windows=2000, rounds=2), photos, (),
+        semantic=SemanticFitConfig(side=64, steps=4), pool=PoolFitConfig(steps=2, images=2),
+        sentences="mine",
+    )  # fmt: skip
+    assert asked == ["mine"]
+    (codes,) = made.encode(photos[0])
+    assert int((codes.ids[..., 3] >= 32_000).sum()) == 8  # two tiles of 4 x 3 patches
+    assert made.image_embeds(codes).shape == (1, 6)
+
+    def missing(name: str | None) -> None:
+        raise ViqError("no sentences")
+
+    monkeypatch.setattr(transform_stage, "Sentences", missing)
+    monkeypatch.setattr(transform_stage, "gather_windows", lambda *_: pytest.fail("work began"))
+    with pytest.raises(ViqError, match="no sentences"):
+        transform_stage.fit_tokenizer(model, TransformFitConfig(), photos, ())

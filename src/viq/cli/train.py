@@ -91,7 +91,7 @@ def train_tokenizer(
     sentences: Annotated[
         str | None,
         typer.Option(
-            help="Model of sentence-transformers that a teacher of one's own learns from: "
+            help="Model of sentence-transformers that a teacher or a text head learns from: "
             "folder or hub id. Default: that of viq[sentences]."
         ),
     ] = None,

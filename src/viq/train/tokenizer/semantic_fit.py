@@ -38,10 +38,9 @@ from viq.models.tokenizer.semantic import (
     phases_of,
 )
 from viq.models.vision.efficientnet import EfficientNetLite0
-from viq.train.in_memory import train_in_memory
+from viq.train.in_memory import cosine_loop, train_in_memory
 from viq.train.loop import LoopConfig
 from viq.train.loss_terms import Objective, check_losses
-from viq.train.optim import OptimConfig
 
 _FINE = WIDTHS[STRIDE_16]  # the first of a group's numbers are of stride 16, the rest of 32
 _GROUP_PX = GROUP * PATCH_SIZE
@@ -90,18 +89,10 @@ class SemanticFitConfig:
 
     def loop(self) -> LoopConfig:
         """As the training loop takes it, logging twenty times."""
-        return LoopConfig(
-            steps=self.steps,
-            losses=self.losses,
-            optim=OptimConfig(
-                learning_rate=self.learning_rate,
-                warmup_ratio=0.04,
-                min_lr_ratio=0.0,
-                weight_decay=0.02,
-                betas=(0.9, 0.99),
-            ),
-            log_every=max(1, self.steps // 20),
-        )
+        return cosine_loop(
+            self.steps, self.losses, self.learning_rate, warmup_ratio=0.04, weight_decay=0.02,
+            records=20,
+        )  # fmt: skip
 
 
 def fit_semantic(

@@ -26,6 +26,7 @@ from viq.image.patches import normalize, patchify
 from viq.models.tokenizer.config import TokenizerConfig
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.models.tokenizer.transform_quantizer import PixelEncoder, TransformQuantizer
+from viq.models.vision.efficientnet import EfficientNetLite0
 from viq.train.tokenizer.caption_embeddings import Sentences
 from viq.train.tokenizer.pool_fit import PoolFitConfig, fit_pool
 from viq.train.tokenizer.refinement_fit import RefinementFitConfig
@@ -49,6 +50,7 @@ def fit_tokenizer(
     pages: Sequence[RowCorpus],
     semantic: SemanticFitConfig | None = None,
     pool: PoolFitConfig | None = None,
+    sentences: str | None = None,
     report: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> VisualTokenizer:
     """A tokenizer whose code is fitted to pictures and whose decoder is its inverse.
@@ -58,10 +60,14 @@ def fit_tokenizer(
         pages: corpora, of which those with text are taken; synthetic pages where there are none.
         semantic: how meaning is fitted, where the config has it.
         pool: how the pooled token is, where the config has a text head.
+        sentences: the model of sentences that this learns from, as `Sentences` takes it.
 
     Raises:
-        ViqError: the pictures are too few or too small.
+        ViqError: the pictures are too few or too small, or a pretrained network is missing.
     """
+    # Before the code is fitted, which takes minutes.
+    texts = Sentences(sentences) if config.text is not None else None
+    network = EfficientNetLite0.from_package() if config.encoder.semantic or texts else None
     pages = [corpus for corpus in pages if not corpus.pictures_only]
     windows = gather_windows(fit, photos, pages)
     torch.manual_seed(fit.seed)
@@ -77,12 +83,12 @@ def fit_tokenizer(
     encoder = tokenizer.encoder
     if isinstance(encoder, PixelEncoder) and encoder.semantic is not None:
         meaning = replace(semantic or SemanticFitConfig(), model=encoder.semantic.config)
-        fitted, reader = fit_semantic(_labelling(photos), meaning, report=report)
+        fitted, reader = fit_semantic(_labelling(photos), meaning, network, report)
         encoder.semantic.load_state_dict(fitted.state_dict())
         assert quantizer.reader is not None
         quantizer.reader.load_state_dict(reader.state_dict())
-    if config.text is not None:
-        fit_pool(tokenizer, _labelling(photos), Sentences(), pool, report=report)
+    if texts is not None:
+        fit_pool(tokenizer, _labelling(photos), texts, pool, network, report)
     return tokenizer.eval()
 
 
