@@ -37,7 +37,7 @@ def block(row: dict[str, Any], pictures: Sequence[Image.Image | None]) -> Image.
     full = _WIDTH - 2 * _MARGIN
     about = [(facts(row), 17, _SOFT)]
     if row["credit"]:
-        about.append((f"Photo: {row['credit']}", 17, _SOFT))
+        about.append((row["credit"], 17, _SOFT))
     parts = shown(row, pictures, _SHEET_BOX)
     width, height = next(item[0].size for item in parts if item)
     columns = []

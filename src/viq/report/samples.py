@@ -21,12 +21,12 @@ class Sample(NamedTuple):
 
 
 SAMPLES = {
-    "chelsea": Sample("chelsea.jpg", "Stefan van der Walt, CC0"),
-    "coffee": Sample("coffee.jpg", "Rachel Michetti, courtesy of Pikolo Espresso Bar, CC0"),
-    "rocket": Sample("rocket.jpg", "SpaceX, public domain"),
-    "retina": Sample("retina.jpg", "Mikael Häggström, CC0"),
-    "chart": Sample("chart.png", "drawn by viq, CC0"),
-    "shapes": Sample("shapes.png", "drawn by viq, CC0"),
+    "chelsea": Sample("chelsea.jpg", "Photo: Stefan van der Walt, CC0"),
+    "coffee": Sample("coffee.jpg", "Photo: Rachel Michetti, courtesy of Pikolo Espresso Bar, CC0"),
+    "rocket": Sample("rocket.jpg", "Photo: SpaceX, public domain"),
+    "retina": Sample("retina.jpg", "Photo: Mikael Häggström, CC0"),
+    "chart": Sample("chart.png", "Drawn by viq, CC0"),
+    "shapes": Sample("shapes.png", "Drawn by viq, CC0"),
 }
 
 
