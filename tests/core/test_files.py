@@ -147,3 +147,18 @@ def test_text_that_acts_on_terminals_is_spelt_out() -> None:
 def test_json_that_cannot_be_read(text: str | bytes) -> None:
     with pytest.raises(untrusted.UntrustedError, match="here"):
         untrusted.parse_json(text, "here")
+
+
+def test_an_interrupt_while_a_file_is_opened_stays_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(b"1")
+    made = os.fdopen
+
+    def interrupted(file: int, mode: str) -> None:
+        made(file, mode).close()  # as when the signal comes before the file is handed on
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fdopen", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        files.open_regular(tmp_path / "a")

@@ -229,10 +229,10 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
             raise ViqError(f"{os.fspath(path)}: is not a regular file; copy its content into one")
-        return os.fdopen(file, "rb")
     except BaseException:
         os.close(file)
         raise
+    return os.fdopen(file, "rb")  # which closes it; an interrupt here must not close it once more
 
 
 def require_regular(path: str | os.PathLike[str]) -> None:
