@@ -88,6 +88,28 @@ def test_overwrite_begins_afresh_and_without_it_is_gone_on_with(
         encode(tokenizer, source, out)
 
 
+def test_a_signal_while_a_file_is_begun_leaves_what_was_finished_and_no_more(
+    tokenizer: VisualTokenizer, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = FileSource([pictures]), tmp_path / "c.parquet"
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(unfinished, "remove_leftovers", stop)
+        with pytest.raises(KeyboardInterrupt):
+            encode(tokenizer, source, out)
+        assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyboardInterrupt):
+        encode(tokenizer, source, out, progress=stop_after(7))
+    with monkeypatch.context() as patched:
+        patched.setattr(unfinished, "remove_leftovers", stop)
+        with pytest.raises(KeyboardInterrupt):
+            encode(tokenizer, source, out)
+    assert encode(tokenizer, source, out).resumed == 7
+
+
 def test_one_file_killed_at_any_rename(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     assert run(pictures, tmp_path / "whole" / "c.parquet") == 0

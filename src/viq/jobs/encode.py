@@ -269,8 +269,7 @@ def _to_file(
     What an interrupted run had finished comes from `Unfinished`, so the bytes are those of a run
     that nobody interrupted.
     """
-    unfinished = Unfinished(out, index, extras, overwrite)
-    report, failures, written = Summary(resumed=unfinished.done), list[Failure](), list[Path]()
+    report, failures, written = Summary(), list[Failure](), list[Path]()
 
     def fresh(encoded: Iterable[Encoded]) -> Iterator[Encoded]:
         for item in encoded:
@@ -290,8 +289,9 @@ def _to_file(
         done = f"{unfinished.done} of {index.inputs} inputs are kept"
         return f"{done}: {_AGAIN}" if unfinished.done else "nothing done"
 
-    finished = False
+    finished, unfinished = False, Unfinished(out, index, extras, overwrite)
     try:
+        report.resumed = unfinished.done
         tasks = (Task(0, place) for place in range(unfinished.done, index.inputs))
         with _stops_named(out, saved), closing(pipeline.run(tasks)) as encoded:
             facts = (0, index.inputs)

@@ -59,6 +59,7 @@ class Unfinished:
         if overwrite and (self.folder / JOB).exists():
             _remove(self.folder)  # made, or looked at, by `_make`
             _make(self.folder)
+        is_new = not (self.folder / JOB).exists()
         try:
             self._job: Job = self._lock.enter_context(open_job(self.folder, wanted, extras))
             # The lock is held, so these are of runs that were killed.
@@ -70,6 +71,12 @@ class Unfinished:
         except ViqError as error:  # another job, or somebody else at work; speaks of the folder
             said = str(error).removeprefix(f"-o {self.folder}: ")
             raise ViqError(f"-o {out}: {said}; its finished inputs are in {self.folder}") from None
+        except BaseException:  # a signal: whoever makes this cannot yet close it
+            self._lock.close()
+            if is_new:
+                with suppress(ViqError):  # somebody else has begun it meanwhile
+                    _remove(self.folder)
+            raise
 
     @property
     def done(self) -> int:
