@@ -31,7 +31,7 @@ from viq.eval.probes.photos import Labels, labelled_rows
 from viq.metrics.intervals import of_share
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.models.vision.efficientnet import STRIDE_32, EfficientNetLite0
-from viq.train.tokenizer.caption_embeddings import PACKAGE, Sentences
+from viq.train.tokenizer.caption_embeddings import Sentences, is_packaged
 
 _THUMBNAIL = 14  # px a side, as many as a photo of 224 px has patches
 
@@ -106,7 +106,7 @@ def _features(
         ("codes", mean_and_deviation(tokens_TC)),
         ("pooled token", tokenizer.pool(codes)[0].float()),
     ]
-    if tokenizer.text_head is not None and find_spec(PACKAGE):
+    if tokenizer.text_head is not None and is_packaged():
         found.append(("zero-shot", tokenizer.image_embeds(codes)[0].float()))
     if baselines:
         small = image.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)

