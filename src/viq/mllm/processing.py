@@ -28,7 +28,8 @@ from viq.data.text.chat_template import IMAGE_PAD, answer_ends, encode_text, ima
 from viq.data.text.conversations import ConversationError, Turn
 from viq.data.text.multimodal_template import language_template, multimodal_template
 from viq.data.text.templates import formatted, is_prompt, parsed, template_of
-from viq.mllm.image_processing import ViQImageProcessor
+from viq.image.patches import PAD_MODES
+from viq.mllm.image_processing import ViQImageProcessor, checked_pad_mode
 from viq.mllm.keywords import OF_CALL, OF_TEMPLATE, check_keywords, flattened
 from viq.mllm.messages import checked_turns, grouped, is_one, turns_alone, wants_head
 from viq.mllm.padding import NAMES, Padding
@@ -60,6 +61,8 @@ class ViQProcessor(ProcessorMixin):
         max_length: tokens of a conversation with labels, see `encode_chat`.
         fingerprint: of the tokenizer whose codes the model reads; "" accepts all.
         codebook_size: its number of codes.
+        pad_mode: how that tokenizer has images padded to whole patches: "constant" for grey, or
+            "replicate" for the last pixels again.
         chat_format: "chatml", "own" for the chat template, or "" for what the tokenizer has.
 
     Raises:
@@ -78,12 +81,14 @@ class ViQProcessor(ProcessorMixin):
         max_length: int = ChatConfig.max_length,
         fingerprint: str = "",
         codebook_size: int = 2**16,
+        pad_mode: str = PAD_MODES[0],
         chat_format: str = "",
         **kwargs: Any,
     ) -> None:
         check_keywords(kwargs, ViQProcessor.__init__)
         if chat_format not in ("", *_FORMATS):
             raise ViqError(f"chat_format: {chat_format!r:.80} is not known; give chatml or own")
+        self.pad_mode = checked_pad_mode(pad_mode)
         if isinstance(chat_template, Mapping):
             chat_template = chat_template.get("default")
         own = language_template(chat_template or tokenizer.chat_template)
@@ -118,7 +123,7 @@ class ViQProcessor(ProcessorMixin):
     @property
     def image_processor(self) -> ViQImageProcessor:
         """For pictures alone; pipelines look for it."""
-        return ViQImageProcessor(max_pixels=self.max_pixels)
+        return ViQImageProcessor(max_pixels=self.max_pixels, pad_mode=self.pad_mode)
 
     @property
     def chat_template(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -342,7 +347,7 @@ class ViQProcessor(ProcessorMixin):
     def _look(self, item: Any, name: str) -> tuple[Tensor, Grid]:
         """Codebook indices (T, 4) of codes, or patches (T, 768) of an image, and its grid."""
         if not is_codes(item):
-            return look(item, name, max_pixels=self.max_pixels)
+            return look(item, name, max_pixels=self.max_pixels, pad_mode=self.pad_mode)
         codes = as_codes(item, name)
         ids = checked_ids(
             codes, name, fingerprint=self.fingerprint, codebook_size=self.codebook_size

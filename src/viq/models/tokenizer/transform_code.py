@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from viq.core import untrusted
 from viq.core.types import CODES_PER_PATCH, PATCH_SIZE, Grid
-from viq.image.patches import lengths_of, patchify, unpatchify
+from viq.image.patches import PAD_MODES, lengths_of, patchify, unpatchify
 from viq.models.tokenizer.lapped import LappedFilter
 
 CODEBOOK = 64_000  # values of a code
@@ -75,6 +75,12 @@ class TransformConfig:
     def shares(self) -> bool:
         """Whether the fourth code of every fourth patch is left to meaning."""
         return self.detail < CODEBOOK
+
+
+def pad_mode_of(config: TransformConfig | None) -> str:
+    """How images are padded to whole patches (`patchify`): grey would cost a transform code codes,
+    so it has the last pixels again; the paper's encoder has grey."""
+    return PAD_MODES[config is not None]
 
 
 class Indices(NamedTuple):
