@@ -31,6 +31,15 @@ def chat(
     model: RunModel = "viq-tiny-chat",
     max_tokens: Tokens = 256,
     temperature: Temperature = 0.0,
+    min_confidence: Annotated[
+        float | None,
+        typer.Option(
+            help="Say that it is not known where the model is less sure, from 0 to 1. Default: "
+            "that of the model.",
+            min=0.0,
+            max=1.0,
+        ),
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -52,7 +61,7 @@ def chat(
     for question in asked:
         answer = ask(
             loaded, processor, places, question, before=before, stream=not as_json,
-            max_new_tokens=max_tokens, **sampling(temperature),
+            min_confidence=min_confidence, max_new_tokens=max_tokens, **sampling(temperature),
         )  # fmt: skip
         if as_json:
             show_json({"question": question, "images": places, "answer": answer})

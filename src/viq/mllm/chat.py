@@ -11,6 +11,7 @@ from transformers import TextStreamer
 from viq.core.codes import Codes
 from viq.core.types import ViqError
 from viq.mllm.answer_lines import added_to, answer_line, read_answers
+from viq.mllm.confidence import UNKNOWN, generate_with_confidence
 from viq.mllm.modeling import ViQForConditionalGeneration
 from viq.mllm.processing import ViQProcessor
 from viq.store.dataset import CodeDataset
@@ -32,13 +33,16 @@ def ask(
     *,
     before: Sequence[dict[str, str]] = (),
     stream: bool = False,
+    min_confidence: float | None = None,
     **generation: Any,
 ) -> str:
     """The answer to one question about images or .viq files, all of one kind.
 
     Args:
         before: turns of the same conversation, {role, content}, in which images come first.
-        stream: also print the answer while it is made.
+        stream: also print the answer while it is made, or at once where it may be withheld.
+        min_confidence: "I don't know." instead of an answer of which the model is less sure
+            (`viq.mllm.confidence`), from 0 to 1; None: that of the processor.
         generation: options of `generate`.
 
     Raises:
@@ -52,6 +56,14 @@ def ask(
     name = ", ".join(map(str, places)) or "question"
     messages = [*before, {"role": "user", "content": question}]
     inputs = processor(text=messages, keys=[name], **visuals).to(model.device)
+    least = processor.min_confidence if min_confidence is None else min_confidence
+    if least > 0:
+        ids, confidences = generate_with_confidence(model, inputs, **generation)
+        sure = float(confidences[0]) >= least
+        answer = processor.answers(ids, inputs)[0] if sure else UNKNOWN
+        if stream:
+            print(answer)
+        return answer
     if stream:
         generation["streamer"] = TextStreamer(
             processor.tokenizer, skip_prompt=True, skip_special_tokens=True

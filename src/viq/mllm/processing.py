@@ -22,7 +22,7 @@ from transformers import BatchFeature, ProcessorMixin
 
 from viq.core.types import IGNORE, Grid, ViqError, language_tokens
 from viq.core.untrusted import fingerprint as checked_fingerprint
-from viq.core.untrusted import whole_number
+from viq.core.untrusted import fraction, whole_number
 from viq.data.text.chat_format import ChatConfig, encode_chat, encode_turns
 from viq.data.text.chat_template import IMAGE_PAD, answer_ends, encode_text, image_token_id
 from viq.data.text.conversations import ConversationError, Turn
@@ -63,6 +63,8 @@ class ViQProcessor(ProcessorMixin):
         codebook_size: its number of codes.
         pad_mode: how that tokenizer has images padded to whole patches: "constant" for grey, or
             "replicate" for the last pixels again.
+        min_confidence: from 0 to 1; `viq chat` answers "I don't know." where the model is less
+            sure (`viq.mllm.confidence`).
         chat_format: "chatml", "own" for the chat template, or "" for what the tokenizer has.
 
     Raises:
@@ -82,6 +84,7 @@ class ViQProcessor(ProcessorMixin):
         fingerprint: str = "",
         codebook_size: int = 2**16,
         pad_mode: str = PAD_MODES[0],
+        min_confidence: float = 0.0,
         chat_format: str = "",
         **kwargs: Any,
     ) -> None:
@@ -89,6 +92,7 @@ class ViQProcessor(ProcessorMixin):
         if chat_format not in ("", *_FORMATS):
             raise ViqError(f"chat_format: {chat_format!r:.80} is not known; give chatml or own")
         self.pad_mode = checked_pad_mode(pad_mode)
+        self.min_confidence = fraction(min_confidence, "min_confidence")
         if isinstance(chat_template, Mapping):
             chat_template = chat_template.get("default")
         own = language_template(chat_template or tokenizer.chat_template)
