@@ -210,6 +210,6 @@ def test_folders_and_patterns_of_pictures_behind_urls(
         found = [row.key for row in Store(tmp_path / f"codes-{number}").rows()]
         assert found == [f"{folder.url}/{key}" for key in keys]
     assert (
-        "no pictures are there"
+        "no pictures, tar or Parquet files are there"
         in viq("encode", f"{bucket}/none", "-o", tmp_path / "x", code=2)["error"]
     )

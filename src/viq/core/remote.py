@@ -39,12 +39,16 @@ def suffix_of(place: Location) -> str:
     return Path(str(place)).suffix
 
 
+class RemoteError(CodesError):
+    """A file behind a URL cannot be fetched, written or listed; others may go the same way."""
+
+
 class RemoteFolder:
     """A folder behind a URL. Names are those of files in it, relative, with slashes.
 
     Raises:
         ViqError: a chain of file systems, or its library is not installed.
-        CodesError: from all methods, where something fails; one line that names the URL.
+        RemoteError: from all methods, where something fails; one line that names the URL.
     """
 
     def __init__(self, url: str) -> None:
@@ -93,7 +97,7 @@ class RemoteFolder:
             except FileNotFoundError:
                 return None
         if len(data) > limit:
-            raise CodesError(f"{self.url}/{name}: has more than {limit:,} bytes")
+            raise RemoteError(f"{self.url}/{name}: has more than {limit:,} bytes")
         return data
 
     def get(self, name: str, to: Path, limit: int | None = None) -> None:
@@ -166,9 +170,9 @@ class RemoteFolder:
         except ImportError:
             raise
         except FileNotFoundError:
-            raise CodesError(f"{self.url}: has no {name or 'such place'}") from None
+            raise RemoteError(f"{self.url}: has no {name or 'such place'}") from None
         except Exception as error:
             reason = " ".join(first_line(error).split())
-            raise CodesError(
+            raise RemoteError(
                 f"{self.url}: {name or 'it'} cannot be {done} ({type(error).__name__}: {reason})"
             ) from None
