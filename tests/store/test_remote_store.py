@@ -144,6 +144,8 @@ def test_every_command_reads_and_writes_urls(
     assert viq("store", "merge", out, "-o", f"{bucket}/merged")["rows"] == 3
     assert viq("store", "diff", out, f"{bucket}/merged")["equal"]
     assert viq("decode", out, "-o", tmp_path / "back")["images"] == 3
+    assert viq("decode", out, "-o", f"{bucket}/back")["images"] == 3
+    assert len(contents(f"{bucket}/back")) == 4
     assert viq("store", "export", out, "--webdataset", "-o", tmp_path / "tars")["samples"] == 3
     assert len(CodeDataset(out, cache=tmp_path / "cache")) == 3
     RemoteFolder(out).remove(shard_name(1))
