@@ -54,12 +54,12 @@ def job(codes: Path, out: str, settings: dict[str, str], begun: Connection, die_
     remote_outputs._GROUP = 5
     write = RemoteFolder.write
 
-    def or_die(folder: RemoteFolder, name: str, data: bytes) -> None:
+    def or_die(self: RemoteFolder, name: str, data: bytes) -> None:
         nonlocal die_at
         if die_at == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         die_at -= 1
-        write(folder, name, data)
+        write(self, name, data)
 
     RemoteFolder.write = or_die
     begun.send(True)

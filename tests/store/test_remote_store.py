@@ -147,6 +147,12 @@ def test_every_command_reads_and_writes_urls(
     assert viq("decode", out, "-o", f"{bucket}/back")["images"] == 3
     assert len(contents(f"{bucket}/back")) == 4
     assert viq("store", "export", out, "--webdataset", "-o", tmp_path / "tars")["samples"] == 3
+    assert viq("store", "export", out, "--webdataset", "-o", f"{bucket}/tars")["samples"] == 3
+    assert contents(f"{bucket}/tars") == {
+        path.name: path.read_bytes() for path in (tmp_path / "tars").iterdir()
+    }
+    again = viq("store", "export", out, "--webdataset", "-o", f"{bucket}/tars", code=2)
+    assert "is not empty" in again["error"]
     assert len(CodeDataset(out, cache=tmp_path / "cache")) == 3
     RemoteFolder(out).remove(shard_name(1))
     assert viq("store", "lint", out, code=3)["problems"] > 0

@@ -10,6 +10,7 @@ Files are put only into object stores, where a file is there as a whole or not a
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -131,6 +132,14 @@ class RemoteFolder:
         """Store a file of this machine, in place of one of that name."""
         with self._reported(name, "written"):
             self._fs.put_file(str(path), self._path(name))
+
+    @contextmanager
+    def put_when_whole(self, name: str) -> Iterator[Path]:
+        """A temporary file of this machine that is stored under `name` if the block ends well."""
+        with tempfile.TemporaryDirectory(prefix="viq-") as folder:
+            path = Path(folder, "file")
+            yield path
+            self.put(path, name)
 
     def write(self, name: str, data: bytes) -> None:
         """Store bytes, in place of a file of that name."""
