@@ -219,6 +219,12 @@ class CodesReader:
             found.names.count(name) != 1 or not is_like(found.field(name).type, wanted)
             for name, wanted in self._types.items()
         )
+        lost = [name for name in counted_columns(self.info) if name not in found.names]
+        if lost:
+            raise CodesError(
+                f"has codes made with --bpp, --psnr or --nbytes, but not the column {lost[0]} that "
+                "belongs to them; write the file again with it"
+            )
         if wrong:
             raise self._not_codes()
         self.columns = [name for name in ours if name in found.names]
