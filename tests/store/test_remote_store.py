@@ -144,7 +144,15 @@ def test_every_command_reads_and_writes_urls(
     assert viq("store", "merge", out, "-o", f"{bucket}/merged")["rows"] == 3
     assert viq("store", "diff", out, f"{bucket}/merged")["equal"]
     assert viq("decode", out, "-o", tmp_path / "back")["images"] == 3
+    assert viq("decode", out, "-o", f"{bucket}/back")["images"] == 3
+    assert len(contents(f"{bucket}/back")) == 4
     assert viq("store", "export", out, "--webdataset", "-o", tmp_path / "tars")["samples"] == 3
+    assert viq("store", "export", out, "--webdataset", "-o", f"{bucket}/tars")["samples"] == 3
+    assert contents(f"{bucket}/tars") == {
+        path.name: path.read_bytes() for path in (tmp_path / "tars").iterdir()
+    }
+    again = viq("store", "export", out, "--webdataset", "-o", f"{bucket}/tars", code=2)
+    assert "is not empty" in again["error"]
     assert len(CodeDataset(out, cache=tmp_path / "cache")) == 3
     RemoteFolder(out).remove(shard_name(1))
     assert viq("store", "lint", out, code=3)["problems"] > 0
@@ -210,6 +218,6 @@ def test_folders_and_patterns_of_pictures_behind_urls(
         found = [row.key for row in Store(tmp_path / f"codes-{number}").rows()]
         assert found == [f"{folder.url}/{key}" for key in keys]
     assert (
-        "no pictures are there"
+        "no pictures, tar or Parquet files are there"
         in viq("encode", f"{bucket}/none", "-o", tmp_path / "x", code=2)["error"]
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -200,7 +199,16 @@ def decode(
             help="Stores, .parquet or .viq files; the first two also behind URLs.",
         ),
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the PNG files.")],
+    out: Annotated[
+        Any,
+        typer.Option(
+            "-o",
+            "--out",
+            parser=location,
+            metavar="FOLDER",
+            help="Folder for the PNG files, here or s3://.., gs://..",
+        ),
+    ],  # fmt: skip
     model: Model = "viq-tiny",
     device: Device = "auto",
     any_tokenizer: Annotated[

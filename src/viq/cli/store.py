@@ -240,7 +240,16 @@ def import_(
 @stoppable()
 def export(
     store: Store,
-    out: Annotated[Path, typer.Option("-o", "--out", help="New folder.")],
+    out: Annotated[
+        Any,
+        typer.Option(
+            "-o",
+            "--out",
+            parser=location,
+            metavar="FOLDER",
+            help="New folder, here or behind a URL.",
+        ),
+    ],  # fmt: skip
     webdataset: Annotated[bool, typer.Option("--webdataset", help="As .tar shards.")] = False,
     shard_size: ShardSize = 10000,
     as_json: Json = False,
