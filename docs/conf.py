@@ -11,7 +11,7 @@ version = release = viq.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_heading_anchors = 4  # every heading can be linked to, by the names that GitHub gives them
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["deflist"]  # options of commands
 suppress_warnings = ["misc.highlighting_failure"]  # "..." in place of what an example leaves out
 
 autodoc_default_options = {"members": True, "member-order": "bysource"}

@@ -43,7 +43,7 @@ def _first(text: str | None) -> str:
 
 def _body(command: Any, words: str) -> list[str]:
     context = typer.Context(command, info_name=words)
-    usage = " ".join([words, *command.collect_usage_pieces(context)])
+    usage = _metavars(" ".join([words, *command.collect_usage_pieces(context)]))
     lines = [_plain(command.help or ""), "", "```text", usage, "```", ""]
     if command.examples:
         lines += ["```bash", command.examples, "```", ""]
@@ -56,7 +56,7 @@ def _body(command: Any, words: str) -> list[str]:
         if records:
             lines += [f"**{panel or 'Arguments'}**", ""]
             for names, said in records:
-                lines += [f"`{names}`", f": {_plain(said) or '...'}", ""]
+                lines += [f"`{_metavars(names)}`", f": {_plain(said) or '...'}", ""]
     return lines
 
 
@@ -68,6 +68,12 @@ def _records(command: Any, context: Any, panel: str | None) -> list[tuple[str, s
             record = parameter.get_help_record(context)
             found += [record] if record else []
     return found
+
+
+def _metavars(text: str) -> str:
+    """What stands for a value, shorter than typer has it: <str> for <list[str]>, INPUT for {input}."""
+    text = re.sub(r"<list\[(.+?)\]>", r"<\1>", text)
+    return re.sub(r"\{(\w+)\}", lambda match: match[1].upper(), text)
 
 
 def _plain(text: str) -> str:
