@@ -47,7 +47,9 @@ def headings(text: str) -> set[str]:
     for before, token in zip(tokens, tokens[1:], strict=False):
         if before.type == "heading_open":
             plain = "".join(
-                part.content for part in token.children or () if part.type in ("text", "code_inline")
+                part.content
+                for part in token.children or ()
+                if part.type in ("text", "code_inline")
             )
             name = re.sub(r"[^\w\- ]", "", plain.strip().lower()).replace(" ", "-")
             copies = (f"{name}-{number}" for number in range(1, 1000))
@@ -71,6 +73,7 @@ class _Page(HTMLParser):
         self.ids: set[str] = set()
         self.links: list[str] = []
         self.loaded: list[str] = []
+        self.styles = re.findall(r"(?is)<style[^>]*>(.*?)</style>", text)
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -80,8 +83,9 @@ class _Page(HTMLParser):
             self.links.append(given["href"])
         if tag == "link" and not set(given.get("rel", "").split()) <= _INERT:
             self.loaded.append(given.get("href", ""))
-        self.loaded += [given[name] for name in given if (tag, name) in _LOADED]
-        self.loaded += _STYLE.findall(given.get("style", ""))
+        wanted = [given[name] for name in given if (tag, name) in _LOADED]
+        self.loaded += [part.split()[0] for each in wanted for part in each.split(", ") if part]
+        self.styles.append(given.get("style", ""))
 
     handle_startendtag = handle_starttag
 
@@ -90,18 +94,13 @@ def requests_elsewhere(site: Path) -> list[str]:
     """A line for each script, style, font or picture that pages would fetch from elsewhere."""
     faults = []
     for path in sorted(site.rglob("*.html")):
-        text = path.read_text()
-        styles = (match.group(0) for match in _STYLE.finditer("".join(_inline_styles(text))))
-        wanted = [link for link in _Page(text).loaded if _ELSEWHERE.match(link) or "//" in link[:8]]
-        faults += [f"{path}: would fetch {link}" for link in (*wanted, *styles)]
+        page = _Page(path.read_text())
+        wanted = [link for link in page.loaded if _ELSEWHERE.match(link)]
+        wanted += _STYLE.findall("\n".join(page.styles))
+        faults += [f"{path}: would fetch {link}" for link in wanted]
     for path in sorted(site.rglob("*.css")):
-        found = _STYLE.finditer(path.read_text())
-        faults += [f"{path}: would fetch {match.group(0)}" for match in found]
+        faults += [f"{path}: would fetch {link}" for link in _STYLE.findall(path.read_text())]
     return faults
-
-
-def _inline_styles(text: str) -> list[str]:
-    return re.findall(r"(?is)<style[^>]*>(.*?)</style>", text)
 
 
 def broken_links(site: Path) -> list[str]:

@@ -13,8 +13,17 @@ ROOT = Path(__file__).resolve().parent.parent
 # Modules whose public names (`__all__`) have a page, and those of which some names are meant for use.
 MODULES: dict[str, tuple[str, ...]] = {
     "viq": (
-        "load", "VisualTokenizer", "Codes", "CodeDataset", "CodeSample", "TokenizerConfig",
-        "ViQForConditionalGeneration", "ViQProcessor", "ViQConfig", "ViqError", "CodesError",
+        "load",
+        "VisualTokenizer",
+        "Codes",
+        "CodeDataset",
+        "CodeSample",
+        "TokenizerConfig",
+        "ViQForConditionalGeneration",
+        "ViQProcessor",
+        "ViQConfig",
+        "ViqError",
+        "CodesError",
     ),
     "viq.mllm": (),
     "viq.store.folder": ("Store",),
@@ -25,7 +34,9 @@ MODULES: dict[str, tuple[str, ...]] = {
     "viq.train.tokenizer.caption_embeddings": ("Sentences",),
 }
 _FENCE = re.compile(r"(^ *(?:```|~~~).*?^ *(?:```|~~~) *$)", re.MULTILINE | re.DOTALL)
-_LINK = re.compile(r"(?P<bang>!?)\[(?P<words>[^\]\[]*)\]\((?P<path>[^)\s#]*)(?P<anchor>#[^)\s]*)?\)")
+_LINK = re.compile(
+    r"(?P<bang>!?)\[(?P<words>[^\]\[]*)\]\((?P<path>[^)\s#]*)(?P<anchor>#[^)\s]*)?\)"
+)
 
 
 def relinked(path: Path, where: dict[Path, str]) -> str:
@@ -40,7 +51,9 @@ def relinked(path: Path, where: dict[Path, str]) -> str:
     here = Path(where[path]).parent
 
     def mended(match: re.Match[str]) -> str:
-        bang, words, link, anchor = (match[name] or "" for name in ("bang", "words", "path", "anchor"))
+        bang, words, link, anchor = (
+            match[name] or "" for name in ("bang", "words", "path", "anchor")
+        )
         if not link or re.match(r"[a-z]+:", link):
             return match[0]
         target = (path.parent / link).resolve()

@@ -100,7 +100,9 @@ def build(source: Path, site: Path) -> None:
 
 
 def _command_list() -> str:
-    lines = [f"- [viq {name}](commands/{name}.md): {said}" for name, said in first_sentences().items()]
+    lines = [
+        f"- [viq {name}](commands/{name}.md): {said}" for name, said in first_sentences().items()
+    ]
     return "\n## All commands\n\n" + "\n".join(lines) + "\n"
 
 

@@ -38,7 +38,9 @@ def test_output_is_compared_but_for_numbers(expected: str, printed: str, same: b
 
 
 def test_a_block_that_fails_or_prints_something_else_is_noticed(tmp_path: Path) -> None:
-    passed = "```python\nx = 2\n```\n```bash\necho 1\n```\n```python\nprint(x)\n```\n```text\n2\n```\n"
+    passed = (
+        "```python\nx = 2\n```\n```bash\necho 1\n```\n```python\nprint(x)\n```\n```text\n2\n```\n"
+    )
     run(passed, tmp_path)
     for broken in (
         "```bash\nfalse\ntrue\n```\n",
