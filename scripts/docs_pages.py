@@ -9,6 +9,8 @@ import re
 from importlib import import_module
 from pathlib import Path
 
+from docs_figures import inside, page_style
+
 ROOT = Path(__file__).resolve().parent.parent
 # Modules whose public names (`__all__`) have a page, and those of which some names are meant for use.
 MODULES: dict[str, tuple[str, ...]] = {
@@ -62,13 +64,15 @@ def relinked(path: Path, where: dict[Path, str]) -> str:
         if target not in where:
             return words
         if bang and target.suffix == ".svg":
-            return f"\n```{{raw}} html\n{target.read_text().strip()}\n```\n"
+            return f"\n```{{raw}} html\n{inside(target.read_text())}\n```\n"
         return f"{bang}[{words}]({os.path.relpath(where[target], here)}{anchor})"
 
     pieces = _FENCE.split(path.read_text())
-    return "".join(
+    text = "".join(
         piece if number % 2 else _LINK.sub(mended, piece) for number, piece in enumerate(pieces)
     )
+    style = f"\n```{{raw}} html\n<style>{page_style()}</style>\n```\n"
+    return text + style if '<div class="chart">' in text else text
 
 
 def contents(index: Path, where: dict[Path, str]) -> dict[str, list[tuple[str, str]]]:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import command_pages
+import docs_figures
 import docs_links
 import docs_pages
 import make_docs
@@ -43,6 +44,25 @@ def test_every_page_is_in_the_contents() -> None:
     wanted |= {where[path] for path in ROOT.glob("src/viq/bundled/*/README.md")}
     assert wanted <= set(entries), f"add to docs/index.md: {wanted - set(entries)}"
     assert len(entries) == len(set(entries))
+
+
+def test_charts_show_the_tables_as_they_are() -> None:
+    """After a change of a table, or of a chart: python scripts/docs_figures.py."""
+    made = docs_figures.figures()
+    files = {path.stem: path.read_text() for path in docs_figures.FOLDER.glob("*.svg")}
+    assert set(files) == set(made)
+    old = [name for name in made if files[name] != made[name]]
+    assert not old, f"{old}: run python scripts/docs_figures.py"
+
+
+def test_a_chart_is_read_from_the_table_below_its_heading() -> None:
+    rows = docs_figures.table("results.md", "Reading")
+    assert list(rows[0]) == ["", "in order", "at random"] and len(rows) > 4
+    assert docs_figures.number("**54.3**") == (54.3, 0)
+    assert docs_figures.number("95.9 ± 3.8") == (95.9, 3.8)
+    assert docs_figures.number("36,150 (1.5)") == (36150, 0)
+    with pytest.raises(SystemExit, match="no heading"):
+        docs_figures.table("results.md", "Weather")
 
 
 def test_every_command_and_option_has_its_place() -> None:
