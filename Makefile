@@ -1,6 +1,7 @@
 # make demo   install, rebuild real photos from codes, show them   (IMAGES="a.jpg b.png" for yours)
 # make test   install, run the tests
 # make test-lmms   the real lmms-eval over small files of its nine benchmarks, in a venv of its own
+# make docs   install, build the documentation: site/index.html
 # CPU torch by default. For CUDA: make demo TORCH="torch==2.13.0 --index-url <address of a CUDA index>"
 VENV ?= .venv
 PYTHON ?= python3
@@ -16,7 +17,7 @@ LMMS_NEEDS = "filelock<4" "transformers>=5.17,<6" datasets evaluate accelerate s
 	tenacity jsonlines pytz pytablewriter tqdm pillow pyyaml pydantic python-dotenv
 VIQ_GOLDEN ?= tests/golden
 
-.PHONY: package demo test test-lmms check audit clean
+.PHONY: package demo test test-lmms check audit docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/viq demo $(IMAGES) -o demo
@@ -42,6 +43,10 @@ check: $(VENV)/.dev
 package: $(VENV)/.dev
 	$(BIN)/python scripts/try_package.py .package
 
+# The documentation as HTML; a warning of Sphinx, a broken link, or anything from elsewhere ends it.
+docs: $(VENV)/.dev
+	$(BIN)/python scripts/make_docs.py site
+
 # Known holes: in our code (bandit), in the pinned releases (pip-audit).
 audit: $(VENV)/.dev
 	$(BIN)/python scripts/audit.py
@@ -63,8 +68,8 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml constraints.txt
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,bench,vae,codec,chat,train,sentences,data,s3,ray,onnx]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,bench,vae,codec,chat,train,sentences,data,s3,ray,onnx,docs]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LMMS_VENV) demo .package
+	rm -rf $(VENV) $(LMMS_VENV) demo site .package

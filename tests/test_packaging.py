@@ -20,6 +20,8 @@ MODULES = {"tensorboard": "torch.utils.tensorboard"}
 BOUNDS = {"lmms: filelock"}
 # What a library that we depend on, or one of an extra, brings itself.
 BROUGHT = {"markupsafe": "jinja2", "tokenizers": "transformers", "tqdm": "huggingface_hub"}
+# For those who work on the project, and the one that holds others.
+NO_EXTRAS = {"dev", "docs", "all"}
 # Libraries that are measured beside ours, in environments of their own (bench/peers.sh).
 PEERS = {"litdata", "streaming"}
 
@@ -59,7 +61,7 @@ def test_extras_hold_only_what_the_package_imports(project: dict[str, Any]) -> N
     code = "\n".join(path.read_text() for path in ROOT.rglob("*.py"))
     unused = set()
     for extra, requirements in project["optional-dependencies"].items():
-        for name in () if extra in ("dev", "all") else map(_module, requirements):
+        for name in () if extra in NO_EXTRAS else map(_module, requirements):
             module = re.escape(MODULES.get(name, name))
             if not re.search(rf"(import|from) {module}\b|(_spec\(|_module\(|: )\"{module}\"", code):
                 unused.add(f"{extra}: {name}")
@@ -68,7 +70,7 @@ def test_extras_hold_only_what_the_package_imports(project: dict[str, Any]) -> N
 
 def test_doctor_knows_every_extra(project: dict[str, Any]) -> None:
     extras = project["optional-dependencies"]
-    assert set(EXTRAS) == set(extras) - {"dev", "all"}
+    assert set(EXTRAS) == set(extras) - NO_EXTRAS
     for name, (what, modules) in EXTRAS.items():
         bound = {f"{name}: {module}" for module in map(_module, extras[name])} & BOUNDS
         assert {f"{name}: {module}" for module in modules} == {

@@ -20,6 +20,13 @@ def test_it_reads_the_codes_of_the_bundled_tokenizer() -> None:
     assert sum(path.stat().st_size for path in (BUNDLED / NAME).iterdir()) < 8 << 20
 
 
+def test_transformers_classes_take_its_name(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    model = viq.ViQForConditionalGeneration.from_pretrained(NAME)
+    processor = viq.ViQProcessor.from_pretrained(NAME)
+    assert processor.fingerprint == model.config.embedder.fingerprint
+
+
 def test_it_sees_colors_and_counts_in_pictures_it_was_not_trained_on() -> None:
     model, processor = load_mllm(NAME)
     tokenizer = viq.load("viq-tiny")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from viq.core.files import bundled
 from viq.core.types import IMAGE_TOKEN, CodesError, Grid, ViqError, language_tokens
 from viq.image.patches import PatchBatch, exact_pixels, lengths_of
 from viq.mllm.config import ViQConfig
@@ -47,6 +48,9 @@ class ViQPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, of safetensors alone, and strict: no weight may be missing.
 
+        Args:
+            name: a folder, the name of a bundled model, or a hub id.
+
         Raises:
             CheckpointError: the folder is incomplete, damaged, or of another kind.
         """
@@ -60,7 +64,7 @@ class ViQPreTrainedModel(PreTrainedModel):
             kept.update(report)
             return model, report
 
-        model = load_pretrained(load, cls, name, cls.config_class, **kwargs)
+        model = load_pretrained(load, cls, bundled(name) or name, cls.config_class, **kwargs)
         forget_old_names(model)
         return (model, kept) if informed else model
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
+from viq.core.files import bundled
 from viq.core.types import IGNORE, Grid, ViqError, language_tokens
 from viq.core.untrusted import fingerprint as checked_fingerprint
 from viq.core.untrusted import fraction, whole_number
@@ -111,6 +112,12 @@ class ViQProcessor(ProcessorMixin):
         self.fingerprint = checked_fingerprint(fingerprint, "fingerprint")
         self.codebook_size = whole_number(codebook_size, "codebook_size", 1, 2**16)
         super().__init__(tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """As in transformers: of a folder, the name of a bundled model, or a hub id."""
+        found = bundled(pretrained_model_name_or_path)
+        return super().from_pretrained(found or pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
