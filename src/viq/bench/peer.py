@@ -4,9 +4,9 @@
 
 It imports nothing of ours. It writes the samples of CODES.npz into FOLDER, prints a line of JSON
 (versions, or why it cannot), and then for each line of input reads all samples and prints how that
-went, as JSON: for `sequential` and `random`, how many there were; for `batches SAMPLES WORKERS`,
-packed batches of its own loader in shuffled order, [seconds to the first, seconds from there to the
-last, patches after the first].
+went, as JSON: for `sequential` and `random`, how many there were; for `batches SAMPLES WORKERS
+SKIPPED`, packed batches of its own loader in shuffled order, [seconds to the first batch, seconds from
+the last that is skipped to the last of all, patches of those].
 """
 
 import io
@@ -212,16 +212,21 @@ def use(sample: Sample) -> None:
     np.asarray(sample["ids"]).astype(np.int64)
 
 
-def time_batches(loader: Iterable[Any]) -> tuple[float, float, int]:
-    """Seconds to the first batch and from there to the last, and patches after the first."""
+def time_batches(loader: Iterable[Any], skipped: int) -> tuple[float, float, int]:
+    """Seconds to the first batch, seconds of those after the skipped ones, and patches of these.
+
+    What is skipped, 1 or more, is what loaders have made before they are asked for it.
+    """
     begun = time.perf_counter()
-    first, patches = begun, 0
-    for number, batch in enumerate(loader):
-        if number:
+    first = start = begun
+    patches = 0
+    for number, batch in enumerate(loader, 1):
+        if number > skipped:
             patches += len(batch["ids"])
-        else:
-            first = time.perf_counter()
-    return first - begun, time.perf_counter() - first, patches
+        elif number in (1, skipped):
+            start = time.perf_counter()
+            first = start if number == 1 else first
+    return first - begun, time.perf_counter() - start, patches
 
 
 def main() -> None:
@@ -239,8 +244,8 @@ def main() -> None:
     for line in sys.stdin:
         count, (kind, *numbers) = 0, line.split()
         if kind == "batches":
-            size, workers = map(int, numbers)
-            answer = time_batches(data[kind](size, workers))
+            size, workers, skipped = map(int, numbers)
+            answer = time_batches(data[kind](size, workers), skipped)
             print(json.dumps(answer), file=talk, flush=True)
             continue
         one = data[kind]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from viq.core.types import ViqError
+from viq.core.types import CODES_PER_PATCH, ViqError
 from viq.store.packed import Gathered, Packer
 from viq.store.views import CodeSample
 
@@ -26,6 +26,7 @@ Collate = Callable[[list[CodeSample]], Any]
 # up for what the calls cost by themselves. Without a limit of tokens, so many samples.
 _PATCHES_TOGETHER = 1 << 17
 _SAMPLES_TOGETHER = 256
+_AHEAD = 2  # items that a worker makes before they are asked for, as torch has it by default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,17 +58,65 @@ def batches_of(
     Raises:
         ViqError: a shard is missing or damaged.
     """
-    mine: Any = _Batches(data, limits, collate)
+    if workers and collate is None:
+        import pyarrow.compute  # noqa: F401  # once, and not in each worker before its first batch
+    slots = _Slots(workers) if workers and collate is None else None
+    mine: Any = _Batches(data, limits, collate, slots)
     if workers:
-        mine = DataLoader(mine, batch_size=None, num_workers=workers)
+        mine = DataLoader(mine, batch_size=None, num_workers=workers, prefetch_factor=_AHEAD)
     with _stopped_in_order(iter(mine)) as found:
         for position, batch in found:
             if isinstance(batch, ViqError):
                 raise batch
             if isinstance(batch, Gathered):
-                yield from _here(batch).batches()
+                if slots:
+                    batch = slots.taken(batch)
+                yield from batch.batches()
             else:
                 yield position, batch
+
+
+class _Slots:
+    """Shared memory through which workers hand over codes: a copy in, and a copy out.
+
+    Made anew for each batch, as torch does by itself, shared memory costs ten times as much as the
+    copies, for its pages. A worker makes item n + `_AHEAD` at the earliest when item n has been
+    taken from its queue, and that is copied before the next is asked for; so it has one slot more
+    than that and uses them in turn.
+    """
+
+    def __init__(self, workers: int) -> None:
+        shape = (workers, _AHEAD + 1, _PATCHES_TOGETHER, CODES_PER_PATCH)
+        self._slots: torch.Tensor | None = torch.empty(shape, dtype=torch.int16)
+        try:
+            self._slots.share_memory_()
+        except RuntimeError:  # there is none here: codes go through a pipe, as all else does
+            self._slots = None
+
+    def put(self, gathered: Gathered, worker: int, number: int) -> Gathered:
+        """What a worker hands over, for its item of this number."""
+        ids = gathered.whole.ids
+        if self._slots is None or len(ids) > _PATCHES_TOGETHER:
+            return gathered
+        slot = number % (_AHEAD + 1)
+        self._slots[worker, slot, : len(ids)].numpy()[...] = ids.view(np.int16)
+        at: Any = _Slot(worker, slot, len(ids))
+        return replace(gathered, whole=replace(gathered.whole, ids=at))
+
+    def taken(self, gathered: Gathered) -> Gathered:
+        """The same with its codes."""
+        at: Any = gathered.whole.ids
+        if not isinstance(at, _Slot) or self._slots is None:
+            return gathered
+        ids = self._slots[at.worker, at.slot, : at.patches].numpy().view(np.uint16).copy()
+        return replace(gathered, whole=replace(gathered.whole, ids=ids))
+
+
+@dataclass(frozen=True)
+class _Slot:
+    worker: int
+    slot: int
+    patches: int
 
 
 @contextmanager
@@ -95,8 +144,14 @@ class _Batches(IterableDataset):
     Workers take what this yields in turn, so nothing of it depends on their number.
     """
 
-    def __init__(self, data: CodeDataset, limits: Cut, collate: Collate | None) -> None:
-        self._data, self._limits, self._collate = data, limits, collate
+    def __init__(
+        self,
+        data: CodeDataset,
+        limits: Cut,
+        collate: Collate | None,
+        slots: _Slots | None = None,
+    ) -> None:
+        self._data, self._limits, self._collate, self._slots = data, limits, collate, slots
         self._at = data.begin_epoch()
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
@@ -108,7 +163,10 @@ class _Batches(IterableDataset):
                 packer, number = self._data.packer(), 0
                 while some := list(islice(turns, self._limits.together)):
                     if number % step == mine:
-                        yield 0, self._gathered(packer, some, away=worker is not None)
+                        gathered = _gathered(packer, some)
+                        if self._slots and worker:
+                            gathered = self._slots.put(gathered, mine, number // step)
+                        yield 0, gathered
                     number += 1
                 return
             for number, (position, samples) in enumerate(turns):
@@ -130,20 +188,8 @@ class _Batches(IterableDataset):
             if place.rank < len(turn):
                 yield turn[-1].stop, turn[place.rank].samples
 
-    def _gathered(
-        self, packer: Packer, some: list[tuple[int, np.ndarray]], away: bool
-    ) -> Gathered:
-        positions, samples = zip(*some, strict=True)
-        whole = packer.gather(np.concatenate(samples))
-        if away:  # torch hands its tensors over in shared memory, where numpy copies its arrays
-            whole = replace(whole, ids=torch.from_numpy(whole.ids.view(np.int16)))
-        return Gathered(whole, [len(part) for part in samples], positions)
 
-
-def _here(gathered: Gathered) -> Gathered:
-    """The same as it was before it came from a worker."""
-    ids: Any = gathered.whole.ids
-    if isinstance(ids, np.ndarray):
-        return gathered
-    whole = replace(gathered.whole, ids=ids.numpy().view(np.uint16))
-    return replace(gathered, whole=whole)
+def _gathered(packer: Packer, some: list[tuple[int, np.ndarray]]) -> Gathered:
+    positions, samples = zip(*some, strict=True)
+    whole = packer.gather(np.concatenate(samples))
+    return Gathered(whole, [len(part) for part in samples], positions)
