@@ -101,6 +101,16 @@ class ShardCache:
             self._drop(number)
             return self[number].sample(place)
 
+    def verified(self, number: int, group: int, view: ShardView) -> bool:
+        """Whether the codes of a group of rows of a view are as they were written; if they are not,
+        the shard is unpacked anew when it is asked for next."""
+        try:
+            view.require(group)
+        except RottenError:
+            self._drop(number)
+            return False
+        return True
+
     def __getstate__(self) -> dict[str, Any]:
         """For worker processes, which map files themselves."""
         ours = ("_views", "_used", "_clock", "_lock", "_unpacking", "_process")
