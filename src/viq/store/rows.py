@@ -348,7 +348,7 @@ class CodesReader:
         return list(zip(*(batch[name].to_pylist() for name in names), strict=True))
 
     def batches(self, extras: Extras, only: int | None = None) -> Iterator[pa.RecordBatch]:
-        """All rows, or one, as Arrow batches of `plain_schema`: no column is missing, none compressed.
+        """All rows, or one, as Arrow batches of `plain_schema`: none is missing, none compressed.
 
         Raises:
             CodesError: damaged, or `checked` and a row that no writer writes; names the row.

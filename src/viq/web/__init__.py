@@ -1,1 +1,1 @@
-"""`viq web`: pages to look at codes, to ask about pictures and to browse stores, from this machine."""
+"""`viq web`: pages to look at codes, ask about pictures and browse stores, from this machine."""

@@ -49,7 +49,8 @@ def make_app(config: WebConfig, tokenizer: VisualTokenizer | None = None) -> Fas
         state.queue.close()
 
     # No pages of documentation: those of FastAPI fetch scripts from elsewhere.
-    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None,
+                  redirect_slashes=False)  # fmt: skip
     app.state.viq = state
     app.state.keys = Keys(config.token)
     app.add_middleware(Guard, config=config, keys=app.state.keys)

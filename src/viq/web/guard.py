@@ -99,9 +99,8 @@ class Guard:
             return  # no websockets here
         headers = Headers(scope=scope)
         visitor, known, fresh = self._visitor(headers)
-        scope["state"] = {
-            **scope.get("state", {}), "visitor": visitor, "known": known, "csrf": self._keys.csrf(visitor)
-        }  # fmt: skip
+        about = {"visitor": visitor, "known": known, "csrf": self._keys.csrf(visitor)}
+        scope["state"] = {**scope.get("state", {}), **about}
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -21,7 +21,7 @@ def serve(config: WebConfig) -> None:
     Raises:
         ViqError: the address cannot be had, or a model, store or run cannot be opened.
     """
-    bound = _bound(config.host, config.port)
+    bound = bound_socket(config.host, config.port)
     with bound:
         app = make_app(config)
         port = bound.getsockname()[1]
@@ -35,7 +35,7 @@ def serve(config: WebConfig) -> None:
         uvicorn.Server(settings).run(sockets=[bound])
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def bound_socket(host: str, port: int) -> socket.socket:
     """A socket that listens, so that an address in use is told before models are loaded."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

@@ -39,6 +39,7 @@ class State:
         self.shelf = Shelf(config.limits.kept_bytes)
         self.decoding = asyncio.Semaphore(_AT_ONCE)
         self.talks: OrderedDict[str, Turns] = OrderedDict()  # by visitor and picture
+        self._others: list[VisualTokenizer] = []
         self._parts: dict[str, Any] = {}
         self._lock = Lock()
 
@@ -52,11 +53,17 @@ class State:
     def tokenizer_of(self, fingerprint: str) -> VisualTokenizer:
         """The one that made codes: that of this server, or of one of its stores. Raises
         `ViqError`."""
-        for opened in self.stores:
-            if opened.tokenizer is not None and opened.tokenizer.fingerprint == fingerprint:
-                return opened.tokenizer
+        known = [opened.tokenizer for opened in self.stores] + self._others
+        for tokenizer in known:
+            if tokenizer is not None and tokenizer.fingerprint == fingerprint:
+                return tokenizer
         self.tokenizer.require(fingerprint)
         return self.tokenizer
+
+    def know(self, tokenizer: VisualTokenizer) -> None:
+        """Remember who made codes of pictures on the shelf."""
+        if tokenizer not in self._others:
+            self._others.append(tokenizer)
 
     def turns(self, visitor: str, picture: str) -> Turns:
         """What was said about a picture, by a visitor and a model in turn."""

@@ -66,6 +66,7 @@ async function submit(form, data) {
     for await (const event of events(begun.work)) {
       if (event.error) throw new Error(event.error);
       if (event.text && talk) talk.add(event.text);
+      if (event.image) $("[data-drawn]").src = event.image;
       const message = words(event);
       if (message) say(message);
       if (event.done) {
