@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from transformers import TextStreamer
 
 from viq.core.codes import Codes
@@ -18,9 +19,13 @@ from viq.store.dataset import CodeDataset
 from viq.store.folder import SINGLE, read_single
 from viq.store.views import CodeSample
 
+Look = str | Path | Codes | Image.Image  # where an image or codes are, or these themselves
 
-def look(place: str | Path) -> Path | Codes:
+
+def look(place: Look) -> Path | Codes | Image.Image:
     """An image file, or the codes of a .viq file, as the processor takes it."""
+    if isinstance(place, Codes | Image.Image):
+        return place
     path = Path(place)
     return read_single(path) if path.suffix == SINGLE else path
 
@@ -28,7 +33,7 @@ def look(place: str | Path) -> Path | Codes:
 def ask(
     model: ViQForConditionalGeneration,
     processor: ViQProcessor,
-    places: Sequence[str | Path],
+    places: Sequence[Look],
     question: str,
     *,
     before: Sequence[dict[str, str]] = (),
@@ -36,7 +41,7 @@ def ask(
     min_confidence: float | None = None,
     **generation: Any,
 ) -> str:
-    """The answer to one question about images or .viq files, all of one kind.
+    """The answer to one question about images or codes, in files or at hand, all of one kind.
 
     Args:
         before: turns of the same conversation, {role, content}, in which images come first.
@@ -53,7 +58,7 @@ def ask(
     if codes and len(codes) < len(seen):
         raise ViqError("images and .viq files together: encode the images first (viq encode)")
     visuals: dict[str, Any] = {"codes" if codes else "images": seen} if seen else {}
-    name = ", ".join(map(str, places)) or "question"
+    name = ", ".join(str(place) for place in places if isinstance(place, str | Path)) or "question"
     messages = [*before, {"role": "user", "content": question}]
     inputs = processor(text=messages, keys=[name], **visuals).to(model.device)
     least = processor.min_confidence if min_confidence is None else min_confidence

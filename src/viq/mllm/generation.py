@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,11 +213,13 @@ class CodeGenerator(nn.Module):
         grid: Grid,
         sampling: Sampling,
         generator: torch.Generator | None = None,
+        after: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
         """Codebook indices (B, rows, cols, S) for prompts that end with the start token.
 
         Args:
             unconditional: the prompt without caption, for guidance.
+            after: called after each patch with the indices (B, patches so far, S).
         """
         guided = sampling.guidance != 1
         rows = [*prompts, *([unconditional] * len(prompts) if guided else [])]
@@ -237,6 +239,8 @@ class CodeGenerator(nn.Module):
             asked, without = (hidden.chunk(2)) if guided else (hidden, None)
             levels_BK = self.head.sample(asked, without, sampling, generator)
             written.append(self._codes(levels_BK))
+            if after is not None:
+                after(torch.stack(written, 1))
             if patch + 1 < len(ahead_TE):
                 read_BE = self.read_codes(written[-1]) + ahead_TE[patch + 1]
                 inputs_BLE = read_BE.repeat(2 if guided else 1, 1)[:, None]

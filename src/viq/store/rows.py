@@ -25,6 +25,7 @@ images of a sample are neighbours in one file and share key and extras (which co
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -77,6 +78,7 @@ class CodesReader:
             failed.callback(self._file.close)
             self._bounds = Bounds(self.path, self._file)
             self._describe()
+            self._firsts: list[int] | None = None  # row of each group, once it is asked for
             failed.pop_all()
 
     def _describe(self) -> None:
@@ -195,18 +197,21 @@ class CodesReader:
             if row.codes is not None:
                 yield row.key, row.codes
 
-    def rows(self, columns: Sequence[str] | None = None) -> Iterator[CodeRow]:
+    def rows(
+        self, columns: Sequence[str] | None = None, only: int | None = None
+    ) -> Iterator[CodeRow]:
         """All rows, in order.
 
         Args:
             columns: of the extras; None for all.
+            only: number of a row, to give that alone. Of the file, its group of rows is read.
 
         Raises:
             CodesError: the file has no such column, or is damaged.
         """
         extras = self.extras if columns is None else self.extras.only(columns, str(self.path))
         with _named(self.path):
-            for batch in self.batches(extras):
+            for batch in self.batches(extras, only):
                 names = ("image_index", "height", "width", "tile")
                 numbers = zip(*(batch[name].to_numpy().tolist() for name in names), strict=True)
                 ends, values = batch["codes"].offsets.to_pylist(), batch["codes"].values.to_numpy()
@@ -226,23 +231,43 @@ class CodesReader:
             return [()] * batch.num_rows
         return list(zip(*(batch[name].to_pylist() for name in names), strict=True))
 
-    def batches(self, extras: Extras) -> Iterator[pa.RecordBatch]:
-        """All rows as Arrow batches of `plain_schema`: no column is missing, none compressed.
+    def batches(self, extras: Extras, only: int | None = None) -> Iterator[pa.RecordBatch]:
+        """All rows, or one, as Arrow batches of `plain_schema`: none is missing, none compressed.
 
         Raises:
             CodesError: damaged, or `checked` and a row that no writer writes; names the row.
         """
         with _named(self.path):
-            batches = self._plain(extras)
+            batches = self._plain(extras, only)
             yield from checked(batches, self.info.levels) if self._checked else batches
 
-    def _plain(self, extras: Extras) -> Iterator[pa.RecordBatch]:
+    def light(self, names: Sequence[str], group: int | None = None) -> Iterator[pa.RecordBatch]:
+        """Some columns as they lie in the file, of all rows or of one group of them: to list what
+        is there without reading codes.
+
+        Raises:
+            CodesError: damaged.
+        """
+        with _named(self.path):
+            yield from self._batches(list(names), group)
+
+    def group_of(self, row: int) -> tuple[int, int]:
+        """The group of a row, and the number of the first row of that group."""
+        if self._firsts is None:
+            file = self._file.metadata
+            sizes = [file.row_group(i).num_rows for i in range(file.num_row_groups)]
+            self._firsts = [0, *np.cumsum(sizes, dtype=np.int64).tolist()]
+        group = bisect_right(self._firsts, row) - 1
+        return group, self._firsts[group]
+
+    def _plain(self, extras: Extras, only: int | None) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa
 
         with _named(self.path):
             coder = coder_of(self.info.entropy, self.path.parent)
             wanted = self.plain_schema(extras)
-            for batch in self._batches([*self.columns, *(f.name for f in extras.fields)]):
+            names = [*self.columns, *(f.name for f in extras.fields)]
+            for batch in self._batches(names) if only is None else self._alone(names, only):
                 columns = {name: batch[name] for name in batch.schema.names}
                 sizes = batch["height"].to_numpy(), batch["width"].to_numpy()
                 if coder:
@@ -260,12 +285,27 @@ class CodesReader:
         """The schema of `batches`."""
         return schema(replace(self.info, entropy=""), extras)
 
-    def _batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
-        """All rows, checked: nothing is missing, and what was written comes back."""
+    def _alone(self, names: list[str], row: int) -> Iterator[pa.RecordBatch]:
+        """A batch of one row."""
+        group, first = self.group_of(row)
+        for batch in self._batches(names, group):
+            if first <= row < first + batch.num_rows:
+                yield batch.slice(row - first, 1)
+            first += batch.num_rows
+
+    def _batches(self, names: list[str], group: int | None = None) -> Iterator[pa.RecordBatch]:
+        """All rows or a group, checked: nothing is missing, and what was written comes back."""
         sums = self.sums if set(COLUMNS) <= set(names) else None
-        self._bounds.require(names)
+        groups = None
+        if group is not None:  # the sums of our own files are those of groups
+            groups, sums = [group], sums if sums is None else sums[group : group + 1]
+            self._bounds.require_group(group, names)
+        else:
+            self._bounds.require(names)
         count = 0
-        for batch in self._file.iter_batches(batch_size=ROWS_PER_GROUP, columns=names):
+        for batch in self._file.iter_batches(
+            batch_size=ROWS_PER_GROUP, row_groups=groups, columns=names
+        ):
             empty = [n for n in names if n in self.columns and batch[n].null_count]
             if empty:
                 raise CodesError(f"damaged (missing values in column {empty[0]})")
