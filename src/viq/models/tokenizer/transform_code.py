@@ -298,6 +298,8 @@ class TransformCode(nn.Module):
         """
         window = self.window
         near = ((window[:, 0] <= log_T[-1]) & (window[:, 1] >= log_T[0])).nonzero()[:, 0]
+        if not len(near):  # half precision rounds the windows, so there can be gaps between them
+            near = torch.arange(len(window), device=window.device)
         values, counts = tables_JQl[near], counts_JQ[near]
         directions_VJQ = self.directions[near].transpose(0, 1)
         z_TJQ = (values_TV @ directions_VJQ.flatten(1)).unflatten(1, (len(near), -1))
