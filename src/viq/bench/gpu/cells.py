@@ -59,13 +59,18 @@ class Cells:
     ) -> None:
         self.folder, self.device, self._echo = folder, device, echo
         self._ends = time.monotonic() + seconds
+        self._reserved = 0.0
         # What there was no time for is measured when there is.
         lines = [each for each in read_results(folder) if "skipped" not in each]
         self._done = {(each["part"], each["cell"]) for each in lines}
 
     def left(self) -> float:
-        """Seconds until the end."""
-        return self._ends - time.monotonic()
+        """Seconds until the end, less those reserved."""
+        return self._ends - time.monotonic() - self._reserved
+
+    def reserve(self, seconds: float) -> None:
+        """Keep so many seconds at the end for what comes later."""
+        self._reserved = seconds
 
     def is_done(self, part: str, cell: str) -> bool:
         """Whether there is a line of it."""
@@ -246,7 +251,9 @@ def _marker(folder: Path) -> dict[str, Any] | None:
         found = json.loads(read_bytes(folder / RUNNING, _SMALL))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and {"part", "cell", "limit_s"} <= found.keys() else None
+    return (
+        found if isinstance(found, dict) and {"part", "cell", "limit_s"} <= found.keys() else None
+    )
 
 
 def _reason(error: BaseException) -> str:

@@ -15,14 +15,22 @@ import torch
 
 from viq.bench.gpu.cells import Cells
 from viq.bench.mllm import Eyes, MllmWorkload, Subject
-from viq.bench.mllm_work import LANGUAGES, LENGTHS, Packed, make_language, pack_samples, scaled
+from viq.bench.mllm_work import (
+    LANGUAGES,
+    LENGTHS,
+    REAL,
+    Packed,
+    make_language,
+    pack_samples,
+    scaled,
+)
 from viq.models.layers.ambient import tiny_as_zero
 
 WAYS = ("text", "codes", "g", "so400m")
 ORDER = ("0.5b", "7b", "1.5b", "3b")  # the hardest for the limit, then for the saving
 _COMPILED = (("0.5b", "16k"), ("1.5b", "16k"), ("0.5b", "4k"), ("7b", "16k"))
 _FLOPS = 2e14  # a second, by which cells are expected to end: half of what large products reach
-_COMPILE_S = 45.0  # of the layers of one shape, forward and backward
+_COMPILE_S = 20.0  # of the layers of one shape, forward and backward
 _LONG_S = 30.0  # a cell expected to take longer leaves out so400m and a run of each
 _SETUP_S = 10.0  # a model of random weights
 
@@ -62,14 +70,13 @@ def measure(
 class _Part:
     """The model that is on the device, and what it reads."""
 
-    def __init__(
-        self, cells: Cells, work: MllmWorkload, ways: Sequence[str], repeats: int
-    ) -> None:
+    def __init__(self, cells: Cells, work: MllmWorkload, ways: Sequence[str], repeats: int) -> None:
         self.cells, self.work, self.ways, self.repeats = cells, work, ways, repeats
+        self.real = work.scale == REAL
         self.dtype = torch.bfloat16 if cells.device.type == "cuda" else torch.float32
         self.subject: tuple[str, Subject] | None = None
-        cells.note("mllm", "setting", {"work": asdict(work), "repeats": repeats,
-                                       "dtype": str(self.dtype).removeprefix("torch.")})  # fmt: skip
+        name = str(self.dtype).removeprefix("torch.")
+        cells.note("mllm", "setting", {"work": asdict(work), "repeats": repeats, "dtype": name})
 
     def eager(self, llm: str, length: str) -> None:
         for kind in ("forward", "step"):
@@ -88,7 +95,7 @@ class _Part:
             self.release()
             self.cells.run(
                 "mllm", name, self._work(llm, length, "both", backend),
-                expected=expected + _COMPILE_S * len(self.ways) / 2,
+                expected=expected + (_COMPILE_S * len(self.ways) / 2 if self.real else 5),
             )  # fmt: skip
             self.release()
             torch.compiler.reset()
@@ -160,7 +167,7 @@ class _Part:
     def _expected(self, llm: str, length: str, kind: str) -> float:
         """Seconds of a cell by rough count: products of all weights with all tokens, a step four
         times as many as a forward pass, and the towers."""
-        if self.work.scale.width > 1:
+        if not self.real:
             return 0.5
         kind = "step" if kind == "both" else kind
         language = make_language(LANGUAGES[llm], torch.device("meta"), torch.bfloat16)

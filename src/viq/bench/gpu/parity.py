@@ -38,12 +38,19 @@ _HEADS = ((16, 96), (4, 256))  # heads and values of a head: trunk of g, and slo
 _MOST_S = 40.0  # seconds a cell; most take one
 
 
-def measure(cells: Cells, golden: Path | None, *, lengths: Sequence[int] = _LENGTHS) -> None:
+def measure(
+    cells: Cells,
+    golden: Path | None,
+    *,
+    lengths: Sequence[int] = _LENGTHS,
+    side: int | None = None,
+) -> None:
     """All cells of this part.
 
     Args:
         golden: the folder `tests/golden`; None leaves those cells out.
         lengths: tokens of the images on which attention is compared.
+        side: px, to which the pictures that come with the package are made smaller; None: not.
     """
     device = cells.device
     half = torch.bfloat16
@@ -68,7 +75,7 @@ def measure(cells: Cells, golden: Path | None, *, lengths: Sequence[int] = _LENG
             cells.run(
                 "parity",
                 f"codes of {model}, {_name(dtype)}",
-                _calling(flips, model, device, dtype),
+                _calling(flips, model, device, dtype, side),
                 expected=_MOST_S,
             )
 
@@ -167,10 +174,14 @@ def _both(
 # Codes
 
 
-def flips(name: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def flips(
+    name: str, device: torch.device, dtype: torch.dtype, side: int | None = None
+) -> dict[str, Any]:
     """Codes of the pictures that come with the package: how many differ from those of the CPU in
     fp32, and on the device from picture to picture in one sequence, turned round, and again."""
     pictures = [picture for _, picture in sample_pictures()]
+    for picture in pictures if side is not None else ():
+        picture.thumbnail((side, side))
     reference = load(name).encode(pictures)
     model = load(name, device=device)
     model.to(dtype)
