@@ -306,6 +306,8 @@ class TransformCode(nn.Module):
         """
         window = self.window
         near = ((window[:, 0] <= log_T[-1]) & (window[:, 1] >= log_T[0])).nonzero()[:, 0]
+        if not len(near):  # half precision rounds the windows, so there can be gaps between them
+            near = torch.arange(len(window), device=window.device)
         values, counts = tables_JQl[near], counts_JQ[near]
         least_JQ, most_JQ = values[..., 0], values[..., -1]
         step_JQ = (most_JQ - least_JQ) / (counts - 1).clamp_min(1)
