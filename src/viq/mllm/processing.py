@@ -32,7 +32,14 @@ from viq.data.text.templates import formatted, is_prompt, parsed, template_of
 from viq.image.patches import PAD_MODES
 from viq.mllm.image_processing import ViQImageProcessor, checked_pad_mode
 from viq.mllm.keywords import OF_CALL, OF_TEMPLATE, check_keywords, flattened
-from viq.mllm.messages import checked_turns, grouped, is_one, turns_alone, wants_head
+from viq.mllm.messages import (
+    checked_turns,
+    grouped,
+    images_in,
+    is_one,
+    turns_alone,
+    wants_head,
+)
 from viq.mllm.padding import NAMES, Padding
 from viq.mllm.visuals import as_codes, checked_ids, is_codes, look
 
@@ -249,8 +256,8 @@ class ViQProcessor(ProcessorMixin):
         For the text alone images may be missing: `{"type": "image"}` says where one goes.
 
         Args:
-            chat_template: instead of that of the processor, for this text; with `tokenize` set the
-                attribute of that name.
+            chat_template: instead of that of the processor, for these messages. It says no answers:
+                for `return_assistant_tokens_mask` set the attribute of that name.
             return_dict: with `tokenize`, all inputs instead of `input_ids` alone.
             add_generation_prompt: whether the head of an answer follows; None: unless the messages
                 end with an answer.
@@ -265,17 +272,31 @@ class ViQProcessor(ProcessorMixin):
         of_template = {name: kwargs.pop(name) for name in OF_TEMPLATE if name in kwargs}
         check_keywords(of_template, ViQProcessor.apply_chat_template, OF_TEMPLATE)
         if tokenize:
-            if source is not None:
-                raise ViqError(
-                    "chat_template: with tokenize=True set processor.chat_template instead"
-                )
-            asked = {
+            heads = {
                 "add_generation_prompt": add_generation_prompt,
                 "continue_final_message": continue_final_message,
+            }
+            asked = {
                 "return_assistant_tokens_mask": return_assistant_tokens_mask,
                 "return_tensors": None if return_tensors == "auto" else return_tensors,
+                **kwargs,
+                **dict(processor_kwargs or {}),
             }
-            inputs = self(text=conversation, **asked | kwargs | dict(processor_kwargs or {}))
+            if source is None:
+                inputs = self(text=conversation, **heads | asked)
+            else:
+                if return_assistant_tokens_mask:
+                    raise ViqError(
+                        "return_assistant_tokens_mask: is not known of a text in another "
+                        "chat_template; set processor.chat_template to it"
+                    )
+                text = self.apply_chat_template(conversation, source, **heads)
+                found = (
+                    {}
+                    if {"images", "codes"} & asked.keys()
+                    else {"images": images_in(conversation)}
+                )
+                inputs = self(text=text, **found | asked | {"add_special_tokens": False})
             return inputs if return_dict else inputs["input_ids"]
         kwargs = {name: value for name, value in flattened(kwargs).items() if name not in NAMES}
         check_keywords(kwargs, ViQProcessor.apply_chat_template, OF_CALL)
