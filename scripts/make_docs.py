@@ -44,6 +44,7 @@ def places() -> dict[Path, str]:
         for path in sorted(docs.rglob("*"))
         if path.is_file() and path.suffix in (".md", ".jpg", ".png", ".svg", ".json", ".webp")
     }
+    found |= {ROOT / "README.md": "index.md", docs / "index.md": "contents.md"}
     for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY"):
         found[ROOT / f"{name}.md"] = f"project/{name.lower()}.md"
     for card in sorted((ROOT / "src/viq/bundled").glob("*/*.md")):
@@ -69,7 +70,7 @@ def assemble(source: Path) -> None:
             shutil.copyfile(path, target)
     index = ROOT / "docs/index.md"
     listed = contents(index, where)
-    pages["index.md"] += "".join(
+    pages["index.md"] += _toctree(["Contents </contents>"]) + "".join(
         _toctree([f"{words} </{place.removesuffix('.md')}>" for words, place in entries], caption)
         for caption, entries in listed.items()
     )
