@@ -63,9 +63,9 @@ def assemble(source: Path) -> None:
         target = source / place
         target.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".ipynb":
-            pages[place] = notebook_page(path, target.parent)
+            pages[place] = notebook_page(path, target.parent, where)
         elif path.suffix == ".md":
-            pages[place] = relinked(path, where)
+            pages[place] = relinked(path.read_text(), path, where)
         else:
             shutil.copyfile(path, target)
     index = ROOT / "docs/index.md"

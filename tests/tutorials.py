@@ -69,7 +69,7 @@ def run(page: str, folder: Path) -> None:
 
 def matches(expected: str, printed: str) -> bool:
     """Whether output is as a page shows it, but for numbers, spaces, and what `...` stands for."""
-    pattern = ""
+    pattern = "" if expected.strip() else "\n"
     for line in expected.strip().splitlines():
         if line.strip() == "...":
             pattern += r"(?:.*\n)*?"
