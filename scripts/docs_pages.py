@@ -1,4 +1,4 @@
-"""Pages of the documentation as Sphinx reads them: links mended, charts in place, notebooks as text."""
+"""Pages as Sphinx reads them: links mended, charts in place, notebooks as text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from docs_figures import inside, page_style
 
 ROOT = Path(__file__).resolve().parent.parent
-# Modules whose public names (`__all__`) have a page, and those of which some names are meant for use.
+# Modules that have a page, with all public names (`__all__`) or with those that are listed here.
 MODULES: dict[str, tuple[str, ...]] = {
     "viq": (
         "load",

@@ -5,7 +5,8 @@
 The source of the site is put together first, in `site/.source`: the pages of `docs/`, model cards,
 notebooks, a page for each command and the reference of the Python interface, with links between
 them mended. Sphinx then builds it; any warning is an error. In the end every page is read again:
-links and their anchors must lead somewhere, and no script, style, font or picture may lie elsewhere.
+links and their anchors must lead somewhere, and no script, style, font or picture may lie
+elsewhere.
 """
 
 from __future__ import annotations

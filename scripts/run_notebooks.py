@@ -1,4 +1,6 @@
-"""Run the notebooks of examples/ and keep what they show: `python scripts/run_notebooks.py [NAME ..]`.
+"""Run the notebooks of examples/ and keep what they show.
+
+    python scripts/run_notebooks.py [NAME ..]
 
 Messages on stderr are left out, and of each picture one format is kept, so that files stay small.
 """

@@ -1,7 +1,7 @@
 """Runs the blocks of a Markdown page, as its reader would: bash and Python, from top to bottom.
 
-A block after `<!-- not run: REASON -->` is passed over. A block marked `text` below one that runs is
-what that one prints: numbers may differ, and a line `...` stands for any lines.
+A block after `<!-- not run: REASON -->` is passed over. A block marked `text` below one that runs
+is what that one prints: numbers may differ, and a line `...` stands for any lines.
 """
 
 from __future__ import annotations
