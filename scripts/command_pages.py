@@ -72,7 +72,7 @@ def _records(command: Any, context: Any, panel: str | None) -> list[tuple[str, s
 
 def _metavars(text: str) -> str:
     """What stands for a value: <str> for typer's <list[str]>, INPUT for its {input}."""
-    text = re.sub(r"<list\[(.+?)\]>", r"<\1>", text)
+    text = re.sub(r"<list\[(.+?)\]>", r"<\1>", text).replace(" <Any>", "")
     return re.sub(r"\{(\w+)\}", lambda match: match[1].upper(), text)
 
 
