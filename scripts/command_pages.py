@@ -71,8 +71,8 @@ def _records(command: Any, context: Any, panel: str | None) -> list[tuple[str, s
 
 
 def _metavars(text: str) -> str:
-    """What stands for a value, shorter than typer has it: <str> for <list[str]>, INPUT for {input}."""
-    text = re.sub(r"<list\[(.+?)\]>", r"<\1>", text)
+    """What stands for a value: <str> for typer's <list[str]>, INPUT for its {input}."""
+    text = re.sub(r"<list\[(.+?)\]>", r"<\1>", text).replace(" <Any>", "")
     return re.sub(r"\{(\w+)\}", lambda match: match[1].upper(), text)
 
 

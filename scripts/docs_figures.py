@@ -229,10 +229,12 @@ def packing() -> Chart:
         at = begin * small
         drawing.items.append(Box(at, matrix + 10 + at, count * small, count * small, ink))
         begin += count
-    for line, words in enumerate(
-        ("The square has a row and a column for each patch.", "Grey is never computed: there is no padding,",
-         "and no image sees another.")
-    ):  # fmt: skip
+    notes = (
+        "The square has a row and a column for each patch.",
+        "Grey is never computed: there is no padding,",
+        "and no image sees another.",
+    )
+    for line, words in enumerate(notes):
         drawing.items.append(Words(total * small + 22, matrix + 40 + 18 * line, words))
     return drawing
 

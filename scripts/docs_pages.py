@@ -1,4 +1,4 @@
-"""Pages of the documentation as Sphinx reads them: links mended, charts in place, notebooks as text."""
+"""Pages as Sphinx reads them: links mended, charts in place, notebooks as text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from docs_figures import inside, page_style
 
 ROOT = Path(__file__).resolve().parent.parent
-# Modules whose public names (`__all__`) have a page, and those of which some names are meant for use.
+# Modules that have a page, with all public names (`__all__`) or with those that are listed here.
 MODULES: dict[str, tuple[str, ...]] = {
     "viq": (
         "load",
@@ -41,8 +41,8 @@ _LINK = re.compile(
 )
 
 
-def relinked(path: Path, where: dict[Path, str]) -> str:
-    """A Markdown file whose links lead to where things are on the site.
+def relinked(text: str, path: Path, where: dict[Path, str]) -> str:
+    """The Markdown text of a file, with links that lead to where things are on the site.
 
     What is in the repository but not on the site is named without a link. Charts (SVG) become part
     of the page, so that they take its colours.
@@ -67,7 +67,7 @@ def relinked(path: Path, where: dict[Path, str]) -> str:
             return f"\n```{{raw}} html\n{inside(target.read_text())}\n```\n"
         return f"{bang}[{words}]({os.path.relpath(where[target], here)}{anchor})"
 
-    pieces = _FENCE.split(path.read_text())
+    pieces = _FENCE.split(text)
     text = "".join(
         piece if number % 2 else _LINK.sub(mended, piece) for number, piece in enumerate(pieces)
     )
@@ -108,14 +108,14 @@ def api_pages() -> dict[str, str]:
     return pages
 
 
-def notebook_page(path: Path, folder: Path) -> str:
+def notebook_page(path: Path, folder: Path, where: dict[Path, str]) -> str:
     """A notebook as Markdown; its pictures are written into `folder`."""
     parts = []
     pictures = 0
     for cell in json.loads(path.read_text())["cells"]:
         text = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            parts.append(text)
+            parts.append(relinked(text, path, where))
             continue
         parts.append(f"```python\n{text}\n```")
         for output in cell.get("outputs", ()):

@@ -5,7 +5,8 @@
 The source of the site is put together first, in `site/.source`: the pages of `docs/`, model cards,
 notebooks, a page for each command and the reference of the Python interface, with links between
 them mended. Sphinx then builds it; any warning is an error. In the end every page is read again:
-links and their anchors must lead somewhere, and no script, style, font or picture may lie elsewhere.
+links and their anchors must lead somewhere, and no script, style, font or picture may lie
+elsewhere.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def places() -> dict[Path, str]:
         for path in sorted(docs.rglob("*"))
         if path.is_file() and path.suffix in (".md", ".jpg", ".png", ".svg", ".json", ".webp")
     }
+    found |= {ROOT / "README.md": "index.md", docs / "index.md": "contents.md"}
     for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY"):
         found[ROOT / f"{name}.md"] = f"project/{name.lower()}.md"
     for card in sorted((ROOT / "src/viq/bundled").glob("*/*.md")):
@@ -62,14 +64,14 @@ def assemble(source: Path) -> None:
         target = source / place
         target.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".ipynb":
-            pages[place] = notebook_page(path, target.parent)
+            pages[place] = notebook_page(path, target.parent, where)
         elif path.suffix == ".md":
-            pages[place] = relinked(path, where)
+            pages[place] = relinked(path.read_text(), path, where)
         else:
             shutil.copyfile(path, target)
     index = ROOT / "docs/index.md"
     listed = contents(index, where)
-    pages["index.md"] += "".join(
+    pages["index.md"] += _toctree(["Contents </contents>"]) + "".join(
         _toctree([f"{words} </{place.removesuffix('.md')}>" for words, place in entries], caption)
         for caption, entries in listed.items()
     )

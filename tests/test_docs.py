@@ -24,6 +24,14 @@ def test_links_of_markdown_files_lead_to_files_and_headings() -> None:
     assert docs_links.markdown_faults(files) == []
 
 
+def test_links_of_notebooks_lead_to_pages(tmp_path: Path) -> None:
+    """A link to nowhere would end the program here, as it would `make docs`."""
+    where = make_docs.places()
+    books = list((ROOT / "examples").glob("*.ipynb"))
+    pages = [docs_pages.notebook_page(book, tmp_path, where) for book in books]
+    assert all("](../tutorials/" in page for page in pages) and len(pages) >= 3
+
+
 def test_a_link_to_nowhere_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
@@ -40,7 +48,7 @@ def test_every_page_is_in_the_contents() -> None:
     where = make_docs.places()
     listed = docs_pages.contents(ROOT / "docs/index.md", where)
     entries = [place for entries in listed.values() for _, place in entries]
-    wanted = {where[path] for path in ROOT.glob("docs/**/*.md")} - {"index.md"}
+    wanted = {where[path] for path in ROOT.glob("docs/**/*.md")} - {"contents.md"}
     wanted |= {where[path] for path in ROOT.glob("src/viq/bundled/*/README.md")}
     assert wanted <= set(entries), f"add to docs/index.md: {wanted - set(entries)}"
     assert len(entries) == len(set(entries))
@@ -126,7 +134,7 @@ def test_links_are_mended_outside_of_code_alone(tmp_path: Path) -> None:
         tmp_path / "docs/other.md": "other.md",
         tmp_path / "CHANGELOG.md": "project/changelog.md",
     }
-    assert docs_pages.relinked(page, where) == (
+    assert docs_pages.relinked(page.read_text(), page, where) == (
         "[o](../other.md#x) [c](../project/changelog.md) s\n```python\nf[a](../other.md)\n```\n"
     )
 

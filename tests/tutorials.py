@@ -1,7 +1,7 @@
 """Runs the blocks of a Markdown page, as its reader would: bash and Python, from top to bottom.
 
-A block after `<!-- not run: REASON -->` is passed over. A block marked `text` below one that runs is
-what that one prints: numbers may differ, and a line `...` stands for any lines.
+A block after `<!-- not run: REASON -->` is passed over. A block marked `text` below one that runs
+is what that one prints: numbers may differ, and a line `...` stands for any lines.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def run(page: str, folder: Path) -> None:
 
 def matches(expected: str, printed: str) -> bool:
     """Whether output is as a page shows it, but for numbers, spaces, and what `...` stands for."""
-    pattern = ""
+    pattern = "" if expected.strip() else "\n"
     for line in expected.strip().splitlines():
         if line.strip() == "...":
             pattern += r"(?:.*\n)*?"
