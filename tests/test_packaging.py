@@ -21,7 +21,7 @@ BOUNDS = {"lmms: filelock"}
 # What a library that we depend on, or one of an extra, brings itself.
 BROUGHT = {"markupsafe": "jinja2", "tokenizers": "transformers", "tqdm": "huggingface_hub"}
 # Libraries that are measured beside ours, in environments of their own (bench/peers.sh).
-PEERS = {"litdata", "streaming"}
+PEERS = {"litdata", "streaming", "webdataset"}
 
 
 @pytest.fixture(scope="module")
