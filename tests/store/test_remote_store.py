@@ -167,6 +167,20 @@ def test_compressed_codes_behind_a_url(bucket: str, pictures: Path) -> None:
     assert len(list(Store(out))) == 1
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_workers_read_from_a_bucket(
+    bucket: str, here: Path, tmp_path: Path, packed: bool
+) -> None:
+    """They are forked from a process whose connections they cannot use."""
+    folder = RemoteFolder(f"{bucket}/read")
+    for path in here.iterdir():
+        folder.put(path, path.name)
+    data = CodeDataset(f"{bucket}/read", cache=tmp_path / "cache", shuffle=0)
+    assert next(data.keys())  # this process has connections
+    found: Any = data.batches(samples=3, workers=2, packed=packed, even=False)
+    assert sum(len(batch) for batch in found) == len(data) == INPUTS - BROKEN
+
+
 def test_files_of_other_programs_behind_a_url(here: Path, bucket: str, tmp_path: Path) -> None:
     duckdb = pytest.importorskip("duckdb", reason="reads stores by SQL: pip install duckdb")
     folder = RemoteFolder(f"{bucket}/others")

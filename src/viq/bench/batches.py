@@ -6,6 +6,9 @@ in shuffled order, each with its own loader and as many workers. Ours are cut at
 tokens; the others take as many samples as that is on average, as their loaders do, so what is
 compared are visual tokens a second.
 
+Without workers seconds are those of the processor, so that other programs of the machine do not
+count; with workers those of the clock, as more than one process is at work.
+
 Starting processes is counted apart, as seconds to the first batch: a training starts them once.
 """
 
@@ -20,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from viq.bench.peer import BATCHED, packed, time_batches
+from viq.bench.peer import BATCHED, clock_for, packed, time_batches
 from viq.bench.peer_process import NO_PEER, peer_process, peer_python
 from viq.core.codes import Codes
 from viq.core.types import grid_of
@@ -76,7 +79,11 @@ def batches(
             by_workers = result["by_tokens"][str(tokens)] = {}
             for workers in WORKERS:
                 # A tenth, as loaders read ahead while their workers start.
-                clock = partial(time_batches, skipped=max(1, patches // tokens // 10))
+                clock = partial(
+                    time_batches,
+                    skipped=max(1, patches // tokens // 10),
+                    clock=clock_for(workers),
+                )
                 ours = partial(data.batches, tokens=tokens, workers=workers)
                 ways: dict[str, Callable[[], Timed]] = {
                     "viq": lambda go=ours, clock=clock: clock(_as_dicts(go(packed=True))),

@@ -60,8 +60,17 @@ class RemoteFolder:
             from fsspec.core import url_to_fs
         extra = _ATOMIC.get(self.scheme, "data")
         with require(_LIBRARIES.get(extra, self.scheme), extra, url), self._reported(""):
-            self._fs, root = url_to_fs(self.url)
-        self._root = root.rstrip("/")
+            self._opened, root = url_to_fs(self.url)
+        self._root, self._process = root.rstrip("/"), os.getpid()
+
+    @property
+    def _fs(self) -> Any:
+        """The file system; another after a fork, whose process cannot use the connections of ours."""
+        if self._process != os.getpid():
+            from fsspec.core import url_to_fs
+
+            self._opened, self._process = url_to_fs(self.url)[0], os.getpid()
+        return self._opened
 
     def sizes(self, *, deep: bool = False) -> dict[str, int]:
         """Bytes of the files in it, by name; `deep` below it."""

@@ -126,10 +126,8 @@ def _stopped_in_order(batches: Iterator[Any]) -> Iterator[Iterator[Any]]:
     At the end of a process multiprocessing kills workers that are still there, as after an
     interrupt, when a traceback holds their loader; what one unpacks then stays half-written.
     """
-    stop = getattr(batches, "_shutdown_workers", None)  # waits seconds at most
-    if stop is None:
-        yield batches
-        return
+    # Of a loader, it waits seconds at most; a generator in this process lets go of its threads.
+    stop = getattr(batches, "_shutdown_workers", None) or batches.close  # type: ignore[attr-defined]
     atexit.register(stop)
     try:
         yield batches
@@ -161,7 +159,8 @@ class _Batches(IterableDataset):
         try:
             if self._collate is None:
                 packer, number = self._data.packer(), 0
-                while some := list(islice(turns, self._limits.together)):
+                # Few at first, so that the first batch does not wait for others.
+                while some := list(islice(turns, min(1 << number, self._limits.together))):
                     if number % step == mine:
                         gathered = _gathered(packer, some)
                         if self._slots and worker:

@@ -26,6 +26,7 @@ from viq.core.notebook import html_table
 from viq.core.process import place_among
 from viq.core.types import ViqError
 from viq.core.untrusted import whole_number
+from viq.store.ahead import ahead_of
 from viq.store.batches import Collate, Cut, batches_of
 from viq.store.cache import ShardCache
 from viq.store.epochs import MOST_EPOCHS, Epochs
@@ -296,31 +297,46 @@ class CodeDataset(IterableDataset):
 
     def patches(self, numbers: np.ndarray) -> np.ndarray:
         """Patches of samples, int64, by their numbers."""
-        shards = np.searchsorted(self._firsts, numbers, side="right") - 1
+        shards = self._shards_of(numbers)
         patches = np.empty(len(numbers), np.int64)
-        wanted = np.unique(shards)
-        # Processes begin at different shards, so that at first they do not unpack the same ones.
-        worker = get_worker_info()
-        among, me = (worker.num_workers, worker.id) if worker else (1, 0)
-        turn = (self.place.rank * among + me) / (self.place.world * among)
-        for shard in np.roll(wanted, -int(turn * len(wanted))).tolist():
+        for shard in self._in_turn(shards):
             here = shards == shard
             patches[here] = self._shards[shard].patches[numbers[here] - self._firsts[shard]]
         return patches
+
+    def _shards_of(self, numbers: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._firsts, numbers, side="right") - 1
+
+    def _in_turn(self, shards: np.ndarray) -> list[int]:
+        """Each of them once. Processes begin at different ones, so that at first they do not unpack
+        the same."""
+        wanted, worker = np.unique(shards), get_worker_info()
+        among, me = (worker.num_workers, worker.id) if worker else (1, 0)
+        turn = (self.place.rank * among + me) / (self.place.world * among)
+        return np.roll(wanted, -int(turn * len(wanted))).tolist()
 
     def cut(
         self, tokens: int | None, samples: int | None, at: tuple[int, int] | None = None
     ) -> Iterator[Batch]:
         """Batches of all ranks from `at`, epoch and position, on; None for where it stands."""
         epoch, position = at or self._epochs.now()
-        return cut(
-            self._order,
-            epoch,
-            position,
-            patches_of=self.patches,
-            tokens=tokens,
-            samples=samples,
-        )
+        with ahead_of(self._shards, self._order.shards(epoch).tolist()) as ahead:
+
+            def patches_of(numbers: np.ndarray) -> np.ndarray:
+                shards = self._in_turn(self._shards_of(numbers))
+                ahead.want(shards)
+                patches = self.patches(numbers)
+                ahead.follow(shards)
+                return patches
+
+            for batch in cut(
+                self._order, epoch, position, patches_of=patches_of, tokens=tokens, samples=samples
+            ):
+                if not tokens and self._shards.is_remote:
+                    shards = self._in_turn(self._shards_of(batch.samples))
+                    ahead.want(shards)
+                    ahead.follow(shards)
+                yield batch
 
     def _identity(self) -> dict[str, Any]:
         return {
