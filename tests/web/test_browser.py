@@ -42,6 +42,7 @@ def page(browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
     context = browser.new_context(
         viewport={"width": width, "height": 900}, color_scheme=WIDTHS[width]
     )
+    context.set_default_timeout(120_000)  # of a machine that is busy
     found, faults = context.new_page(), []
     found.on("pageerror", lambda error: faults.append(str(error)))
     found.on("console", lambda line: faults.append(line.text) if line.type == "error" else None)
