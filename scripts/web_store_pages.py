@@ -34,7 +34,9 @@ _WORDS = "a red blue small large dog cat house tree on under beside the grass ta
 
 
 def write(folder: Path, rows: int, tokenizer: VisualTokenizer) -> None:
-    info = StoreInfo(tokenizer.config.name, tokenizer.fingerprint, tokenizer.levels)
+    info = StoreInfo(
+        model=tokenizer.config.name, fingerprint=tokenizer.fingerprint, levels=tokenizer.levels
+    )
     draw, extras, shards = np.random.default_rng(0), Extras.inferred([{"caption": "words"}]), []
     folder.mkdir(parents=True)
     for number, first in enumerate(range(0, rows, _SHARD)):
