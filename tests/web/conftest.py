@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import web_stores
-from web_client import Visitor, visitor
+from web_client import Visitor, serving, visitor
 
 from viq.models.tokenizer.loading import load
 from viq.models.tokenizer.tokenizer import VisualTokenizer
@@ -48,20 +46,9 @@ def client(app: Any) -> Iterator[Visitor]:
 @pytest.fixture(scope="session")
 def served(tokenizer: VisualTokenizer, store: Path, debug_run: Path) -> Iterator[str]:
     """The address of a server."""
-    import uvicorn
-
     from viq.web.app import make_app
     from viq.web.config import WebConfig
-    from viq.web.serve import bound_socket
 
-    sock = bound_socket("127.0.0.1", 0)
     app = make_app(WebConfig(stores=(store,), runs=(debug_run,)), tokenizer)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{sock.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-    sock.close()
+    with serving(app) as address:
+        yield address

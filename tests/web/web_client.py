@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -61,6 +63,26 @@ def visitor(app: Any, base_url: str = HOST) -> Iterator[Visitor]:
     found.enter()
     yield found
     found.close()
+
+
+@contextmanager
+def serving(app: Any) -> Iterator[str]:
+    """Serve at a free port; gives the address."""
+    import uvicorn
+
+    from viq.web.serve import bound_socket
+
+    with bound_socket("127.0.0.1", 0) as sock:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.05)
+        try:
+            yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def png(image: Image.Image) -> bytes:

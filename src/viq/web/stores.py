@@ -180,14 +180,6 @@ class OpenStore:
         pairs = [(x.get("key"), x.get("reason")) for x in shown if isinstance(x, dict)]
         return [(_short(key), _short(reason)) for key, reason in pairs], len(lines)
 
-    def number_of(self, key: str) -> int | None:
-        """The first row of a key."""
-        import pyarrow.compute as pc
-
-        with self._filtering:
-            place = pc.index(self._light()["key"], key).as_py()  # pyright: ignore[reportAttributeAccessIssue]
-        return None if place < 0 else place
-
     # Files
 
     def _place(self, number: int) -> tuple[int, int]:
@@ -232,8 +224,9 @@ class OpenStore:
     # Filters
 
     def _light(self) -> pa.Table:
-        """Keys, sizes and texts of all rows, read once."""
+        """Keys and texts in lower case, and sizes, of all rows; read once."""
         import pyarrow as pa
+        import pyarrow.compute as pc
 
         if self._table is None:
             parts, texts, nbytes = [], True, 0
@@ -248,7 +241,12 @@ class OpenStore:
                 if texts and nbytes > _TABLE_BYTES:  # begin again, without texts
                     texts, parts, nbytes = False, [part.select(names[:3]) for part in parts], 0
             empty = pa.table({"key": pa.array([], pa.string())})
-            self._table = pa.concat_tables(parts or [empty], promote_options="default")
+            whole = pa.concat_tables(parts or [empty], promote_options="default").combine_chunks()
+            lowered = [
+                pc.utf8_lower(column) if _is_text(column.type) else column  # pyright: ignore[reportAttributeAccessIssue]
+                for column in whole.columns
+            ]
+            self._table = pa.table(lowered, names=whole.column_names)
         return self._table
 
     def _scan(self, wanted: Filter) -> np.ndarray:
@@ -258,7 +256,7 @@ class OpenStore:
         fits = np.ones(len(table), bool)
 
         def holds(name: str, words: str) -> np.ndarray:
-            match: Any = pc.match_substring(table[name], words, ignore_case=True)  # pyright: ignore[reportAttributeAccessIssue]
+            match: Any = pc.match_substring(table[name], words.lower())  # pyright: ignore[reportAttributeAccessIssue]
             return match.fill_null(False).to_numpy(zero_copy_only=False)
 
         if wanted.key:

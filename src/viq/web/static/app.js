@@ -127,6 +127,7 @@ if (drop) {
 
 function conversation(question) {
   const list = $("[data-turns]");
+  const log = $("[data-log]");
   const turn = (kind, who, text) => {
     const item = document.createElement("li");
     item.className = kind;
@@ -137,7 +138,7 @@ function conversation(question) {
     said.textContent = text;
     item.append(name, said);
     list.append(item);
-    list.scrollTop = list.scrollHeight;
+    log.scrollTop = log.scrollHeight;
     return said;
   };
   turn("asked", "You", question);
@@ -147,7 +148,7 @@ function conversation(question) {
     add(text) {
       said.textContent = begun ? said.textContent + text : text;
       begun = true;
-      list.scrollTop = list.scrollHeight;
+      log.scrollTop = log.scrollHeight;
     },
     end(answer) {
       said.textContent = answer || "(no answer)";
