@@ -50,6 +50,7 @@ def chat(
         viq chat photo.jpg --model runs/mllm
         viq chat a.png b.png "Which is red, <image> or <image>?" --json
     """
+    from viq.jobs.info import purpose_of
     from viq.mllm.chat import ask, sampling
 
     *places, question = images_and_question
@@ -57,6 +58,8 @@ def chat(
     if Path(question).is_file():
         places, asked = images_and_question, _typed()
     loaded, processor = load_mllm(model, device)
+    if sys.stderr.isatty() and (purpose := purpose_of(model)):
+        print(f"{model}: {purpose}", file=sys.stderr)
     before: list[dict[str, str]] = []
     for question in asked:
         answer = ask(

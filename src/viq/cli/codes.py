@@ -32,6 +32,7 @@ from viq.cli.common import (
 )
 from viq.cli.console import line, show_report
 from viq.cli.progress import progress
+from viq.core.files import DEFAULT_MODEL
 from viq.core.interrupts import stoppable
 from viq.core.remote import location
 
@@ -61,7 +62,7 @@ def encode(
             help="FOLDER, here or s3://.., gs://..; NAME.parquet; or NAME.viq for one image.",
         ),
     ],
-    model: Model = "viq-tiny",
+    model: Model = DEFAULT_MODEL,
     tile: Tile = None,
     max_pixels: Annotated[
         int | None, typer.Option(help="Shrink larger images to this area. Default: never.")
@@ -209,7 +210,7 @@ def decode(
             help="Folder for the PNG files, here or s3://.., gs://..",
         ),
     ],  # fmt: skip
-    model: Model = "viq-tiny",
+    model: Model = DEFAULT_MODEL,
     device: Device = "auto",
     any_tokenizer: Annotated[
         bool,

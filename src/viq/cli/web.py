@@ -8,12 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from viq.cli.common import Device, Model, find_device, guarded
+from viq.core.files import DEFAULT_MODEL
 from viq.core.remote import location
 
 
 @guarded
 def web(
-    model: Model = "viq-transform",
+    model: Model = DEFAULT_MODEL,
     chat: Annotated[
         str, typer.Option(help="Run folder, model folder or hub id; 'none' for no conversations.")
     ] = "viq-tiny-chat",

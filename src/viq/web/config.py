@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from viq.core.files import DEFAULT_MODEL
 from viq.core.remote import Location
 from viq.core.types import ViqError
 
@@ -38,7 +39,7 @@ class WebConfig:
             that could be guessed.
     """
 
-    model: str = "viq-transform"
+    model: str = DEFAULT_MODEL
     chat: str | None = "viq-tiny-chat"  # None: no conversations
     draw: str | None = None  # run folder of viq train generation
     stores: tuple[Location, ...] = ()

@@ -40,6 +40,7 @@ CODEBOOK = 64_000  # values of a code
 _D = 3 * PATCH_SIZE**2
 _CHUNK = 192  # patches of like energy, which try the same classes
 _BLOCK = 64  # classes tried at a time: what is computed for them stays in a processor's cache
+_GROUP = 512  # patches whose bases are at hand at a time: 18 KB each
 _STRONG = 4  # coefficients of a class, the first ones, which have the most levels
 _CANDIDATES = 6  # classes of a patch whose error is computed exactly
 ENERGY_FLOOR = _D / 127.5**2  # added to energies before their logarithm: a grey level a value
@@ -176,8 +177,15 @@ class TransformCode(nn.Module):
 
     def values_of(self, indices: Indices, picked_TQ: Tensor) -> Tensor:
         """Values (T, V) of classes, digits of the mean, and coefficients in place of levels."""
-        directions_TVQ = self.directions[indices.classes_T]
-        values_TV = torch.bmm(directions_TVQ, picked_TQ[..., None])[..., 0]
+        whole = torch.compiler.is_exporting()  # a graph has any number of patches, in one piece
+        groups = len(picked_TQ) if whole else _GROUP
+        parts = [
+            torch.bmm(self.directions[classes_T], part_TQ[..., None])[..., 0]
+            for classes_T, part_TQ in zip(
+                indices.classes_T.split(groups), picked_TQ.split(groups), strict=True
+            )
+        ]
+        values_TV = parts[0] if len(parts) == 1 else torch.cat(parts)
         mean_T = self.coarse[indices.coarse_T]
         mean_T = mean_T + self.fine[indices.coarse_T, indices.fine_T]
         return torch.cat([values_TV[:, :-1], values_TV[:, -1:] + mean_T[:, None]], 1)
