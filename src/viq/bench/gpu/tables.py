@@ -91,8 +91,8 @@ def charts(results: Results) -> dict[str, Chart]:
     if table["cells"]:
         drawn["gpu-mllm"] = chart(table)
     rates = {
-        name: rate["patches_per_s"] / 1e3
-        for _, section in _encode_sections(results.get("encode", {}))
+        f"{title.split(',')[0]}: {name}": rate["patches_per_s"] / 1e3
+        for title, section in _encode_sections(results.get("encode", {}))
         for name, rate in section["rates"].items()
     }
     if rates:
@@ -275,7 +275,7 @@ def _pipes(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _bars(values: dict[str, float], title: str) -> Chart:
     """A bar a name, from left to right."""
-    bar, left, top = 22, 250, 34
+    bar, left, top = 22, 320, 34
     marks = ticks(0, max(values.values()))
     drawing = Chart(720, top + bar * len(values) + 28, title)
     right, bottom = drawing.width - 60, top + bar * len(values)
@@ -291,7 +291,7 @@ def _bars(values: dict[str, float], title: str) -> Chart:
         ]
     for number, (name, value) in enumerate(values.items()):
         y = top + number * bar
-        ink = "curve" if name.startswith("viq") else "points"
+        ink = "curve" if ": viq" in name else "points"
         drawing.items += [
             Words(left - 8, y + 14, name, "ink", anchor="end"),
             Box(left, y + 3, across(value) - left, bar - 8, ink),
