@@ -20,6 +20,7 @@ from viq.core.types import ViqError
 from viq.data.synthetic.draw import draw
 from viq.models.tokenizer.presets import g
 from viq.models.tokenizer.tokenizer import VisualTokenizer
+from viq.recipes.tokenizer import train_small
 from viq.train.tokenizer.objectives import DecoderObjective
 
 pytest.importorskip("transformers")
@@ -42,7 +43,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = {**tiny.MLLM_OPTIONS, "compiled": (), "lengths": ("4k",)}
     mllm_cells.measure(cells, tiny.MLLM, **options)
     encode_cells.measure(cells, tiny.ENCODE, compiled=False)
-    train_cells.measure(cells, None, replace(tiny.SMALL, steps=2))
+    train_cells.measure(cells, train_small(), None, replace(tiny.SMALL, steps=2))
     return folder
 
 
@@ -65,7 +66,7 @@ def test_every_part_ends_and_nothing_fails(measured: Path) -> None:
 
 
 def test_tables_and_plots(measured: Path) -> None:
-    files = tables.write_page(measured)
+    files = tables.write_page(measured, train_small())
     assert [file.name for file in files] == [
         "page.md", "gpu-encode.png", "gpu-mllm.png", "gpu-train.png",
     ]  # fmt: skip
@@ -75,28 +76,28 @@ def test_tables_and_plots(measured: Path) -> None:
     for row in (line for line in text.splitlines() if line.startswith("| 0.5b")):
         assert row.count("|") == 10
     with pytest.raises(ViqError, match="has no results.jsonl: measure first"):
-        tables.write_page(measured / "nothing")
+        tables.write_page(measured / "nothing", train_small())
 
 
 def test_the_trained_decoder_comes_back_whole(measured: Path, tmp_path: Path) -> None:
-    again = train_cells.assemble(measured, tiny.SMALL.decoder)
-    base = train_cells.small(tiny.SMALL.decoder)
+    again = train_cells.assemble(measured, train_small(), tiny.SMALL.decoder)
+    base = train_cells.small(train_small(), tiny.SMALL.decoder)
     assert again.fingerprint == base.fingerprint  # codes of the bundled model are its own
     before, after = base.decoder.state_dict(), again.decoder.state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
     names = train_cells.save_decoder(again, tmp_path, limit=20_000)
     assert len(names) > 2
-    parts = train_cells.assemble(tmp_path, tiny.SMALL.decoder).decoder.state_dict()
+    parts = train_cells.assemble(tmp_path, train_small(), tiny.SMALL.decoder).decoder.state_dict()
     assert all(torch.equal(parts[name], after[name].bfloat16().float()) for name in after)
     (tmp_path / names[1]).unlink()
     with pytest.raises(ViqError, match="decoder"):
-        train_cells.assemble(tmp_path, tiny.SMALL.decoder)
+        train_cells.assemble(tmp_path, train_small(), tiny.SMALL.decoder)
     with pytest.raises(ViqError, match="holds no decoder-0"):
-        train_cells.assemble(tmp_path / "nothing")
+        train_cells.assemble(tmp_path / "nothing", train_small())
 
 
 def test_known_codes_train_as_codes_that_are_made() -> None:
-    tokenizer = train_cells.small(tiny.SMALL.decoder)
+    tokenizer = train_cells.small(train_small(), tiny.SMALL.decoder)
     work = replace(tiny.SMALL, scales=(1.0, 0.5))
     pictures = [draw("scene", (64, 96), 0).image, draw("chart", (96, 64), 1).image]
     data = train_cells.CodedPictures.of(tokenizer, pictures, work, CPU)

@@ -1,6 +1,6 @@
 """Results of a day with a GPU as tables and plots for docs/speed.md, beside the paper's figures.
 
-files = write_page(Path("gpu-day"))  # page.md, and pictures beside it
+files = write_page(Path("gpu-day"), train_small())  # page.md, and pictures beside it
 """
 
 from __future__ import annotations
@@ -15,15 +15,19 @@ from viq.bench.mllm_work import LANGUAGES
 from viq.core.files import write_atomically, written_aside
 from viq.core.types import ViqError
 from viq.report.charts import Box, Chart, Line, Words, curve, labels, ticks, to_image
+from viq.train.tokenizer.recipe import TokenizerRecipe
 
 _KINDS = ("forward", "step")
 _NAMES = {"text": "text alone", "codes": "codes", "g": "g online", "so400m": "so400m online"}
 Results = dict[str, dict[str, dict[str, Any]]]  # by part and cell
 
 
-def write_page(folder: Path) -> list[Path]:
+def write_page(folder: Path, recipe: TokenizerRecipe) -> list[Path]:
     """Write `page.md` and its pictures beside the results, and the trained tokenizer, if there is
     one; gives the files.
+
+    Args:
+        recipe: that it was trained by.
 
     Raises:
         ViqError: the folder has no results.
@@ -41,7 +45,7 @@ def write_page(folder: Path) -> list[Path]:
     if (folder / "decoder-0.safetensors").is_file() and not _machine(results).get("tiny"):
         from viq.bench.gpu.train_cells import assemble
 
-        assemble(folder).save_pretrained(folder / "viq-small")
+        assemble(folder, recipe).save_pretrained(folder / "viq-small")
         made.append(folder / "viq-small")
     return made
 

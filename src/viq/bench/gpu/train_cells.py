@@ -36,13 +36,12 @@ from viq.models.tokenizer.config import TokenizerConfig
 from viq.models.tokenizer.decoder import DecoderConfig
 from viq.models.tokenizer.loading import load
 from viq.models.tokenizer.tokenizer import VisualTokenizer
-from viq.recipes.registry import find_recipe
 from viq.report.samples import sample_pictures
 from viq.train.distributed import make_accelerator, process_settings
 from viq.train.loop import Hooks, LoopConfig, train
 from viq.train.tokenizer.handover import frozen_but
 from viq.train.tokenizer.objectives import DecoderObjective
-from viq.train.tokenizer.recipe import StageConfig
+from viq.train.tokenizer.recipe import StageConfig, TokenizerRecipe
 from viq.weights.checkpoint import load_strictly, read_weights, write_weights
 
 BASE = "viq-transform"
@@ -75,10 +74,18 @@ class SmallWork:
     judged: int = _SEEN
 
 
-def measure(cells: Cells, photos: Path | None, work: SmallWork, *, least: float = 60.0) -> None:
+def measure(
+    cells: Cells,
+    recipe: TokenizerRecipe,
+    photos: Path | None,
+    work: SmallWork,
+    *,
+    least: float = 60.0,
+) -> None:
     """The one cell of this part: train, judge, save.
 
     Args:
+        recipe: `small`; its last stage is trained.
         photos: what `pack_photos` wrote, or any data of photos; None: drawn pictures alone.
         least: seconds below which it is not worth while.
     """
@@ -87,16 +94,21 @@ def measure(cells: Cells, photos: Path | None, work: SmallWork, *, least: float 
         cells.run("train", "small", dict, expected=least)  # says that it was left out
         return
     cells.run(
-        "train", "small", lambda: _trained(cells, photos, work), expected=max(1.0, left - 1.0)
+        "train",
+        "small",
+        lambda: _trained(cells, recipe, photos, work),
+        expected=max(1.0, left - 1.0),
     )
 
 
 @process_settings()
-def _trained(cells: Cells, photos: Path | None, work: SmallWork) -> dict[str, Any]:
+def _trained(
+    cells: Cells, recipe: TokenizerRecipe, photos: Path | None, work: SmallWork
+) -> dict[str, Any]:
     begun, device = time.monotonic(), cells.device
     torch.manual_seed(0)
-    stage = find_recipe("small").stages[-1]
-    tokenizer = small(work.decoder)
+    stage = recipe.stages[-1]
+    tokenizer = small(recipe, work.decoder)
     objective = DecoderObjective(tokenizer)
     frozen_but(objective, stage)
     tokenizer.to(device)
@@ -137,10 +149,10 @@ def _trained(cells: Cells, photos: Path | None, work: SmallWork) -> dict[str, An
     }
 
 
-def small(decoder: DecoderConfig | None = None) -> VisualTokenizer:
+def small(recipe: TokenizerRecipe, decoder: DecoderConfig | None = None) -> VisualTokenizer:
     """The bundled code with the decoder of recipe `small`, which begins as the code's inverse."""
     base = load(BASE)
-    model = find_recipe("small").model
+    model = recipe.model
     config: TokenizerConfig = replace(
         base.config, name=model.name, decoder=decoder or model.decoder, refinement=None
     )
@@ -365,7 +377,9 @@ def save_decoder(tokenizer: VisualTokenizer, folder: Path, limit: int = PART_BYT
     return names
 
 
-def assemble(folder: Path, decoder: DecoderConfig | None = None) -> VisualTokenizer:
+def assemble(
+    folder: Path, recipe: TokenizerRecipe, decoder: DecoderConfig | None = None
+) -> VisualTokenizer:
     """The tokenizer whose decoder `save_decoder` wrote to a folder.
 
     Raises:
@@ -374,7 +388,7 @@ def assemble(folder: Path, decoder: DecoderConfig | None = None) -> VisualTokeni
     files = sorted(folder.glob("decoder-*.safetensors"))
     if not files:
         raise ViqError(f"{folder}: holds no decoder-0.safetensors: nothing was trained there")
-    tokenizer = small(decoder)
+    tokenizer = small(recipe, decoder)
     weights: dict[str, Tensor] = {}
     for file in files:
         weights |= read_weights(file, dtype=torch.float32)
