@@ -114,9 +114,11 @@ def charts(results: Results) -> dict[str, Chart]:
 
 
 def _parity(cells: dict[str, dict[str, Any]]) -> list[str]:
-    golden = [("", "trunk", "z", "pooled", "features", "codes that differ")]
-    errors = [("", "way", "out", "dq", "dk", "dv")]
-    codes = [("", "differ from the CPU in fp32", "packed from alone", "order", "run again")]
+    golden: list[tuple[str, ...]] = [("", "trunk", "z", "pooled", "features", "codes that differ")]
+    errors: list[tuple[str, ...]] = [("", "way", "out", "dq", "dk", "dv")]
+    codes: list[tuple[str, ...]] = [
+        ("", "differ from the CPU in fp32", "packed from alone", "order", "run again")
+    ]
     for name, line in _measured(cells):
         if name.startswith("golden"):
             parts = ("trunk", "z", "pooled", "features")
@@ -146,7 +148,7 @@ def _mllm(cells: dict[str, dict[str, Any]]) -> list[str]:
     joined = _joined(cells)
     for compiled in (False, True):
         for kind in _KINDS:
-            rows = [("", *_NAMES.values(), "above text", "saved (g)", "paper saved (g)",
+            rows: list[tuple[str, ...]] = [("", *_NAMES.values(), "above text", "saved (g)", "paper saved (g)",
                      "peak GiB, codes and g")]  # fmt: skip
             for (llm, length, how), cell in joined.items():
                 if how == compiled and kind in cell:

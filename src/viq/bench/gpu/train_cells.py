@@ -139,7 +139,7 @@ def _trained(
         "pictures": len(data.grids),
         "photos": len(pictures),
         "patches": len(data.ids_TS),
-        "parameters": sum(p.numel() for p in objective.tokenizer.decoder.parameters()),
+        "parameters": sum(p.numel() for p in _decoder(tokenizer).parameters()),
         "steps": steps,
         "patches_per_s": steps * work.patches / seconds,
         "prepared_s": prepared,
@@ -175,6 +175,7 @@ def _loop(stage: StageConfig, steps: int) -> LoopConfig:
 def _seconds_a_step(objective: DecoderObjective, batches: _Endless, accelerator: Any) -> float:
     """Of a forward and a backward pass, and a tenth for the optimizer; the first are left out."""
     objective.train()
+    begun = time.monotonic()
     for number in range(13):
         if number == 3:
             _settle(accelerator.device)
@@ -360,11 +361,16 @@ def _judged(tokenizer: VisualTokenizer, pictures: Sequence[tuple[str, Image.Imag
     return float(np.mean(found))
 
 
+def _decoder(tokenizer: VisualTokenizer) -> torch.nn.Module:
+    assert tokenizer.decoder is not None
+    return tokenizer.decoder
+
+
 def save_decoder(tokenizer: VisualTokenizer, folder: Path, limit: int = PART_BYTES) -> list[str]:
     """The decoder in bfloat16, in files of at most `limit` bytes (or one tensor): their names."""
     parts: list[dict[str, Tensor]] = [{}]
     room = limit
-    for name, tensor in tokenizer.decoder.state_dict().items():
+    for name, tensor in _decoder(tokenizer).state_dict().items():
         rounded = tensor.detach().to("cpu", torch.bfloat16).contiguous()
         if parts[-1] and rounded.nbytes > room:
             parts.append({})
@@ -392,5 +398,5 @@ def assemble(
     weights: dict[str, Tensor] = {}
     for file in files:
         weights |= read_weights(file, dtype=torch.float32)
-    load_strictly(tokenizer.decoder, weights, str(folder))
+    load_strictly(_decoder(tokenizer), weights, str(folder))
     return tokenizer
