@@ -148,8 +148,8 @@ def _mllm(cells: dict[str, dict[str, Any]]) -> list[str]:
     joined = _joined(cells)
     for compiled in (False, True):
         for kind in _KINDS:
-            rows: list[tuple[str, ...]] = [("", *_NAMES.values(), "above text", "saved (g)", "paper saved (g)",
-                     "peak GiB, codes and g")]  # fmt: skip
+            heads = ("above text", "saved (g)", "paper saved (g)", "peak GiB, codes and g")
+            rows: list[tuple[str, ...]] = [("", *_NAMES.values(), *heads)]
             for (llm, length, how), cell in joined.items():
                 if how == compiled and kind in cell:
                     rows.append((f"{llm} {length}", *_mllm_row(cell, kind)))
