@@ -73,7 +73,7 @@ train_app = App(
 @guarded
 def train_tokenizer(
     recipe: Annotated[
-        str, typer.Argument(help="tiny, transform, small, so400m, g, debug, or a recipe file.json.")
+        str, typer.Argument(help="tiny, transform, small, so400m, g, debug, or FILE.json.")
     ],
     data: Annotated[
         list[str] | None,
