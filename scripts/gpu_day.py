@@ -107,9 +107,10 @@ def _measure(part: str, cells, options: argparse.Namespace) -> None:
         encode_cells.measure(cells, work, **(tiny.ENCODE_OPTIONS if options.tiny else {}))
     else:
         from viq.bench.gpu import train_cells
+        from viq.recipes.tokenizer import train_small
 
         work = tiny.SMALL if options.tiny else train_cells.SmallWork()
-        train_cells.measure(cells, options.data, work)
+        train_cells.measure(cells, train_small(), options.data, work)
 
 
 def _pack(options: argparse.Namespace) -> int:
@@ -123,8 +124,9 @@ def _pack(options: argparse.Namespace) -> int:
 
 def _page(options: argparse.Namespace) -> int:
     from viq.bench.gpu.tables import write_page
+    from viq.recipes.tokenizer import train_small
 
-    for file in write_page(options.page):
+    for file in write_page(options.page, train_small()):
         print(file)
     return 0
 

@@ -72,7 +72,9 @@ train_app = App(
 @train_app.command("tokenizer")
 @guarded
 def train_tokenizer(
-    recipe: Annotated[str, typer.Argument(help="tiny, so400m, g, debug, or a recipe file.json.")],
+    recipe: Annotated[
+        str, typer.Argument(help="tiny, transform, small, so400m, g, debug, or FILE.json.")
+    ],
     data: Annotated[
         list[str] | None,
         typer.Option(

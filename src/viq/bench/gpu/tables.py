@@ -1,6 +1,6 @@
 """Results of a day with a GPU as tables and plots for docs/speed.md, beside the paper's figures.
 
-files = write_page(Path("gpu-day"))  # page.md, and pictures beside it
+files = write_page(Path("gpu-day"), train_small())  # page.md, and pictures beside it
 """
 
 from __future__ import annotations
@@ -15,15 +15,19 @@ from viq.bench.mllm_work import LANGUAGES
 from viq.core.files import write_atomically, written_aside
 from viq.core.types import ViqError
 from viq.report.charts import Box, Chart, Line, Words, curve, labels, ticks, to_image
+from viq.train.tokenizer.recipe import TokenizerRecipe
 
 _KINDS = ("forward", "step")
 _NAMES = {"text": "text alone", "codes": "codes", "g": "g online", "so400m": "so400m online"}
 Results = dict[str, dict[str, dict[str, Any]]]  # by part and cell
 
 
-def write_page(folder: Path) -> list[Path]:
+def write_page(folder: Path, recipe: TokenizerRecipe) -> list[Path]:
     """Write `page.md` and its pictures beside the results, and the trained tokenizer, if there is
     one; gives the files.
+
+    Args:
+        recipe: that it was trained by.
 
     Raises:
         ViqError: the folder has no results.
@@ -41,7 +45,7 @@ def write_page(folder: Path) -> list[Path]:
     if (folder / "decoder-0.safetensors").is_file() and not _machine(results).get("tiny"):
         from viq.bench.gpu.train_cells import assemble
 
-        assemble(folder).save_pretrained(folder / "viq-small")
+        assemble(folder, recipe).save_pretrained(folder / "viq-small")
         made.append(folder / "viq-small")
     return made
 
@@ -91,8 +95,8 @@ def charts(results: Results) -> dict[str, Chart]:
     if table["cells"]:
         drawn["gpu-mllm"] = chart(table)
     rates = {
-        name: rate["patches_per_s"] / 1e3
-        for _, section in _encode_sections(results.get("encode", {}))
+        f"{title.split(',')[0]}: {name}": rate["patches_per_s"] / 1e3
+        for title, section in _encode_sections(results.get("encode", {}))
         for name, rate in section["rates"].items()
     }
     if rates:
@@ -110,9 +114,11 @@ def charts(results: Results) -> dict[str, Chart]:
 
 
 def _parity(cells: dict[str, dict[str, Any]]) -> list[str]:
-    golden = [("", "trunk", "z", "pooled", "features", "codes that differ")]
-    errors = [("", "way", "out", "dq", "dk", "dv")]
-    codes = [("", "differ from the CPU in fp32", "packed from alone", "order", "run again")]
+    golden: list[tuple[str, ...]] = [("", "trunk", "z", "pooled", "features", "codes that differ")]
+    errors: list[tuple[str, ...]] = [("", "way", "out", "dq", "dk", "dv")]
+    codes: list[tuple[str, ...]] = [
+        ("", "differ from the CPU in fp32", "packed from alone", "order", "run again")
+    ]
     for name, line in _measured(cells):
         if name.startswith("golden"):
             parts = ("trunk", "z", "pooled", "features")
@@ -142,8 +148,8 @@ def _mllm(cells: dict[str, dict[str, Any]]) -> list[str]:
     joined = _joined(cells)
     for compiled in (False, True):
         for kind in _KINDS:
-            rows = [("", *_NAMES.values(), "above text", "saved (g)", "paper saved (g)",
-                     "peak GiB, codes and g")]  # fmt: skip
+            heads = ("above text", "saved (g)", "paper saved (g)", "peak GiB, codes and g")
+            rows: list[tuple[str, ...]] = [("", *_NAMES.values(), *heads)]
             for (llm, length, how), cell in joined.items():
                 if how == compiled and kind in cell:
                     rows.append((f"{llm} {length}", *_mllm_row(cell, kind)))
@@ -275,7 +281,7 @@ def _pipes(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _bars(values: dict[str, float], title: str) -> Chart:
     """A bar a name, from left to right."""
-    bar, left, top = 22, 250, 34
+    bar, left, top = 22, 320, 34
     marks = ticks(0, max(values.values()))
     drawing = Chart(720, top + bar * len(values) + 28, title)
     right, bottom = drawing.width - 60, top + bar * len(values)
@@ -291,7 +297,7 @@ def _bars(values: dict[str, float], title: str) -> Chart:
         ]
     for number, (name, value) in enumerate(values.items()):
         y = top + number * bar
-        ink = "curve" if name.startswith("viq") else "points"
+        ink = "curve" if ": viq" in name else "points"
         drawing.items += [
             Words(left - 8, y + 14, name, "ink", anchor="end"),
             Box(left, y + 3, across(value) - left, bar - 8, ink),

@@ -36,13 +36,12 @@ from viq.models.tokenizer.config import TokenizerConfig
 from viq.models.tokenizer.decoder import DecoderConfig
 from viq.models.tokenizer.loading import load
 from viq.models.tokenizer.tokenizer import VisualTokenizer
-from viq.recipes.registry import find_recipe
 from viq.report.samples import sample_pictures
 from viq.train.distributed import make_accelerator, process_settings
 from viq.train.loop import Hooks, LoopConfig, train
 from viq.train.tokenizer.handover import frozen_but
 from viq.train.tokenizer.objectives import DecoderObjective
-from viq.train.tokenizer.recipe import StageConfig
+from viq.train.tokenizer.recipe import StageConfig, TokenizerRecipe
 from viq.weights.checkpoint import load_strictly, read_weights, write_weights
 
 BASE = "viq-transform"
@@ -75,10 +74,18 @@ class SmallWork:
     judged: int = _SEEN
 
 
-def measure(cells: Cells, photos: Path | None, work: SmallWork, *, least: float = 60.0) -> None:
+def measure(
+    cells: Cells,
+    recipe: TokenizerRecipe,
+    photos: Path | None,
+    work: SmallWork,
+    *,
+    least: float = 60.0,
+) -> None:
     """The one cell of this part: train, judge, save.
 
     Args:
+        recipe: `small`; its last stage is trained.
         photos: what `pack_photos` wrote, or any data of photos; None: drawn pictures alone.
         least: seconds below which it is not worth while.
     """
@@ -87,16 +94,21 @@ def measure(cells: Cells, photos: Path | None, work: SmallWork, *, least: float 
         cells.run("train", "small", dict, expected=least)  # says that it was left out
         return
     cells.run(
-        "train", "small", lambda: _trained(cells, photos, work), expected=max(1.0, left - 1.0)
+        "train",
+        "small",
+        lambda: _trained(cells, recipe, photos, work),
+        expected=max(1.0, left - 1.0),
     )
 
 
 @process_settings()
-def _trained(cells: Cells, photos: Path | None, work: SmallWork) -> dict[str, Any]:
+def _trained(
+    cells: Cells, recipe: TokenizerRecipe, photos: Path | None, work: SmallWork
+) -> dict[str, Any]:
     begun, device = time.monotonic(), cells.device
     torch.manual_seed(0)
-    stage = find_recipe("small").stages[-1]
-    tokenizer = small(work.decoder)
+    stage = recipe.stages[-1]
+    tokenizer = small(recipe, work.decoder)
     objective = DecoderObjective(tokenizer)
     frozen_but(objective, stage)
     tokenizer.to(device)
@@ -127,7 +139,7 @@ def _trained(cells: Cells, photos: Path | None, work: SmallWork) -> dict[str, An
         "pictures": len(data.grids),
         "photos": len(pictures),
         "patches": len(data.ids_TS),
-        "parameters": sum(p.numel() for p in objective.tokenizer.decoder.parameters()),
+        "parameters": sum(p.numel() for p in _decoder(tokenizer).parameters()),
         "steps": steps,
         "patches_per_s": steps * work.patches / seconds,
         "prepared_s": prepared,
@@ -137,10 +149,10 @@ def _trained(cells: Cells, photos: Path | None, work: SmallWork) -> dict[str, An
     }
 
 
-def small(decoder: DecoderConfig | None = None) -> VisualTokenizer:
+def small(recipe: TokenizerRecipe, decoder: DecoderConfig | None = None) -> VisualTokenizer:
     """The bundled code with the decoder of recipe `small`, which begins as the code's inverse."""
     base = load(BASE)
-    model = find_recipe("small").model
+    model = recipe.model
     config: TokenizerConfig = replace(
         base.config, name=model.name, decoder=decoder or model.decoder, refinement=None
     )
@@ -163,6 +175,7 @@ def _loop(stage: StageConfig, steps: int) -> LoopConfig:
 def _seconds_a_step(objective: DecoderObjective, batches: _Endless, accelerator: Any) -> float:
     """Of a forward and a backward pass, and a tenth for the optimizer; the first are left out."""
     objective.train()
+    begun = time.monotonic()
     for number in range(13):
         if number == 3:
             _settle(accelerator.device)
@@ -348,11 +361,16 @@ def _judged(tokenizer: VisualTokenizer, pictures: Sequence[tuple[str, Image.Imag
     return float(np.mean(found))
 
 
+def _decoder(tokenizer: VisualTokenizer) -> torch.nn.Module:
+    assert tokenizer.decoder is not None
+    return tokenizer.decoder
+
+
 def save_decoder(tokenizer: VisualTokenizer, folder: Path, limit: int = PART_BYTES) -> list[str]:
     """The decoder in bfloat16, in files of at most `limit` bytes (or one tensor): their names."""
     parts: list[dict[str, Tensor]] = [{}]
     room = limit
-    for name, tensor in tokenizer.decoder.state_dict().items():
+    for name, tensor in _decoder(tokenizer).state_dict().items():
         rounded = tensor.detach().to("cpu", torch.bfloat16).contiguous()
         if parts[-1] and rounded.nbytes > room:
             parts.append({})
@@ -365,7 +383,9 @@ def save_decoder(tokenizer: VisualTokenizer, folder: Path, limit: int = PART_BYT
     return names
 
 
-def assemble(folder: Path, decoder: DecoderConfig | None = None) -> VisualTokenizer:
+def assemble(
+    folder: Path, recipe: TokenizerRecipe, decoder: DecoderConfig | None = None
+) -> VisualTokenizer:
     """The tokenizer whose decoder `save_decoder` wrote to a folder.
 
     Raises:
@@ -374,9 +394,9 @@ def assemble(folder: Path, decoder: DecoderConfig | None = None) -> VisualTokeni
     files = sorted(folder.glob("decoder-*.safetensors"))
     if not files:
         raise ViqError(f"{folder}: holds no decoder-0.safetensors: nothing was trained there")
-    tokenizer = small(decoder)
+    tokenizer = small(recipe, decoder)
     weights: dict[str, Tensor] = {}
     for file in files:
         weights |= read_weights(file, dtype=torch.float32)
-    load_strictly(tokenizer.decoder, weights, str(folder))
+    load_strictly(_decoder(tokenizer), weights, str(folder))
     return tokenizer

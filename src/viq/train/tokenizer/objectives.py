@@ -26,6 +26,7 @@ from viq.models.tokenizer.latent_head import LatentHead
 from viq.models.tokenizer.quantizer import FSQBottleneck, QuantizerHead
 from viq.models.tokenizer.qwen_vae import encode_latents
 from viq.models.tokenizer.tokenizer import VisualTokenizer
+from viq.models.tokenizer.transform_decoder import TransformDecoder
 from viq.models.vision.tower import VisionTower, stretch
 from viq.train.loss_terms import Objective
 from viq.train.tokenizer import losses
@@ -170,12 +171,13 @@ class DecoderObjective(Objective):
         decoder = self.tokenizer.decoder
         assert decoder is not None
         with torch.no_grad():
-            if micro.ids_TS is None:
-                features_TC = self.tokenizer(micro.batch).features_TC
-            else:
-                features_TC = self.tokenizer.features(micro.ids_TS, grids)
+            features_TC = self._features(micro)
         hidden = decoder.hidden(features_TC, grids)
-        painted_TD = decoder.paint(hidden, features_TC, grids)
+        if isinstance(decoder, TransformDecoder):  # most of its pixels come from a fixed map
+            with torch.autocast(hidden.device.type, enabled=False):
+                painted_TD = decoder.paint(hidden.float(), features_TC, grids)
+        else:
+            painted_TD = decoder.paint(hidden, features_TC, grids)
         sums = pixel_terms(painted_TD, micro)
         # Padding is what the picture has there, so that no judge tells the two apart by it.
         painted_TD = torch.where(mask_TD > 0, painted_TD, real_TD)
@@ -186,6 +188,13 @@ class DecoderObjective(Objective):
         if self.discriminator is not None:
             sums |= self._adversary(painted_TD, real_TD, grids)
         return sums
+
+    def _features(self, micro: MicroBatch) -> Tensor:
+        """Features (T, C) of known codes, or of those that the tokenizer makes."""
+        if micro.ids_TS is None:
+            return self.tokenizer(micro.batch).features_TC
+        with torch.autocast(micro.ids_TS.device.type, enabled=False):
+            return self.tokenizer.features(micro.ids_TS, micro.batch.grids_hw)
 
     def _adversary(
         self, painted_TD: Tensor, real_TD: Tensor, grids: Sequence[Grid]
