@@ -272,11 +272,11 @@ class ViQProcessor(ProcessorMixin):
         of_template = {name: kwargs.pop(name) for name in OF_TEMPLATE if name in kwargs}
         check_keywords(of_template, ViQProcessor.apply_chat_template, OF_TEMPLATE)
         if tokenize:
-            heads = {
+            heads: dict[str, Any] = {
                 "add_generation_prompt": add_generation_prompt,
                 "continue_final_message": continue_final_message,
             }
-            asked = {
+            asked: dict[str, Any] = {
                 "return_assistant_tokens_mask": return_assistant_tokens_mask,
                 "return_tensors": None if return_tensors == "auto" else return_tensors,
                 **kwargs,
@@ -291,12 +291,9 @@ class ViQProcessor(ProcessorMixin):
                         "chat_template; set processor.chat_template to it"
                     )
                 text = self.apply_chat_template(conversation, source, **heads)
-                found = (
-                    {}
-                    if {"images", "codes"} & asked.keys()
-                    else {"images": images_in(conversation)}
-                )
-                inputs = self(text=text, **found | asked | {"add_special_tokens": False})
+                if not {"images", "codes"} & asked.keys():
+                    asked["images"] = images_in(conversation)
+                inputs = self(text=text, **asked | {"add_special_tokens": False})
             return inputs if return_dict else inputs["input_ids"]
         kwargs = {name: value for name, value in flattened(kwargs).items() if name not in NAMES}
         check_keywords(kwargs, ViQProcessor.apply_chat_template, OF_CALL)
