@@ -5,8 +5,7 @@
 It imports nothing of ours. It writes the samples of CODES.npz into FOLDER, prints a line of JSON
 (versions, or why it cannot), and then for each line of input reads all samples and prints how that
 went, as JSON: for `sequential` and `random`, how many there were; for `batches SAMPLES WORKERS
-SKIPPED`, packed batches of its own loader in shuffled order, [seconds to the first batch, seconds from
-the last that is skipped to the last of all, patches of those].
+SKIPPED`, packed batches of its own loader in shuffled order, what `time_batches` gives.
 """
 
 import io

@@ -5,7 +5,8 @@
 
 Each ratio is how many times as long the baseline takes, in runs that take turns with those of ours,
 so that a slow machine slows both: above 1 is faster than the baseline, and less than before is
-slower than before. Times are of processors, not of the clock. Baselines are decoding JPEG, copying memory, multiplying matrices, zstd.
+slower than before. Times are of processors, not of the clock. Baselines are decoding JPEG, copying
+memory, multiplying matrices, zstd.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,20 +157,26 @@ def _works(work: QuickWorkload, folder: Path) -> Iterator[tuple[str, Work]]:
         tokenizer = load(model)
         codes = tokenizer.encode(pictures)
         patches = sum(item.ids.size // 4 for item in codes)
-        yield f"encode, {model}", ("JPEG decoding", decode_jpeg, lambda t=tokenizer: t.encode(pictures))
+        yield (
+            f"encode, {model}",
+            ("JPEG decoding", decode_jpeg, lambda t=tokenizer: t.encode(pictures)),
+        )
         yield f"decode, {model}", (
             "JPEG decoding", decode_jpeg, lambda t=tokenizer, c=codes: t.decode(c),
         )  # fmt: skip
-        yield f"embed, {model}", ("matmul", _matmul(patches), lambda t=tokenizer, c=codes: t.embed(c))
+        yield (
+            f"embed, {model}",
+            ("matmul", _matmul(patches), lambda t=tokenizer, c=codes: t.embed(c)),
+        )
         packed = tokenizer.entropy.compress(codes)
         plain = [item.ids.tobytes() for item in codes]
         sizes, tiles = [item.size for item in codes], [item.tile for item in codes]
         pack = _zstd(plain * 32)
         yield f"pack codes, {model}", (
-            "zstd", pack, lambda t=tokenizer, c=codes: t.entropy.compress(c),
+            "zstd", pack, partial(tokenizer.entropy.compress, codes),
         )  # fmt: skip
         yield f"unpack codes, {model}", (
-            "zstd", pack, lambda t=tokenizer, p=packed: t.entropy.decompress(p, sizes, tiles),
+            "zstd", pack, partial(tokenizer.entropy.decompress, packed, sizes, tiles),
         )  # fmt: skip
     yield from _reading(work, folder)
 

@@ -248,9 +248,7 @@ class _Table:
 Reader = Callable[[np.ndarray], PackedColumn]  # of the rows where samples begin
 
 
-def _column_readers(
-    views: Sequence[ShardView], columns: Sequence[str] | None
-) -> dict[str, Reader]:
+def _column_readers(views: Sequence[ShardView], columns: Sequence[str] | None) -> dict[str, Reader]:
     """By name, what reads a column of all these shards."""
     if not views:
         return {}
@@ -261,8 +259,8 @@ def _column_readers(
             if kind is None or kind != kinds.get(name):
                 raise CodesError(
                     f"{view.where}: column {name} cannot be packed, as its type is "
-                    f"{kind or 'that of no column'}: numbers, texts, and lists of numbers can; name "
-                    "others than this (columns=..)"
+                    f"{kind or 'that of no column'}: numbers, texts, and lists of numbers can; "
+                    "name others than this (columns=..)"
                 )
     return {
         name: _reader(views, name, kinds[name]) for name in (kinds if columns is None else columns)
