@@ -23,9 +23,7 @@ def url(tmp_path: Path) -> Iterator[str]:
     memory.rm("/ahead", recursive=True)
 
 
-def fetched(
-    monkeypatch: pytest.MonkeyPatch, before: Any = None, after: Any = None
-) -> list[str]:
+def fetched(monkeypatch: pytest.MonkeyPatch, before: Any = None, after: Any = None) -> list[str]:
     """The names of shards, as they are fetched."""
     names, get = [], RemoteFolder.get
 

@@ -14,6 +14,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.metadata import version
 from pathlib import Path
@@ -147,7 +148,7 @@ def hf_datasets(samples: list[Sample], folder: Path) -> dict[str, Any]:
 
 
 def webdataset(samples: list[Sample], folder: Path) -> dict[str, Any]:
-    import webdataset as wds
+    wds: Any = import_module("webdataset")
 
     names = []
     for first in range(0, len(samples), _SHARD):

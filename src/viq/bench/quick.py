@@ -222,7 +222,7 @@ def _matmul(patches: int) -> Callable[[], Any]:
 
     def multiply() -> None:
         for _ in range(16):
-            rows @ square
+            torch.mm(rows, square)
 
     return multiply
 
