@@ -4,8 +4,8 @@
     python bench/quick.py bench/last.json --save    # these are the last ones from now on
 
 Each ratio is how many times as long the baseline takes, in runs that take turns with those of ours,
-so that a slow machine slows both: above 1 is faster than the baseline, and less than before is
-slower than before. Times are of processors, not of the clock. Baselines are decoding JPEG, copying
+so that a slow machine slows both: less than before is slower than before. Baselines are repeated until
+they take long enough to be timed, so a ratio by itself says nothing; `viq bench` measures that. Times are of processors, not of the clock. Baselines are decoding JPEG, copying
 memory, multiplying matrices, zstd.
 """
 
@@ -109,8 +109,8 @@ def as_text(new: Mapping[str, Any], last: Mapping[str, Any]) -> str:
         was = f"{before['median']:.3g}" if before else ""
         rows.append((name, now["over"], *values, was, change, "FELL" * (name in fallen)))
     lines = [
-        f"{new['machine']['cpu']}, torch {new['machine']['torch']}, one thread; times as fast as "
-        f"the baseline, {new['repeats']} runs in turn",
+        f"{new['machine']['cpu']}, torch {new['machine']['torch']}, one thread; time of the "
+        f"baseline over ours, {new['repeats']} runs in turn; only its change says something",
         *table(rows),
     ]
     where = {key: last.get("machine", {}).get(key) for key in ("cpu", "torch", "python")}
