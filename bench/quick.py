@@ -1,7 +1,7 @@
 """A few speeds as ratios, beside the last ones; 1 if one fell by more than 15 %.
 
-    PYTHONPATH=src python bench/quick.py bench/last.json
-    PYTHONPATH=src python bench/quick.py bench/last.json --save
+PYTHONPATH=src python bench/quick.py bench/last.json
+PYTHONPATH=src python bench/quick.py bench/last.json --save
 """
 
 from __future__ import annotations

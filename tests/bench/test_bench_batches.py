@@ -81,7 +81,7 @@ def test_what_is_skipped_is_not_timed() -> None:
 
 
 def test_a_run_is_plain_data_with_all_ways(tmp_path: Path) -> None:
-    result = batches(INFO, 60, tmp_path, None, 1)
+    result = batches(INFO, 300, tmp_path, None, 1)
     assert json.loads(json.dumps(result)) == result
     assert set(result["skipped"]) == set(peer.BATCHED)
     alone, one = (result["by_tokens"]["8192"][workers] for workers in ("0", "1"))

@@ -1,7 +1,6 @@
 """Shards of a remote store are fetched side by side, and before an epoch comes to them."""
 
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ def url(tmp_path: Path) -> Iterator[str]:
     memory.rm("/ahead", recursive=True)
 
 
-def fetched(monkeypatch: pytest.MonkeyPatch, before: Any = None) -> list[str]:
+def fetched(monkeypatch: pytest.MonkeyPatch, before: Any = None, after: Any = None) -> list[str]:
     """The names of shards, as they are fetched."""
     names, get = [], RemoteFolder.get
 
@@ -33,17 +32,11 @@ def fetched(monkeypatch: pytest.MonkeyPatch, before: Any = None) -> list[str]:
         if before:
             before()
         get(self, name, to, limit)
+        if after:
+            after()
 
     monkeypatch.setattr(RemoteFolder, "get", noted)
     return names
-
-
-def wait_for(condition: Any) -> None:
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it did not come to that in half a minute")
 
 
 @pytest.mark.parametrize("limits", [{"tokens": 60}, {"samples": 5}])
@@ -51,12 +44,13 @@ def wait_for(condition: Any) -> None:
 def test_the_next_shards_come_by_themselves(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, int], packed: bool
 ) -> None:
-    names = fetched(monkeypatch)
+    came = threading.Semaphore(0)
+    names = fetched(monkeypatch, after=came.release)
     data = CodeDataset(url, cache=tmp_path / "cache")
     found: Any = data.batches(**limits, packed=packed)  # type: ignore[call-overload]
     next(found)
-    # The first, and four that follow.
-    wait_for(lambda: len(list((tmp_path / "cache").glob("*/*.arrow"))) >= 5)
+    for _ in range(5):  # the first, and four that follow
+        assert came.acquire(timeout=60)
     assert shard_name(0) in names and len(set(names)) == len(names) < 12
     found.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("viq-fetch")]

@@ -1,6 +1,7 @@
 """Packed batches: what the samples say one by one, bit for bit, however they are gathered."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from code_stores import INFO, codes_of, opened, unpacked, write_store
 from hypothesis import given
 from hypothesis import strategies as st
 
+import viq
 from viq.core.types import CodesError, ViqError
 from viq.store import batches as batches_module
 from viq.store import runs as runs_module
@@ -17,7 +19,7 @@ from viq.store.columns import Extras
 from viq.store.dataset import CodeDataset
 from viq.store.folder import INDEX, Index, Shard, shard_name
 from viq.store.packed import PackedCodes
-from viq.store.rows import CodesWriter
+from viq.store.rows import CodesWriter, StoreInfo
 from viq.store.runs import Group, Runs
 from viq.store.views import CodeSample
 
@@ -236,3 +238,37 @@ def test_runs_are_copied_wherever_they_lie(drawing: st.DataObject) -> None:
                     runs_module, "_near", lambda spans: [(i, i + 1) for i in range(len(spans))]
                 )
             assert np.array_equal(Runs(groups, memory).take(numbers), expected)
+
+
+def test_stores_with_counts_have_four_codes_a_patch(tmp_path: Path) -> None:
+    """As by samples: ids are four always, whatever the counts."""
+    info = replace(INFO, refinement="00000000000000cd")
+    file = tmp_path / "codes.parquet"
+    with CodesWriter(file, info) as writer:
+        for number in range(40):
+            plain = codes_of(number)
+            counts = np.random.default_rng(number).integers(1, 7, plain.grid).astype(np.uint8)
+            extra = np.arange(np.maximum(counts.astype(int) - 4, 0).sum()).astype(np.uint16)
+            counted = replace(plain, counts=counts, extra=extra, refinement=info.refinement)
+            writer.add(f"key{number}", counted)
+    data = opened(file)
+    for packed, samples in pairs(file, shuffle=0, tokens=50):
+        require_same(packed, samples, data)
+
+
+def test_compressed_stores(tmp_path: Path) -> None:
+    pytest.importorskip("constriction")
+    tokenizer = viq.load("viq-tiny")
+    codes = tokenizer.encode([np.full((40, 50 + i, 3), 9 * i, np.uint8) for i in range(12)])
+    info = StoreInfo(
+        model=tokenizer.config.name,
+        fingerprint=tokenizer.fingerprint,
+        levels=tokenizer.levels,
+        entropy=tokenizer.entropy.digest,
+    )
+    with CodesWriter(tmp_path / "codes.parquet", info) as writer:
+        for number, item in enumerate(codes):
+            writer.add(f"key{number}", item)
+    data = opened(tmp_path / "codes.parquet")
+    for packed, samples in pairs(tmp_path / "codes.parquet", shuffle=0, samples=5):
+        require_same(packed, samples, data)

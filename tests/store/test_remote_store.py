@@ -168,9 +168,7 @@ def test_compressed_codes_behind_a_url(bucket: str, pictures: Path) -> None:
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_workers_read_from_a_bucket(
-    bucket: str, here: Path, tmp_path: Path, packed: bool
-) -> None:
+def test_workers_read_from_a_bucket(bucket: str, here: Path, tmp_path: Path, packed: bool) -> None:
     """They are forked from a process whose connections they cannot use."""
     folder = RemoteFolder(f"{bucket}/read")
     for path in here.iterdir():

@@ -87,9 +87,7 @@ def batches(
                 ours = partial(data.batches, tokens=tokens, workers=workers)
                 ways: dict[str, Callable[[], Timed]] = {
                     "viq": lambda go=ours, clock=clock: clock(_as_dicts(go(packed=True))),
-                    "viq, sample by sample": lambda go=ours, clock=clock: clock(
-                        go(collate=_pack)
-                    ),
+                    "viq, sample by sample": lambda go=ours, clock=clock: clock(go(collate=_pack)),
                 }
                 for name, read in others.items():
                     ways[name] = partial(
@@ -185,6 +183,4 @@ def _pack(samples: list[CodeSample]) -> dict[str, Any]:
 
 def _copied(flat: np.ndarray, tokens: int) -> Iterable[dict[str, Any]]:
     """The same codes, which lie in memory one after another, copied batch by batch."""
-    return (
-        {"ids": flat[start : start + tokens].copy()} for start in range(0, len(flat), tokens)
-    )
+    return ({"ids": flat[start : start + tokens].copy()} for start in range(0, len(flat), tokens))

@@ -5,8 +5,7 @@
 It imports nothing of ours. It writes the samples of CODES.npz into FOLDER, prints a line of JSON
 (versions, or why it cannot), and then for each line of input reads all samples and prints how that
 went, as JSON: for `sequential` and `random`, how many there were; for `batches SAMPLES WORKERS
-SKIPPED`, packed batches of its own loader in shuffled order, [seconds to the first batch, seconds from
-the last that is skipped to the last of all, patches of those].
+SKIPPED`, packed batches of its own loader in shuffled order, what `time_batches` gives.
 """
 
 import io
@@ -15,6 +14,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.metadata import version
 from pathlib import Path
@@ -148,7 +148,7 @@ def hf_datasets(samples: list[Sample], folder: Path) -> dict[str, Any]:
 
 
 def webdataset(samples: list[Sample], folder: Path) -> dict[str, Any]:
-    import webdataset as wds
+    wds: Any = import_module("webdataset")
 
     names = []
     for first in range(0, len(samples), _SHARD):

@@ -65,7 +65,7 @@ class RemoteFolder:
 
     @property
     def _fs(self) -> Any:
-        """The file system; another after a fork, whose process cannot use the connections of ours."""
+        """The file system; another one after a fork, where connections of ours cannot be used."""
         if self._process != os.getpid():
             from fsspec.core import url_to_fs
 

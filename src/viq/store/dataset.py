@@ -4,7 +4,7 @@
 data = viq.CodeDataset("codes/", shuffle=0)
 data[5], data["photos/a.jpg"]                    # by number, by key
 for batch in data.batches(tokens=8192, workers=4, packed=True):
-    ...                                          # PackedCodes; a list of CodeSample without `packed`
+    ...                                          # PackedCodes; without `packed`, lists of samples
     state = data.state_dict()                    # resumes here, on any number of ranks
 ```
 """

@@ -193,7 +193,7 @@ class _Table:
         self._names = [(shard, n) for shard, view in by_address for n in range(view.group_count)]
         self._unseen = np.ones(len(groups), bool)
         self._runs = Runs(groups, found)
-        grids = np.stack(grid_of((self._numbers[:, 0], self._numbers[:, 1])), axis=1)
+        grids = _grids(self._numbers[:, :2])
         patches = grids[:, 0].astype(np.int64) * grids[:, 1]
         lengths = _joined([np.diff(group.ends) for group in groups], np.int64)
         if not np.array_equal(lengths, _PATCH * patches):
@@ -230,7 +230,7 @@ class _Table:
             rows, numbers = rows[full], numbers[full]
             images = np.concatenate([[0], np.cumsum(full)])[images]
         sizes = numbers[:, :2]
-        grids = np.stack(grid_of((sizes[:, 0], sizes[:, 1])), axis=1)
+        grids = _grids(sizes)
         patches = grids[:, 0].astype(np.int64) * grids[:, 1]
         ids = self._runs.take(rows).view(np.uint16).reshape(-1, CODES_PER_PATCH)
         return PackedCodes(
@@ -248,9 +248,7 @@ class _Table:
 Reader = Callable[[np.ndarray], PackedColumn]  # of the rows where samples begin
 
 
-def _column_readers(
-    views: Sequence[ShardView], columns: Sequence[str] | None
-) -> dict[str, Reader]:
+def _column_readers(views: Sequence[ShardView], columns: Sequence[str] | None) -> dict[str, Reader]:
     """By name, what reads a column of all these shards."""
     if not views:
         return {}
@@ -261,8 +259,8 @@ def _column_readers(
             if kind is None or kind != kinds.get(name):
                 raise CodesError(
                     f"{view.where}: column {name} cannot be packed, as its type is "
-                    f"{kind or 'that of no column'}: numbers, texts, and lists of numbers can; name "
-                    "others than this (columns=..)"
+                    f"{kind or 'that of no column'}: numbers, texts, and lists of numbers can; "
+                    "name others than this (columns=..)"
                 )
     return {
         name: _reader(views, name, kinds[name]) for name in (kinds if columns is None else columns)
@@ -303,6 +301,11 @@ def _reader(views: Sequence[ShardView], name: str, kind: pa.DataType) -> Reader:
         return PackedColumn(runs.take(rows).view(dtype), offsets)
 
     return read
+
+
+def _grids(sizes_hw: np.ndarray) -> np.ndarray:
+    height, width = sizes_hw.T
+    return np.stack(grid_of((height, width)), axis=1)  # arrays work as well
 
 
 def offsets_of(lengths: np.ndarray) -> np.ndarray:

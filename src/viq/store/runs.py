@@ -18,7 +18,9 @@ import numpy as np
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_SPARE = 1.25  # room that Arrow should make for a run, in means of all; it doubles what is too little
+_SPARE = (
+    1.25  # room that Arrow should make for a run, in means of all; it doubles what is too little
+)
 _MOST_EMPTY = 16  # empty strings for each run, where gaps are so large that it would make too much
 
 
@@ -48,7 +50,9 @@ class Runs:
         self._clusters: list[pa.Array] = []
         self._cluster = np.zeros(int(counts.sum()), np.int32)  # of each run
         self._place = np.empty(len(self._cluster), np.int64)  # there
-        spans = np.array([(g.address + g.ends[0], g.address + g.ends[-1]) for g in groups], np.int64)
+        spans = np.array(
+            [(g.address + g.ends[0], g.address + g.ends[-1]) for g in groups], np.int64
+        )
         firsts = np.concatenate([[0], np.cumsum(counts)])
         for begin, end in _near(spans.reshape(-1, 2)):
             members = groups[begin:end]
