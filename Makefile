@@ -1,5 +1,6 @@
 # make demo   install, rebuild real photos from codes, show them   (IMAGES="a.jpg b.png" for yours)
 # make test   install, run the tests
+# make bench-quick   a few speeds beside the last ones
 # make test-lmms   the real lmms-eval over small files of its nine benchmarks, in a venv of its own
 # make docs   install, build the documentation: site/index.html
 # CPU torch by default. For CUDA: make demo TORCH="torch==2.13.0 --index-url <address of a CUDA index>"
@@ -17,7 +18,7 @@ LMMS_NEEDS = "filelock<4" "transformers>=5.17,<6" datasets evaluate accelerate s
 	tenacity jsonlines pytz pytablewriter tqdm pillow pyyaml pydantic python-dotenv
 VIQ_GOLDEN ?= tests/golden
 
-.PHONY: package demo test test-lmms check audit docs clean
+.PHONY: package demo test test-lmms check bench-quick audit docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/viq demo $(IMAGES) -o demo
@@ -38,6 +39,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check src tests scripts
 	$(BIN)/ruff format --check src tests scripts
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# Speeds as ratios beside the last ones, in under three minutes; fails if one fell by more than 15 %.
+bench-quick: $(VENV)/.dev
+	PYTHONPATH=src $(BIN)/python bench/quick.py bench/last.json
 
 # Wheel and sdist, built and tried in an environment with torch alone, which is lent.
 package: $(VENV)/.dev
@@ -68,7 +73,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml constraints.txt
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,bench,vae,codec,chat,train,sentences,data,s3,ray,onnx,docs]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,bench,vae,codec,chat,train,sentences,data,s3,ray,onnx,docs,web]'
 	touch $@
 
 clean:

@@ -18,3 +18,5 @@ install() { # NAME REQUIREMENT..
 
 install mosaicml-streaming mosaicml-streaming==0.13.0 # torchvision is stood in for, see viq.bench.peer
 install litdata litdata==0.2.76
+install datasets datasets==5.2.0
+install webdataset webdataset==1.0.2

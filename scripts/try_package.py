@@ -15,6 +15,7 @@ import sys
 import tarfile
 import time
 import venv
+import zipfile
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -28,6 +29,9 @@ NEEDED_IN_SDIST = (
 )
 
 
+PICTURE = str(ROOT / "src/viq/report/pictures/shapes.png")
+
+
 def main() -> None:
     folder = Path(sys.argv[1]).resolve()
     shutil.rmtree(folder, ignore_errors=True)
@@ -39,8 +43,9 @@ def main() -> None:
     out_of_the_box(folder, python)
     names_the_extra(folder, python)
     pip(python, f"{wheel}[chat]")
-    picture = next((folder / "demo").glob("shapes.png"))
-    answer = viq(folder, python, "chat", str(picture), "What color is the triangle?")
+    answer = viq(folder, python, "chat", PICTURE, "What color is the triangle?")
+    if not answer.strip():
+        raise SystemExit("viq chat: no answer")
     print(f"viq chat: {answer.strip()}")
     print(
         f"the package works; torch was lent, all else installed; {time.monotonic() - begun:.0f} s"
@@ -57,6 +62,12 @@ def build(folder: Path) -> Path:
     if missing:
         raise SystemExit(f"{sdist.name}: lacks {', '.join(missing)}")
     (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        names = set(file.namelist())
+    listed = run("git", "ls-files", "src/viq", cwd=ROOT).splitlines()
+    missing = [name for name in listed if name.removeprefix("src/") not in names]
+    if missing:
+        raise SystemExit(f"{wheel.name}: lacks {', '.join(missing)}")
     print(f"{wheel.name}: {wheel.stat().st_size:,} bytes; {sdist.name}: {sdist.stat().st_size:,}")
     return wheel
 
@@ -75,8 +86,8 @@ def environment(folder: Path) -> Path:
 def out_of_the_box(folder: Path, python: Path) -> None:
     for words in (("--help",), ("--version",), ("models",), ("doctor",)):
         viq(folder, python, *words)
-    viq(folder, python, "demo", "-o", "demo")
-    viq(folder, python, "encode", "demo/shapes.png", "-o", "codes.parquet")
+    viq(folder, python, "demo", PICTURE, "-o", "demo")  # of all six it takes half a minute
+    viq(folder, python, "encode", PICTURE, "-o", "codes.parquet")
     viq(folder, python, "decode", "codes.parquet", "-o", "back")
     viq(folder, python, "store", "lint", "codes.parquet")
     typed = (
@@ -88,12 +99,12 @@ def out_of_the_box(folder: Path, python: Path) -> None:
 def names_the_extra(folder: Path, python: Path) -> None:
     """Commands that need more say so, in one line."""
     for extra, words in (
-        ("chat", ("chat", "demo/shapes.png", "What is this?")),
+        ("chat", ("chat", PICTURE, "What is this?")),
         ("chat", ("caption", "codes.parquet", "-o", "answers.jsonl")),
         ("chat", ("generate", "a red circle", "-o", "circle.png")),
         ("train", ("train", "tokenizer", "debug")),
         ("train", ("train", "mllm", "debug")),
-        ("codec", ("encode", "demo/shapes.png", "-o", "small.parquet", "--compress")),
+        ("codec", ("encode", PICTURE, "-o", "small.parquet", "--compress")),
     ):
         told = viq(folder, python, *words, code=2)
         if f"pip install 'viq[{extra}]'" not in told or told.count("viq: ") != 1:

@@ -23,7 +23,7 @@ BROUGHT = {"markupsafe": "jinja2", "tokenizers": "transformers", "tqdm": "huggin
 # For those who work on the project, and the one that holds others.
 NO_EXTRAS = {"dev", "docs", "all"}
 # Libraries that are measured beside ours, in environments of their own (bench/peers.sh).
-PEERS = {"litdata", "streaming"}
+PEERS = {"litdata", "streaming", "webdataset"}
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ def saved_tokenizer(folder: Path, seed: int = 0, **changes: Any) -> VisualTokeni
 
 
 def model_and_processor(
-    tokenizer_folder: Path, system: str = "", seed: int = 0
+    tokenizer_folder: str | Path, system: str = "", seed: int = 0
 ) -> tuple[ViQForConditionalGeneration, ViQProcessor]:
     """In eval mode, fp32."""
     torch.manual_seed(seed)

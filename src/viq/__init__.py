@@ -3,7 +3,7 @@
 ```python
 import viq
 
-tok = viq.load("viq-tiny")
+tok = viq.load()
 codes = tok.encode(["photo.jpg"])
 images = tok.decode(codes)
 ```

@@ -69,10 +69,10 @@ def test_a_run_is_plain_data_with_all_ways(result: dict) -> None:
 
 
 def test_only_text_is_blind_and_towers_stay_frozen() -> None:
-    eyes = mllm._Eyes(TINY.scale, CPU, torch.float32)
+    eyes = mllm.Eyes(TINY.scale, CPU, torch.float32)
     pack = mllm_work.pack_samples(4096, TINY, CPU, torch.float32)
     shape = mllm_work.scaled(mllm_work.LANGUAGES["0.5b"], TINY.scale)
-    subject = mllm._Subject(shape, eyes, TINY, CPU, torch.float32)
+    subject = mllm.Subject(shape, eyes, TINY, CPU, torch.float32)
     losses = {way: subject.loss(way, pack) for way in mllm.WAYS}
     assert len({round(loss.item(), 6) for loss in losses.values()}) == len(mllm.WAYS)
     for way, loss in losses.items():

@@ -64,6 +64,11 @@ def test_likely_codes_take_fewer_bytes() -> None:
     least = 1600 * np.log2([5.0, 60, 50, 40]).sum()
     assert least < model.bits([codes]) < least * 1.001 + 64
     assert model.bits([usual_codes((640, 640))]) > least * 1.3
+    for place in ((0, 0), (39, 39), (7, 12)):  # the patch that nobody expects costs most, alone
+        odd = ids.copy()
+        odd[place] = [20, 0, 0, 0]  # class 1
+        bits = model.patch_bits(Codes(odd, (640, 640), 0, STAMP))
+        assert np.unravel_index(bits.argmax(), bits.shape) == place
 
 
 def test_one_impossible_code_makes_an_image_plain() -> None:

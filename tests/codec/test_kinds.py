@@ -52,6 +52,19 @@ def test_codes_that_nobody_expects(kind: str, value: int | str) -> None:
 
 
 @each_kind
+@pytest.mark.parametrize("size", [(1, 1), (20, 300), (333, 250)])
+def test_bits_of_patches_add_up_to_the_payload(kind: str, size: tuple[int, int]) -> None:
+    """Within the words with which a range coder ends, of 32 bits each."""
+    for codes in (usual_codes(size), codes_of(size)):
+        bits = MODELS[kind].patch_bits(codes)
+        assert bits.shape == codes.grid and bits.min() > 0
+        packed = 8 * (len(MODELS[kind].compress([codes])[0]) - 4)
+        assert -1 < packed - bits.sum() < 65 + bits.sum() / 500
+    with pytest.raises(CodesError, match="belongs to"):
+        MODELS[kind].patch_bits(codes_of((16, 16), stamp="00000000000000bb"))
+
+
+@each_kind
 def test_images_of_many_batches(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, codes = MODELS[kind], [usual_codes((64, 48), i) for i in range(7)]
     payloads = model.compress(codes)

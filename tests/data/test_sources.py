@@ -100,7 +100,7 @@ def test_urls(tmp_path: Path) -> None:
     ):
         source[1].open()
     assert shade(open_source("memory://viq-test/a.png")[0]) == 3
-    refused("memory://viq-test/a.tar", "pictures are read from URLs")
+    refused("memory://viq-test/a.jsonl", "pictures, tar and Parquet files are read from URLs")
     refused("nonsense://a.png", "nonsense")
 
 

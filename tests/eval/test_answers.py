@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from viq.core.codes import Codes
 from viq.core.types import ViqError
 from viq.data.batching.code_batches import CodeCorpus, CodesRef
 from viq.data.sources.base import Row, Source
+from viq.eval.vlm import held_out
 from viq.eval.vlm.held_out import evaluate, lines
 from viq.metrics.answers import is_right, words_f1
 
@@ -66,12 +68,18 @@ class Seer:
     def to(self, device: str) -> dict[str, Any]:
         return {"made": self.made}
 
-    def generate(self, made: list[str], **options: Any) -> list[str]:
+    def generate(self, inputs: dict[str, Any], **options: Any) -> tuple[list[str], torch.Tensor]:
+        """In place of `generate_with_confidence`: sure of letters alone."""
         assert options == {"max_new_tokens": 64, "do_sample": False}
-        return made
+        return inputs["made"], torch.tensor([0.95 if len(x) == 1 else 0.25 for x in inputs["made"]])
 
     def answers(self, generated: list[str], inputs: Any) -> list[str]:
         return generated
+
+
+@pytest.fixture(autouse=True)
+def seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_out, "generate_with_confidence", Seer.generate)
 
 
 def asked(store: Store, **options: Any) -> dict[str, Any]:
@@ -93,7 +101,17 @@ def test_answers_that_need_the_image_fail_without_it() -> None:
     assert everything["questions"] == found["questions"] == 2 * color["questions"]
     assert found["examples"]["colors/color"][0]["question"] == "Which color?"
     table = lines(found)
-    assert len(table) == 4 and "100.0" in table[1]
+    assert len(table) == 8 and "100.0" in table[1]
+
+
+def test_right_answers_by_confidence() -> None:
+    found = asked(Store(900))
+    unsure, sure = found["calibration"]
+    assert (unsure["from"], unsure["to"]) == (0.2, 0.3)
+    assert (sure["from"], sure["to"], sure["confidence"]) == (0.9, 1.0, 0.95)
+    assert sure["questions"] == found["kinds"]["colors/letter"]["questions"]
+    assert unsure["questions"] + sure["questions"] == found["questions"]
+    assert "0.9 to 1.0" in lines(found)[-1] and "by confidence" in lines(found)[-3]
 
 
 def test_kinds_limit_and_text_alone() -> None:

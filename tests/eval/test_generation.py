@@ -240,6 +240,13 @@ def test_pictures_of_sizes_of_their_own(
         (alone,) = pipeline.generate_codes([caption], LIKELIEST, size=item.size)
         assert np.array_equal(alone.ids, item.ids)
     assert pipeline.generate_codes(captions[:1], LIKELIEST, size=(20, 40))[0].size == (20, 40)
+    parts: list[np.ndarray] = []
+    (told,) = pipeline.generate_codes(
+        captions[:1], LIKELIEST, written=lambda ids_BTS, grid: parts.append(ids_BTS)
+    )
+    assert [part.shape for part in parts] == [(1, n, 4) for n in range(1, 7)]
+    for part in parts:  # what was written stays
+        assert np.array_equal(part[0], told.ids.reshape(6, 4)[: part.shape[1]])
 
 
 # Commands

@@ -198,9 +198,9 @@ def test_rows_of_a_sample_and_of_a_table_keep_their_numbers(model: str, tmp_path
 
 def test_no_row_takes_more_memory_than_the_bounds_say(tmp_path: Path) -> None:
     """Few bytes of Parquet that claim an image of billions of pixels: one line, and the rest."""
-    model = viq.load("viq-tiny")
+    model = viq.load()
     codes = model.encode(tiny.picture(1))[0]
-    info = StoreInfo(model="viq-tiny", fingerprint=model.fingerprint, levels=model.levels)
+    info = StoreInfo(model=model.config.name, fingerprint=model.fingerprint, levels=model.levels)
     patches = 20_000_000
     rows = [("huge.png", np.zeros(4 * patches, np.uint16), (16, 16 * patches), (1, patches)),
             ("small.png", codes.ids.ravel(), codes.size, codes.grid)]  # fmt: skip

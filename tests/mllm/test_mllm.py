@@ -221,8 +221,10 @@ def test_arguments_that_nobody_knows_are_refused(parts: Parts) -> None:
             call(padding="longer")
         with pytest.raises(ViqError, match=r"^return_tensors: 'tf' is not known; give pt or np$"):
             call(return_tensors="tf")
-    with pytest.raises(ViqError, match="^tools: .* is not what"):
+    with pytest.raises(ViqError, match="^tools: .* is not what .*; say in a system message"):
         calls[2](tools=[{}])
+    with pytest.raises(ViqError, match="^tools: .*; say in a system message which there are"):
+        calls[1](tools=[len])
     with pytest.raises(ViqError, match="^size: no argument of"):
         calls[1](processor_kwargs={"size": 3})
 

@@ -15,8 +15,9 @@ from tiny_mllm import picture
 
 import viq
 from viq.core.files import BUNDLED
-from viq.core.types import ViqError, language_tokens
-from viq.mllm import ViQModel
+from viq.core.types import IGNORE, ViqError, language_tokens
+from viq.mllm import ViQModel, generation
+from viq.mllm.generation import CodeGenerator, CodeGeneratorConfig, Sampling
 from viq.mllm.loading import load_mllm
 from viq.mllm.modeling import ViQForConditionalGeneration
 from viq.mllm.old_weights import current_name
@@ -159,6 +160,33 @@ def test_logits_are_those_of_the_causal_language_model(
     torch.testing.assert_close(again(input_ids=ids).logits, wanted)
     tied = again.lm_head.weight is again.get_input_embeddings().weight
     assert tied == causal.config.tie_word_embeddings
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("cohere", {"logit_scale": 0.25}), ("granite", {"logits_scaling": 4.0}), ("mistral", {})],
+)
+def test_a_generator_of_codes_says_words_as_the_language_model_does(
+    name: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    causal = language(name, 64, **changes)
+    ids_L = torch.randint(2, 60, (12,), generator=torch.Generator().manual_seed(1))
+    wanted = causal(input_ids=ids_L[None]).logits[0, :-1]
+    nats = torch.nn.functional.cross_entropy(wanted, ids_L[1:], reduction="sum")
+    config = CodeGeneratorConfig(levels=(8, 8, 8, 5, 5, 5), head_width=16)
+    model = CodeGenerator(causal, config).eval()
+    targets_L = torch.cat([ids_L[1:], torch.tensor([IGNORE])])
+    none = torch.zeros(0, 4, dtype=torch.long)
+    sums = model(ids_L, targets_L, [12], none, [], torch.zeros(0, dtype=torch.bool))
+    torch.testing.assert_close(sums["text"], nats, rtol=1e-4, atol=0)  # packed attention
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        generation, "_draw", lambda logits, *_: seen.append(logits) or logits.argmax(-1)
+    )
+    (words,) = model.generate_text([ids_L.tolist()], range(2, 63), 1, 1, Sampling())
+    last = causal(input_ids=ids_L[None]).logits[0, -1, [*range(2, 63), 1]]
+    torch.testing.assert_close(seen[0][0], last)
+    assert words == [2 + int(last[:-1].argmax())]
 
 
 def test_a_head_that_does_more_is_refused() -> None:

@@ -57,6 +57,36 @@ def test_two_steps_give_the_inputs_of_one(built: Any, name: str) -> None:
     assert torch.equal(question["input_ids"], one["input_ids"])
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma", "phi"])
+def test_another_template_for_one_call(built: Any, name: str) -> None:
+    """The inputs are those of a processor with that template, and it keeps its own."""
+    processor = built[name][1]
+    other = FORMATS[name][0].replace("m['content']", "('(said) ' + m['content'])")
+    messages = asked(PLACE | {"image": IMAGE}, WORDS)
+    usual = processor.apply_chat_template([messages], tokenize=True, return_dict=True)
+    options: dict[str, Any] = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    found = processor.apply_chat_template([messages, said("Why?")], other, **options)
+    alone = processor.apply_chat_template(messages, chat_template=other, **options)
+    given = processor.apply_chat_template(
+        asked(PLACE, WORDS), chat_template=other, images=[IMAGE], **options
+    )
+    text = processor.apply_chat_template(messages, chat_template=other)
+    assert "(said) " in text and "<image>Colour?" in text
+    changed = ViQProcessor(chat_formats.tokenizer(name), other, system=processor.system)
+    changed.max_pixels = processor.max_pixels
+    wanted = changed(text=[messages])
+    for inputs in (alone, given):
+        assert all(torch.equal(inputs[key], wanted[key]) for key in wanted)
+    assert torch.equal(found["input_ids"][0], wanted["input_ids"][0])
+    assert not torch.equal(found["input_ids"][:1], usual["input_ids"])
+    again = processor.apply_chat_template([messages], tokenize=True, return_dict=True)
+    assert torch.equal(again["input_ids"], usual["input_ids"])
+    with pytest.raises(ViqError, match="is not known of a text in another chat_template"):
+        processor.apply_chat_template(
+            messages, chat_template=other, tokenize=True, return_assistant_tokens_mask=True
+        )
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_template_in_the_folder_gives_the_same_text(
     built: Any, name: str, tmp_path: Path
@@ -129,7 +159,7 @@ def test_a_template_of_the_caller(built: Any) -> None:
     source = "{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
     text = processor.apply_chat_template(asked(PLACE, WORDS), source)
     assert text == "Be brief.<|end_of_text|><image>Colour?<|end_of_text|>"
-    with pytest.raises(ViqError, match="set processor.chat_template instead"):
+    with pytest.raises(ViqError, match="1 <image> placeholders, but 0 images"):
         processor.apply_chat_template(asked(PLACE, WORDS), source, tokenize=True)
     ids = processor.apply_chat_template(
         asked(WORDS), processor.chat_template, tokenize=True, return_dict=True

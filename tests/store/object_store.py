@@ -1,5 +1,6 @@
 """An object store on this machine, and encoding into it in processes that kill themselves."""
 
+import itertools
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -16,9 +17,10 @@ from killed_runs import OPTIONS, PROCESSES
 from viq.core.process import ALONE, Place
 from viq.core.remote import RemoteFolder
 from viq.data.sources.files import FileSource
+from viq.data.sources.open import open_source
 from viq.jobs.encode import encode
 
-BUCKET = "codes-of-tests"
+_numbers = itertools.count()  # of buckets, as moto keeps those of servers that have ended
 
 
 @contextmanager
@@ -39,9 +41,10 @@ def s3() -> Iterator[str]:
     }
     with mock.patch.dict(os.environ, settings):
         files = fsspec.filesystem("s3", skip_instance_cache=True)
-        files.mkdir(BUCKET)
+        bucket = f"codes-of-tests-{next(_numbers)}"
+        files.mkdir(bucket)
         type(files).clear_instance_cache()
-        yield f"s3://{BUCKET}"
+        yield f"s3://{bucket}"
         type(files).clear_instance_cache()
     server.stop()
 
@@ -53,7 +56,12 @@ def contents(url: str) -> dict[str, bytes]:
 
 
 def job(
-    pictures: Path, out: str, settings: dict[str, str], begun: Connection, die_at: int, place: Place
+    pictures: Path | str,
+    out: str,
+    settings: dict[str, str],
+    begun: Connection,
+    die_at: int,
+    place: Place,
 ) -> None:
     """Encode into a URL; dies before or after a change there, the given one, if it is not -1."""
     os.environ.update(settings)
@@ -75,10 +83,11 @@ def job(
         for name in ("put", "write", "create"):
             setattr(RemoteFolder, name, or_die(getattr(RemoteFolder, name)))
     begun.send(True)
-    encode(tiny.tokenizer(), FileSource([pictures]), out, OPTIONS, place=place)
+    source = open_source(pictures) if isinstance(pictures, str) else FileSource([pictures])
+    encode(tiny.tokenizer(), source, out, OPTIONS, place=place)
 
 
-def run(pictures: Path, out: str, die_at: int = -1, place: Place = ALONE) -> int:
+def run(pictures: Path | str, out: str, die_at: int = -1, place: Place = ALONE) -> int:
     """The exit code of `job`."""
     here, there = PROCESSES.Pipe()
     settings = {

@@ -144,7 +144,15 @@ def test_every_command_reads_and_writes_urls(
     assert viq("store", "merge", out, "-o", f"{bucket}/merged")["rows"] == 3
     assert viq("store", "diff", out, f"{bucket}/merged")["equal"]
     assert viq("decode", out, "-o", tmp_path / "back")["images"] == 3
+    assert viq("decode", out, "-o", f"{bucket}/back")["images"] == 3
+    assert len(contents(f"{bucket}/back")) == 4
     assert viq("store", "export", out, "--webdataset", "-o", tmp_path / "tars")["samples"] == 3
+    assert viq("store", "export", out, "--webdataset", "-o", f"{bucket}/tars")["samples"] == 3
+    assert contents(f"{bucket}/tars") == {
+        path.name: path.read_bytes() for path in (tmp_path / "tars").iterdir()
+    }
+    again = viq("store", "export", out, "--webdataset", "-o", f"{bucket}/tars", code=2)
+    assert "is not empty" in again["error"]
     assert len(CodeDataset(out, cache=tmp_path / "cache")) == 3
     RemoteFolder(out).remove(shard_name(1))
     assert viq("store", "lint", out, code=3)["problems"] > 0
@@ -157,6 +165,20 @@ def test_compressed_codes_behind_a_url(bucket: str, pictures: Path) -> None:
     assert viq("encode", pictures / "001.png", "-o", out, "--compress")["images"] == 1
     assert [name for name in contents(out) if name.startswith("_entropy-")]
     assert len(list(Store(out))) == 1
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_workers_read_from_a_bucket(
+    bucket: str, here: Path, tmp_path: Path, packed: bool
+) -> None:
+    """They are forked from a process whose connections they cannot use."""
+    folder = RemoteFolder(f"{bucket}/read")
+    for path in here.iterdir():
+        folder.put(path, path.name)
+    data = CodeDataset(f"{bucket}/read", cache=tmp_path / "cache", shuffle=0)
+    assert next(data.keys())  # this process has connections
+    found: Any = data.batches(samples=3, workers=2, packed=packed, even=False)
+    assert sum(len(batch) for batch in found) == len(data) == INPUTS - BROKEN
 
 
 def test_files_of_other_programs_behind_a_url(here: Path, bucket: str, tmp_path: Path) -> None:
@@ -210,6 +232,6 @@ def test_folders_and_patterns_of_pictures_behind_urls(
         found = [row.key for row in Store(tmp_path / f"codes-{number}").rows()]
         assert found == [f"{folder.url}/{key}" for key in keys]
     assert (
-        "no pictures are there"
+        "no pictures, tar or Parquet files are there"
         in viq("encode", f"{bucket}/none", "-o", tmp_path / "x", code=2)["error"]
     )

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -10,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from code_stores import INFO
 from drawn_source import Drawn, SyntheticSource
 from PIL import Image
+from tiny_entropy import LEVELS, STAMP, class_tables, usual_codes
 
 from viq.data.sources.base import Row, Source
 from viq.data.sources.files import FileSource
@@ -21,7 +24,9 @@ from viq.jobs.encode import encode
 from viq.jobs.inputs import open_inputs
 from viq.jobs.pipeline import EncodeOptions
 from viq.models.tokenizer.tokenizer import VisualTokenizer
+from viq.store.columns import Extras
 from viq.store.folder import Store
+from viq.store.rows import CodesReader, CodesWriter
 
 
 class RowSource(Source):
@@ -188,3 +193,29 @@ def test_real_odd_and_broken_files(tokenizer: VisualTokenizer, data: Path, tmp_p
             assert [codes[key]] == tokenizer.encode(open_image(path), max_pixels=4096)
         else:
             assert "\n" not in failed[key]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_one_row_by_its_group_alone(tmp_path: Path, packed: bool) -> None:
+    """Any row of a file of several groups is the one that reading all gives, plain or compressed,
+    and listing keys and sizes of a group reads no codes."""
+    info = replace(INFO, fingerprint=STAMP, levels=LEVELS)
+    if packed:
+        pytest.importorskip("constriction")
+        model = class_tables()
+        model.save_beside(tmp_path)
+        info = replace(info, entropy=model.digest)
+    extras = Extras.inferred([{"caption": "words"}])
+    with CodesWriter(tmp_path / "codes.parquet", info, extras) as writer:
+        for number in range(600):
+            codes = usual_codes((16 + number % 40, 20), number) if number % 7 else None
+            writer.add(f"key{number}", codes, 0, extras.pack({"caption": f"words {number}"}))
+    with CodesReader(tmp_path / "codes.parquet") as reader:
+        rows = list(reader.rows())
+        for number in (0, 1, 255, 256, 511, 512, 599):
+            assert list(reader.rows(only=number)) == [rows[number]]
+            group, first = reader.group_of(number)
+            assert (group, first) == (number // 256, number // 256 * 256)
+        (listed,) = reader.light(["key", "height", "caption"], 1)
+        assert listed.schema.names == ["key", "height", "caption"]
+        assert listed["key"].to_pylist() == [row.key for row in rows[256:512]]

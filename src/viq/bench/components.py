@@ -256,7 +256,8 @@ def naflex_twin(encoder: Encoder) -> Any:
             qkv = weights[f"{block}.attn.qkv.{kind}"].chunk(3)
             for letter, values in zip("qkv", qkv, strict=True):
                 copied[f"{layer}.self_attn.{letter}_proj.{kind}"] = values
-    tower: Any = Siglip2VisionModel(config)
+    with encoder.position.device:  # initial values of a large tower take a CPU long
+        tower: Any = Siglip2VisionModel(config)
     tower.load_state_dict(copied, strict=True)
     return tower.to(encoder.position).eval().requires_grad_(False)  # its device and dtype
 

@@ -87,7 +87,7 @@ def run(
     work = work or MllmWorkload(scale=REAL if where.type == "cuda" else SCALED)
     dtype = _dtype(where)
     torch.manual_seed(0)
-    eyes = _Eyes(work.scale, where, dtype)
+    eyes = Eyes(work.scale, where, dtype)
     packs = {name: pack_samples(LENGTHS[name], work, where, dtype) for name in lengths}
     extraction = {}
     for name in lengths:
@@ -95,7 +95,7 @@ def run(
         extraction[name] = eyes.extraction(packs[name], repeats)
     cells = []
     for llm in llms:
-        subject = _Subject(scaled(LANGUAGES[llm], work.scale), eyes, work, where, dtype)
+        subject = Subject(scaled(LANGUAGES[llm], work.scale), eyes, work, where, dtype)
         for name in lengths:
             progress(f"{llm}, {name}")
             cell = {"llm": llm, "length": name, "extraction": extraction[name]}
@@ -137,7 +137,7 @@ def _dtype(device: torch.device) -> torch.dtype:
 # What is measured
 
 
-class _Eyes:
+class Eyes:
     """Both towers and the code-to-feature path, frozen."""
 
     def __init__(self, scale: Scale, device: torch.device, dtype: torch.dtype) -> None:
@@ -181,13 +181,13 @@ class _Eyes:
         return needed.get(way, [])
 
 
-class _Subject:
+class Subject:
     """A language model in training, with projectors for each way to see."""
 
     def __init__(
         self,
         shape: LanguageShape,
-        eyes: _Eyes,
+        eyes: Eyes,
         work: MllmWorkload,
         device: torch.device,
         dtype: torch.dtype,
@@ -212,16 +212,47 @@ class _Subject:
     def measure(self, pack: Packed, ways: Sequence[str], repeats: int) -> dict[str, Any]:
         """Times of all ways, forward and whole step, and peak memory of a step."""
         return {
+            **self.facts(pack),
+            "forward": self.times("forward", pack, ways, repeats),
+            "step": self.times("step", pack, ways, repeats),
+            "peak_mib": {way: self._peak(way, pack) for way in ways},
+        }
+
+    def facts(self, pack: Packed) -> dict[str, int]:
+        """What is counted of the work."""
+        return {
             "tokens": len(pack.ids_L),
             "images": len(pack.batch.grids_hw),
             "patches": len(pack.codes_TS),
             "visual_tokens": int(pack.places_L.sum()),
             "scored_tokens": len(pack.scored_A),
             "parameters": sum(p.numel() for p in self.language.parameters()),
-            "forward": compare({way: self._forward(way, pack) for way in ways}, repeats),
-            "step": compare({way: self._step(way, pack) for way in ways}, repeats),
-            "peak_mib": {way: self._peak(way, pack) for way in ways},
         }
+
+    def times(
+        self, kind: str, pack: Packed, ways: Sequence[str], repeats: int
+    ) -> dict[str, dict[str, float]]:
+        """Times of all ways, as `compare` gives them, of a "forward" pass or a "step"."""
+        return compare({way: self.call(kind, way, pack) for way in ways}, repeats)
+
+    def call(self, kind: str, way: str, pack: Packed) -> Callable[[], Any]:
+        """One "forward" pass, or one "step", as a function."""
+        return (self._forward if kind == "forward" else self._step)(way, pack)
+
+    def compile(self, backend: str) -> None:
+        """Compile layer by layer from the next call on, for good: language model, towers, code
+        path, projectors. Layers of one shape are compiled once.
+
+        Args:
+            backend: of `torch.compile`.
+        """
+        own = self.eyes.tokenizer
+        head = own.quantizer
+        layers = [*self.language.get_decoder().layers, *self.eyes.so400m.blocks]
+        layers += [*own.encoder.blocks, *(each.weigh for each in self.projectors.values())]
+        for layer in layers:
+            layer.compile(backend=backend, dynamic=False)
+        head.dequantize = torch.compile(head.dequantize, backend=backend, dynamic=False)
 
     def loss(self, way: str, pack: Packed) -> Tensor:
         """Mean cross-entropy of the scored tokens."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
-import json
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,9 @@ import numpy as np
 from PIL import Image
 
 from viq.bench import peer
+from viq.bench.peer_process import NO_PEER, peer_process, peer_python
 from viq.bench.setting import jpeg
-from viq.core.codes import Codes
 from viq.core.measure import compare
-from viq.core.types import ViqError
 from viq.store.dataset import CodeDataset
 from viq.store.folder import Store
 
@@ -53,11 +50,11 @@ def reading(
         if "datasets" not in readers:
             result["skipped"]["datasets"] = "not installed: pip install datasets"
         for name in peer.PEERS:
-            python = peers and peers / name / "bin" / "python"
-            if not python or not python.exists():
-                result["skipped"][name] = "no environment: run bench/peers.sh, pass its --peers"
+            python = peer_python(peers, name)
+            if python is None:
+                result["skipped"][name] = NO_PEER
                 continue
-            asked = stack.enter_context(_peer(name, python, samples, folder))
+            asked = stack.enter_context(peer_process(name, python, samples, folder))
             result["versions"][name] = asked.about["version"]
             readers[name] = asked.read
         jpegs = [jpeg(picture) for picture in pictures[:_JPEGS]]
@@ -152,46 +149,6 @@ def _datasets(store: Path, cache: Path, order: Sequence[int]) -> Callable[[str],
         return count
 
     return read
-
-
-class _Peer:
-    """A library in a process of its own."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdin and process.stdout
-        self._in, self._out = process.stdin, process.stdout
-        self.about: dict[str, str] = self._answer()
-
-    def read(self, kind: str) -> int:
-        print(kind, file=self._in, flush=True)
-        return self._answer()
-
-    def _answer(self) -> Any:
-        line = self._out.readline()
-        if not line:
-            raise ViqError("a library to compare with has ended; run bench/peers.sh again")
-        return json.loads(line)
-
-
-@contextmanager
-def _peer(name: str, python: Path, samples: Sequence[Codes], folder: Path) -> Iterator[_Peer]:
-    codes, out = folder / "codes.npz", folder / name
-    if not codes.exists():
-        np.savez(
-            codes,
-            ids=np.concatenate([item.ids.ravel() for item in samples]),
-            ends=np.cumsum([item.ids.size for item in samples]),
-            sizes=np.array([item.size for item in samples]),
-        )
-    out.mkdir()
-    command = [str(python), peer.__file__, name, str(codes), str(out)]
-    with (folder / f"{name}.log").open("w") as log, subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
-    ) as process:  # fmt: skip
-        try:
-            yield _Peer(process)
-        finally:
-            process.communicate()
 
 
 def _decoded(data: bytes) -> Image.Image:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from viq.bench.batches import batches
 from viq.bench.encode import mixed_images
 from viq.bench.packing import packing, untrained_network
 from viq.bench.reading import reading
@@ -43,17 +44,19 @@ class StoreWorkload:
     Attributes:
         images: synthetic pictures that are encoded; their sides are within `sides` px.
         samples: rows that are read; with sides of 256 to 512 px, as in a set of photos.
+        batched: samples that are read in packed batches.
         counts: images of encode runs whose peak memory is taken.
     """
 
     images: int = 96
     sides: tuple[int, int] = (128, 512)
     samples: int = 10000
+    batched: int = 20000
     counts: tuple[int, ...] = (1000, 10000, 50000)
 
 
 FULL = StoreWorkload()
-QUICK = StoreWorkload(images=12, samples=1000, counts=(100, 400))
+QUICK = StoreWorkload(images=12, samples=1000, batched=2000, counts=(100, 400))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +175,15 @@ def _reading(s: _Setting) -> dict[str, Any]:
     return reading(store, s.folder, jpegs, s.peers, s.repeats)
 
 
+def _batches(s: _Setting) -> dict[str, Any]:
+    info = StoreInfo(
+        model=s.tokenizer.config.name,
+        fingerprint=s.tokenizer.fingerprint,
+        levels=s.tokenizer.levels,
+    )
+    return batches(info, s.work.batched, s.folder, s.peers, s.repeats)
+
+
 def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize((size[1], size[0])))
 
@@ -240,6 +252,7 @@ def _encode_many(model: str, count: int, out: str) -> None:
 SECTIONS: dict[str, Callable[[_Setting], dict[str, Any]]] = {
     "packing": _packing,
     "reading": _reading,
+    "batches": _batches,
     "encoding": _encoding,
     "memory": _memory,
 }

@@ -55,6 +55,24 @@ def _reading(section: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _batches(section: dict[str, Any]) -> list[str]:
+    versions = ", ".join(f"{name} {number}" for name, number in section["versions"].items())
+    lines = [
+        f"Packed batches of {section['samples']:,} samples, {section['patches']:,} visual tokens, "
+        "with text ids, shuffled" + f" ({versions})" * bool(versions)
+    ]
+    for tokens, by_workers in section["by_tokens"].items():
+        for workers, ways in by_workers.items():
+            head = (f"{int(tokens):,} tokens, {workers} workers", "batches/s", "min", "max")
+            rows: list[tuple[str, ...]] = [(*head, "first, s", "viq is times as fast")]
+            for name, one in ways.items():
+                rates = (f"{one[key]:,.0f}" for key in ("median", "min", "max"))
+                rows.append((name, *rates, f"{one['first_s']:.2f}", f"{one['viq_over']:.2f}"))
+            lines += table(rows)
+    lines += [f"  without {name}: {why}" for name, why in section["skipped"].items()]
+    return lines
+
+
 def _encoding(section: dict[str, Any]) -> list[str]:
     rows: list[tuple[str, ...]] = [("workers", "model alone, images/s", "to a store", "share")]
     for workers, one in section["workers"].items():
@@ -73,6 +91,7 @@ def _memory(section: dict[str, Any]) -> list[str]:
 _VIEWS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "packing": _packing,
     "reading": _reading,
+    "batches": _batches,
     "encoding": _encoding,
     "memory": _memory,
 }

@@ -12,6 +12,7 @@ import typer
 from viq.cli.common import Json, Model, guarded, load_tokenizer, save_json
 from viq.cli.console import show_json
 from viq.cli.help import App
+from viq.core.files import DEFAULT_MODEL
 
 bench_app = App(
     help="""Measure speed and memory, as ratios.
@@ -28,7 +29,7 @@ Repeats = Annotated[int, typer.Option(help="Interleaved runs; medians are shown.
 @bench_app.command("encode")
 @guarded
 def bench_encode(
-    model: Model = "viq-tiny",
+    model: Model = DEFAULT_MODEL,
     repeats: Repeats = 5,
     quick: Annotated[bool, typer.Option(help="Smaller sizes, about a minute.")] = False,
     only: Annotated[str | None, typer.Option(help="Sections by commas. Default: all.")] = None,
@@ -56,7 +57,7 @@ def bench_encode(
 @bench_app.command("store")
 @guarded
 def bench_store(
-    model: Model = "viq-tiny",
+    model: Model = DEFAULT_MODEL,
     pictures: Annotated[
         list[Path] | None,
         typer.Option(help="A set whose codes are packed: folder, or Parquet. Again for more."),

@@ -31,6 +31,15 @@ def chat(
     model: RunModel = "viq-tiny-chat",
     max_tokens: Tokens = 256,
     temperature: Temperature = 0.0,
+    min_confidence: Annotated[
+        float | None,
+        typer.Option(
+            help="Say that it is not known where the model is less sure, from 0 to 1. Default: "
+            "that of the model.",
+            min=0.0,
+            max=1.0,
+        ),
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -41,6 +50,7 @@ def chat(
         viq chat photo.jpg --model runs/mllm
         viq chat a.png b.png "Which is red, <image> or <image>?" --json
     """
+    from viq.jobs.info import purpose_of
     from viq.mllm.chat import ask, sampling
 
     *places, question = images_and_question
@@ -48,11 +58,13 @@ def chat(
     if Path(question).is_file():
         places, asked = images_and_question, _typed()
     loaded, processor = load_mllm(model, device)
+    if sys.stderr.isatty() and (purpose := purpose_of(model)):
+        print(f"{model}: {purpose}", file=sys.stderr)
     before: list[dict[str, str]] = []
     for question in asked:
         answer = ask(
             loaded, processor, places, question, before=before, stream=not as_json,
-            max_new_tokens=max_tokens, **sampling(temperature),
+            min_confidence=min_confidence, max_new_tokens=max_tokens, **sampling(temperature),
         )  # fmt: skip
         if as_json:
             show_json({"question": question, "images": places, "answer": answer})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,6 +32,7 @@ from viq.cli.common import (
 )
 from viq.cli.console import line, show_report
 from viq.cli.progress import progress
+from viq.core.files import DEFAULT_MODEL
 from viq.core.interrupts import stoppable
 from viq.core.remote import location
 
@@ -62,7 +62,7 @@ def encode(
             help="FOLDER, here or s3://.., gs://..; NAME.parquet; or NAME.viq for one image.",
         ),
     ],
-    model: Model = "viq-tiny",
+    model: Model = DEFAULT_MODEL,
     tile: Tile = None,
     max_pixels: Annotated[
         int | None, typer.Option(help="Shrink larger images to this area. Default: never.")
@@ -200,8 +200,17 @@ def decode(
             help="Stores, .parquet or .viq files; the first two also behind URLs.",
         ),
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the PNG files.")],
-    model: Model = "viq-tiny",
+    out: Annotated[
+        Any,
+        typer.Option(
+            "-o",
+            "--out",
+            parser=location,
+            metavar="FOLDER",
+            help="Folder for the PNG files, here or s3://.., gs://..",
+        ),
+    ],  # fmt: skip
+    model: Model = DEFAULT_MODEL,
     device: Device = "auto",
     any_tokenizer: Annotated[
         bool,

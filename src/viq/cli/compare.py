@@ -20,6 +20,7 @@ from viq.cli.common import (
 )
 from viq.cli.console import line, show_failures, show_json, table
 from viq.cli.progress import progress
+from viq.core.files import DEFAULT_MODEL
 
 
 @guarded
@@ -89,7 +90,7 @@ def compare(
         transcript=transcript, timed=timed, repeats=repeats, memory=memory,
         shown=shown if out else 0,
     )  # fmt: skip
-    names = names_of(methods) or ["viq-tiny", "jpeg", "webp", "avif"]
+    names = names_of(methods) or [DEFAULT_MODEL, "jpeg", "webp", "avif"]
     source = open_inputs(images)
     count = min(len(source), limit or len(source))
     with progress("comparing", count, hidden=as_json) as advance:

@@ -30,6 +30,7 @@ from viq.cli.help import App
 from viq.cli.probes import features, naming, understanding
 from viq.cli.progress import progress
 from viq.cli.vlm import vlm
+from viq.core.files import DEFAULT_MODEL
 
 eval_app = App(
     help="""Measure quality and stability.
@@ -46,7 +47,7 @@ eval_app.command()(vlm)
 @guarded
 def reconstruction(
     images: Images,
-    model: Model = "viq-tiny",
+    model: Model = DEFAULT_MODEL,
     crop: Annotated[
         int | None, typer.Option(help="Shorter side to this many px, then the central square.")
     ] = None,
@@ -90,7 +91,7 @@ def reconstruction(
 @guarded
 def stability(
     images: Images,
-    model: Model = "viq-tiny",
+    model: Model = DEFAULT_MODEL,
     random_sizes: Annotated[int, typer.Option(help="Add this many crops of random sizes.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -115,7 +116,7 @@ def stability(
 def tiles(
     images: Images,
     side: Annotated[int, typer.Option("--tile", help="Side of the tiles, px.")] = 1024,
-    model: Model = "viq-tiny",
+    model: Model = DEFAULT_MODEL,
     as_json: Json = False,
 ) -> None:
     """PSNR encoded whole against encoded in tiles, and the error along the seams of tiles.

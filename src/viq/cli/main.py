@@ -22,6 +22,7 @@ from viq.cli.help import App
 from viq.cli.store import store_app
 from viq.cli.tools import convert, demo, doctor, info, models, report
 from viq.cli.train import train_app
+from viq.cli.web import web
 from viq.core.terminal import make_plain
 
 app = App(
@@ -39,7 +40,7 @@ app = App(
 )
 # What help shows together, in this order.
 for panel, commands in {
-    "Codes": (encode, decode, info, models, demo),
+    "Codes": (encode, decode, info, models, demo, web),
     "Language models": (chat, caption, generate),
     "Train and measure": (compare, report),
     "Other": (convert, export, doctor),

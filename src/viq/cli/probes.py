@@ -36,6 +36,7 @@ from viq.cli.console import (
     table,
 )
 from viq.cli.progress import progress
+from viq.core.files import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from viq.eval.probes.benchmark import ProbeBenchmark, ProbeConfig
@@ -57,7 +58,7 @@ def naming(
     data: Annotated[
         list[str], typer.Argument(help="Photos with a column of labels: Parquet files, folders, ..")
     ],
-    model: Model = "viq-tiny",
+    model: Model = DEFAULT_MODEL,
     label: Label = "label",
     where: Where = None,
     threads: Threads = None,

@@ -25,6 +25,7 @@ from viq.cli.common import (
 from viq.cli.console import line, show, show_json
 from viq.cli.help import App
 from viq.cli.progress import progress
+from viq.core.files import DEFAULT_MODEL
 from viq.core.interrupts import stoppable
 from viq.core.remote import location
 
@@ -135,7 +136,7 @@ def merge(
     stores: Stores,
     out: OutFolder,
     compress: Annotated[bool, typer.Option("--compress", help="As viq encode does.")] = False,
-    model: Annotated[str, typer.Option(help="Of --compress: the tokenizer.")] = "viq-tiny",
+    model: Annotated[str, typer.Option(help="Of --compress: the tokenizer.")] = DEFAULT_MODEL,
     skip_duplicates: Annotated[
         bool, typer.Option("--skip-duplicates", help="Keep the first of a key, not refuse it.")
     ] = False,
@@ -213,7 +214,7 @@ def import_(
         list[Path], typer.Argument(help=".viq, .npy, .npz or .tar files, or folders of them.")
     ],
     out: OutFolder,
-    model: Annotated[str, typer.Option(help="The tokenizer that made the codes.")] = "viq-tiny",
+    model: Annotated[str, typer.Option(help="The tokenizer that made the codes.")] = DEFAULT_MODEL,
     shard_size: ShardSize = 1000,
     as_json: Json = False,
 ) -> None:
@@ -240,7 +241,16 @@ def import_(
 @stoppable()
 def export(
     store: Store,
-    out: Annotated[Path, typer.Option("-o", "--out", help="New folder.")],
+    out: Annotated[
+        Any,
+        typer.Option(
+            "-o",
+            "--out",
+            parser=location,
+            metavar="FOLDER",
+            help="New folder, here or behind a URL.",
+        ),
+    ],  # fmt: skip
     webdataset: Annotated[bool, typer.Option("--webdataset", help="As .tar shards.")] = False,
     shard_size: ShardSize = 10000,
     as_json: Json = False,
@@ -265,7 +275,7 @@ def export(
 def preview(
     store: Store,
     out: Annotated[Path, typer.Option("-o", "--out", help="NAME.png or NAME.html.")],
-    model: Model = "viq-tiny",
+    model: Model = DEFAULT_MODEL,
     rows: Annotated[int, typer.Option(min=1, help="How many are shown.")] = 24,
     seed: Annotated[int | None, typer.Option(help="Draw them. Default: evenly spread.")] = None,
     overwrite: Overwrite = False,
@@ -295,7 +305,7 @@ def near_duplicates(
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Default: 0.5 of codes, 0.95 of pooled.")
     ] = None,
-    model: Annotated[str, typer.Option(help="Of --by pooled: the tokenizer.")] = "viq-tiny",
+    model: Annotated[str, typer.Option(help="Of --by pooled: the tokenizer.")] = DEFAULT_MODEL,
     as_json: Json = False,
 ) -> None:
     """Pairs of pictures that are nearly the same.

@@ -27,7 +27,8 @@ import numpy as np
 
 from viq.codec.entropy_model import EntropyModel
 from viq.codec.phases import PHASES, Part, Step, steps_of
-from viq.codec.streams import Reader, Stream, Writer
+from viq.codec.streams import Meter, Reader, Stream, Writer
+from viq.core.codes import Codes
 from viq.core.types import CODES_PER_PATCH, Grid, ViqError
 
 COMMON = 12  # divisible by every number of neighbours: sums over them become comparable
@@ -135,6 +136,18 @@ class ClassTables(EntropyModel, format=2):
             for ids_TS, grid in zip(found, grids, strict=True)
         ]
 
+    def patch_bits(self, codes: Codes) -> np.ndarray:
+        self._require_own([codes])
+        ids_TS, meter = codes.ids.reshape(-1, CODES_PER_PATCH), Meter(codes.ids[..., 0].size)
+        parts = self.split(ids_TS)
+        if not self.fits(parts).all():
+            self._plain(meter, ids_TS)
+        else:
+            for step in steps_of([codes.grid]):
+                self._code_step(meter.at(step.places_n), step, parts)
+            self._code_rest(meter, [codes.grid], parts)
+        return meter.bits_T.reshape(codes.grid)
+
     # Codes and their parts
 
     def split(self, ids_TS: np.ndarray) -> Parts:
@@ -198,6 +211,10 @@ class ClassTables(EntropyModel, format=2):
         """Write the parts of images, or read them into `parts`."""
         for step in steps_of(grids):
             self._code_step(stream, step, parts)
+        self._code_rest(stream, grids, parts)
+
+    def _code_rest(self, stream: Stream, grids: Sequence[Grid], parts: Parts) -> None:
+        """Kinds and what is left of codes, which depend on no neighbours."""
         wholes = whole_parts(grids)
         if self.shape.kinds:
             tables_Tl = self._tables["kind"][corners(grids)]

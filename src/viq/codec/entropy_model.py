@@ -204,6 +204,15 @@ class EntropyModel:
         """Bits that all codes take, their checksums not counted."""
         return 8.0 * sum(len(payload) - _CRC.size for payload in self.compress(codes))
 
+    def patch_bits(self, codes: Codes) -> np.ndarray:
+        """Bits (rows, cols), float64, that the codes of each patch of an image take: their
+        information content, given the patches that are coded before.
+
+        Raises:
+            CodesError: as `compress`.
+        """
+        raise NotImplementedError
+
     def _encode(self, ids: Sequence[np.ndarray]) -> Iterable[np.ndarray]:
         """Words of the range coder for the ids (rows, cols, 4) of each image."""
         raise NotImplementedError

@@ -92,11 +92,22 @@ class LevelNetwork(EntropyModel, format=1):
         total = 0.0
         for batch in self._batches([item.grid for item in codes]):
             layout = Layout.of([item.grid for item in codes[batch]])
-            levels_TK = layout.levels([item.ids for item in codes[batch]], self.levels)
-            tables_TKl = self._tables(layout, levels_TK)
-            p_TK = np.take_along_axis(tables_TKl, levels_TK[..., None], 2)[..., 0]
-            total -= float(np.log2(np.maximum(p_TK, 2**-8) / tables_TKl.sum(2)).sum())
+            total += float(self._bits(layout, [item.ids for item in codes[batch]]).sum())
         return total
+
+    def patch_bits(self, codes: Codes) -> np.ndarray:
+        self._require_own([codes])
+        layout = Layout.of([codes.grid])
+        bits_T = np.zeros(len(layout.step_T))
+        bits_T[:] = self._bits(layout, [codes.ids]).sum(1)[layout.places[0]]
+        return bits_T.reshape(codes.grid)
+
+    def _bits(self, layout: Layout, ids: Sequence[np.ndarray]) -> np.ndarray:
+        """Bits (T, K) of all levels, in the order of the layout."""
+        levels_TK = layout.levels(ids, self.levels)
+        tables_TKl = self._tables(layout, levels_TK)
+        p_TK = np.take_along_axis(tables_TKl, levels_TK[..., None], 2)[..., 0]
+        return -np.log2(np.maximum(p_TK, 2**-8) / tables_TKl.sum(2))
 
     def _encode(self, ids: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         layout = Layout.of([(item.shape[0], item.shape[1]) for item in ids])

@@ -69,6 +69,37 @@ class Writer:
         return [encoder.get_compressed() for encoder in self._encoders]
 
 
+class Meter:
+    """Writes nothing: adds up the information content, in bits, of the symbols of each patch.
+
+    Attributes:
+        bits_T: of the patches of one image, in raster order.
+    """
+
+    def __init__(self, patches: int) -> None:
+        self.bits_T = np.zeros(patches)
+        self._places_n = np.arange(patches)
+
+    def at(self, places_n: np.ndarray) -> Meter:
+        """The same, for symbols of the patches at these places, each once."""
+        some = copy(self)
+        some._places_n = places_n
+        return some
+
+    def tables(
+        self, parts: Sequence[Part], tables_nl: np.ndarray, symbols_n: np.ndarray
+    ) -> np.ndarray:
+        likely_n = np.take_along_axis(tables_nl, symbols_n[:, None].astype(np.int64), 1)[:, 0]
+        self.bits_T[self._places_n] += np.log2(tables_nl.sum(1)) - np.log2(likely_n)
+        return symbols_n
+
+    def uniform(
+        self, parts: Sequence[Part], sizes_n: np.ndarray, symbols_n: np.ndarray
+    ) -> np.ndarray:
+        self.bits_T[self._places_n] += np.log2(np.maximum(sizes_n, 1))
+        return symbols_n
+
+
 class Reader:
     """Reads; the symbols that it is given say no more than how many there are.
 

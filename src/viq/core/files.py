@@ -33,6 +33,9 @@ _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getatt
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # else opening a pipe waits for its other end
 
 
+DEFAULT_MODEL = "viq-transform"  # the tokenizer where none is named
+
+
 def bundled(name: str | os.PathLike[str]) -> Path | None:
     """The folder of the model of this name that comes with the package, if there is one.
 

@@ -13,7 +13,7 @@ import stat
 import struct
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,10 @@ class Manifest:
         if is_there(path):
             self._read()
 
+    def is_there(self, name: str) -> bool:
+        """Whether anything in the folder has this name, be it a link that leads nowhere."""
+        return is_there(self.path.parent / name)
+
     def listed(self, name: str) -> list[dict[str, Any]]:
         """What the list says of a file, oldest first; more than once if it was written again."""
         return self._listed.get(name, [])
@@ -132,11 +136,7 @@ class Manifest:
         """Write the list anew: a line for each file that is there as it was written last."""
         kept = [entry for name in list(self._listed) if (entry := self.made(name))]
         # Only a list that this job wrote itself is replaced: `_read` refuses all others.
-        write_atomically(self.path, b"".join(map(_line, [self._head, *kept])))
-
-    @property
-    def _head(self) -> dict[str, Any]:
-        return {"viq": self._job, "format": _FORMAT}
+        write_atomically(self.path, list_bytes(self._job, kept))
 
     def _append(self, entry: Mapping[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ class Manifest:
             if self._torn:
                 file.truncate(self._whole_bytes)  # `_read` found the rest of a line of our own
                 self._torn = False
-            data = _line(entry) if self._whole_bytes else _line(self._head) + _line(entry)
+            data = _line(entry) if self._whole_bytes else _line(_head(self._job)) + _line(entry)
             file.write(data)
         self._whole_bytes += len(data)
         self._listed[entry["file"]].append(dict(entry))
@@ -156,14 +156,11 @@ class Manifest:
             raise ViqError(f"{where}: is a link; viq writes its list of files there: move it away")
         with open_regular(self.path) as file:
             first = file.readline(_LINE_BYTES)
-            if first and not first.endswith(b"\n") and _line(self._head).startswith(first):
+            if first and not first.endswith(b"\n") and _line(_head(self._job)).startswith(first):
                 self._torn = True
                 return
-            if first and _parsed(first, where) != self._head:
-                raise ViqError(
-                    f"{where}: is not the list of files that viq {self._job} writes; give another "
-                    "folder, or move it away"
-                )
+            if first:
+                _require_head(first, self._job, where)
             self._whole_bytes = len(first)
             while (line := file.readline(_LINE_BYTES)).endswith(b"\n"):
                 entry = _parsed(line, where)
@@ -171,6 +168,31 @@ class Manifest:
                     self._listed[entry["file"]].append(entry)
                 self._whole_bytes += len(line)
             self._torn = bool(line)
+
+
+def list_bytes(job: str, entries: Iterable[Mapping[str, Any]]) -> bytes:
+    """A whole list of files, as `Manifest` has it."""
+    return b"".join(map(_line, [_head(job), *entries]))
+
+
+def read_list(data: bytes, job: str, where: str) -> list[dict[str, Any]]:
+    """The files of a whole list. Raises `ViqError` if it is none that `job` writes."""
+    first, *lines = data.splitlines() or [b""]
+    _require_head(first, job, where)
+    entries = (_parsed(line, where) for line in lines)
+    return [e for e in entries if isinstance(e, dict) and isinstance(e.get("file"), str)]
+
+
+def _head(job: str) -> dict[str, Any]:
+    return {"viq": job, "format": _FORMAT}
+
+
+def _require_head(line: bytes, job: str, where: str) -> None:
+    if _parsed(line, where) != _head(job):
+        raise ViqError(
+            f"{where}: is not the list of files that viq {job} writes; give another folder, or "
+            "move it away"
+        )
 
 
 def _parsed(line: bytes, where: str) -> Any:

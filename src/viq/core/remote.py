@@ -10,6 +10,7 @@ Files are put only into object stores, where a file is there as a whole or not a
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,12 +40,16 @@ def suffix_of(place: Location) -> str:
     return Path(str(place)).suffix
 
 
+class RemoteError(CodesError):
+    """A file behind a URL cannot be fetched, written or listed; others may go the same way."""
+
+
 class RemoteFolder:
     """A folder behind a URL. Names are those of files in it, relative, with slashes.
 
     Raises:
         ViqError: a chain of file systems, or its library is not installed.
-        CodesError: from all methods, where something fails; one line that names the URL.
+        RemoteError: from all methods, where something fails; one line that names the URL.
     """
 
     def __init__(self, url: str) -> None:
@@ -55,8 +60,17 @@ class RemoteFolder:
             from fsspec.core import url_to_fs
         extra = _ATOMIC.get(self.scheme, "data")
         with require(_LIBRARIES.get(extra, self.scheme), extra, url), self._reported(""):
-            self._fs, root = url_to_fs(self.url)
-        self._root = root.rstrip("/")
+            self._opened, root = url_to_fs(self.url)
+        self._root, self._process = root.rstrip("/"), os.getpid()
+
+    @property
+    def _fs(self) -> Any:
+        """The file system; another after a fork, whose process cannot use the connections of ours."""
+        if self._process != os.getpid():
+            from fsspec.core import url_to_fs
+
+            self._opened, self._process = url_to_fs(self.url)[0], os.getpid()
+        return self._opened
 
     def sizes(self, *, deep: bool = False) -> dict[str, int]:
         """Bytes of the files in it, by name; `deep` below it."""
@@ -93,7 +107,7 @@ class RemoteFolder:
             except FileNotFoundError:
                 return None
         if len(data) > limit:
-            raise CodesError(f"{self.url}/{name}: has more than {limit:,} bytes")
+            raise RemoteError(f"{self.url}/{name}: has more than {limit:,} bytes")
         return data
 
     def get(self, name: str, to: Path, limit: int | None = None) -> None:
@@ -127,6 +141,14 @@ class RemoteFolder:
         """Store a file of this machine, in place of one of that name."""
         with self._reported(name, "written"):
             self._fs.put_file(str(path), self._path(name))
+
+    @contextmanager
+    def put_when_whole(self, name: str) -> Iterator[Path]:
+        """A temporary file of this machine that is stored under `name` if the block ends well."""
+        with tempfile.TemporaryDirectory(prefix="viq-") as folder:
+            path = Path(folder, "file")
+            yield path
+            self.put(path, name)
 
     def write(self, name: str, data: bytes) -> None:
         """Store bytes, in place of a file of that name."""
@@ -166,9 +188,9 @@ class RemoteFolder:
         except ImportError:
             raise
         except FileNotFoundError:
-            raise CodesError(f"{self.url}: has no {name or 'such place'}") from None
+            raise RemoteError(f"{self.url}: has no {name or 'such place'}") from None
         except Exception as error:
             reason = " ".join(first_line(error).split())
-            raise CodesError(
+            raise RemoteError(
                 f"{self.url}: {name or 'it'} cannot be {done} ({type(error).__name__}: {reason})"
             ) from None

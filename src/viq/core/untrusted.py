@@ -66,6 +66,13 @@ def whole_number(value: Any, where: str, least: int = 0, most: int = 2**53) -> i
     return value
 
 
+def fraction(value: Any, where: str) -> float:
+    """A number from 0 to 1. Raises `UntrustedError`."""
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise UntrustedError(f"{where}: {_quoted(value)} is no number from 0 to 1")
+    return float(value)
+
+
 def levels_of(value: Any, where: str) -> tuple[int, ...]:
     """FSQ levels: few, and their product within what ids can tell apart. Raises `UntrustedError`.
 

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from viq.core.types import PATCH_SIZE, Grid, Size, grid_of
 
+PAD_MODES = ("constant", "replicate")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PatchBatch:
@@ -65,14 +67,19 @@ def exact_pixels(patches: Tensor) -> Tensor:
     return ((levels / 255 - 0.5) / 0.5).masked_fill(values == 0, 0)
 
 
-def patchify(pixels: Tensor, patch_size: int = PATCH_SIZE) -> Tensor:
+def patchify(pixels: Tensor, patch_size: int = PATCH_SIZE, pad_mode: str = PAD_MODES[0]) -> Tensor:
     """Pixels (..., 3, H, W) in [-1, 1] to patches (..., rows*cols, D).
 
-    Right and bottom are padded with zeros, which is mid-grey, to whole patches (docs/model.md).
+    Right and bottom are padded to whole patches (docs/model.md).
+
+    Args:
+        pad_mode: as in `torch.nn.functional.pad`: "constant" for zeros, which is mid-grey, or
+            "replicate" for the last pixels again.
     """
     *lead, channels, height, width = pixels.shape
     rows, cols = grid_of((height, width), patch_size)
-    pixels = F.pad(pixels, (0, cols * patch_size - width, 0, rows * patch_size - height))
+    missing = (0, cols * patch_size - width, 0, rows * patch_size - height)
+    pixels = F.pad(pixels, missing, mode=pad_mode) if any(missing) else pixels
     pixels = pixels.reshape(*lead, channels, rows, patch_size, cols, patch_size)
     pixels = pixels.movedim((-4, -2), (-5, -4))  # (..., rows, cols, channels, patch, patch)
     return pixels.reshape(*lead, rows * cols, channels * patch_size**2)

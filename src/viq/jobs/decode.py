@@ -13,6 +13,7 @@ A picture is named after its key, `photos/a.jpg` becomes `photos/a.png`:
 
 Beside the pictures `decoded.jsonl` says which key each is of: lines of {file, key, image_index,
 codes, model, sha256}. By it an interrupted job is gone on with, and nothing else is replaced.
+Behind a URL (s3://, gs://, ..) pictures are written in groups (`viq.core.remote_outputs`).
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from typing import Any
 from viq.core.codes import Codes
 from viq.core.errors import first_line
 from viq.core.names import PATH_BYTES, folded, hashed, portable
-from viq.core.outputs import Manifest, is_there, require_folder
-from viq.core.remote import Location
+from viq.core.outputs import Manifest, require_folder
+from viq.core.remote import Location, RemoteError, RemoteFolder
+from viq.core.remote_outputs import RemoteManifest
 from viq.core.types import FLOAT32, CodesError, ViqError
 from viq.core.untrusted import below
 from viq.image.open import IMAGE_SUFFIXES
@@ -110,7 +112,7 @@ def read_codes(paths: Iterable[Location]) -> Iterator[tuple[str, Codes, str]]:
 def decode_files(
     tokenizer: VisualTokenizer,
     paths: Sequence[Location],
-    out: Path,
+    out: Location,
     *,
     any_tokenizer: bool = False,
     overwrite: bool = False,
@@ -123,6 +125,7 @@ def decode_files(
     the same job made are left as they are.
 
     Args:
+        out: a folder here, or behind a URL.
         any_tokenizer: decode codes of another tokenizer all the same.
         overwrite: replace files that this job did not make.
         begin: called once, with the number of rows.
@@ -134,12 +137,11 @@ def decode_files(
         ViqError: files that are there would be replaced, and not `overwrite`.
     """
     start = time.perf_counter()
-    require_folder(out)
+    manifest = _manifest(out)
     parts = [part for path in paths for part in _parts(path, tokenizer, any_tokenizer)]
     report = Summary(failures=[_failure(str(p.path), p.broken) for p in parts if p.broken])
     parts = [part for part in parts if not part.broken]
     named = name_pictures([part.places() for part in parts])
-    manifest = Manifest(out / MANIFEST, "decode")
     if not overwrite:
         _refuse_clashes(out, manifest, [picture for pictures in named for picture in pictures])
     job = _Decoding(tokenizer, manifest, any_tokenizer, overwrite, report)
@@ -150,12 +152,29 @@ def decode_files(
                 try:
                     job.decode(picture, codes, part.model)
                 except Exception as error:  # what a row of somebody else makes a library raise
-                    if isinstance(error, OSError) and not _is_of_name(error):
-                        raise  # a full disk, a folder that cannot be written to
+                    if _is_of_place(error):
+                        raise
                     report.failures.append(_failure(picture.key, _told(part.path, error)))
             progress()
+    if isinstance(manifest, RemoteManifest):
+        manifest.finish()
     report.seconds = time.perf_counter() - start
     return report
+
+
+def _manifest(out: Location) -> Manifest | RemoteManifest:
+    """The list of the pictures in a folder, which is looked at before any work."""
+    if isinstance(out, str):
+        return RemoteManifest(RemoteFolder(out), MANIFEST, "decode")
+    require_folder(out)
+    return Manifest(out / MANIFEST, "decode")
+
+
+def _place(manifest: Manifest | RemoteManifest, name: str, key: str) -> str:
+    """Where a picture goes. Raises `UntrustedError` if a link leads out of the folder."""
+    if isinstance(manifest, RemoteManifest):
+        return f"{manifest.folder.url}/{name}"
+    return str(below(manifest.path.parent, name, key))
 
 
 class _Decoding:
@@ -164,7 +183,7 @@ class _Decoding:
     def __init__(
         self,
         tokenizer: VisualTokenizer,
-        manifest: Manifest,
+        manifest: Manifest | RemoteManifest,
         any_tokenizer: bool,
         overwrite: bool,
         report: Summary,
@@ -185,19 +204,19 @@ class _Decoding:
             others = self._report.other_dtypes
             others[codes.dtype] = others.get(codes.dtype, 0) + 1
         where = picture.key or picture.name
-        path = below(self._manifest.path.parent, picture.name, where)
+        path = _place(self._manifest, picture.name, where)
         facts = {
             "key": picture.key,
             "image_index": picture.image_index,
             "codes": hashlib.sha256(codes.to_bytes()).hexdigest(),
             "model": self._painter,
         }
-        if is_there(path):
+        if self._manifest.is_there(picture.name):
             made = self._manifest.made(picture.name)
             if made is not None and facts.items() <= made.items():
                 self._report.resumed += 1
                 return
-            if not self._overwrite or path.is_dir():
+            if not self._overwrite or Path(path).is_dir():  # as no URL is
                 raise ViqError(
                     f"{path}: exists, and is not what this job made of {where}; give another "
                     "folder, or --overwrite"
@@ -211,7 +230,7 @@ class _Decoding:
             image.save(stream, format="PNG")
             self._manifest.write(picture.name, stream.getvalue(), **facts)
         self._report.count(codes)
-        self._report.outputs.append(str(path))
+        self._report.outputs.append(path)
 
 
 def name_pictures(
@@ -278,12 +297,14 @@ def _common_folder(keys: Iterable[str]) -> str:
     return prefix[: prefix.rfind("/") + 1]
 
 
-def _refuse_clashes(out: Path, manifest: Manifest, pictures: Sequence[Picture]) -> None:
+def _refuse_clashes(
+    out: Location, manifest: Manifest | RemoteManifest, pictures: Sequence[Picture]
+) -> None:
     """Refuse before the work what is known to fail: files that are there and not of this job."""
     clashes = [
         picture.name
         for picture in pictures
-        if is_there(out / picture.name)
+        if manifest.is_there(picture.name)
         and not any(
             (entry.get("key"), entry.get("image_index")) == (picture.key, picture.image_index)
             for entry in manifest.listed(picture.name)
@@ -292,7 +313,7 @@ def _refuse_clashes(out: Path, manifest: Manifest, pictures: Sequence[Picture]) 
     if clashes:
         more = f", and {len(clashes) - 1} more," if len(clashes) > 1 else ""
         raise ViqError(
-            f"{out / clashes[0]}: exists{more} and this job did not make it; give another folder, "
+            f"{out}/{clashes[0]}: exists{more} and this job did not make it; give another folder, "
             "or --overwrite"
         )
 
@@ -347,11 +368,15 @@ def _painter(tokenizer: VisualTokenizer) -> str:
     return checkpoint.fingerprint({part: config.get(part) for part in parts}, weights)
 
 
-def _is_of_name(error: OSError) -> bool:
-    """Whether a system refuses a name, and nothing else is wrong."""
-    return isinstance(error, (NotADirectoryError, IsADirectoryError, FileExistsError)) or (
-        error.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
-    )
+def _is_of_place(error: Exception) -> bool:
+    """Whether nothing more can be written: a full disk, a server that does not answer.
+
+    A name that the system refuses costs one picture.
+    """
+    if not isinstance(error, OSError):
+        return isinstance(error, RemoteError)
+    is_of_name = isinstance(error, (NotADirectoryError, IsADirectoryError, FileExistsError))
+    return not is_of_name and error.errno not in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 
 
 def _told(path: Path, error: Exception) -> str:

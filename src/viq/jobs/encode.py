@@ -5,52 +5,42 @@ One bad input never stops a job: it is listed with its reason and the rest goes 
 
 from __future__ import annotations
 
-import errno
 import heapq
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import asdict
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
 from viq.core.files import write_atomically
-from viq.core.outputs import is_there, require_folder, require_free
 from viq.core.process import ALONE, Place
-from viq.core.remote import Location, RemoteFolder, suffix_of
+from viq.core.remote import Location, suffix_of
 from viq.core.types import ViqError
 from viq.data.sources.base import Source
-from viq.image.open import IMAGE_SUFFIXES
+from viq.jobs.destination import begin_afresh, check_out, list_failures, stops_named
 from viq.jobs.inputs import left_over, require_all
 from viq.jobs.pipeline import Encoded, EncodeOptions, Pipeline, Task, Watch
 from viq.jobs.summary import Summary
-from viq.jobs.unfinished import Unfinished, replaces
+from viq.jobs.unfinished import Unfinished
 from viq.models.tokenizer.counted import parts_of, refinement_digest
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store.columns import Extras
-from viq.store.facts import require_ledger
-from viq.store.folder import INDEX, JOB, LEDGER, PARQUET, SINGLE, Index, shard_name
+from viq.store.folder import PARQUET, SINGLE, Index
 from viq.store.job import (
     Counts,
     Failure,
     Job,
     ShardWriter,
-    clear,
     count_shards,
     digest,
-    read_job,
-    write_ledger,
 )
-from viq.store.remote_job import clear_remote, open_job_at
+from viq.store.remote_job import open_job_at
 from viq.store.rows import StoreInfo
 
 _TYPED_BY = 1000  # first inputs, whose extra columns decide the types of all
 
-# Names with a dot are those of folders, too, but these are surely meant for files.
-_NO_FOLDERS = frozenset((*IMAGE_SUFFIXES, ".txt", ".json", ".jsonl", ".csv", ".tar", ".zip", ".npy",
-                         ".npz", ".arrow", ".pt", ".pth", ".safetensors"))  # fmt: skip
 _AGAIN = "run the same command again to go on, without --overwrite"
 
 Progress = Callable[[], None]
@@ -123,30 +113,6 @@ def encode(
     report.left_over = left_over(source, report)
     report.seconds = time.perf_counter() - start
     return report
-
-
-def begin_afresh(out: Location) -> None:
-    """Remove the store in `out` that is to be replaced; call when nothing else can be refused.
-
-    A folder without the file that each store begins with is left as it is: `open_job` refuses it.
-
-    Raises:
-        ViqError: other files lie beside the store; nothing was removed.
-    """
-    if isinstance(out, str):
-        clear_remote(out)
-        return
-    if not (out / JOB).is_file():
-        return
-    shards = {shard_name(number) for number in range(count_shards(read_job(out)))}
-    for name in sorted(path.name for path in out.iterdir()):
-        ours = name in shards or name in (INDEX, JOB, LEDGER) or name.startswith((".", "_entropy-"))
-        if not ours:
-            raise ViqError(
-                f"-o {out}: holds {name} beside the store; nothing was removed. Move it away, or "
-                "give another folder"
-            )
-    clear(out)  # only the files that this store consists of
 
 
 def plan(
@@ -243,7 +209,7 @@ def to_store(job: Job, numbers: Sequence[int], work: Callable[[], Counts]) -> Su
         job.look(number for number in range(total) if number not in job.whole)
         return f"{len(job.whole)} of {total} shards are whole: {_AGAIN}"
 
-    with _stops_named(job.where, saved):
+    with stops_named(job.where, saved):
         counts = work()
         index, missing = job.finish()
     failures = [failure for n in numbers for failure in job.whole[n].failures]
@@ -293,7 +259,7 @@ def _to_file(
     try:
         report.resumed = unfinished.done
         tasks = (Task(0, place) for place in range(unfinished.done, index.inputs))
-        with _stops_named(out, saved), closing(pipeline.run(tasks)) as encoded:
+        with stops_named(out, saved), closing(pipeline.run(tasks)) as encoded:
             facts = (0, index.inputs)
             with (
                 suppress(_NothingToKeepError),
@@ -304,7 +270,7 @@ def _to_file(
                     raise _NothingToKeepError
                 written.append(out)
                 report.no_image = shard.facts.rows - shard.facts.images
-            written += _list_failures(out, failures)
+            written += list_failures(out, failures)
         finished = True
     finally:
         unfinished.close(finished=finished)
@@ -315,14 +281,14 @@ def _to_file(
 def _to_single(pipeline: Pipeline, out: Path, progress: Progress) -> Summary:
     """Encode one image into a .viq file."""
     report, failures, written = Summary(), list[Failure](), list[Path]()
-    with _stops_named(out, lambda: "nothing was written"):
+    with stops_named(out, lambda: "nothing was written"):
         with closing(pipeline.run([Task(0, 0)])) as encoded:
             for item in encoded:
                 _count(report, item)
                 failures += [_failure(item)] if item.reason else []
                 written += _write_single(out, item)
                 progress()
-        written += _list_failures(out, failures)
+        written += list_failures(out, failures)
     report.kept = [str(out)] if out not in written and out.exists() else []
     return _listed(report, failures, written)
 
@@ -337,18 +303,6 @@ class _NothingToKeepError(Exception):
     pass
 
 
-def _ledger(out: Path) -> Path:
-    is_taken = out.suffix == SINGLE and is_there(out.with_suffix(PARQUET))  # it has such a list too
-    return out.with_name(f"{out.stem}{'-viq' * is_taken}.failures.jsonl")
-
-
-def _list_failures(out: Path, failures: Sequence[Failure]) -> list[Path]:
-    """Write the ledger beside `out`, or remove the one of an earlier run: no stale list is left."""
-    ledger = _ledger(out)
-    write_ledger(ledger, failures)  # where nothing is, or a list that viq wrote: it looks
-    return [ledger] if failures else []
-
-
 def _write_single(out: Path, item: Encoded) -> list[Path]:
     codes = [row.codes for row in item.rows if row.codes is not None]
     if not item.reason and len(codes) != 1:
@@ -359,52 +313,6 @@ def _write_single(out: Path, item: Encoded) -> list[Path]:
     for image in codes:
         write_atomically(out, image.to_bytes())
     return [out] if codes else []
-
-
-@contextmanager
-def _stops_named(out: Path | str, saved: Callable[[], str]) -> Iterator[None]:
-    """Say what there is when a full disk or an interrupt ends a job."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; {saved()}") from None
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        said = ""
-        with suppress(OSError):  # there may be no room even for what is to be saved
-            said = f"; {saved()}"
-        raise ViqError(f"-o {out}: the disk is full{said}") from None
-
-
-def check_out(out: Location, count: int, overwrite: bool) -> bool:
-    """Whether `out` is to be a store. Raises ViqError if it cannot be written."""
-    if isinstance(out, str):
-        if suffix_of(out) in (PARQUET, SINGLE):
-            raise ViqError(f"-o {out}: behind a URL only folders are written; give one")
-        RemoteFolder(out).require_writable()
-        return True
-    is_store = out.suffix not in (PARQUET, SINGLE) or out.is_dir()
-    if is_store and out.suffix.lower() in _NO_FOLDERS and not out.is_dir():
-        raise ViqError(
-            f"-o {out}: give NAME{PARQUET}, NAME{SINGLE} for a single image, or a folder"
-        )
-    if out.suffix == SINGLE and count != 1:
-        raise ViqError(f"-o {out}: holds one image, got {count}: write NAME{PARQUET} instead")
-    if not is_store:
-        require_free(out, overwrite=overwrite or replaces(out))
-        require_ledger(_ledger(out))
-    else:
-        require_folder(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out.parent):  # know now, not after an hour of encoding
-            pass
-    except OSError as error:
-        raise ViqError(
-            f"-o {out}: cannot be written ({error.strerror}); choose another place"
-        ) from None
-    return is_store
 
 
 def _fill(shard: ShardWriter, encoded: Iterable[Encoded]) -> None:

@@ -12,7 +12,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 from viq.core.codes import Codes
-from viq.core.files import BUNDLED, read_bytes, require_regular
+from viq.core.files import BUNDLED, bundled, read_bytes, require_regular
 from viq.core.remote import Location, location, suffix_of
 from viq.core.types import CodesError
 from viq.core.untrusted import CONFIG_BYTES, parse_json, printable
@@ -72,8 +72,16 @@ def _bundled(folder: Path) -> dict[str, Any]:
         "kind": facts["kind"],
         "parameters": sum(parameters.values()) if isinstance(parameters, dict) else parameters,
         "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
-        "for": yaml.safe_load((folder / CARD).read_text("utf-8").split("---")[1])["summary"],
+        "for": purpose_of(folder.name),
     }
+
+
+def purpose_of(name: str) -> str:
+    """What a bundled model is for, in one line, as its card says; "" of any other."""
+    folder = bundled(name)
+    if folder is None or not (folder / CARD).is_file():
+        return ""
+    return yaml.safe_load((folder / CARD).read_text("utf-8").split("---")[1])["summary"]
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -16,24 +16,31 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 from PIL import Image
 
 from viq.core.codes import Codes
-from viq.core.types import PATCH_SIZE, ViqError, grid_of
+from viq.core.types import ViqError, grid_of
 from viq.data.sources.access import fetched
 from viq.data.sources.base import Row, Source, SourceError
 from viq.image.open import limit_pixels
-from viq.image.patches import PatchBatch
-from viq.models.layers.blocks import Block
+from viq.jobs.threads import (
+    PATCH_PIXELS,
+    Here,
+    Nobody,
+    Watch,
+    in_order,
+    pool_of,
+    require_going_on,
+    threads_each,
+    watched,
+)
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.models.tokenizer.variable_rate import Rate
 from viq.store.columns import Extras
@@ -43,10 +50,6 @@ _AHEAD = 3  # inputs in work or waiting to be written, for each thread
 _SMALL = 256  # patches; packs of images smaller than this may run dry
 _HELD = 1 << 16  # patches of one row that are decoded ahead of an accelerator: 50 MB of pixels
 _FETCHED = 4  # images of a row that are fetched ahead; more would fill the memory
-_PATCH_PIXELS = PATCH_SIZE**2
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,19 +140,6 @@ class _Loaded:
         return sum(map(_patches, self.images))
 
 
-class Watch(Protocol):
-    """Is told how far a pipeline is, from any thread. Pixels are those of whole patches."""
-
-    def opened(self, pixels: int, inputs: int = 1) -> None:
-        """One more input is open; or, with 0 `inputs`, more of one that was."""
-
-    def encoded(self, pixels: int) -> None:
-        """So many more pixels are codes: those of a tile, or of a pack."""
-
-
-class _Nobody(Watch): ...
-
-
 class Pipeline:
     """Encodes tasks with one tokenizer and a number of threads.
 
@@ -172,7 +162,7 @@ class Pipeline:
         if workers is not None and workers < 1:
             raise ViqError(f"--workers {workers}: give at least 1")
         self._tokenizer, self._source = tokenizer, source
-        self._extras, self._options, self._watch = extras, options, watch or _Nobody()
+        self._extras, self._options, self._watch = extras, options, watch or Nobody()
         self._strict = strict
         self._rows: dict[int, Row] = {}  # that were fetched ahead, by input
         self._in_threads = tokenizer.device.type == "cpu" and not options.packed
@@ -182,41 +172,41 @@ class Pipeline:
 
     def run(self, tasks: Iterable[Task]) -> Generator[Encoded]:
         """What becomes of each task, in order. Close it to stop early."""
-        here = _Here(threading.Event(), self._watch)
+        here = Here(threading.Event(), self._watch)
         with self._fetching(tasks, here) as tasks:
             yield from self._run(tasks, here)
 
     @contextmanager
-    def _fetching(self, tasks: Iterable[Task], here: _Here) -> Iterator[Iterable[Task]]:
+    def _fetching(self, tasks: Iterable[Task], here: Here) -> Iterator[Iterable[Task]]:
         """The same tasks, each when its images are here, which others fetch ahead."""
         if not (downloads := self._source.downloads):
             yield tasks
             return
-        with _pool(downloads, here) as pool:
-            yield _in_order(pool, self._fetch, tasks, 2 * downloads)
+        with pool_of(downloads, here) as pool:
+            yield in_order(pool, self._fetch, tasks, 2 * downloads)
 
     def _fetch(self, task: Task) -> Task:
-        _require_going_on()
+        require_going_on()
         with suppress(Exception):  # it is met again, and told, when the row is loaded
             row = self._source[task.input]
             if len(row.images) <= _FETCHED:
                 self._rows[task.input] = replace(row, images=tuple(map(fetched, row.images)))
         return task
 
-    def _run(self, tasks: Iterable[Task], here: _Here) -> Generator[Encoded]:
+    def _run(self, tasks: Iterable[Task], here: Here) -> Generator[Encoded]:
         if self._in_threads:
             # The pool is closed first: its threads stop by what the others have put in place.
             with (
-                _watched(self._tokenizer),
-                _threads_each(self._workers),
-                _pool(self._workers, here) as pool,
+                watched(self._tokenizer),
+                threads_each(self._workers),
+                pool_of(self._workers, here) as pool,
             ):
-                yield from _in_order(pool, self._alone, tasks, _AHEAD * self._workers)
+                yield from in_order(pool, self._alone, tasks, _AHEAD * self._workers)
         else:
-            with _pool(self._workers, here) as pool:
+            with pool_of(self._workers, here) as pool:
                 ahead = _AHEAD * self._workers + self._options.packed // _SMALL
-                for pack in self._packs(_in_order(pool, self._load, tasks, ahead)):
-                    pixels = sum(item.patches for item in pack) * _PATCH_PIXELS
+                for pack in self._packs(in_order(pool, self._load, tasks, ahead)):
+                    pixels = sum(item.patches for item in pack) * PATCH_PIXELS
                     yield from self._encode(pack)
                     self._watch.encoded(pixels)
 
@@ -236,14 +226,14 @@ class Pipeline:
             key = self._key(task.input) if key is None else key
             return _failed(_Loaded(task, _printable(key), [], {}), error)
         loaded = _Loaded(task, _printable(key), images, extras, shrunk, row=row)
-        self._watch.opened(loaded.patches * _PATCH_PIXELS)
+        self._watch.opened(loaded.patches * PATCH_PIXELS)
         return loaded
 
     def _open(self, row: Row, first: int) -> tuple[list[Image.Image], int]:
         """Images of a row from `first` on, as many as may be held, and how many were shrunk."""
         images, shrunk, patches = list[Image.Image](), 0, 0
         for place in range(first, len(row.images)):
-            _require_going_on()
+            require_going_on()
             image = row.open(place)
             images.append(limit_pixels(image, self._options.max_pixels))
             shrunk += images[-1] is not image
@@ -304,7 +294,7 @@ class Pipeline:
     def _encode_more(self, row: Row, first: int) -> tuple[list[Codes], int]:
         """Codes of the next images of a row, and how many of these were shrunk."""
         images, shrunk = self._open(row, first)
-        pixels = sum(map(_patches, images)) * _PATCH_PIXELS
+        pixels = sum(map(_patches, images)) * PATCH_PIXELS
         self._watch.opened(pixels, 0)
         codes = self._codes(images)
         if not self._in_threads:
@@ -352,86 +342,3 @@ def _is_memory(error: Exception) -> bool:
 def _printable(key: str) -> str:
     """A key that can be written: names of files may hold bytes that are no text."""
     return key.encode(errors="backslashreplace").decode()
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T], ahead: int
-) -> Iterator[R]:
-    """`map(work, items)` on the threads of the pool, at most `ahead` items before the result."""
-    items, waiting = iter(items), deque()
-    while True:
-        waiting.extend(pool.submit(work, item) for item in islice(items, ahead - len(waiting)))
-        if not waiting:
-            return
-        yield waiting.popleft().result()
-
-
-class _StoppedError(BaseException):
-    """Ends the work of a thread whose result nobody waits for; no `except Exception` keeps it."""
-
-
-@dataclass(frozen=True)
-class _Here:
-    """What a thread of a pipeline works for."""
-
-    stop: threading.Event
-    watch: Watch
-
-
-_current = threading.local()  # `here` is set in threads of pipelines, and nowhere else
-
-
-def _require_going_on() -> None:
-    here: _Here | None = getattr(_current, "here", None)
-    if here is not None and here.stop.is_set():
-        raise _StoppedError
-
-
-@contextmanager
-def _watched(tokenizer: VisualTokenizer) -> Iterator[None]:
-    """Let threads of pipelines stop before each block of attention, and tell of each tile.
-
-    Whoever else uses the tokenizer meanwhile, from other threads, is not affected.
-    """
-
-    def before(module: torch.nn.Module, inputs: Any) -> None:
-        _require_going_on()
-
-    def after(module: torch.nn.Module, inputs: tuple[PatchBatch], tokens: torch.Tensor) -> None:
-        here: _Here | None = getattr(_current, "here", None)
-        if here is not None:
-            here.watch.encoded(len(tokens) * _PATCH_PIXELS)
-
-    parts = tokenizer.encoder, tokenizer.quantizer
-    blocks = (module for part in parts for module in part.modules() if isinstance(module, Block))
-    hooks = [block.register_forward_pre_hook(before) for block in blocks]
-    hooks.append(tokenizer.encoder.register_forward_hook(after))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
-def _pool(workers: int, here: _Here) -> Iterator[ThreadPoolExecutor]:
-    def begin() -> None:
-        _current.here = here
-
-    pool = ThreadPoolExecutor(workers, "viq-encode", begin)
-    try:
-        yield pool
-    finally:
-        here.stop.set()
-        pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _threads_each(workers: int) -> Iterator[None]:
-    """Give each of `workers` threads its share of the threads of torch."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, before // workers))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

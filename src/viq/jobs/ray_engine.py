@@ -24,7 +24,8 @@ from viq.core.errors import require
 from viq.core.remote import Location
 from viq.core.types import ViqError
 from viq.data.sources.base import Source
-from viq.jobs.encode import begin_afresh, check_out, encode_shards, plan, to_store
+from viq.jobs.destination import begin_afresh, check_out
+from viq.jobs.encode import encode_shards, plan, to_store
 from viq.jobs.inputs import left_over, open_inputs, require_all
 from viq.jobs.pipeline import EncodeOptions, Pipeline
 from viq.jobs.summary import Summary

@@ -7,13 +7,15 @@ transformers by itself does not know the model types `viq` and `viq_tokenizer`.
 
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     AutoProcessor,
 )
+
+# Not from transformers itself: release 5.17 has a stand-in there where torchvision is missing.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from viq.mllm.chat import answer_store, ask, look, sampling
 from viq.mllm.collator import CodesCollator

@@ -6,20 +6,26 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from transformers import TextStreamer
 
 from viq.core.codes import Codes
 from viq.core.types import ViqError
 from viq.mllm.answer_lines import added_to, answer_line, read_answers
+from viq.mllm.confidence import UNKNOWN, generate_with_confidence
 from viq.mllm.modeling import ViQForConditionalGeneration
 from viq.mllm.processing import ViQProcessor
 from viq.store.dataset import CodeDataset
 from viq.store.folder import SINGLE, read_single
 from viq.store.views import CodeSample
 
+Look = str | Path | Codes | Image.Image  # where an image or codes are, or these themselves
 
-def look(place: str | Path) -> Path | Codes:
+
+def look(place: Look) -> Path | Codes | Image.Image:
     """An image file, or the codes of a .viq file, as the processor takes it."""
+    if isinstance(place, Codes | Image.Image):
+        return place
     path = Path(place)
     return read_single(path) if path.suffix == SINGLE else path
 
@@ -27,18 +33,21 @@ def look(place: str | Path) -> Path | Codes:
 def ask(
     model: ViQForConditionalGeneration,
     processor: ViQProcessor,
-    places: Sequence[str | Path],
+    places: Sequence[Look],
     question: str,
     *,
     before: Sequence[dict[str, str]] = (),
     stream: bool = False,
+    min_confidence: float | None = None,
     **generation: Any,
 ) -> str:
-    """The answer to one question about images or .viq files, all of one kind.
+    """The answer to one question about images or codes, in files or at hand, all of one kind.
 
     Args:
         before: turns of the same conversation, {role, content}, in which images come first.
-        stream: also print the answer while it is made.
+        stream: also print the answer while it is made, or at once where it may be withheld.
+        min_confidence: "I don't know." instead of an answer of which the model is less sure
+            (`viq.mllm.confidence`), from 0 to 1; None: that of the processor.
         generation: options of `generate`.
 
     Raises:
@@ -49,9 +58,17 @@ def ask(
     if codes and len(codes) < len(seen):
         raise ViqError("images and .viq files together: encode the images first (viq encode)")
     visuals: dict[str, Any] = {"codes" if codes else "images": seen} if seen else {}
-    name = ", ".join(map(str, places)) or "question"
+    name = ", ".join(str(place) for place in places if isinstance(place, str | Path)) or "question"
     messages = [*before, {"role": "user", "content": question}]
     inputs = processor(text=messages, keys=[name], **visuals).to(model.device)
+    least = processor.min_confidence if min_confidence is None else min_confidence
+    if least > 0:
+        ids, confidences = generate_with_confidence(model, inputs, **generation)
+        sure = float(confidences[0]) >= least
+        answer = processor.answers(ids, inputs)[0] if sure else UNKNOWN
+        if stream:
+            print(answer)
+        return answer
     if stream:
         generation["streamer"] = TextStreamer(
             processor.tokenizer, skip_prompt=True, skip_special_tokens=True

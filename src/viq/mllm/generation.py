@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from viq.core.files import make_readable, write_atomically
 from viq.core.levels import check_levels
 from viq.core.quiet import quiet
 from viq.core.types import CODES_PER_PATCH, IGNORE, IMAGE_TOKEN, Grid, ViqError
+from viq.models.language.heads import final_logits
 from viq.models.language.packed import base_of, packed_hidden, use_packed_attention
 from viq.models.language.vision_language import load_language
 from viq.models.layers.blocks import Mlp
@@ -198,7 +199,7 @@ class CodeGenerator(nn.Module):
         inputs_LE = words_LE.masked_fill(places_L[:, None], 0) + extra_LE
         hidden_LE = packed_hidden(self.language, inputs_LE, lengths)
         scored_L = targets_L != IGNORE
-        logits = self.language.get_output_embeddings()(hidden_LE[scored_L]).float()
+        logits = self._words(hidden_LE[scored_L])
         text = F.cross_entropy(logits, targets_L[scored_L], reduction="sum")
         written_TE = hidden_LE[patches_L[scored_T] - 1]
         levels_TK = self.fsq.levels_of(codes_TS[scored_T]).flatten(1)
@@ -213,11 +214,13 @@ class CodeGenerator(nn.Module):
         grid: Grid,
         sampling: Sampling,
         generator: torch.Generator | None = None,
+        after: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
         """Codebook indices (B, rows, cols, S) for prompts that end with the start token.
 
         Args:
             unconditional: the prompt without caption, for guidance.
+            after: called after each patch with the indices (B, patches so far, S).
         """
         guided = sampling.guidance != 1
         rows = [*prompts, *([unconditional] * len(prompts) if guided else [])]
@@ -237,6 +240,8 @@ class CodeGenerator(nn.Module):
             asked, without = (hidden.chunk(2)) if guided else (hidden, None)
             levels_BK = self.head.sample(asked, without, sampling, generator)
             written.append(self._codes(levels_BK))
+            if after is not None:
+                after(torch.stack(written, 1))
             if patch + 1 < len(ahead_TE):
                 read_BE = self.read_codes(written[-1]) + ahead_TE[patch + 1]
                 inputs_BLE = read_BE.repeat(2 if guided else 1, 1)[:, None]
@@ -271,7 +276,7 @@ class CodeGenerator(nn.Module):
                 )
                 .last_hidden_state
             )
-            logits = self.language.get_output_embeddings()(hidden_BLE[:, -1]).float().cpu()
+            logits = self._words(hidden_BLE[:, -1]).cpu()
             words = choices[_draw(logits[:, choices], sampling, generator)].tolist()
             for i, word in zip(going, words, strict=True):
                 tokens[i].append(word)
@@ -325,6 +330,11 @@ class CodeGenerator(nn.Module):
         """Input vectors (T, E) of written patches."""
         values_TK = self.fsq.decode(codes_TS).flatten(1)
         return self.read(values_TK.to(self.read.fc1.weight.dtype))
+
+    def _words(self, hidden_AE: Tensor) -> Tensor:
+        """The logits of words, in float32, as the language model gives them."""
+        logits = self.language.get_output_embeddings()(hidden_AE)
+        return final_logits(logits, self.language.config).float()
 
     def _padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Input vectors (B, L, E) and mask (B, L) of prompts, padded on the left."""

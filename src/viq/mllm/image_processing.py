@@ -18,7 +18,7 @@ from viq.core.types import ViqError, grid_of
 from viq.core.untrusted import whole_number
 from viq.image.arrays import is_tensor, to_bytes
 from viq.image.open import ImageError, limit_pixels, open_image
-from viq.image.patches import denormalize, normalize, patchify
+from viq.image.patches import PAD_MODES, denormalize, normalize, patchify
 from viq.mllm.keywords import check_keywords
 from viq.models.tokenizer.inference import listed
 
@@ -41,6 +41,9 @@ class ViQImageProcessor(BaseImageProcessor):
             in transformers this is the caller's to say; values that show another range are refused.
             Paths, bytes and PIL images are not asked.
         max_pixels: images with a larger area are shrunk to it; None: none is.
+        pad_mode: how images are padded to whole patches: "constant" for grey, or "replicate" for
+            the last pixels again. With `image_sizes`, `ViQTokenizerModel` pads as its tokenizer
+            wants it.
         kwargs: of transformers, where they ask for what is done anyway.
 
     Raises:
@@ -50,12 +53,17 @@ class ViQImageProcessor(BaseImageProcessor):
     model_input_names = ["pixel_values", "image_grid_hw", "image_sizes"]
 
     def __init__(
-        self, do_rescale: bool = True, max_pixels: int | None = None, **kwargs: Any
+        self,
+        do_rescale: bool = True,
+        max_pixels: int | None = None,
+        pad_mode: str = PAD_MODES[0],
+        **kwargs: Any,
     ) -> None:
         kwargs.pop("image_processor_type", None)  # in the file, for AutoImageProcessor
         check_keywords(kwargs, ViQImageProcessor.__init__, _OF_CALL)
         super().__init__()
         self.do_rescale = bool(do_rescale)
+        self.pad_mode = checked_pad_mode(pad_mode)
         self.max_pixels = None if max_pixels is None else whole_number(
             max_pixels, "max_pixels", 1, 2**40
         )  # fmt: skip
@@ -79,7 +87,7 @@ class ViQImageProcessor(BaseImageProcessor):
 
         Returns:
             `pixel_values` (T, D) float32 in [-1, 1], patches of one image after another, padded
-            with grey to whole patches; `image_grid_hw` (n, 2), rows and columns of patches; and
+            to whole patches; `image_grid_hw` (n, 2), rows and columns of patches; and
             `image_sizes` (n, 2), height and width in px.
 
         Raises:
@@ -100,7 +108,9 @@ class ViQImageProcessor(BaseImageProcessor):
             raise ViqError("images: an empty list; pass at least one")
         sizes = [(image.height, image.width) for image in opened]
         data = {
-            "pixel_values": torch.cat([patchify(normalize(np.asarray(i))) for i in opened]),
+            "pixel_values": torch.cat(
+                [patchify(normalize(np.asarray(i)), pad_mode=self.pad_mode) for i in opened]
+            ),
             "image_grid_hw": torch.tensor([grid_of(size) for size in sizes]),
             "image_sizes": torch.tensor(sizes),
         }
@@ -130,6 +140,13 @@ class ViQImageProcessor(BaseImageProcessor):
         if return_tensors != "PIL.Image.Image":
             raise ViqError(f"return_tensors {return_tensors!r:.40}: give PIL.Image.Image, pt or np")
         return BatchFeature({"pixel_values": [Image.fromarray(array) for array in arrays]})
+
+
+def checked_pad_mode(mode: Any) -> str:
+    """A way to pad that `patchify` knows. Raises `ViqError`."""
+    if mode not in PAD_MODES:
+        raise ViqError(f"pad_mode: {mode!r:.80} is not known; give {' or '.join(PAD_MODES)}")
+    return mode
 
 
 def _opened(image: Any, rescale: bool, name: str) -> Image.Image:

@@ -21,6 +21,11 @@ OF_TEMPLATE: Mapping[str, tuple[Any, ...]] = {
     "load_audio_from_video": (False, None),
     "sanitize_control_tokens": (True, False, None),  # what is said is letters anyway
 }
+# Why others are not followed.
+_REASONS = {
+    "tools": "say in a system message which there are; calls and results in messages are read",
+    "documents": "put what they say into a message",
+}
 _GROUPS = ("text_kwargs", "common_kwargs")
 
 
@@ -55,9 +60,10 @@ def check_keywords(
                 + ", ".join(_parameters(function))
             )
         if not any(type(value) is type(known) and value == known for known in values):
+            mend = _REASONS.get(name) or f"leave it out, or give {' or '.join(map(repr, values))}"
             raise ViqError(
                 f"{name}: {printable(repr(value), 100)} is not what {function.__qualname__} does; "
-                f"leave it out, or give {' or '.join(map(repr, values))}"
+                f"{mend}"
             )
 
 

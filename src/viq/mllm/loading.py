@@ -21,6 +21,7 @@ from viq.metrics.run_log import RECIPE, read_recipe, stage_names
 from viq.mllm.modeling import ViQConfig, ViQForConditionalGeneration
 from viq.mllm.processing import CHATML, ViQProcessor
 from viq.models.tokenizer.embedder import CodeEmbedder
+from viq.models.tokenizer.transform_code import pad_mode_of
 from viq.weights import checkpoint
 
 MODEL = "model"  # of a run folder: RUN/STAGE/model
@@ -42,6 +43,7 @@ def make_processor(
         merge_size=merge_size,
         fingerprint=embedder.config.fingerprint,
         codebook_size=codebook_size(embedder.config.levels),
+        pad_mode=pad_mode_of(embedder.config.transform),
     )
 
 

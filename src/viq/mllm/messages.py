@@ -61,6 +61,16 @@ def checked_turns(sample: Any, images: list[Any], name: str) -> tuple[list[Turn]
     return turns, images
 
 
+def images_in(conversation: Any) -> Any:
+    """The images that messages bring along: of one sample, or a list for each; None for none."""
+    samples = [conversation] if is_one(conversation) else list(conversation)
+    found = [
+        [] if isinstance(sample, str) else [image for m in sample for image in _images_in(m)]
+        for sample in samples
+    ]
+    return None if not any(found) else found[0] if is_one(conversation) else found
+
+
 def turns_alone(sample: Any, name: str) -> list[Turn]:
     """Turns of one sample whose images may come later."""
     if isinstance(sample, str):

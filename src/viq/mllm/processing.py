@@ -23,15 +23,23 @@ from transformers import BatchFeature, ProcessorMixin
 from viq.core.files import bundled
 from viq.core.types import IGNORE, Grid, ViqError, language_tokens
 from viq.core.untrusted import fingerprint as checked_fingerprint
-from viq.core.untrusted import whole_number
+from viq.core.untrusted import fraction, whole_number
 from viq.data.text.chat_format import ChatConfig, encode_chat, encode_turns
 from viq.data.text.chat_template import IMAGE_PAD, answer_ends, encode_text, image_token_id
 from viq.data.text.conversations import ConversationError, Turn
 from viq.data.text.multimodal_template import language_template, multimodal_template
 from viq.data.text.templates import formatted, is_prompt, parsed, template_of
-from viq.mllm.image_processing import ViQImageProcessor
+from viq.image.patches import PAD_MODES
+from viq.mllm.image_processing import ViQImageProcessor, checked_pad_mode
 from viq.mllm.keywords import OF_CALL, OF_TEMPLATE, check_keywords, flattened
-from viq.mllm.messages import checked_turns, grouped, is_one, turns_alone, wants_head
+from viq.mllm.messages import (
+    checked_turns,
+    grouped,
+    images_in,
+    is_one,
+    turns_alone,
+    wants_head,
+)
 from viq.mllm.padding import NAMES, Padding
 from viq.mllm.visuals import as_codes, checked_ids, is_codes, look
 
@@ -61,6 +69,10 @@ class ViQProcessor(ProcessorMixin):
         max_length: tokens of a conversation with labels, see `encode_chat`.
         fingerprint: of the tokenizer whose codes the model reads; "" accepts all.
         codebook_size: its number of codes.
+        pad_mode: how that tokenizer has images padded to whole patches: "constant" for grey, or
+            "replicate" for the last pixels again.
+        min_confidence: from 0 to 1; `viq chat` answers "I don't know." where the model is less
+            sure (`viq.mllm.confidence`).
         chat_format: "chatml", "own" for the chat template, or "" for what the tokenizer has.
 
     Raises:
@@ -79,12 +91,16 @@ class ViQProcessor(ProcessorMixin):
         max_length: int = ChatConfig.max_length,
         fingerprint: str = "",
         codebook_size: int = 2**16,
+        pad_mode: str = PAD_MODES[0],
+        min_confidence: float = 0.0,
         chat_format: str = "",
         **kwargs: Any,
     ) -> None:
         check_keywords(kwargs, ViQProcessor.__init__)
         if chat_format not in ("", *_FORMATS):
             raise ViqError(f"chat_format: {chat_format!r:.80} is not known; give chatml or own")
+        self.pad_mode = checked_pad_mode(pad_mode)
+        self.min_confidence = fraction(min_confidence, "min_confidence")
         if isinstance(chat_template, Mapping):
             chat_template = chat_template.get("default")
         own = language_template(chat_template or tokenizer.chat_template)
@@ -125,7 +141,7 @@ class ViQProcessor(ProcessorMixin):
     @property
     def image_processor(self) -> ViQImageProcessor:
         """For pictures alone; pipelines look for it."""
-        return ViQImageProcessor(max_pixels=self.max_pixels)
+        return ViQImageProcessor(max_pixels=self.max_pixels, pad_mode=self.pad_mode)
 
     @property
     def chat_template(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -240,8 +256,8 @@ class ViQProcessor(ProcessorMixin):
         For the text alone images may be missing: `{"type": "image"}` says where one goes.
 
         Args:
-            chat_template: instead of that of the processor, for this text; with `tokenize` set the
-                attribute of that name.
+            chat_template: instead of that of the processor, for these messages. It says no answers:
+                for `return_assistant_tokens_mask` set the attribute of that name.
             return_dict: with `tokenize`, all inputs instead of `input_ids` alone.
             add_generation_prompt: whether the head of an answer follows; None: unless the messages
                 end with an answer.
@@ -256,17 +272,31 @@ class ViQProcessor(ProcessorMixin):
         of_template = {name: kwargs.pop(name) for name in OF_TEMPLATE if name in kwargs}
         check_keywords(of_template, ViQProcessor.apply_chat_template, OF_TEMPLATE)
         if tokenize:
-            if source is not None:
-                raise ViqError(
-                    "chat_template: with tokenize=True set processor.chat_template instead"
-                )
-            asked = {
+            heads = {
                 "add_generation_prompt": add_generation_prompt,
                 "continue_final_message": continue_final_message,
+            }
+            asked = {
                 "return_assistant_tokens_mask": return_assistant_tokens_mask,
                 "return_tensors": None if return_tensors == "auto" else return_tensors,
+                **kwargs,
+                **dict(processor_kwargs or {}),
             }
-            inputs = self(text=conversation, **asked | kwargs | dict(processor_kwargs or {}))
+            if source is None:
+                inputs = self(text=conversation, **heads | asked)
+            else:
+                if return_assistant_tokens_mask:
+                    raise ViqError(
+                        "return_assistant_tokens_mask: is not known of a text in another "
+                        "chat_template; set processor.chat_template to it"
+                    )
+                text = self.apply_chat_template(conversation, source, **heads)
+                found = (
+                    {}
+                    if {"images", "codes"} & asked.keys()
+                    else {"images": images_in(conversation)}
+                )
+                inputs = self(text=text, **found | asked | {"add_special_tokens": False})
             return inputs if return_dict else inputs["input_ids"]
         kwargs = {name: value for name, value in flattened(kwargs).items() if name not in NAMES}
         check_keywords(kwargs, ViQProcessor.apply_chat_template, OF_CALL)
@@ -349,7 +379,7 @@ class ViQProcessor(ProcessorMixin):
     def _look(self, item: Any, name: str) -> tuple[Tensor, Grid]:
         """Codebook indices (T, 4) of codes, or patches (T, 768) of an image, and its grid."""
         if not is_codes(item):
-            return look(item, name, max_pixels=self.max_pixels)
+            return look(item, name, max_pixels=self.max_pixels, pad_mode=self.pad_mode)
         codes = as_codes(item, name)
         ids = checked_ids(
             codes, name, fingerprint=self.fingerprint, codebook_size=self.codebook_size

@@ -6,13 +6,14 @@ pipeline.generate(["a red circle left of a blue square"], Sampling(guidance=2))[
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from viq.core.codes import Codes
 from viq.core.types import CODES_PER_PATCH, PATCH_SIZE, Grid, Size, ViqError, grid_of
@@ -79,11 +80,14 @@ class TextToImagePipeline:
         *,
         size: Size | None = None,
         seed: int = 0,
+        written: Callable[[np.ndarray, Grid], None] | None = None,
     ) -> list[Codes]:
         """Codes of one picture for each caption; the same for the same captions and seed.
 
         Args:
             size: (height, width) in px; None: of each picture what the model chooses.
+            written: called after each patch of a group of pictures of one grid with their ids so
+                far, (pictures, patches, 4), and that grid.
         """
         sampling = sampling or Sampling()
         if size is not None and min(size) < 1:
@@ -103,11 +107,15 @@ class TextToImagePipeline:
                     generation_prompt(captions[number], grid, self.text_tokenizer)
                     for number in group
                 ]
-                ids = (
-                    self.generator.generate(prompts, unconditional, grid, sampling, generator)
-                    .cpu()
-                    .numpy()
+
+                def after(ids_BTS: Tensor, grid: Grid = grid) -> None:
+                    assert written is not None
+                    written(ids_BTS.cpu().numpy(), grid)
+
+                found = self.generator.generate(
+                    prompts, unconditional, grid, sampling, generator, after if written else None
                 )
+                ids = found.cpu().numpy()
                 for number, each in zip(group, ids, strict=True):
                     codes[number] = Codes(
                         each.astype(np.uint16).reshape(*grid, CODES_PER_PATCH),

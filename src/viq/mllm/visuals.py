@@ -70,17 +70,19 @@ def as_codes(item: Any, name: str) -> Codes:
     return Codes(ids, (size[0], size[1]), tile, _maker(item, name))
 
 
-def look(item: Any, name: str, *, max_pixels: int) -> tuple[Tensor, Grid]:
+def look(item: Any, name: str, *, max_pixels: int, pad_mode: str) -> tuple[Tensor, Grid]:
     """Patches (T, 768) of a picture, and its grid.
 
     Args:
         item: a path, bytes, PIL image, uint8 array, or an image in base64.
         max_pixels: a larger area is shrunk to it.
+        pad_mode: of `patchify`.
     """
     if isinstance(item, str) and is_encoded(item):
         item = ImageText(item).read()
     image = limit_pixels(open_image(item, name=name), max_pixels)
-    return patchify(normalize(np.asarray(image))), grid_of((image.height, image.width))
+    patches_TD = patchify(normalize(np.asarray(image)), pad_mode=pad_mode)
+    return patches_TD, grid_of((image.height, image.width))
 
 
 def checked_ids(codes: Codes, name: str, *, fingerprint: str, codebook_size: int) -> Tensor:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from viq.core.types import ViqError
 from viq.recipes.ablations import ablation
-from viq.recipes.tokenizer import train_debug, train_g, train_so400m, train_tiny, train_transform
+from viq.recipes.tokenizer import (
+    train_debug,
+    train_g,
+    train_small,
+    train_so400m,
+    train_tiny,
+    train_transform,
+)
 from viq.train.old_names import with_new_names
 from viq.train.tokenizer.recipe import TokenizerRecipe
 from viq.weights.checkpoint import from_dict, read_object
@@ -24,6 +31,7 @@ R = TypeVar("R", bound="DataclassInstance")  # a recipe
 RECIPES: Mapping[str, Callable[[], TokenizerRecipe]] = {
     "tiny": train_tiny,
     "transform": train_transform,
+    "small": train_small,
     "debug": train_debug,
     "ablation-full": ablation,
     "ablation-reconstruction": lambda: ablation(text=False, distill=False),

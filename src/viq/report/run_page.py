@@ -31,7 +31,7 @@ from viq.report.text import wrapped
 
 _REASONS = 10  # of skipped samples, the first ones
 _NONE = "–"
-_CURVES = (
+CURVES = (
     "Points are lines of the log and the curve is their smoothed course; the number is the last "
     "line's."
 )
@@ -81,7 +81,7 @@ def make_report(run: Path, out: Path, *, overwrite: bool = False) -> dict[str, A
 # Words that page and sheet share
 
 
-def _table(run: Run) -> list[list[str]]:
+def table(run: Run) -> list[list[str]]:
     """A column for each stage, a row for each fact; the first row and column are headings."""
     stages = run.stages
     rows = [
@@ -129,7 +129,8 @@ def _skipped(stage: Stage) -> list[str]:
     return [head, *(f"{record.get('key')}: {record.get('reason')}" for record in first)]
 
 
-def _newest_grid(stage: Stage) -> tuple[int, Image.Image] | None:
+def newest_grid(stage: Stage) -> tuple[int, Image.Image] | None:
+    """Step and picture of the newest sheet of originals above reconstructions that is whole."""
     for step, path in reversed(stage.grids):
         try:
             return step, open_image(path)
@@ -143,15 +144,15 @@ def _newest_grid(stage: Stage) -> tuple[int, Image.Image] | None:
 
 def _page(run: Run) -> str:
     return render(
-        "run.html", title=f"Training run {run.name}", table=_table(run),
-        stages=[_section(stage) for stage in run.stages], about_curves=_CURVES,
+        "run.html", title=f"Training run {run.name}", table=table(run),
+        stages=[section(stage) for stage in run.stages], about_curves=CURVES,
         recipe=None if run.recipe is None else json.dumps(run.recipe, indent=2),
     )  # fmt: skip
 
 
-def _section(stage: Stage) -> dict[str, Any]:
+def section(stage: Stage) -> dict[str, Any]:
     """A stage as the template takes it."""
-    step, grid = _newest_grid(stage) or (0, None)
+    step, grid = newest_grid(stage) or (0, None)
     return {
         "name": stage.name,
         "warnings": stage.warnings,
@@ -181,17 +182,17 @@ _SLACK = 1.1  # letters are a little wider at some sizes than at the one that is
 
 def _sheet(run: Run) -> Image.Image:
     rows: list[Image.Image] = [_lines([f"Training run {run.name}"], "ink", 28)]
-    rows.append(_drawn_table(_table(run)) if run.stages else _lines(["No stage has begun."]))
+    rows.append(_drawn_table(table(run)) if run.stages else _lines(["No stage has begun."]))
     for stage in run.stages:
         rows += [_rule(), _lines([stage.name], "ink", 22)]
         if stage.warnings:
             rows.append(_lines(stage.warnings, "warn"))
-        rows += [_lines([_CURVES])] if stage.log else [_lines(["Nothing is in the log yet."])]
+        rows += [_lines([CURVES])] if stage.log else [_lines(["Nothing is in the log yet."])]
         rows += _in_rows(stage.curves())
         if stage.codes:
             rows += [_lines(["Use of the codebook"], "ink", 17), _lines([_code_facts(stage)])]
             rows += _in_rows(stage.code_curves()) + _in_rows(stage.level_bars())
-        if newest := _newest_grid(stage):
+        if newest := newest_grid(stage):
             step, grid = newest
             grid.thumbnail((round(_FULL * _SCALE), grid.height), Image.Resampling.LANCZOS)
             rows += [_lines([f"Pictures at step {step:,}: originals above what their codes give "

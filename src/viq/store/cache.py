@@ -25,6 +25,7 @@ from threading import Lock
 from typing import Any
 
 from viq.core.files import written_aside
+from viq.core.remote import location
 from viq.core.types import CodesError, ViqError
 from viq.store.cache_folder import CacheFolder
 from viq.store.folder import Shard
@@ -50,6 +51,7 @@ class ShardCache:
     Attributes:
         index: what the store says of itself.
         samples: how many each shard has.
+        is_remote: whether shards are fetched from another machine.
 
     Raises:
         CodesError: no finished store.
@@ -66,6 +68,7 @@ class ShardCache:
         self._name, self._columns = str(path), columns
         self._folder, self._max_bytes = CacheFolder(folder), max_bytes
         self._files = open_place(path, self._folder)
+        self.is_remote = isinstance(location(path), str)
         self.index = self._files.index
         self._begin()
         self.samples = self._count()
@@ -100,6 +103,16 @@ class ShardCache:
         except RottenError:  # bits of the unpacked file have changed since it was written
             self._drop(number)
             return self[number].sample(place)
+
+    def verified(self, number: int, group: int, view: ShardView) -> bool:
+        """Whether the codes of a group of rows of a view are as they were written; if they are not,
+        the shard is unpacked anew when it is asked for next."""
+        try:
+            view.require(group)
+        except RottenError:
+            self._drop(number)
+            return False
+        return True
 
     def __getstate__(self) -> dict[str, Any]:
         """For worker processes, which map files themselves."""

@@ -61,10 +61,10 @@ class Extras:
     ) -> None:
         self.fields = tuple(fields)
         self._wanted = wanted
-        self._types = {
+        self.types = {
             f.name: f.type for f in self.fields if (f.metadata or {}).get(b"viq.rest") is None
         }
-        self._has_rest = len(self._types) < len(self.fields)  # always, unless there are no columns
+        self._has_rest = len(self.types) < len(self.fields)  # always, unless there are no columns
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Extras) and self.fields == other.fields
@@ -110,7 +110,7 @@ class Extras:
             column = free_name(name)
             while column in packed or column in rest:  # "key" and "input_key" in one sample
                 column = f"input_{column}"
-            if column in self._types and _fits(value, self._types[column]):
+            if column in self.types and _fits(value, self.types[column]):
                 packed[column] = value
             elif value is not None:
                 rest[column] = value
@@ -146,7 +146,7 @@ class Extras:
     def rows(self, batch: pa.RecordBatch) -> list[dict[str, Any]]:
         """The values of each row, as they were before `pack`; columns without value are None."""
         rows: list[dict[str, Any]] = [{} for _ in range(batch.num_rows)]
-        for name in self._types:
+        for name in self.types:
             for row, value in zip(rows, batch[name].to_pylist(), strict=True):
                 row[name] = value
         if self._has_rest:
@@ -161,14 +161,14 @@ class Extras:
         Raises:
             CodesError: there is no such column; names `where`.
         """
-        unknown = [name for name in names if name not in self._types]
+        unknown = [name for name in names if name not in self.types]
         if unknown and not self._has_rest:
             raise CodesError(
-                f"{where}: has no column {unknown[0]}; it has {', '.join(self._types) or 'none'}"
+                f"{where}: has no column {unknown[0]}; it has {', '.join(self.types) or 'none'}"
             )
         if not names:
             return Extras()
-        kept = (f for f in self.fields if f.name in names or f.name not in self._types)
+        kept = (f for f in self.fields if f.name in names or f.name not in self.types)
         return Extras(kept, wanted=names)
 
 

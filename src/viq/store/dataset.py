@@ -3,38 +3,37 @@
 ```python
 data = viq.CodeDataset("codes/", shuffle=0)
 data[5], data["photos/a.jpg"]                    # by number, by key
-for batch in data.batches(tokens=8192, workers=4):
-    ...                                          # a list of CodeSample
+for batch in data.batches(tokens=8192, workers=4, packed=True):
+    ...                                          # PackedCodes; a list of CodeSample without `packed`
     state = data.state_dict()                    # resumes here, on any number of ranks
 ```
 """
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from viq.core.notebook import html_table
 from viq.core.process import place_among
 from viq.core.types import ViqError
 from viq.core.untrusted import whole_number
+from viq.store.ahead import ahead_of
+from viq.store.batches import Collate, Cut, batches_of
 from viq.store.cache import ShardCache
 from viq.store.epochs import MOST_EPOCHS, Epochs
 from viq.store.order import BLOCK, Batch, Order, cut, require_same
+from viq.store.packed import PackedCodes, Packer
 from viq.store.views import CodeSample
 
-Collate = Callable[[list[CodeSample]], Any]
 _Collated = TypeVar("_Collated")
 
 
@@ -80,6 +79,7 @@ class CodeDataset(IterableDataset):
     ) -> None:
         self.place = place_among(rank, world)
         self._path = os.fspath(path)
+        self._columns = None if columns is None else tuple(columns)
         self._shards = ShardCache(path, columns, _cache_folder(cache), cache_bytes)
         self.info = self._shards.index.info
         self.options = self._shards.index.options
@@ -204,13 +204,25 @@ class CodeDataset(IterableDataset):
         even: bool = True,
     ) -> Iterator[_Collated]: ...
 
+    @overload
     def batches(
         self,
         *,
         tokens: int | None = None,
         samples: int | None = None,
         workers: int = 0,
-        collate: Collate = list,
+        packed: Literal[True],
+        even: bool = True,
+    ) -> Iterator[PackedCodes]: ...
+
+    def batches(
+        self,
+        *,
+        tokens: int | None = None,
+        samples: int | None = None,
+        workers: int = 0,
+        collate: Collate | None = None,
+        packed: bool = False,
         even: bool = True,
     ) -> Iterator[Any]:
         """The batches of one epoch that fall to this rank, from where it stands to the end.
@@ -222,25 +234,32 @@ class CodeDataset(IterableDataset):
             tokens: limit of patches in a batch, which a single larger sample may exceed.
             samples: limit of samples in a batch.
             workers: processes that read ahead; 0 reads in this one.
-            collate: makes a batch of its samples, in the worker.
+            collate: makes a batch of its samples, in the worker; by default a list.
+            packed: give `PackedCodes`, arrays of the whole batch: the same samples in the same
+                order, many times as fast as a list of them.
             even: leave out the last batches of an epoch if they are not one for each rank, so
                 that all ranks take equally many steps.
 
         Raises:
-            ViqError: no limit; a shard is missing or damaged.
+            ViqError: no limit; a shard is missing or damaged; a column that cannot be packed.
         """
-        if not (tokens or samples) or (tokens or 1) < 1 or (samples or 1) < 1:
-            raise ViqError(f"batches of {tokens} tokens, {samples} samples: give one above 0")
-        mine: Any = _Batches(self, tokens, samples, collate, even)
-        if workers:
-            mine = DataLoader(mine, batch_size=None, num_workers=workers)
-        with _stopped_in_order(iter(mine)) as batches_of_all:
-            for position, batch in batches_of_all:
-                if isinstance(batch, ViqError):
-                    raise batch
-                self._epochs.position[0] = position
-                yield batch
+        limits = Cut(tokens=tokens, samples=samples, even=even)
+        if packed and collate:
+            raise ViqError("packed batches have no samples to collate: leave out one of the two")
+        for position, batch in batches_of(
+            self, limits, None if packed else collate or list, workers
+        ):
+            self._epochs.position[0] = position
+            yield batch
         self._epochs.end()
+
+    def begin_epoch(self) -> tuple[int, int]:
+        """Epoch and position of the pass that begins now; `batches` asks."""
+        return self._epochs.begin()
+
+    def packer(self) -> Packer:
+        """What gathers packed batches, for one thread."""
+        return Packer(self._shards, self._firsts, self._columns)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the epoch stands, counting what was handed over last; JSON-able.
@@ -278,31 +297,46 @@ class CodeDataset(IterableDataset):
 
     def patches(self, numbers: np.ndarray) -> np.ndarray:
         """Patches of samples, int64, by their numbers."""
-        shards = np.searchsorted(self._firsts, numbers, side="right") - 1
+        shards = self._shards_of(numbers)
         patches = np.empty(len(numbers), np.int64)
-        wanted = np.unique(shards)
-        # Processes begin at different shards, so that at first they do not unpack the same ones.
-        worker = get_worker_info()
-        among, me = (worker.num_workers, worker.id) if worker else (1, 0)
-        turn = (self.place.rank * among + me) / (self.place.world * among)
-        for shard in np.roll(wanted, -int(turn * len(wanted))).tolist():
+        for shard in self._in_turn(shards):
             here = shards == shard
             patches[here] = self._shards[shard].patches[numbers[here] - self._firsts[shard]]
         return patches
+
+    def _shards_of(self, numbers: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._firsts, numbers, side="right") - 1
+
+    def _in_turn(self, shards: np.ndarray) -> list[int]:
+        """Each of them once. Processes begin at different ones, so that at first they do not unpack
+        the same."""
+        wanted, worker = np.unique(shards), get_worker_info()
+        among, me = (worker.num_workers, worker.id) if worker else (1, 0)
+        turn = (self.place.rank * among + me) / (self.place.world * among)
+        return np.roll(wanted, -int(turn * len(wanted))).tolist()
 
     def cut(
         self, tokens: int | None, samples: int | None, at: tuple[int, int] | None = None
     ) -> Iterator[Batch]:
         """Batches of all ranks from `at`, epoch and position, on; None for where it stands."""
         epoch, position = at or self._epochs.now()
-        return cut(
-            self._order,
-            epoch,
-            position,
-            patches_of=self.patches,
-            tokens=tokens,
-            samples=samples,
-        )
+        with ahead_of(self._shards, self._order.shards(epoch).tolist()) as ahead:
+
+            def patches_of(numbers: np.ndarray) -> np.ndarray:
+                shards = self._in_turn(self._shards_of(numbers))
+                ahead.want(shards)
+                patches = self.patches(numbers)
+                ahead.follow(shards)
+                return patches
+
+            for batch in cut(
+                self._order, epoch, position, patches_of=patches_of, tokens=tokens, samples=samples
+            ):
+                if not tokens and self._shards.is_remote:
+                    shards = self._in_turn(self._shards_of(batch.samples))
+                    ahead.want(shards)
+                    ahead.follow(shards)
+                yield batch
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -350,57 +384,6 @@ class MapStyleCodes(Dataset):
 
     def __getitem__(self, index: int) -> CodeSample:
         return self._data[int(index)]
-
-
-@contextmanager
-def _stopped_in_order(batches: Iterator[Any]) -> Iterator[Iterator[Any]]:
-    """Let workers end what they are writing when the block ends, or the process.
-
-    At the end of a process multiprocessing kills workers that are still there, as after an
-    interrupt, when a traceback holds their loader; what one unpacks then stays half-written.
-    """
-    stop = getattr(batches, "_shutdown_workers", None)  # waits seconds at most
-    if stop is None:
-        yield batches
-        return
-    atexit.register(stop)
-    try:
-        yield batches
-    finally:
-        atexit.unregister(stop)
-        stop()
-
-
-class _Batches(IterableDataset):
-    """(position after the round, batch) for one rank; in a worker, every so many-th of them."""
-
-    def __init__(
-        self,
-        data: CodeDataset,
-        tokens: int | None,
-        samples: int | None,
-        collate: Collate,
-        even: bool,
-    ) -> None:
-        self._data, self._limits = data, (tokens, samples)
-        self._at = data._epochs.begin()
-        self._collate, self._even = collate, even
-
-    def __iter__(self) -> Iterator[tuple[int, Any]]:
-        worker = get_worker_info()
-        step, mine = (worker.num_workers, worker.id) if worker else (1, 0)
-        place = self._data.place
-        batches, number = self._data.cut(*self._limits, self._at), 0
-        try:
-            while turn := list(islice(batches, place.world)):
-                if len(turn) < place.world and self._even:
-                    return
-                if place.rank < len(turn) and number % step == mine:
-                    batch = [self._data[n] for n in turn[place.rank].samples.tolist()]
-                    yield turn[-1].stop, self._collate(batch)
-                number += 1
-        except ViqError as error:  # raised in a worker, it would arrive as pages of traceback
-            yield 0, error
 
 
 def _cache_folder(given: str | os.PathLike[str] | None) -> Path:

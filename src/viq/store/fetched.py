@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Lock, RLock
+from typing import Any
 from weakref import finalize
 
 from viq.codec.entropy_model import ENTROPY_BYTES, beside
@@ -31,15 +35,38 @@ class FetchedFiles:
         self._here: Path | None = None
         self._end: finalize | None = None
         self._held: dict[str, int] = {}  # bytes by name, oldest first
+        self._used = Counter[str]()  # by how many threads
+        self._lock = RLock()  # of the two above
+        self._fetching: dict[str, Lock] = {}  # each file by one thread
+
+    def __reduce__(self) -> Any:
+        return FetchedFiles, (self.remote, self._cache)  # another process has copies of its own
+
+    @contextmanager
+    def held(self, name: str, limit: int | None = None) -> Iterator[Path]:
+        """The copy of a file, which stays until the block ends, whatever other threads ask for."""
+        with self._lock:
+            self._used[name] += 1
+            fetching = self._fetching.setdefault(name, Lock())
+        try:
+            with fetching:
+                if not self._path(name).is_file():  # others clear caches of what looks abandoned
+                    self.forget(name)
+                path = self.file(name, limit)
+            yield path
+        finally:
+            with self._lock:
+                self._used[name] -= 1
 
     @property
     def here(self) -> Path:
         """The folder of the copies."""
-        if self._here is None:
-            stack = ExitStack()
-            self._here = stack.enter_context(self._cache.fetching())
-            self._end = finalize(self, _close, stack, os.getpid())
-        return self._here
+        with self._lock:
+            if self._here is None:
+                stack = ExitStack()
+                self._here = stack.enter_context(self._cache.fetching())
+                self._end = finalize(self, _close, stack, os.getpid())
+            return self._here
 
     def file(self, name: str, limit: int | None = None) -> Path:
         """The copy of a file; it stays while few others are asked for.
@@ -50,9 +77,11 @@ class FetchedFiles:
         """
         path = self._path(name)
         if name not in self._held:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self.remote.get(name, path, limit)
-            self._held[name] = path.stat().st_size
-            self._make_room(name)
+            with self._lock:
+                self._held[name] = path.stat().st_size
+                self._make_room(name)
         return path
 
     def entropy_model(self, digest: str) -> None:
@@ -69,15 +98,17 @@ class FetchedFiles:
 
     def forget(self, name: str) -> None:
         """Remove a copy."""
-        if self._held.pop(name, None) is not None:
-            self._path(name).unlink(missing_ok=True)  # made by `file`, in a folder of its own
+        with self._lock:
+            if self._held.pop(name, None) is not None:
+                self._path(name).unlink(missing_ok=True)  # made by `file`, in a folder of its own
 
     def _path(self, name: str) -> Path:
-        return self.here / (f"{hashed(name)}{PARQUET}" if "/" in name else name)
+        folder, slash, last = name.rpartition("/")
+        return self.here / hashed(folder) / last if slash else self.here / name
 
     def _make_room(self, name: str) -> None:
         models = [n for n in self._held if n.startswith("_")]
-        for other in [n for n in self._held if n != name and n not in models]:
+        for other in [n for n in self._held if n != name and n not in models and not self._used[n]]:
             if sum(self._held.values()) <= _HELD:
                 return
             self.forget(other)

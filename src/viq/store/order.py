@@ -13,8 +13,9 @@ number: the position up to which all batches are taken.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -25,6 +26,7 @@ from viq.core.types import ViqError
 from viq.core.untrusted import printable
 
 BLOCK = 1 << 17  # samples, by default
+_FIRST_PIECE, _LAST_PIECE = 16, 1 << 14  # samples whose patches are asked for together
 _RECENT = 4  # blocks: those who ask by turns are rarely more than one apart
 
 
@@ -65,11 +67,8 @@ class Order:
     def blocks(self, epoch: int, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         """(first position, sample numbers) of all blocks of an epoch that reach beyond `start`."""
         firsts = np.concatenate([[0], np.cumsum(self.samples)]).astype(np.int64)
-        shards = np.arange(len(self.samples))
-        if self.seed is not None:
-            shards = self._draw(epoch).permutation(shards)
         position = 0
-        for number, members in enumerate(self._groups(shards)):
+        for number, members in enumerate(self._groups(self.shards(epoch))):
             size = sum(self.samples[shard] for shard in members)
             if position + size > start:
                 found = np.concatenate([np.arange(firsts[s], firsts[s + 1]) for s in members])
@@ -77,6 +76,11 @@ class Order:
                     self._draw(epoch, number).shuffle(found)
                 yield position, found
             position += size
+
+    def shards(self, epoch: int) -> np.ndarray:
+        """All shards, in the order in which an epoch comes to them."""
+        shards = np.arange(len(self.samples))
+        return shards if self.seed is None else self._draw(epoch).permutation(shards)
 
     def _groups(self, shards: np.ndarray) -> Iterator[list[int]]:
         group, size = list[int](), 0
@@ -146,22 +150,22 @@ def cut(
         samples: limit of samples in a batch.
     """
     waiting, at = np.empty(0, np.int64), start
-    ends = np.zeros(1, np.int64)  # patches before each of those that wait, and after the last
-    blocks = order.blocks(epoch, start)
+    ends = [0]  # patches before each of those that wait, and after the last
+    pieces = _pieces(order.blocks(epoch, start), start)
     more = True
     while more:
-        position, found = next(blocks, (0, None))
+        found = next(pieces, None)
         more = found is not None
         if found is not None:
-            found = found[max(0, start - position) :]
             waiting = np.concatenate([waiting, found])
             patches = patches_of(found) if tokens else np.zeros(len(found), np.int64)
-            ends = np.concatenate([ends, ends[-1] + np.cumsum(patches)])
+            ends += (ends[-1] + np.cumsum(patches)).tolist()
         taken = 0
         while taken < len(waiting):
             stop = len(waiting) if samples is None else taken + samples
             if tokens:
-                fits = int(np.searchsorted(ends, ends[taken] + tokens, side="right")) - 1
+                # A list, as numpy takes ten times as long to find one number.
+                fits = bisect_right(ends, ends[taken] + tokens, taken) - 1
                 stop = min(stop, max(fits, taken + 1))
             if stop >= len(waiting) and more:
                 break  # the next block may still add to this batch
@@ -169,3 +173,17 @@ def cut(
             yield Batch(at, at + stop - taken, waiting[taken:stop])
             at, taken = at + stop - taken, stop
         waiting, ends = waiting[taken:], ends[taken:]
+
+
+def _pieces(blocks: Iterable[tuple[int, np.ndarray]], start: int) -> Iterator[np.ndarray]:
+    """The samples of blocks from a position on, few at first and then ever more at a time.
+
+    To know their patches, shards must be at hand, and the first batch is not to wait for all of its
+    block.
+    """
+    size = _FIRST_PIECE
+    for position, found in blocks:
+        at = max(0, start - position)
+        while at < len(found):
+            yield found[at : at + size]
+            at, size = at + size, min(2 * size, _LAST_PIECE)

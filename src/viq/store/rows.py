@@ -24,155 +24,34 @@ images of a sample are neighbours in one file and share key and extras (which co
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from viq.core.codes import Codes
-from viq.core.files import require_regular, written_aside
+from viq.core.files import require_regular
 from viq.core.types import CODES_PER_PATCH, FLOAT32, CodesError, ViqError, grid_of
 from viq.core.untrusted import UntrustedError, parse_json
-from viq.store.arrays import (
-    checksum,
-    coder_of,
-    codes_array,
-    counted_arrays,
-    decompressed,
-    with_counts,
-)
+from viq.store.arrays import checksum, coder_of, decompressed, with_counts
 from viq.store.bounds import Bounds, checked
 from viq.store.columns import MAKER, Extras
 from viq.store.footer import columns_of
 from viq.store.foreign import as_ours, is_as_written, is_like
-from viq.store.maker import is_marked, maker_column, read_maker, with_maker
+from viq.store.maker import is_marked, read_maker
 from viq.store.schema import COLUMNS, NUMBERS, CodeRow, StoreInfo, counted_columns, schema
+from viq.store.writer import ROWS, ROWS_PER_GROUP, SUMS
+from viq.store.writer import CodesWriter as CodesWriter
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ROWS_PER_GROUP = 256  # images; a group is what a reader must load to see one row
-_SUMS = "viq.sums"  # note: `checksum` of every ROWS_PER_GROUP rows
-_ROWS = "viq.rows"  # note: how many there are
 _OPTIONAL = {"image_index", "rows", "cols", "tile"}  # files of other writers may lack them
-
-
-class CodesWriter:
-    """Write rows to a Parquet file that appears, whole, only when the block ends well.
-
-    The bytes of the file depend on its rows and notes alone (and on the pyarrow release).
-
-    ```python
-    with CodesWriter("codes.parquet", info) as writer:
-        writer.add("a.jpg", codes)
-    ```
-    """
-
-    def __init__(
-        self, path: str | os.PathLike[str], info: StoreInfo, extras: Extras | None = None
-    ) -> None:
-        self.path, self.info, self.extras = Path(path), info, extras
-        self._schema = with_maker(schema(info, extras))
-        self._coder = coder_of(info.entropy, self.path.parent)
-        self._aside = written_aside(self.path)
-        self._rows: list[CodeRow] = []
-        self._sums: list[int] = []  # of row groups
-        self._written = 0  # rows
-
-    def __enter__(self) -> CodesWriter:
-        import pyarrow.parquet as pq
-
-        self._writer = pq.ParquetWriter(
-            self._aside.__enter__(),
-            self._schema,
-            compression="zstd",
-            write_page_checksum=True,
-        )
-        return self
-
-    def add(
-        self,
-        key: str,
-        codes: Codes | None,
-        image_index: int = 0,
-        extras: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Add the codes of one image.
-
-        Raises:
-            CodesError: the codes were made by another tokenizer than the file's, or in another
-                dtype.
-        """
-        if codes and codes.fingerprint and codes.fingerprint != self.info.fingerprint:
-            raise CodesError(
-                f"{key}: codes of tokenizer {codes.fingerprint} cannot go into {self.path}, which "
-                f"holds codes of {self.info.fingerprint}: write another file"
-            )
-        if codes and codes.dtype != self.info.dtype:
-            raise CodesError(
-                f"{key}: codes made in {codes.dtype} cannot go into {self.path}, which holds codes "
-                f"made in {self.info.dtype}: write another file"
-            )
-        if codes and self._counted_otherwise(codes):
-            raise CodesError(
-                f"{key}: codes with and without counts, or with those of two tokenizers, cannot be "
-                f"in one file, {self.path}: write another"
-            )
-        self._rows.append(CodeRow(key, codes, image_index, extras or {}))
-        if len(self._rows) >= ROWS_PER_GROUP:
-            self._flush()
-
-    def _counted_otherwise(self, codes: Codes) -> bool:
-        if codes.counts is None or not self.info.refinement:
-            return codes.counts is not None or bool(self.info.refinement)
-        return (codes.refinement, codes.meaning) != (self.info.refinement, self.info.meaning)
-
-    def note(self, name: str, value: Any) -> None:
-        """Put `value`, as JSON, into the metadata of the file under `name`."""
-        self._writer.add_key_value_metadata({name: json.dumps(value)})
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            if kind is None:
-                self._flush()
-                self.note(_SUMS, self._sums)
-                self.note(_ROWS, self._written)
-            self._writer.close()
-        except BaseException as late:  # a full disk shows only here
-            self._aside.__exit__(type(late), late, late.__traceback__)
-            raise
-        self._aside.__exit__(kind, error, traceback)
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        if not self._rows:
-            return
-        rows, self._rows = self._rows, []
-        numbers = np.array([_numbers(row) for row in rows], np.int32)
-        columns = [
-            pa.array([row.key for row in rows], pa.string()),
-            *(pa.array(column) for column in numbers.T.copy()),
-            codes_array([row.codes for row in rows], self._coder),
-            maker_column(self.info, len(rows)),
-            *(counted_arrays([row.codes for row in rows]) if self.info.refinement else ()),
-            *(self.extras.columns([row.extras for row in rows]) if self.extras else ()),
-        ]
-        table = pa.table(columns, schema=self._schema)
-        self._sums.append(checksum(table, NUMBERS))
-        self._written += len(rows)
-        self._writer.write_table(table)
 
 
 class CodesReader:
@@ -199,6 +78,7 @@ class CodesReader:
             failed.callback(self._file.close)
             self._bounds = Bounds(self.path, self._file)
             self._describe()
+            self._firsts: list[int] | None = None  # row of each group, once it is asked for
             failed.pop_all()
 
     def _describe(self) -> None:
@@ -208,9 +88,9 @@ class CodesReader:
             for k, v in (self._file.metadata.metadata or {}).items()
         }
         is_ours = "viq.fingerprint" in self.metadata and is_as_written(
-            self._file, ROWS_PER_GROUP, self.note(_ROWS)
+            self._file, ROWS_PER_GROUP, self.note(ROWS)
         )
-        self.sums: Any = self.note(_SUMS) if is_ours else None
+        self.sums: Any = self.note(SUMS) if is_ours else None
         has_maker = MAKER in found.names and (not is_ours or is_marked(found.field(MAKER)))
         self.info = self._maker(has_maker and not is_ours)
         self._types = {f.name: f.type for f in schema(self.info) if f.name in found.names}
@@ -219,6 +99,12 @@ class CodesReader:
             found.names.count(name) != 1 or not is_like(found.field(name).type, wanted)
             for name, wanted in self._types.items()
         )
+        lost = [name for name in counted_columns(self.info) if name not in found.names]
+        if lost:
+            raise CodesError(
+                f"has codes made with --bpp, --psnr or --nbytes, but not the column {lost[0]} that "
+                "belongs to them; write the file again with it"
+            )
         if wrong:
             raise self._not_codes()
         self.columns = [name for name in ours if name in found.names]
@@ -311,18 +197,21 @@ class CodesReader:
             if row.codes is not None:
                 yield row.key, row.codes
 
-    def rows(self, columns: Sequence[str] | None = None) -> Iterator[CodeRow]:
+    def rows(
+        self, columns: Sequence[str] | None = None, only: int | None = None
+    ) -> Iterator[CodeRow]:
         """All rows, in order.
 
         Args:
             columns: of the extras; None for all.
+            only: number of a row, to give that alone. Of the file, its group of rows is read.
 
         Raises:
             CodesError: the file has no such column, or is damaged.
         """
         extras = self.extras if columns is None else self.extras.only(columns, str(self.path))
         with _named(self.path):
-            for batch in self.batches(extras):
+            for batch in self.batches(extras, only):
                 names = ("image_index", "height", "width", "tile")
                 numbers = zip(*(batch[name].to_numpy().tolist() for name in names), strict=True)
                 ends, values = batch["codes"].offsets.to_pylist(), batch["codes"].values.to_numpy()
@@ -342,23 +231,43 @@ class CodesReader:
             return [()] * batch.num_rows
         return list(zip(*(batch[name].to_pylist() for name in names), strict=True))
 
-    def batches(self, extras: Extras) -> Iterator[pa.RecordBatch]:
-        """All rows as Arrow batches of `plain_schema`: no column is missing, none compressed.
+    def batches(self, extras: Extras, only: int | None = None) -> Iterator[pa.RecordBatch]:
+        """All rows, or one, as Arrow batches of `plain_schema`: none is missing, none compressed.
 
         Raises:
             CodesError: damaged, or `checked` and a row that no writer writes; names the row.
         """
         with _named(self.path):
-            batches = self._plain(extras)
+            batches = self._plain(extras, only)
             yield from checked(batches, self.info.levels) if self._checked else batches
 
-    def _plain(self, extras: Extras) -> Iterator[pa.RecordBatch]:
+    def light(self, names: Sequence[str], group: int | None = None) -> Iterator[pa.RecordBatch]:
+        """Some columns as they lie in the file, of all rows or of one group of them: to list what
+        is there without reading codes.
+
+        Raises:
+            CodesError: damaged.
+        """
+        with _named(self.path):
+            yield from self._batches(list(names), group)
+
+    def group_of(self, row: int) -> tuple[int, int]:
+        """The group of a row, and the number of the first row of that group."""
+        if self._firsts is None:
+            file = self._file.metadata
+            sizes = [file.row_group(i).num_rows for i in range(file.num_row_groups)]
+            self._firsts = [0, *np.cumsum(sizes, dtype=np.int64).tolist()]
+        group = bisect_right(self._firsts, row) - 1
+        return group, self._firsts[group]
+
+    def _plain(self, extras: Extras, only: int | None) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa
 
         with _named(self.path):
             coder = coder_of(self.info.entropy, self.path.parent)
             wanted = self.plain_schema(extras)
-            for batch in self._batches([*self.columns, *(f.name for f in extras.fields)]):
+            names = [*self.columns, *(f.name for f in extras.fields)]
+            for batch in self._batches(names) if only is None else self._alone(names, only):
                 columns = {name: batch[name] for name in batch.schema.names}
                 sizes = batch["height"].to_numpy(), batch["width"].to_numpy()
                 if coder:
@@ -376,12 +285,27 @@ class CodesReader:
         """The schema of `batches`."""
         return schema(replace(self.info, entropy=""), extras)
 
-    def _batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
-        """All rows, checked: nothing is missing, and what was written comes back."""
+    def _alone(self, names: list[str], row: int) -> Iterator[pa.RecordBatch]:
+        """A batch of one row."""
+        group, first = self.group_of(row)
+        for batch in self._batches(names, group):
+            if first <= row < first + batch.num_rows:
+                yield batch.slice(row - first, 1)
+            first += batch.num_rows
+
+    def _batches(self, names: list[str], group: int | None = None) -> Iterator[pa.RecordBatch]:
+        """All rows or a group, checked: nothing is missing, and what was written comes back."""
         sums = self.sums if set(COLUMNS) <= set(names) else None
-        self._bounds.require(names)
+        groups = None
+        if group is not None:  # the sums of our own files are those of groups
+            groups, sums = [group], sums if sums is None else sums[group : group + 1]
+            self._bounds.require_group(group, names)
+        else:
+            self._bounds.require(names)
         count = 0
-        for batch in self._file.iter_batches(batch_size=ROWS_PER_GROUP, columns=names):
+        for batch in self._file.iter_batches(
+            batch_size=ROWS_PER_GROUP, row_groups=groups, columns=names
+        ):
             empty = [n for n in names if n in self.columns and batch[n].null_count]
             if empty:
                 raise CodesError(f"damaged (missing values in column {empty[0]})")
@@ -418,13 +342,6 @@ class CodesReader:
             return with_counts(codes, counts, extra, self.info.refinement, self.info.meaning)
         except CodesError as error:
             raise CodesError(f"{self.path}: row {key!r}: {error}: the row is damaged") from None
-
-
-def _numbers(row: CodeRow) -> tuple[int, ...]:
-    """In the order of NUMBERS."""
-    if row.codes is None:
-        return row.image_index, 0, 0, 0, 0, 0
-    return row.image_index, *row.codes.size, *row.codes.grid, row.codes.tile
 
 
 @contextmanager

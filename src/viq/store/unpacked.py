@@ -68,6 +68,7 @@ class Unpacked:
         schema: of the batches.
         batches: all of them; `require` one before its codes are used.
         nbytes: of the file.
+        address: of its first byte, in memory.
 
     Raises:
         RottenError: it is damaged, or no such file.
@@ -87,8 +88,8 @@ class Unpacked:
             if _rest(self._data[:size], self._parts) != sums[-1]:
                 raise ValueError("another sum")
         except ValueError:  # also what Arrow raises for an empty file
-            raise self._rotten() from None
-        self.nbytes = len(self._data)
+            raise self.rotten() from None
+        self.nbytes, self.address = len(self._data), whole.address
         frame = whole.slice(0, size)
         self.schema = pa.ipc.open_file(pa.BufferReader(frame)).schema
         self.batches = _batches(frame)
@@ -103,7 +104,7 @@ class Unpacked:
         if wanted is not None:
             start, stop = self._parts[number]
             if _sum(self._data[start:stop]) != wanted:
-                raise self._rotten()
+                raise self.rotten()
             self._sums[number] = None
 
     def _tail(self) -> tuple[list[tuple[int, int]], list[int], int]:
@@ -120,7 +121,8 @@ class Unpacked:
         parts = list(zip(words[0:-1:3], words[1:-1:3], strict=True))
         return parts, [*words[2:-1:3], words[-1]], start
 
-    def _rotten(self) -> RottenError:
+    def rotten(self) -> RottenError:
+        """The error that says so."""
         return RottenError(f"{self._path}: is damaged; remove it")
 
 

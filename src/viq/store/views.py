@@ -14,6 +14,7 @@ import numpy as np
 from viq.core.codes import Codes
 from viq.core.types import FLOAT32, CodesError, grid_of
 from viq.store.columns import Extras
+from viq.store.runs import Group
 from viq.store.schema import COLUMNS, COUNTED
 from viq.store.unpacked import Unpacked
 
@@ -53,6 +54,11 @@ class ShardView:
     Attributes:
         metadata: of the file: who made the codes.
         nbytes: of the file.
+        address: of its first byte, in memory.
+        numbers: int32 (rows, 4): height, width, tile and place in its sample of each image.
+        starts: int64 (samples + 1,): rows where samples begin, and one past the last.
+        kinds: Arrow types of the extras, by name, but for what fits no column.
+        where: the store.
 
     Raises:
         RottenError: the file is damaged.
@@ -68,7 +74,7 @@ class ShardView:
         where: str,
         dtype: str = FLOAT32,
     ) -> None:
-        self._file, self._where = Unpacked(path), where
+        self._file, self.where = Unpacked(path), where
         self._batches = self._file.batches
         schema = self._file.schema
         self.metadata = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items()}
@@ -82,27 +88,73 @@ class ShardView:
         self._keys = [_Texts(batch["key"]) for batch in self._batches]
         none = np.empty(0, np.int32)
         numbers = [[none, *(b[name].to_numpy() for b in self._batches)] for name in _NUMBERS]
-        self._numbers = np.stack([np.concatenate(column) for column in numbers], axis=1)
+        self.numbers = np.stack([np.concatenate(column) for column in numbers], axis=1)
         # Rows where samples begin, and one past the end.
-        self._starts = np.append(np.flatnonzero(self._numbers[:, 3] == 0), len(self._numbers))
-        self.nbytes = self._file.nbytes
+        self.starts = np.append(np.flatnonzero(self.numbers[:, 3] == 0), len(self.numbers))
+        self.nbytes, self.address = self._file.nbytes, self._file.address
+        self.kinds = self._extras.types
 
     @property
     def rows(self) -> int:
         """Rows, not samples."""
-        return len(self._numbers)
+        return len(self.numbers)
 
     def __len__(self) -> int:
         """Samples, not rows."""
-        return len(self._starts) - 1
+        return len(self.starts) - 1
 
     @cached_property
     def patches(self) -> np.ndarray:
         """Patches of each sample, int64."""
-        height, width = self._numbers[:, :2].astype(np.int64).T
+        height, width = self.numbers[:, :2].astype(np.int64).T
         rows, cols = grid_of((height, width))  # arrays work as well
         patches = np.asarray(rows * cols)
-        return np.add.reduceat(patches, self._starts[:-1]) if len(self) else patches
+        return np.add.reduceat(patches, self.starts[:-1]) if len(self) else patches
+
+    @property
+    def group_count(self) -> int:
+        """Groups of rows, whose codes are checked together."""
+        return len(self._batches)
+
+    def require(self, group: int) -> None:
+        """Look at the codes of a group, if that was not done before. Raises `RottenError`."""
+        self._file.require(group)
+
+    def values(self, name: str) -> np.ndarray:
+        """A column of numbers, of each row. Raises `CodesError` if one is missing."""
+        parts = [batch[name] for batch in self._batches]
+        if any(part.null_count for part in parts):
+            raise CodesError(
+                f"{self.where}: column {name} lacks values in some rows, so it cannot be packed; "
+                "name other columns (columns=..)"
+            )
+        return np.concatenate([np.empty(0), *(part.to_numpy() for part in parts)])
+
+    def groups(self, name: str, width: int) -> list[Group]:
+        """Where the values of a column of lists or texts lie in memory, by groups of rows.
+
+        Args:
+            width: bytes of a value.
+
+        Raises:
+            RottenError: not where they must be.
+        """
+        groups, last = [], self.address
+        for batch in self._batches:
+            array = batch[name]
+            lists = hasattr(array, "values")
+            _, ends, *rest = array.buffers()
+            data = array.values.buffers()[1] if lists else rest[0]
+            address = data.address if data and data.size else last
+            counted = np.frombuffer(ends, np.int32)[array.offset :][: len(array) + 1]
+            group = Group(address, counted.astype(np.int64) * width)
+            first, end = address + int(group.ends[0]), address + int(group.ends[-1])
+            inside = last <= first <= end <= self.address + self.nbytes
+            if not inside or (np.diff(group.ends) < 0).any():
+                raise self._file.rotten()
+            groups.append(group)
+            last = end
+        return groups
 
     def sample(self, place: int) -> CodeSample:
         """The sample at `place`, 0 to len - 1. Its ids are read-only views of the file.
@@ -111,11 +163,11 @@ class ShardView:
             RottenError: its codes are damaged; the file is to be unpacked again.
             CodesError: what rides along cannot be read.
         """
-        start, stop = self._starts[place : place + 2].tolist()
+        start, stop = self.starts[place : place + 2].tolist()
         codes = [
             self._codes(number, height, width, tile)
             for number, (height, width, tile, _) in enumerate(
-                self._numbers[start:stop].tolist(), start
+                self.numbers[start:stop].tolist(), start
             )
             if height
         ]
@@ -127,7 +179,7 @@ class ShardView:
             except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
                 reason = " ".join(str(error).split())
                 raise CodesError(
-                    f"{self._where}: sample {self._keys[group][row]!r} has extras that cannot be "
+                    f"{self.where}: sample {self._keys[group][row]!r} has extras that cannot be "
                     f"read ({reason}): the file is damaged"
                 ) from None
         return CodeSample(self._keys[group][row], tuple(codes), extras)

@@ -68,6 +68,7 @@ class MicroBatch:
         sizes: (height, width) of each image, px.
         text: conversations about the first `text_images` images; None without any.
         captions: of each image; "" where there is none.
+        ids_TS: codes of the images, where they are known beforehand.
     """
 
     batch: PatchBatch
@@ -76,6 +77,7 @@ class MicroBatch:
     text: TextPack | None = None
     text_images: int = 0
     captions: tuple[str, ...] = ()
+    ids_TS: Tensor | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -92,7 +94,9 @@ class MicroBatch:
         """The same on another device."""
         text = self.text and self.text.to(device)
         batch = replace(self.batch, patches_TD=self.batch.patches_TD.to(device))
-        return replace(self, batch=batch, mask_TD=self.mask_TD.to(device), text=text)
+        ids_TS = self.ids_TS if self.ids_TS is None else self.ids_TS.to(device)
+        mask_TD = self.mask_TD.to(device)
+        return replace(self, batch=batch, mask_TD=mask_TD, text=text, ids_TS=ids_TS)
 
 
 @dataclass(frozen=True, kw_only=True)

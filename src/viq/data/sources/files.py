@@ -5,15 +5,13 @@ URLs.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from viq.data.sources.access import (
     Access,
     ImageUrl,
     Names,
-    is_chain,
     is_encoded,
     is_url,
     require_scheme,
@@ -25,11 +23,10 @@ from viq.data.sources.base import (
     Row,
     Source,
     SourceError,
-    because,
     lines,
     place,
 )
-from viq.image.open import IMAGE_SUFFIXES, ImageError, find_images
+from viq.image.open import ImageError, find_images
 
 
 class FileSource(Source):
@@ -183,48 +180,3 @@ class UrlSource(Source):
         url = self._urls[index]
         image = ImageUrl(url, self._access, trusted=True)
         return Row(key=url, images=(image,), where=place(url))
-
-
-def open_url(url: str, patterns: Iterable[str], access: Access | None = None) -> UrlSource:
-    """The picture at a URL, or those below it or of a pattern, where it can be listed (s3://, ..).
-
-    Args:
-        patterns: the URLs that it stands for, with their braces replaced.
-
-    Raises:
-        SourceError: a chain of file systems, nothing there, or it cannot be listed.
-    """
-    if is_chain(url):
-        raise SourceError(f"{place(url)}: chains of file systems (::) are not read; fetch it")
-    scheme = scheme_of(url)
-    require_scheme(scheme, place(url))
-    if scheme in ("http", "https"):
-        return UrlSource([url], access)
-    found, others = list[str](), 0
-    for pattern in patterns:
-        if "*" not in pattern and "?" not in pattern and _is_picture(pattern):
-            found.append(pattern)
-            continue
-        try:
-            listed = _listed(pattern)
-        except Exception as error:  # each file system raises its own types
-            raise SourceError(f"{place(pattern)}: cannot be listed ({because(error)})") from error
-        pictures = [name for name in listed if _is_picture(name)]
-        found, others = found + pictures, others + len(listed) - len(pictures)
-    if not found:
-        raise SourceError(f"{place(url)}: no pictures are there; check the URL")
-    return UrlSource(found, access, others)
-
-
-def _listed(pattern: str) -> list[str]:
-    """URLs of the files below a URL, or of a pattern; none that are hidden."""
-    from fsspec.core import url_to_fs
-
-    files, path = url_to_fs(pattern)
-    names: Any = files.glob(path) if "*" in path or "?" in path else files.find(path)
-    shown = (name for name in names if not name.rpartition("/")[2].startswith("."))
-    return sorted(str(files.unstrip_protocol(name)) for name in shown)
-
-
-def _is_picture(url: str) -> bool:
-    return Path(url).suffix.lower() in IMAGE_SUFFIXES

@@ -6,9 +6,7 @@ Both see the same `Source`, and neither ever holds all the bytes.
 
 from __future__ import annotations
 
-import glob
 import os
-import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +16,7 @@ from typing import Any
 
 from viq.core.files import require_regular
 from viq.core.types import ViqError
-from viq.data.sources.access import Access, is_url
+from viq.data.sources.access import Access, is_url, scheme_of
 from viq.data.sources.base import (
     Damaged,
     ImageRef,
@@ -37,16 +35,15 @@ from viq.data.sources.datasets import (
     load_saved,
     one_split,
 )
-from viq.data.sources.files import FileSource, ListSource, open_url
+from viq.data.sources.files import FileSource, ListSource, UrlSource
 from viq.data.sources.json_records import JsonSource
+from viq.data.sources.patterns import expanded, matching
+from viq.data.sources.remote import RemoteFile, find_remote, open_remote
 from viq.data.sources.tables import ParquetSource, holds_codes
 from viq.data.sources.tar import TarSource
 from viq.image.open import IMAGE_SUFFIXES
 
 __all__ = ["Access", "ImageRef", "Row", "Source", "SourceError", "concatenate", "open_source"]
-
-_BRACES = re.compile(r"\{(?:(\d{1,18})\.\.(\d{1,18})|([^{}]*,[^{}]*))\}")
-_NAMES = 1_000_000  # that one pattern may stand for
 
 _SUFFIXES = {
     **dict.fromkeys(IMAGE_SUFFIXES, "images"),
@@ -55,6 +52,7 @@ _SUFFIXES = {
     ".parquet": "Parquet files",
     **dict.fromkeys((".json", ".jsonl", ".ndjson"), "JSON files"),
 }
+_REMOTE = ("images", "tar files", "Parquet files")  # kinds that are read from URLs
 _REFUSED = {
     ".gz": "is compressed, which allows no reading from the middle; unpack it (gunzip)",
     ".tgz": "is compressed, which allows no reading from the middle; unpack it (gunzip)",
@@ -83,7 +81,7 @@ def open_source(
     """Open an input of any kind; the kind is seen from what is given.
 
     - an image file; a folder of images, .parquet or .tar files, at any depth; the URL of an image,
-      or, where it can be listed (s3://, gs://, hf://), of a folder or a pattern of images
+      or, where it can be listed (s3://, gs://, hf://), of any of these, or of a pattern of them
     - .txt: paths or URLs, one a line
     - .tar: WebDataset shards
     - .parquet: a table with images
@@ -142,7 +140,7 @@ def files_of(spec: str | os.PathLike[str]) -> list[Path]:
     path = Path(text)
     if path.is_dir():
         return [] if is_saved_dataset(path) else _in_folder(path)[1]
-    return [path] if path.exists() else _matching(text)
+    return [path] if path.exists() else matching(text)
 
 
 def concatenate(sources: Sequence[Source]) -> Source:
@@ -204,14 +202,7 @@ def _open(spec: Any, options: dict[str, Any], access: Access | None, alone: bool
         dataset = load_hub(text.removeprefix("hf:"), options.pop("split"))
         return DatasetSource(dataset, text, access=access, cached=True, **_columns(options))
     if is_url(text):
-        if _kind(Path(text)) != "images":
-            raise SourceError(
-                f"{place(text)}: pictures are read from URLs, and folders and patterns of them; "
-                "copy this first"
-            )
-        if _count(text) > _NAMES:
-            raise SourceError(f"{place(text)}: stands for more than {_NAMES:,} names; use *")
-        return open_url(text, _expanded(text), access)
+        return _open_url(text, options, access, alone)
     path = Path(text)
     if is_saved_dataset(path):
         dataset = load_saved(path, options.pop("split"))
@@ -223,7 +214,7 @@ def _open(spec: Any, options: dict[str, Any], access: Access | None, alone: bool
         kind, paths, passed = _in_folder(path)
         source = _open_files(kind, paths, options, access, alone)
         return _Folder(source, passed) if passed and kind != "images" else source
-    paths = [path] if path.exists() else _matching(text)
+    paths = [path] if path.exists() else matching(text)
     kinds = {_kind(path) for path in paths}
     if not kinds:
         raise SourceError(f"{place(text)}: stands for no file; check its numbers")
@@ -232,6 +223,52 @@ def _open(spec: Any, options: dict[str, Any], access: Access | None, alone: bool
             f"{place(text)}: matches {_listed(kinds)}; pass files of one kind at a time"
         )
     return _open_files(kinds.pop(), paths, options, access, alone)
+
+
+def _open_url(text: str, options: dict[str, Any], access: Access | None, alone: bool) -> Source:
+    """What lies at a URL: the pictures, the tar files or the Parquet files."""
+    kind, is_web = _kind(Path(text)), scheme_of(text) in ("http", "https")
+    if kind not in (("images",) if is_web else _REMOTE):
+        raise SourceError(
+            f"{place(text)}: {'pictures' if is_web else 'pictures, tar and Parquet files'} are "
+            "read from URLs; copy this first"
+        )
+    files = find_remote(text, expanded(text), lambda url: _suffix(url) in _SUFFIXES)
+    if is_web:
+        return UrlSource([file.url for file in files], access)
+    found: dict[str, list[RemoteFile]] = {}
+    for file in files:
+        found.setdefault(_SUFFIXES.get(_suffix(file.url), ""), []).append(file)
+    alone = alone and len(files) == 1
+    sources: list[Source] = []
+    if tables := found.pop("Parquet files", []):
+        given = {"access": access, **_columns(dict(options))}
+        sources = open_remote(
+            tables, lambda path, label: ParquetSource([path], called=[label], **given), alone
+        )
+    kinds = [k for k in _REMOTE if k in found] + ["Parquet files"] * bool(sources)
+    if not kinds:
+        raise SourceError(f"{place(text)}: no pictures, tar or Parquet files are there; check it")
+    if len(kinds) > 1:
+        raise SourceError(f"{place(text)}: holds {_listed(kinds)}; pass a pattern such as *.tar")
+    if kinds == ["images"]:
+        urls = [file.url for file in found["images"]]
+        return UrlSource(urls, access, len(files) - len(urls))
+    if kinds == ["tar files"]:
+        wanted = _wanted(options)
+        sources = open_remote(
+            found["tar files"],
+            lambda path, label: TarSource([path], called=[label], wanted=wanted),
+            alone,
+        )
+    else:
+        _columns(options)
+    source, others = concatenate(sources), len(files) - len(sources)
+    return _Folder(source, others) if others else source
+
+
+def _suffix(url: str) -> str:
+    return Path(url).suffix.lower()
 
 
 def _open_files(
@@ -332,48 +369,6 @@ def _in_folder(folder: Path) -> tuple[str, list[Path], int]:
     for kind, paths in found.items():
         return kind, sorted(paths), count - len(paths)
     return "images", [folder], 0
-
-
-def _matching(pattern: str) -> list[Path]:
-    """The files that a pattern with {a,b}, {000..123}, * or ? stands for. Raises `SourceError`."""
-    if _count(pattern) > _NAMES:
-        raise SourceError(f"{place(pattern)}: stands for more than {_NAMES:,} names; use *")
-    paths: list[Path] = []
-    for text in _expanded(pattern):
-        found = [text] if os.path.exists(text) else sorted(glob.glob(text, recursive=True))
-        if not found:
-            raise SourceError(f"{place(text)}: does not exist; check the path")
-        paths += map(Path, found)
-    return paths
-
-
-def _choices(braces: re.Match[str]) -> Sequence[int] | list[str]:
-    first, last, words = braces.groups()
-    return words.split(",") if words is not None else range(int(first), int(last) + 1)
-
-
-def _count(pattern: str) -> int:
-    """At most how many names `_expanded` gives, without making them."""
-    count = 1
-    while braces := _BRACES.search(pattern):
-        # What stands within a choice is counted as if it stood beside it, which is no less.
-        count *= max(1, len(_choices(braces)))
-        pattern = pattern[: braces.start()] + pattern[braces.end() :]
-        if count > _NAMES:
-            break
-    return count
-
-
-def _expanded(pattern: str) -> Iterator[str]:
-    """Replace {a,b} and {000..123}, the first braces varying slowest."""
-    braces = _BRACES.search(pattern)
-    if not braces:
-        yield pattern
-        return
-    width = len(braces.group(1) or "")
-    for choice in _choices(braces):
-        text = choice if isinstance(choice, str) else f"{choice:0{width}}"
-        yield from _expanded(pattern[: braces.start()] + text + pattern[braces.end() :])
 
 
 def _listed(kinds: Iterable[str]) -> str:

@@ -201,6 +201,7 @@ class ParquetSource(Source):
     there is none. A file that is damaged as a whole is one row that fails; its key is its name.
 
     Args:
+        called: what to call each file; by default its name, or path.
         image_column: name or names; by default `image` or `images`; () for none.
         key_column: by default `key`, `__key__` or `id` where there is one; "" numbers the rows.
         wanted: of the other columns, those to bring.
@@ -213,6 +214,7 @@ class ParquetSource(Source):
         self,
         paths: Sequence[Path],
         *,
+        called: Sequence[str] | None = None,
         image_column: str | Sequence[str] | None = None,
         key_column: str | None = None,
         wanted: Wanted | None = None,
@@ -227,7 +229,7 @@ class ParquetSource(Source):
         self._groups: list[tuple[int, int]] = []  # (file, number within it)
         names = Names(Path(), access or Access())
         errors: list[SourceError] = []
-        for number, (path, label) in enumerate(zip(paths, labels(paths), strict=True)):
+        for number, (path, label) in enumerate(zip(paths, called or labels(paths), strict=True)):
             within = Names(path.parent if root is None else root, names.access)
             try:
                 columns, rows = _footer(path, label, (image_column, key_column, wanted))

@@ -52,15 +52,21 @@ class TarSource(Source):
     dot. Of members with the same name the last counts, as when a tar file is unpacked.
 
     Args:
+        called: what to call each shard; by default its file name, or path.
         alone: whether it is an error if all shards are damaged and none has a whole sample.
         wanted: of fields and members, those to bring.
     """
 
     def __init__(
-        self, paths: Sequence[Path], *, alone: bool = True, wanted: Wanted | None = None
+        self,
+        paths: Sequence[Path],
+        *,
+        called: Sequence[str] | None = None,
+        alone: bool = True,
+        wanted: Wanted | None = None,
     ) -> None:
         self._shards = [
-            _Shard(path, label) for path, label in zip(paths, labels(paths), strict=True)
+            _Shard(path, label) for path, label in zip(paths, called or labels(paths), strict=True)
         ]
         self._wanted = wanted or Wanted()
         self._first: list[int] = []  # row of each shard

@@ -98,7 +98,8 @@ def load(path: str | os.PathLike[str]) -> Siglip2Peer:
     """
     name = f"siglip2:{os.fspath(path)}"
     with require("transformers", "train", name, CheckpointError):
-        from transformers import AutoImageProcessor
+        # transformers 5.17 itself has a stand-in without torchvision, which is not needed here.
+        from transformers.models.auto.image_processing_auto import AutoImageProcessor
     folder = Path(path)
     if not folder.is_dir():
         raise CheckpointError(

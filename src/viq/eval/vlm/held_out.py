@@ -23,6 +23,7 @@ from viq.data.batching.code_batches import CodeCorpus
 from viq.data.text.conversations import IMAGE_PLACEHOLDER, split_system
 from viq.metrics.answers import is_right, words_f1
 from viq.metrics.intervals import of_share
+from viq.mllm.confidence import generate_with_confidence
 
 _FREQUENT_FROM = 20_000  # training samples of a store at most
 _ALL = "all"
@@ -77,6 +78,8 @@ def evaluate(
         `percent` with its 95% `interval`, of answers that are equal but for case, spaces and a
         full stop at the end, `other_images` None where there are no other images; and `words_f1`,
         percent, the harmonic mean of precision and recall of words (SQuAD's), averaged.
+        `calibration`: by how sure the model was (`viq.mllm.confidence`), in tenths: `from`, `to`,
+        `questions`, mean `confidence`, and `right` as above; those without questions are left out.
         `examples`: by kind, some questions with `true` and `answer`.
 
     Raises:
@@ -95,10 +98,12 @@ def evaluate(
     # Like with like, so that little of a batch is padding.
     order = sorted(range(len(asked)), key=lambda i: (asked[i].kind, len(asked[i].answer)))
 
-    def answers(shown: Mapping[int, Sequence[Codes]], done: Callable[[], None]) -> dict[int, str]:
-        """Of each question, with these images."""
+    def answers(
+        shown: Mapping[int, Sequence[Codes]], done: Callable[[], None]
+    ) -> dict[int, tuple[str, float]]:
+        """Of each question, with these images, and how sure the model is."""
         numbers = [i for i in order if i in shown]
-        found: dict[int, str] = {}
+        found: dict[int, tuple[str, float]] = {}
         for start in range(0, len(numbers), batch):
             group = numbers[start : start + batch]
             inputs = processor(
@@ -106,9 +111,12 @@ def evaluate(
                 codes=[list(shown[i]) for i in group],
                 keys=["/".join(asked[i].sample) for i in group],
             ).to(model.device)
-            ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-            for i, text in zip(group, processor.answers(ids, inputs), strict=True):
-                found[i] = text
+            ids, sure_B = generate_with_confidence(
+                model, inputs, max_new_tokens=max_new_tokens, do_sample=False
+            )
+            texts = processor.answers(ids, inputs)
+            for i, text, sure in zip(group, texts, sure_B.tolist(), strict=True):
+                found[i] = text, sure
                 done()
         return found
 
@@ -125,15 +133,16 @@ def evaluate(
         "kinds": {
             kind: _summary(
                 [asked[i].answer for i in numbers],
-                [own[i] for i in numbers],
-                [(asked[i].answer, swapped[i]) for i in numbers if i in swapped],
+                [own[i][0] for i in numbers],
+                [(asked[i].answer, swapped[i][0]) for i in numbers if i in swapped],
                 [frequent(asked[i]) for i in numbers],
             )
             for kind, numbers in sorted(by_kind.items(), key=lambda item: item[0] != _ALL)
         },
+        "calibration": _calibration([(q.answer, *own[i]) for i, q in enumerate(asked)]),
         "examples": {
             kind: [
-                {"question": asked[i].question, "true": asked[i].answer, "answer": own[i]}
+                {"question": asked[i].question, "true": asked[i].answer, "answer": own[i][0]}
                 for i in numbers[:_EXAMPLES]
             ]
             for kind, numbers in sorted(by_kind.items())
@@ -159,7 +168,29 @@ def lines(result: dict[str, Any]) -> list[str]:
             + "".join(f"{text:>16}" for text in texts)
             + f"{row['words_f1']:>10.1f}"
         )
+    found += ["", f"{'by confidence':<{wide}}{'questions':>10}{'right':>16}"]
+    for row in result["calibration"]:
+        name, right = f"{row['from']:.1f} to {row['to']:.1f}", row["right"]
+        share = f"{right['percent']:.1f} ± {right['interval']:.1f}"
+        found.append(f"{name:<{wide}}{row['questions']:>10,}{share:>16}")
     return found
+
+
+def _calibration(answers: Sequence[tuple[str, str, float]]) -> list[dict[str, Any]]:
+    """Of true answers, given ones and confidences, by tenths of confidence."""
+    tenths = defaultdict(list)
+    for true, given, sure in answers:
+        tenths[min(int(10 * sure), 9)].append((is_right(true, given), sure))
+    return [
+        {
+            "from": tenth / 10,
+            "to": (tenth + 1) / 10,
+            "questions": len(seen),
+            "confidence": round(sum(sure for _, sure in seen) / len(seen), 3),
+            "right": of_share(sum(right for right, _ in seen), len(seen)),
+        }
+        for tenth, seen in sorted(tenths.items())
+    ]
 
 
 def _summary(

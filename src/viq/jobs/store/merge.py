@@ -14,7 +14,7 @@ from typing import Any
 
 from viq.codec.entropy_model import EntropyModel
 from viq.core.files import written_aside
-from viq.core.remote import Location
+from viq.core.remote import Location, RemoteFolder
 from viq.core.types import CodesError, ViqError
 from viq.store.columns import Extras
 from viq.store.folder import SINGLE, Index, Store
@@ -124,12 +124,12 @@ def write_samples(
 
 def export_webdataset(
     path: Location,
-    out: Path,
+    out: Location,
     *,
     shard_size: int = 10000,
     progress: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Write a store as WebDataset tars `out/NNNNNN.tar`, each whole or absent.
+    """Write a store as WebDataset tars `out/NNNNNN.tar`, here or behind a URL, whole or absent.
 
     A sample is `NUMBER.json` (its key and extras) and `NUMBER.viq`, or `NUMBER.0.viq`,
     `NUMBER.1.viq`, .. for several images; `viq.Codes.from_bytes` reads them.
@@ -141,12 +141,19 @@ def export_webdataset(
         ViqError: no finished store, or `out` holds other files.
     """
     store = Store(path)
-    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
+    remote = RemoteFolder(out) if isinstance(out, str) else None
+    if remote is not None:
+        remote.require_writable()
+    if remote.sizes(deep=True) if remote else _is_taken(Path(out)):
         raise ViqError(f"-o {out}: is not empty, or no folder; give a new folder")
     samples, number, tars = samples_of(store.rows()), 0, list[str]()
     while group := list(islice(samples, shard_size)):
-        tars.append(str(out / f"{len(tars):06d}.tar"))
-        with written_aside(Path(tars[-1])) as aside, tarfile.open(aside, "w") as tar:
+        name = f"{len(tars):06d}.tar"
+        tars.append(f"{out}/{name}")
+        with (
+            remote.put_when_whole(name) if remote else written_aside(Path(tars[-1])) as aside,
+            tarfile.open(aside, "w") as tar,
+        ):
             for sample in group:
                 for name, data in _members(sample, number):
                     header = tarfile.TarInfo(name)  # time 0, so that equal stores give equal tars
@@ -155,6 +162,10 @@ def export_webdataset(
                 number += 1
                 progress()
     return {"samples": number, "tars": tars}
+
+
+def _is_taken(out: Path) -> bool:
+    return os.path.lexists(out) and (not out.is_dir() or any(out.iterdir()))
 
 
 def _members(sample: Sequence[CodeRow], number: int) -> Iterator[tuple[str, bytes]]:

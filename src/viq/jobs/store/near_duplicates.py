@@ -33,11 +33,11 @@ def by_overlap(path: Location, threshold: float = 0.5) -> dict[str, Any]:
     names, sets, buckets = [], list[np.ndarray](), dict[bytes, list[int]]()
     for key, codes in Store(path):
         names.append(key)
-        sets.append(_codes_of(codes))
+        sets.append(code_set(codes))
         for band in _bands(sets[-1], factors):
             buckets.setdefault(band, []).append(len(names) - 1)
     candidates = {pair for group in buckets.values() for pair in _pairs(group)}
-    pairs = [(_overlap(sets[a], sets[b]), names[a], names[b]) for a, b in candidates]
+    pairs = [(overlap(sets[a], sets[b]), names[a], names[b]) for a, b in candidates]
     return _report(len(names), threshold, pairs)
 
 
@@ -85,13 +85,14 @@ def _pairs(group: list[int]) -> Iterator[tuple[int, int]]:
     return ((group[0], other) for other in group[1:])
 
 
-def _codes_of(codes: Codes) -> np.ndarray:
+def code_set(codes: Codes) -> np.ndarray:
     """The different codes of an image, each with its slot; sorted uint32."""
     slots = np.arange(codes.ids.shape[-1], dtype=np.uint32) << np.uint32(16)
     return np.unique(codes.ids.astype(np.uint32) | slots)
 
 
-def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Common codes over all codes of two sets, 0 to 1."""
     common = len(np.intersect1d(a, b, assume_unique=True))
     return common / (len(a) + len(b) - common)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,13 @@ from viq.store.rows import CodeRow
 _SHOWN = 10  # keys of each kind of difference
 
 
-def stats(path: Location) -> dict[str, Any]:
+def stats(path: Location, progress: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Counts, sizes, bytes and bits a code, use of the codebook and of levels; JSON-able.
 
     Bits a code are those of codes alone, whatever rides along.
+
+    Args:
+        progress: called for each row.
 
     Raises:
         CodesError: no finished store, or damaged.
@@ -34,6 +38,7 @@ def stats(path: Location) -> dict[str, Any]:
     tiles = Counter[int]()
     for row in store.rows(columns=()):
         rows += 1
+        progress()
         samples += row.image_index == 0
         if row.codes is not None:
             heights.append(row.codes.size[0])

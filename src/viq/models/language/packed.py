@@ -155,6 +155,8 @@ def _attention(
     """What transformers calls in each layer; without `lengths` it is "sdpa"."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    if kwargs.get("softcap") is not None:  # some releases of transformers would leave it out
+        raise ViqError("attention bounds its scores by a tanh, which fast kernels do not")
     if lengths is None:
         return sdpa_attention_forward(
             module, query_1HLD, key_1HLD, value_1HLD, attention_mask, **kwargs

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from viq.image.patches import (
 )
 from viq.models.tokenizer import counted
 from viq.models.tokenizer.counted_encoder import CountedEncoder
+from viq.models.tokenizer.transform_code import pad_mode_of
 from viq.models.tokenizer.variable_rate import Rate
 
 if TYPE_CHECKING:
@@ -118,13 +118,9 @@ def _cut(model: VisualTokenizer, image: np.ndarray, where: Tile) -> Tensor:
 
 
 def whole_patches(model: VisualTokenizer, pixels: Tensor) -> Tensor:
-    """Patches (T, D) of pixels (3, H, W) in [-1, 1], the last ones filled up as the encoder wants
-    it: grey, or for a transform code, which grey would cost codes, the last pixels again."""
-    patch = model.config.encoder.patch_size
-    if model.config.quantizer.transform is not None:
-        height, width = pixels.shape[1:]
-        pixels = F.pad(pixels, (0, -width % patch, 0, -height % patch), mode="replicate")
-    return patchify(pixels, patch)
+    """Patches (T, D) of pixels (3, H, W) in [-1, 1], padded as the model wants it."""
+    config = model.config
+    return patchify(pixels, config.encoder.patch_size, pad_mode_of(config.quantizer.transform))
 
 
 def packed_ids(model: VisualTokenizer, batch: PatchBatch) -> Tensor:

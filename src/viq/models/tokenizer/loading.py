@@ -6,11 +6,12 @@ import os
 
 import torch
 
+from viq.core.files import DEFAULT_MODEL
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 
 
 def load(
-    name: str | os.PathLike[str] = "viq-tiny",
+    name: str | os.PathLike[str] = DEFAULT_MODEL,
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,

@@ -9,6 +9,7 @@ T = patches of all images, S = 4 slots, C = width, d = bottleneck dims, M = slot
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -89,10 +90,38 @@ class SlotAttention(nn.Module):
 
     def _angles(self, grids_hw: Sequence[Grid], like_TSM: Tensor) -> Tensor:
         slots, width = like_TSM.shape[1:]
-        angles_TSF = torch.cat([angles(grid, slots, width) for grid in grids_hw])
-        if self.angle_dtype == "bfloat16":
-            angles_TSF = angles_TSF.bfloat16().float()
-        return angles_TSF.to(like_TSM.device)
+        if torch.compiler.is_exporting():  # sides are symbols, which no cache can hold
+            return _angles_on(grids_hw, slots, width, self.angle_dtype, like_TSM.device)
+        return _kept_angles(
+            tuple(grids_hw),
+            slots,
+            width,
+            self.angle_dtype,
+            like_TSM.device,
+            torch.is_inference_mode_enabled(),
+        )
+
+
+def _angles_on(
+    grids_hw: Sequence[Grid], slots: int, width: int, dtype: str, device: torch.device
+) -> Tensor:
+    angles_TSF = torch.cat([angles(grid, slots, width) for grid in grids_hw])
+    if dtype == "bfloat16":
+        angles_TSF = angles_TSF.bfloat16().float()
+    return angles_TSF.to(device)
+
+
+@functools.lru_cache(maxsize=1)
+def _kept_angles(
+    grids_hw: tuple[Grid, ...],
+    slots: int,
+    width: int,
+    dtype: str,
+    device: torch.device,
+    inference: bool,  # tensors made in inference mode cannot be used outside of it
+) -> Tensor:
+    """Those of the last batch: every block asks for the same, which would be copied each time."""
+    return _angles_on(grids_hw, slots, width, dtype, device)
 
 
 class SlotBlock(nn.Module):

@@ -33,12 +33,15 @@ from torch import Tensor, nn
 
 from viq.core import untrusted
 from viq.core.types import CODES_PER_PATCH, PATCH_SIZE, Grid
-from viq.image.patches import lengths_of, patchify, unpatchify
+from viq.image.patches import PAD_MODES, lengths_of, patchify, unpatchify
 from viq.models.tokenizer.lapped import LappedFilter
 
 CODEBOOK = 64_000  # values of a code
 _D = 3 * PATCH_SIZE**2
 _CHUNK = 192  # patches of like energy, which try the same classes
+_BLOCK = 64  # classes tried at a time: what is computed for them stays in a processor's cache
+_GROUP = 512  # patches whose bases are at hand at a time: 18 KB each
+_STRONG = 4  # coefficients of a class, the first ones, which have the most levels
 _CANDIDATES = 6  # classes of a patch whose error is computed exactly
 ENERGY_FLOOR = _D / 127.5**2  # added to energies before their logarithm: a grey level a value
 
@@ -73,6 +76,12 @@ class TransformConfig:
     def shares(self) -> bool:
         """Whether the fourth code of every fourth patch is left to meaning."""
         return self.detail < CODEBOOK
+
+
+def pad_mode_of(config: TransformConfig | None) -> str:
+    """How images are padded to whole patches (`patchify`): grey would cost a transform code codes,
+    so it has the last pixels again; the paper's encoder has grey."""
+    return PAD_MODES[config is not None]
 
 
 class Indices(NamedTuple):
@@ -168,8 +177,15 @@ class TransformCode(nn.Module):
 
     def values_of(self, indices: Indices, picked_TQ: Tensor) -> Tensor:
         """Values (T, V) of classes, digits of the mean, and coefficients in place of levels."""
-        directions_TVQ = self.directions[indices.classes_T]
-        values_TV = torch.bmm(directions_TVQ, picked_TQ[..., None])[..., 0]
+        whole = torch.compiler.is_exporting()  # a graph has any number of patches, in one piece
+        groups = len(picked_TQ) if whole else _GROUP
+        parts = [
+            torch.bmm(self.directions[classes_T], part_TQ[..., None])[..., 0]
+            for classes_T, part_TQ in zip(
+                indices.classes_T.split(groups), picked_TQ.split(groups), strict=True
+            )
+        ]
+        values_TV = parts[0] if len(parts) == 1 else torch.cat(parts)
         mean_T = self.coarse[indices.coarse_T]
         mean_T = mean_T + self.fine[indices.coarse_T, indices.fine_T]
         return torch.cat([values_TV[:, :-1], values_TV[:, -1:] + mean_T[:, None]], 1)
@@ -298,26 +314,31 @@ class TransformCode(nn.Module):
         """
         window = self.window
         near = ((window[:, 0] <= log_T[-1]) & (window[:, 1] >= log_T[0])).nonzero()[:, 0]
+        if not len(near):  # half precision rounds the windows, so there can be gaps between them
+            near = torch.arange(len(window), device=window.device)
         values, counts = tables_JQl[near], counts_JQ[near]
-        directions_VJQ = self.directions[near].transpose(0, 1)
-        z_TJQ = (values_TV @ directions_VJQ.flatten(1)).unflatten(1, (len(near), -1))
         least_JQ, most_JQ = values[..., 0], values[..., -1]
         step_JQ = (most_JQ - least_JQ) / (counts - 1).clamp_min(1)
-        beyond_TJQ = z_TJQ - torch.minimum(torch.maximum(z_TJQ, least_JQ), most_JQ)
-        estimate_TJ = beyond_TJQ.square().sum(2) - z_TJQ.square().sum(2)
-        estimate_TJ = estimate_TJ + step_JQ.square().sum(1) / 12
+        count, each_T = len(values_TV), torch.arange(len(values_TV), device=near.device)
+        z_JTQ = values_TV.new_empty(len(near), count, values.shape[1])
+        error_JT = values_TV.new_empty(len(near), count)
+        for start in range(0, len(near), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            z = torch.matmul(values_TV, self.directions[near[part]], out=z_JTQ[part])
+            inside = torch.clamp(z, least_JQ[part, None], most_JQ[part, None])
+            # (z - inside)^2 - z^2, in as few passes over memory as can be
+            error_JT[part] = torch.add(inside, z, alpha=-2).mul_(inside).sum(2)
+        estimate_TJ = error_JT.T + step_JQ.square().sum(1) / 12
         outside_TJ = (log_T[:, None] < window[near, 0]) | (log_T[:, None] > window[near, 1])
         estimate_TJ = estimate_TJ.masked_fill(outside_TJ, torch.inf)
         best_Tk = estimate_TJ.topk(min(_CANDIDATES, len(near)), dim=1, largest=False).indices
-        z_TkQ = z_TJQ.gather(1, best_Tk[..., None].expand(-1, -1, z_TJQ.shape[2]))
-        between_TkQl = ((values[..., 1:] + values[..., :-1]) / 2)[best_Tk]
-        levels_TkQ = (z_TkQ[..., None] > between_TkQl).sum(-1)
-        levels_TkQ = torch.minimum(levels_TkQ, counts[best_Tk] - 1)
-        picked_TkQ = values[best_Tk].gather(3, levels_TkQ[..., None])[..., 0]
+        z_TkQ = z_JTQ[best_Tk, each_T[:, None]]
+        levels_TkQ = _levels(z_TkQ, values, counts, best_Tk)
+        each_Q = torch.arange(values.shape[1], device=near.device)
+        picked_TkQ = values[best_Tk[..., None], each_Q, levels_TkQ]
         error_Tk = ((picked_TkQ - z_TkQ).square() - z_TkQ.square()).sum(2)
         error_Tk = error_Tk.masked_fill(estimate_TJ.gather(1, best_Tk).isinf(), torch.inf)
         chosen_T = error_Tk.argmin(1)
-        each_T = torch.arange(len(values_TV), device=values_TV.device)
         return near[best_Tk[each_T, chosen_T]], levels_TkQ[each_T, chosen_T]
 
     def _radices(self, classes_T: Tensor) -> Sequence[Tensor]:
@@ -327,6 +348,23 @@ class TransformCode(nn.Module):
     def counts(self, slots: int) -> Tensor:
         """Levels (J, Q), int64, that each coefficient has in so many codes."""
         return self.radices[:, :slots].long().prod(1)
+
+
+def _levels(z_TkQ: Tensor, values_JQl: Tensor, counts_JQ: Tensor, classes_Tk: Tensor) -> Tensor:
+    """The nearest levels (T, k, Q) of coefficients by the tables of some classes of each patch.
+
+    Strong coefficients have many levels and most have few, so thresholds are gathered for some
+    coefficients at a time, as many as any class has there.
+    """
+    between_JQl = (values_JQl[..., 1:] + values_JQl[..., :-1]) / 2
+    parts, start, width = [], 0, _STRONG
+    while start < z_TkQ.shape[2]:
+        part = slice(start, start + width)
+        most = int(counts_JQ[:, part].max()) - 1
+        thresholds_TkQl = between_JQl[:, part, :most][classes_Tk]
+        parts.append((z_TkQ[:, :, part, None] > thresholds_TkQl).sum(-1))
+        start, width = start + width, start + width
+    return torch.minimum(torch.cat(parts, 2), counts_JQ[classes_Tk] - 1)
 
 
 def shared_places(grid: Grid) -> Tensor:

@@ -33,6 +33,7 @@ from viq.data.batching.generation_batches import (
 from viq.data.batching.mixture import Mixture, Part, Position
 from viq.data.synthetic.captions import CaptionedShapes
 from viq.mllm.generation import LANGUAGE, CodeGenerator, CodeGeneratorConfig
+from viq.models.language.heads import check_head
 from viq.models.language.packed import check_packed
 from viq.models.language.vision_language import build_language, load_language
 from viq.models.tokenizer.loading import load
@@ -169,6 +170,7 @@ class GenerationRun:
                 model.resize_token_embeddings(size)
         else:
             model = build_language(language, size)
+        check_head(model)
         generator_model = CodeGenerator(model, config)
         for line in check_packed(generator_model.language, 1):  # a picture goes on at any length
             if self.accelerator.is_main_process:

@@ -170,7 +170,10 @@ class DecoderObjective(Objective):
         decoder = self.tokenizer.decoder
         assert decoder is not None
         with torch.no_grad():
-            features_TC = self.tokenizer(micro.batch).features_TC
+            if micro.ids_TS is None:
+                features_TC = self.tokenizer(micro.batch).features_TC
+            else:
+                features_TC = self.tokenizer.features(micro.ids_TS, grids)
         hidden = decoder.hidden(features_TC, grids)
         painted_TD = decoder.paint(hidden, features_TC, grids)
         sums = pixel_terms(painted_TD, micro)

@@ -1,0 +1,156 @@
+"""Everything that wants a GPU, in one command that ends by itself (docs/speed.md).
+
+    python scripts/gpu_day.py --pack photos.parquet --photos PHOTOS  # before, on any machine
+    python scripts/gpu_day.py --minutes 8 --out DIR --data photos.parquet  # where the GPU is
+    python scripts/gpu_day.py --page DIR  # afterwards: tables and plots
+
+Parts run in order of worth: parity, mllm, encode, train. Each result is a line of
+DIR/results.jsonl as soon as it is there; the same command goes on where it was stopped. `--device
+cpu --tiny` runs every part in small shapes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))  # of this checkout, which need not be installed
+
+PARTS = ("parity", "mllm", "encode", "train")
+_GOLDEN = ROOT / "tests" / "golden"
+_RESERVE = {"mllm": 0.45, "encode": 0.2}  # of the whole time, left to the parts after this one
+
+
+def main() -> int:
+    options = _options()
+    from viq.core.types import ViqError
+
+    try:
+        if options.pack:
+            return _pack(options)
+        if options.page:
+            return _page(options)
+        return _child(options) if options.child else _run(options)
+    except ViqError as error:
+        print(f"gpu_day: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Start the process that measures, and again when a cell has brought it down."""
+    from viq.bench.gpu.cells import supervised
+    from viq.core.measure import environment
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    given = [a for a in sys.argv[1:] if a != "--child"]
+
+    def command(seconds: float) -> list[str]:
+        return [sys.executable, __file__, *given, "--child", "--seconds", str(seconds)]
+
+    values = environment() | {"PYTHONUNBUFFERED": "1"}
+    supervised(command, options.out, seconds=60 * options.minutes, environment=values)
+    print(f"python scripts/gpu_day.py --page {options.out}")
+    return 0
+
+
+def _child(options: argparse.Namespace) -> int:
+    import torch
+
+    from viq.bench.gpu.cells import RESTART, Cells, DeviceLost
+    from viq.core.measure import machine
+    from viq.core.types import ViqError
+
+    wanted = options.device or "cuda"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ViqError("no CUDA device: give --device cpu --tiny to try every part")
+    device = torch.device(wanted)
+    cells = Cells(options.out, seconds=options.seconds, device=device, echo=print)
+    about = machine()
+    if wanted == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+        about |= {"gpu_memory_gib": round(memory / 2**30, 1), "cuda": torch.version.cuda}
+    cells.note("machine", "machine", {**about, "device": wanted, "tiny": options.tiny})
+    parts = options.only.split(",") if options.only else PARTS
+    try:
+        for part in PARTS:
+            if part in parts:
+                after = sum(name in parts for name in PARTS[PARTS.index(part) + 1 :])
+                share = _RESERVE.get(part, 0.0) if after else 0.0
+                cells.reserve(share * 60 * options.minutes)
+                _measure(part, cells, options)
+    except DeviceLost as error:
+        print(f"gpu_day: {error}", file=sys.stderr)
+        return RESTART
+    return 0
+
+
+def _measure(part: str, cells, options: argparse.Namespace) -> None:
+    from viq.bench.gpu import tiny
+
+    if part == "parity":
+        from viq.bench.gpu import parity
+
+        golden = _GOLDEN if _GOLDEN.is_dir() else None
+        parity.measure(cells, golden, **(tiny.PARITY if options.tiny else {}))
+    elif part == "mllm":
+        from viq.bench.gpu import mllm_cells
+        from viq.bench.mllm import MllmWorkload
+
+        work = tiny.MLLM if options.tiny else MllmWorkload()
+        mllm_cells.measure(cells, work, **(tiny.MLLM_OPTIONS if options.tiny else {}))
+    elif part == "encode":
+        from viq.bench.gpu import encode_cells
+
+        work = tiny.ENCODE if options.tiny else encode_cells.EncodeScale()
+        encode_cells.measure(cells, work, **(tiny.ENCODE_OPTIONS if options.tiny else {}))
+    else:
+        from viq.bench.gpu import train_cells
+
+        work = tiny.SMALL if options.tiny else train_cells.SmallWork()
+        train_cells.measure(cells, options.data, work)
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from viq.bench.gpu.train_cells import pack_photos
+
+    count = pack_photos(options.photos or [], options.pack, mib=options.mib)
+    size = options.pack.stat().st_size / 2**20
+    print(f"{options.pack}: {count} photos, {size:.1f} MiB")
+    return 0
+
+
+def _page(options: argparse.Namespace) -> int:
+    from viq.bench.gpu.tables import write_page
+
+    for file in write_page(options.page):
+        print(file)
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=8.0, help="when it ends")
+    parser.add_argument("--out", type=Path, default=Path("gpu-day"), help="folder of results")
+    parser.add_argument("--only", help=f"of {','.join(PARTS)}, by commas")
+    parser.add_argument("--data", type=Path, help="photos for the part train: what --pack wrote")
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda")
+    parser.add_argument("--tiny", action="store_true", help="small shapes, to try every part")
+    parser.add_argument("--page", type=Path, metavar="DIR", help="tables and plots of results")
+    parser.add_argument("--pack", type=Path, metavar="FILE", help="write a Parquet file of photos")
+    parser.add_argument(
+        "--photos", action="append", help="data of photos for --pack; again for more"
+    )
+    parser.add_argument("--mib", type=float, default=5.0, help="size of that file, at most")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=0.0, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    unknown = set(options.only.split(",")) - set(PARTS) if options.only else set()
+    if unknown:
+        parser.error(f"--only {','.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
+    return options
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

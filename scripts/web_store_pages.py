@@ -1,0 +1,111 @@
+"""How long pages of a large store take in `viq web`.
+
+    python scripts/web_store_pages.py --rows 1000000 --folder /tmp/large
+
+Writes a store of so many rows (random codes of 64 x 64 px, a caption each; nothing if it is there),
+opens it, and asks for pages at random places, filtered and not, through the application itself but
+without a network. Prints JSON: ms of the first answer of each kind, and of further ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from starlette.testclient import TestClient
+
+from viq.core.codes import Codes
+from viq.models.tokenizer.loading import load
+from viq.models.tokenizer.tokenizer import VisualTokenizer
+from viq.store.columns import Extras
+from viq.store.folder import INDEX, Index, Shard, shard_name
+from viq.store.rows import CodesWriter
+from viq.store.schema import StoreInfo
+from viq.web.app import make_app
+from viq.web.config import WebConfig
+
+_SHARD = 10_000
+_WORDS = "a red blue small large dog cat house tree on under beside the grass table".split()
+
+
+def write(folder: Path, rows: int, tokenizer: VisualTokenizer) -> None:
+    info = StoreInfo(
+        model=tokenizer.config.name, fingerprint=tokenizer.fingerprint, levels=tokenizer.levels
+    )
+    draw, extras, shards = np.random.default_rng(0), Extras.inferred([{"caption": "words"}]), []
+    folder.mkdir(parents=True)
+    for number, first in enumerate(range(0, rows, _SHARD)):
+        last = min(first + _SHARD, rows)
+        path = folder / shard_name(number)
+        with CodesWriter(path, info, extras) as writer:
+            ids = draw.integers(0, 64_000, (last - first, 4, 4, 4)).astype(np.uint16)
+            words = draw.integers(0, len(_WORDS), (last - first, 8))
+            for row, each, chosen in zip(range(first, last), ids, words, strict=True):
+                caption = " ".join(_WORDS[word] for word in chosen)
+                codes = Codes(each, (64, 64), 0, info.fingerprint)
+                writer.add(f"photos/{row:09}.jpg", codes, 0, extras.pack({"caption": caption}))
+        shards.append(
+            Shard(
+                name=path.name,
+                rows=last - first,
+                inputs=(first, last),
+                bytes=path.stat().st_size,
+                sha256="",
+            )  # fmt: skip
+        )
+    totals = {"rows": rows, "failures": 0}
+    index = Index(info=info, inputs=rows, shards=tuple(shards), totals=totals,
+                  columns={"caption": "string"})  # fmt: skip
+    (folder / INDEX).write_bytes(index.to_json())
+
+
+def timed(client: TestClient, addresses: Callable[[int], str], count: int) -> dict[str, Any]:
+    times = []
+    for number in range(count):
+        begun = time.perf_counter()
+        answer = client.get(addresses(number), headers={"Accept": "text/html"})
+        times.append(1000 * (time.perf_counter() - begun))
+        assert answer.status_code == 200, answer.text
+    rest = times[1:] or times
+    return {
+        "first": round(times[0], 1),
+        "median": round(float(np.median(rest)), 1),
+        "p95": round(float(np.percentile(rest, 95)), 1),
+        "worst": round(max(rest), 1),
+        "count": count,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--folder", type=Path, required=True)
+    options = parser.parse_args()
+    tokenizer = load("viq-transform")
+    if not (options.folder / INDEX).exists():
+        write(options.folder, options.rows, tokenizer)
+    begun = time.perf_counter()
+    app = make_app(WebConfig(stores=(options.folder,), chat=None), tokenizer)
+    opening = 1000 * (time.perf_counter() - begun)
+    client = TestClient(app, base_url="http://127.0.0.1")
+    pages = options.rows // 24
+    places = np.random.default_rng(1).integers(1, pages + 1, 1000).tolist()
+    result = {
+        "rows": options.rows,
+        "open_ms": round(opening, 1),
+        "page_ms": timed(client, lambda n: f"/store/0?at={places[n]}", 300),
+        "key_ms": timed(client, lambda n: f"/store/0?key=1{n:03}", 30),
+        "same_key_other_page_ms": timed(client, lambda n: f"/store/0?key=777&at={n + 1}", 30),
+        "caption_ms": timed(client, lambda n: f"/store/0?text={_WORDS[n % 15]} dog&at={n + 1}", 30),
+        "thumbnail_ms": timed(client, lambda n: f"/store/0/thumb/{places[n] * 24}", 100),
+    }
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Conversations about a picture, word by word."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import StoppingCriteria, TextStreamer
+
+from viq.core.codes import Codes
+from viq.core.files import bundled
+from viq.image.open import open_image
+from viq.mllm.chat import ask
+from viq.mllm.loading import load_mllm
+from viq.web.pictures import Seen
+from viq.web.work import Work
+
+TOY = (
+    "viq-tiny-chat is a toy of 2.2 million parameters. It knows colours, small numbers and the "
+    "names of 187 things, answers in a few words, and is often wrong. Ask it “What color is the "
+    "circle?” or “What is this?”"
+)
+
+
+class Talker:
+    """A multimodal language model that is loaded.
+
+    Raises:
+        ViqError: no model there.
+    """
+
+    def __init__(self, name: str, device: str) -> None:
+        self.name = Path(name).name
+        self.is_toy = bundled(name) is not None
+        self._model, self._processor = load_mllm(name, device=device)
+
+    @property
+    def about(self) -> str:
+        """What to expect, in a sentence or two."""
+        if self.is_toy:
+            return TOY
+        return f"{self.name} reads the codes of {self._model.config.embedder_config['tokenizer']}."
+
+    def reads(self, codes: Codes) -> bool:
+        """Whether it reads these codes, rather than its own of the picture."""
+        return codes.fingerprint == self._processor.fingerprint
+
+    def answer(
+        self, seen: Seen, before: Sequence[dict[str, str]], question: str, tokens: int, work: Work
+    ) -> str:
+        """The answer, told to `work` as it is written; what there is of it when it is stopped."""
+        look: Any = seen.codes
+        if not self.reads(seen.codes):
+            look = open_image(seen.files.get("original", seen.files["viq"]), name=seen.name)
+        streamer = _Told(self._processor.tokenizer, work)
+        return ask(
+            self._model, self._processor, [look], question, before=before, streamer=streamer,
+            stopping_criteria=[_Over(work)], max_new_tokens=tokens, do_sample=False,
+        )  # fmt: skip
+
+
+class _Told(TextStreamer):
+    """Words of an answer as events."""
+
+    def __init__(self, tokenizer: Any, work: Work) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._work = work
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:
+            self._work.tell(text=text)
+
+
+class _Over(StoppingCriteria):
+    """Ends the answer when the visitor stops it, or after its time."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        import torch
+
+        return torch.full((len(input_ids),), self._work.is_over, device=input_ids.device)

@@ -1,0 +1,131 @@
+"""The queue: one after another, places told, bounds held."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from viq.core.errors import ViqError
+from viq.web.config import Limits
+from viq.web.work import Queue, Work
+
+
+@pytest.fixture
+def queue() -> Iterator[Queue]:
+    made = Queue(Limits(waiting=3, each=2, seconds=30))
+    yield made
+    made.close()
+
+
+class Held:
+    """Work that goes on until it is let go, or told to end."""
+
+    def __init__(self) -> None:
+        self.begun, self.free = threading.Event(), threading.Event()
+
+    def __call__(self, work: Work) -> dict[str, Any]:
+        self.begun.set()
+        while not self.free.wait(0.01):
+            work.check()
+        return {"well": True}
+
+
+def events(queue: Queue, work: Work, most: int = 100) -> list[dict[str, Any]]:
+    async def read() -> list[dict[str, Any]]:
+        found = []
+        async for event in queue.events(work):
+            found.append(event)
+            if len(found) == most:
+                break
+        return found
+
+    return asyncio.run(read())
+
+
+def test_places_are_told_and_bounds_held(queue: Queue) -> None:
+    held = Held()
+    first = queue.add("a", held)
+    assert held.begun.wait(10)
+    second, third = queue.add("b", Held()), queue.add("c", Held())
+    assert [queue.position(work) for work in (first, second, third)] == [0, 1, 2]
+    queue.add("a", Held())
+    with pytest.raises(ViqError, match="2 things that you asked for"):
+        queue.add("a", Held())
+    with pytest.raises(ViqError, match="3 others wait"):
+        queue.add("d", Held())
+    queue.cancel(second)
+    assert queue.position(third) == 1
+    assert events(queue, second) == [{"error": "stopped"}]
+    held.free.set()
+    assert events(queue, first) == [{"done": {"well": True}}]
+
+
+def test_what_runs_can_be_stopped(queue: Queue) -> None:
+    held = Held()
+    work = queue.add("a", held)
+    assert held.begun.wait(10)
+    queue.cancel(work)
+    assert events(queue, work)[-1] == {"error": "stopped"}
+    other = Held()
+    other.free.set()
+    assert events(queue, queue.add("a", other))[-1] == {"done": {"well": True}}  # the thread lives
+
+
+def test_who_leaves_gives_up_the_work(queue: Queue) -> None:
+    held = Held()
+    work = queue.add("a", held)
+    assert held.begun.wait(10)
+    assert len(events(queue, work, most=1)) == 1  # listens no longer
+
+    async def settled() -> None:
+        for _ in range(500):
+            if work.ended:
+                return
+            await asyncio.sleep(0.01)
+
+    asyncio.run(settled())
+    assert work.events == [{"error": "stopped"}]
+
+
+def test_time_is_bounded(queue: Queue) -> None:
+    work = queue.add("a", Held(), seconds=0.05)
+    (last,) = events(queue, work)[-1:]
+    assert "took more than" in last["error"] and "--max-seconds" in last["error"]
+
+
+def test_a_fault_is_one_line_and_the_queue_goes_on(queue: Queue) -> None:
+    def fails(work: Work) -> dict[str, Any]:
+        raise RuntimeError("first\nsecond")
+
+    assert events(queue, queue.add("a", fails))[-1] == {"error": "went wrong (RuntimeError: first)"}
+
+    def full(work: Work) -> dict[str, Any]:
+        raise MemoryError
+
+    assert "memory" in events(queue, queue.add("a", full))[-1]["error"]
+    assert events(queue, queue.add("a", lambda work: {"n": 1}))[-1] == {"done": {"n": 1}}
+
+
+def test_only_the_visitor_gets_the_work(queue: Queue) -> None:
+    work = queue.add("a", lambda work: {})
+    assert queue.get(work.id, "a") is work
+    for name, visitor in ((work.id, "b"), ("none", "a")):
+        with pytest.raises(KeyError):
+            queue.get(name, visitor)
+
+
+def test_old_work_is_forgotten() -> None:
+    queue = Queue(Limits(waiting=10_000, each=10_000))
+    try:
+        many = [queue.add("a", lambda work: {}) for _ in range(700)]
+        while not many[-1].ended:
+            time.sleep(0.01)
+        queue.add("a", lambda work: {})
+        with pytest.raises(KeyError):
+            queue.get(many[0].id, "a")
+        assert queue.get(many[-1].id, "a") is many[-1]
+    finally:
+        queue.close()
