@@ -121,10 +121,10 @@ class ViQProcessor(ProcessorMixin):
         super().__init__(tokenizer)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers: of a folder, the name of a bundled model, or a hub id."""
-        found = bundled(pretrained_model_name_or_path)
-        return super().from_pretrained(found or pretrained_model_name_or_path, **kwargs)
+        found = bundled(pretrained_model_name_or_path) or pretrained_model_name_or_path
+        return super().from_pretrained(found, *args, **kwargs)
 
     @classmethod
     def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
