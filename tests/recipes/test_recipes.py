@@ -109,7 +109,7 @@ def test_recipe_files_that_are_none(tmp_path: Path, text: str, words: str) -> No
 
 
 def test_recipes_that_do_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(ViqError, match="no recipe huge: choose one of tiny, transform, small, debug"):
+    with pytest.raises(ViqError, match="no recipe huge: choose one of tiny, transform, small"):
         find_recipe("huge")
     with pytest.raises(ViqError, match="no such file"):
         find_recipe(str(tmp_path / "none.json"))

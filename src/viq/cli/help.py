@@ -23,12 +23,12 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Model": (
         "model", "tokenizer", "any_tokenizer", "language", "start", "teacher", "sentences", "vae",
         "alignment", "towers", "continuous", "methods", "peers", "llm", "levels", "heads", "name",
-        "rope_angle",
+        "rope_angle", "chat", "draw",
     ),
     "Input": (
         "data", "codes", "synthetic", "text", "photos", "pictures", "label", "where", "root",
         "image_column", "key_column", "split", "columns", "drop", "replace_columns", "strict",
-        "transcript", "answers", "tasks", "limit", "rows", "by",
+        "transcript", "answers", "tasks", "limit", "rows", "by", "store", "run",
     ),
     "Access": (
         "allow_protocol", "allow_absolute", "allow_private_network", "downloads", "per_host",
@@ -46,6 +46,9 @@ PANELS: dict[str, tuple[str, ...]] = {
         "checkpointing", "like", "repeats", "timed", "memory", "quick", "only", "shown",
     ),
     "Training": ("steps", "scale", "seeds", "track", "show_recipe"),
+    "Server": (
+        "host", "port", "token", "hostname", "max_upload", "max_seconds", "max_waiting",
+    ),
     "Machine": (
         "device", "dtype", "threads", "workers", "batch", "rank", "world", "engine", "cache",
     ),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from viq.cli.common import Device, Model, find_device, guarded
+from viq.cli.common import Device, Json, Model, find_device, guarded
+from viq.cli.console import show_json
 from viq.core.files import DEFAULT_MODEL
 from viq.core.remote import location
 
@@ -37,7 +39,7 @@ def web(
             help="What visitors have to know; needed for another --host. 16 characters or more.",
         ),
     ] = None,
-    name: Annotated[
+    hostname: Annotated[
         list[str] | None, typer.Option(help="Host name under which visitors come; again for more.")
     ] = None,
     max_upload: Annotated[int, typer.Option(min=1, help="MB of an upload.")] = 32,
@@ -47,13 +49,14 @@ def web(
     max_seconds: Annotated[int, typer.Option(min=1, help="Of one piece of work.")] = 120,
     max_waiting: Annotated[int, typer.Option(min=1, help="Pieces of work that may wait.")] = 64,
     device: Device = "auto",
+    as_json: Json = False,
 ) -> None:
     """Pages to look at codes, ask about pictures, and browse stores, served from this machine.
 
     Examples:
         viq web
         viq web --store codes --run runs/mine
-        VIQ_WEB_TOKEN=... viq web --host 0.0.0.0
+        viq web --host 0.0.0.0 --token correct-horse-battery-staple
     """
     from viq.core.errors import require
 
@@ -64,6 +67,13 @@ def web(
     from viq.web.config import Limits, WebConfig
     from viq.web.serve import serve
 
+    def announce(address: str) -> None:
+        if as_json:
+            show_json({"address": address})
+        else:
+            print(f"viq web: open {address} (Ctrl-C ends it)")
+        sys.stdout.flush()  # who reads it through a pipe waits for it
+
     limits = Limits(
         upload_bytes=max_upload * 2**20, max_pixels=max_pixels, seconds=float(max_seconds),
         waiting=max_waiting,
@@ -72,6 +82,7 @@ def web(
         WebConfig(
             model=model, chat=None if chat == "none" else chat, draw=draw,
             stores=tuple(store or ()), runs=tuple(run or ()), host=host, port=port, token=token,
-            names=tuple(name or ()), device=find_device(device), limits=limits,
-        )
+            names=tuple(hostname or ()), device=find_device(device), limits=limits,
+        ),
+        announce,
     )  # fmt: skip

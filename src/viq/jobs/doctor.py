@@ -29,7 +29,7 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ray": ("the cluster engine of viq encode", ("ray",)),
     "vae": ("pixels from the latents of a converted official model", ("diffusers", "transformers")),
     "bench": ("the NaFlex baseline of viq bench encode", ("transformers",)),
-    "web": ("viq web", ("fastapi", "uvicorn", "python_multipart")),
+    "web": ("viq web", ("fastapi", "starlette", "uvicorn", "python_multipart")),
     "onnx": ("viq export --to onnx", ("onnx", "onnxscript", "onnxruntime")),
     "ocr": ("how legible text is: viq compare --ocr", ("rapidocr", "onnxruntime")),
     "lpips": ("LPIPS, in viq compare and as a loss of decoders", ("torchmetrics", "torchvision")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 
 import uvicorn
 
@@ -15,8 +16,8 @@ _HELD = 500  # connections at once
 _QUIET = 20  # seconds that a connection may stay without a request
 
 
-def serve(config: WebConfig) -> None:
-    """Bind, tell the address, and serve.
+def serve(config: WebConfig, announce: Callable[[str], None]) -> None:
+    """Bind, tell the address to `announce`, and serve.
 
     Raises:
         ViqError: the address cannot be had, or a model, store or run cannot be opened.
@@ -26,7 +27,7 @@ def serve(config: WebConfig) -> None:
         app = make_app(config)
         port = bound.getsockname()[1]
         host = f"[{config.host}]" if ":" in config.host else config.host
-        print(f"viq web: open http://{host}:{port} (Ctrl-C ends it)", flush=True)
+        announce(f"http://{host}:{port}")
         settings = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, lifespan="on",
             limit_concurrency=_HELD, timeout_keep_alive=_QUIET, timeout_graceful_shutdown=5,

@@ -215,9 +215,9 @@ class OpenStore:
                            for n in _NUMBERS}  # fmt: skip
                 for i, values in enumerate(extras.rows(some)):
                     shown = [(_short(n), _short(v)) for n, v in values.items() if v is not None]
-                    found[at + mine[i]] = Listed(
-                        at + mine[i], _short(keys[i]), *(numbers[n][i] for n in _NUMBERS), shown
-                    )
+                    index, height, width = (numbers[n][i] for n in _NUMBERS)
+                    row = at + mine[i]
+                    found[row] = Listed(row, _short(keys[i]), index, height, width, shown)
                 at += batch.num_rows
         return found
 
