@@ -3,9 +3,10 @@
     make bench-quick                            # bench/quick.py; under three minutes on two cores
     python bench/quick.py bench/last.json --save    # these are the last ones from now on
 
-Each ratio is how many times as long the baseline takes, in runs that take turns with those of ours,
-so that a slow machine slows both: less than before is slower than before. Baselines are repeated until
-they take long enough to be timed, so a ratio by itself says nothing; `viq bench` measures that. Times are of processors, not of the clock. Baselines are decoding JPEG, copying
+Each ratio is how many times as long the baseline takes, in runs that take turns with those of
+ours, so that a slow machine slows both: less than before is slower than before. Baselines are
+repeated until they take long enough to be timed, so a ratio by itself says nothing; `viq bench`
+measures that. Times are of processors, not of the clock. Baselines are decoding JPEG, copying
 memory, multiplying matrices, zstd.
 """
 

@@ -39,7 +39,8 @@ PANELS: dict[str, tuple[str, ...]] = {
         "skip_duplicates", "threshold",
     ),
     "Text and pictures": (
-        "prompt", "max_tokens", "temperature", "min_confidence", "top_p", "guidance", "seed", "size", "count",
+        "prompt", "max_tokens", "temperature", "min_confidence", "top_p", "guidance", "seed",
+        "size", "count",
     ),
     "Measurement": (
         "crop", "codecs", "sizes", "perceptual", "ocr", "random_sizes", "side", "length", "full",

@@ -53,8 +53,8 @@ def tiny() -> MllmRecipe:
 
 
 def small() -> MllmRecipe:
-    """The bundled `viq-tiny-chat`: 2.2M parameters, 40,000 synthetic pictures and stores of one's
-    own.
+    """The bundled `viq-tiny-chat`: 2.2M parameters, 12,000 synthetic pictures with up to six
+    questions each, and stores of one's own.
 
     `viq train mllm small --codes STORE.. --synthetic`.
     """
@@ -66,9 +66,12 @@ def small() -> MllmRecipe:
         name="small",
         language=LanguageConfig(width=192, depth=4, heads=6, mlp_width=512, vocabulary=1024),
         synthetic=SyntheticConfig(
-            pictures=40_000, kinds={"plain": 2.0, "scene": 1.0}, sides=(48, 112), questions=2
+            pictures=12_000,
+            kinds={"plain": 4.0, "scene": 2.0, "chart": 1.0},
+            sides=(64, 176),
+            questions=6,
         ),
-        stages=(first, replace(second, loop=replace(second.loop, steps=9000, optim=optim))),
+        stages=(first, replace(second, loop=replace(second.loop, steps=6000, optim=optim))),
     )
 
 

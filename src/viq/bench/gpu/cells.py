@@ -112,7 +112,7 @@ class Cells:
             values = {"failed": _reason(error)}
         values = {**values, "seconds": round(time.monotonic() - begun, 2), **self._peak()}
         self._write(part, cell, values)
-        (self.folder / RUNNING).unlink(missing_ok=True)
+        (self.folder / RUNNING).unlink(missing_ok=True)  # a name that only this script writes
         self._clear(check=result is None)
         return result
 
@@ -193,7 +193,7 @@ def supervised(
         left = ends - time.monotonic()
         if left <= 0:
             return
-        (folder / RUNNING).unlink(missing_ok=True)
+        (folder / RUNNING).unlink(missing_ok=True)  # the same
         child = subprocess.Popen(command(left), env=dict(environment), start_new_session=True)
         reason = _watched(child, folder, ends + _GRACE_S)
         if child.returncode == 0:

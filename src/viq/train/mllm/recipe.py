@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from viq.core.files import DEFAULT_MODEL
 from viq.core.types import ViqError
 from viq.data.batching.code_batches import (
     CodeDataConfig,
@@ -65,7 +66,7 @@ class MllmRecipe:
 
     name: str
     stages: tuple[MllmStage, ...]
-    tokenizer: str = "viq-tiny"
+    tokenizer: str = DEFAULT_MODEL
     language: LanguageConfig = field(default_factory=LanguageConfig)
     merge_size: int = 2
     synthetic: SyntheticConfig | None = None
