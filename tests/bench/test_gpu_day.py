@@ -83,11 +83,14 @@ def test_the_trained_decoder_comes_back_whole(measured: Path, tmp_path: Path) ->
     again = train_cells.assemble(measured, train_small(), tiny.SMALL.decoder)
     base = train_cells.small(train_small(), tiny.SMALL.decoder)
     assert again.fingerprint == base.fingerprint  # codes of the bundled model are its own
+    assert base.decoder is not None and again.decoder is not None
     before, after = base.decoder.state_dict(), again.decoder.state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
     names = train_cells.save_decoder(again, tmp_path, limit=20_000)
     assert len(names) > 2
-    parts = train_cells.assemble(tmp_path, train_small(), tiny.SMALL.decoder).decoder.state_dict()
+    whole = train_cells.assemble(tmp_path, train_small(), tiny.SMALL.decoder)
+    assert whole.decoder is not None
+    parts = whole.decoder.state_dict()
     assert all(torch.equal(parts[name], after[name].bfloat16().float()) for name in after)
     (tmp_path / names[1]).unlink()
     with pytest.raises(ViqError, match="decoder"):

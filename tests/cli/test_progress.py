@@ -17,7 +17,7 @@ from viq.data.sources.base import ImageBytes, Row, Source
 from viq.data.sources.files import FileSource
 from viq.image.open import ImageError
 from viq.image.patches import PatchBatch
-from viq.jobs import pipeline
+from viq.jobs import pipeline, threads
 from viq.jobs.encode import encode
 from viq.jobs.pipeline import EncodeOptions, Pipeline, Task
 from viq.store.columns import Extras
@@ -68,7 +68,7 @@ def test_threads_stop_within_a_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ended += 1
         if ended == 2:
             begun.set()
-            assert pipeline._current.here.stop.wait(60)
+            assert threads._current.here.stop.wait(60)
         return found
 
     monkeypatch.setattr(tokenizer, "ids", counted)

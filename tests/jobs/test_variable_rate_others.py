@@ -79,7 +79,11 @@ def test_a_column_that_another_program_dropped_is_named(
     pq.write_table(pq.read_table(store).drop_columns([column]).replace_schema_metadata(None), out)
     (found,) = lint(out)["listed"]
     assert f"not the column {column} that belongs" in found["problem"]
-    for opened in (Store, describe, lambda path: CodeDataset(path, cache=tmp_path / "c")):
+    for opened in (
+        Store,
+        lambda path: describe(str(path)),
+        lambda path: CodeDataset(path, cache=tmp_path / "c"),
+    ):
         with pytest.raises(CodesError, match=f"not the column {column} that belongs") as error:
             opened(out)
         assert str(error.value).startswith(str(out)) and "\n" not in str(error.value)

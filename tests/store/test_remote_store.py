@@ -175,7 +175,8 @@ def test_workers_read_from_a_bucket(bucket: str, here: Path, tmp_path: Path, pac
         folder.put(path, path.name)
     data = CodeDataset(f"{bucket}/read", cache=tmp_path / "cache", shuffle=0)
     assert next(data.keys())  # this process has connections
-    found: Any = data.batches(samples=3, workers=2, packed=packed, even=False)
+    options: dict[str, Any] = {"packed": packed}
+    found: Any = data.batches(samples=3, workers=2, even=False, **options)
     assert sum(len(batch) for batch in found) == len(data) == INPUTS - BROKEN
 
 

@@ -12,6 +12,7 @@ import typer
 from viq.cli.common import Device, Json, Tokens, guarded, load_mllm
 from viq.cli.console import show, show_json
 from viq.cli.progress import progress
+from viq.core.files import DEFAULT_CHAT
 from viq.core.interrupts import stoppable
 
 RunModel = Annotated[str, typer.Option("--model", help="Run folder, model folder, or hub id.")]
@@ -28,7 +29,7 @@ def chat(
             "without any, images come first. Without a question, asks for them line by line.",
         ),
     ],
-    model: RunModel = "viq-tiny-chat",
+    model: RunModel = DEFAULT_CHAT,
     max_tokens: Tokens = 256,
     temperature: Temperature = 0.0,
     min_confidence: Annotated[
@@ -77,7 +78,7 @@ def chat(
 def caption(
     store: Annotated[str, typer.Argument(help="Store or Parquet file of codes.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="NAME.jsonl; gone on with if begun.")],
-    model: RunModel = "viq-tiny-chat",
+    model: RunModel = DEFAULT_CHAT,
     prompt: Annotated[str, typer.Option(help="What is asked of each.")] = "Describe the image.",
     batch: Annotated[int, typer.Option(help="Samples at a time.")] = 8,
     limit: Annotated[int | None, typer.Option(help="Samples at most. Default: all.")] = None,

@@ -34,6 +34,7 @@ _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # else opening a pipe waits for its oth
 
 
 DEFAULT_MODEL = "viq-transform"  # the tokenizer where none is named
+DEFAULT_CHAT = "viq-transform-chat"  # the language model on its codes
 
 
 def bundled(name: str | os.PathLike[str]) -> Path | None:

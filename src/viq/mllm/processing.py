@@ -293,7 +293,8 @@ class ViQProcessor(ProcessorMixin):
                 text = self.apply_chat_template(conversation, source, **heads)
                 if not {"images", "codes"} & asked.keys():
                     asked["images"] = images_in(conversation)
-                inputs = self(text=text, **asked | {"add_special_tokens": False})
+                given: dict[str, Any] = {**asked, "add_special_tokens": False}
+                inputs = self(text=text, **given)
             return inputs if return_dict else inputs["input_ids"]
         kwargs = {name: value for name, value in flattened(kwargs).items() if name not in NAMES}
         check_keywords(kwargs, ViQProcessor.apply_chat_template, OF_CALL)

@@ -1,7 +1,7 @@
 """Complete configurations of multimodal language models: `viq train mllm NAME`.
 
 `tiny` needs nothing but a CPU: pictures that the project draws, a language model from scratch.
-`small` is that of the bundled `viq-tiny-chat`, which also saw photos.
+`small` is that of the bundled `viq-transform-chat`, which also saw photos.
 `qwen` is for Qwen2.5 of any size and your own data; `qwen-16k` packs longer sequences.
 """
 
@@ -53,7 +53,7 @@ def tiny() -> MllmRecipe:
 
 
 def small() -> MllmRecipe:
-    """The bundled `viq-tiny-chat`: 2.2M parameters, 12,000 synthetic pictures with up to six
+    """The bundled `viq-transform-chat`: 2.2M parameters, 12,000 synthetic pictures with up to six
     questions each, and stores of one's own.
 
     `viq train mllm small --codes STORE.. --synthetic`.
@@ -71,7 +71,11 @@ def small() -> MllmRecipe:
             sides=(64, 176),
             questions=6,
         ),
-        stages=(first, replace(second, loop=replace(second.loop, steps=6000, optim=optim))),
+        stages=(
+            first,
+            replace(second, loop=replace(second.loop, steps=6000, optim=optim)),
+            replace(second, name="3-answers", loop=replace(second.loop, steps=5000, optim=optim)),
+        ),
     )
 
 

@@ -180,8 +180,9 @@ def flips(
     """Codes of the pictures that come with the package: how many differ from those of the CPU in
     fp32, and on the device from picture to picture in one sequence, turned round, and again."""
     pictures = [picture for _, picture in sample_pictures()]
-    for picture in pictures if side is not None else ():
-        picture.thumbnail((side, side))
+    if side is not None:
+        for picture in pictures:
+            picture.thumbnail((side, side))
     reference = load(name).encode(pictures)
     model = load(name, device=device)
     model.to(dtype)
