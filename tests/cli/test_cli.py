@@ -126,7 +126,7 @@ def test_codes_of_another_model_are_refused(model: str, pictures: Path, tmp_path
         (("convert", "{tmp}/none.pth", "-o", "{tmp}/m"), "none.pth"),
         (("convert", "{pictures}/deep/0.png", "-o", "{tmp}/m", "--levels", "a,b"), "--levels a,b"),
         (("bench", "encode", "--only", "luck"), "luck"),
-        (("train", "huge"), "choose one of tiny, transform, debug"),
+        (("train", "huge"), "choose one of tiny, transform, small, debug"),
     ],
 )
 def test_usage_errors_are_one_line(
