@@ -156,3 +156,19 @@ def test_the_command_serves_until_it_is_interrupted() -> None:
         run.terminate()
         assert "Traceback" not in run.stderr.read()
         run.wait(30)
+
+
+def test_a_sentence_is_drawn(tokenizer: VisualTokenizer, tmp_path: Path) -> None:
+    """By a model of seconds, from viq train generation."""
+    pytest.importorskip("transformers")
+    trained = CliRunner().invoke(cli, ["train", "generation", "debug", "--out", str(tmp_path)])
+    assert trained.exit_code == 0, trained.output
+    with visitor(make_app(WebConfig(draw=str(tmp_path)), tokenizer)) as client:
+        assert client.get("/draw", headers=HTML).status_code == 200
+        asked = {"sentence": "a red circle", "seed": "3"}
+        first = client.done("/draw", data=asked)["picture"]
+        page = client.get(f"/picture/{first}", headers=HTML).text
+        assert "Drawn from this sentence, seed 3." in page and "a red circle" in page
+        for data in ({"sentence": ""}, {"sentence": "x" * 301}, {**asked, "seed": "-1"}):
+            refused = client.submit("/draw", data=data)
+            assert refused.status_code == 400 and "\n" not in refused.json()["error"]
