@@ -126,11 +126,12 @@ def test_remote_store(tmp_path: Path) -> None:
 
 
 LOOP = """
-import sys, viq
+import sys, time, viq
 data = viq.CodeDataset(sys.argv[1], cache=sys.argv[2], shuffle=0)
 while True:
     for batch in data.batches(samples=2, workers=2):
         print("step", flush=True)
+        time.sleep(0.2)  # workers are there, waiting
 """
 
 

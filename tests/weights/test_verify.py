@@ -237,7 +237,9 @@ def test_the_customary_cast_of_inputs_changes_no_code() -> None:
     model = viq.ViQForConditionalGeneration.from_pretrained(name)
     inputs = processor(text="?", images=tiny.picture(1, 77, 90))
     grid = [tuple(inputs["image_grid_hw"][0].tolist())]
-    wanted = torch.from_numpy(viq.load("viq-tiny").encode(tiny.picture(1, 77, 90))[0].ids.astype(np.int64))
+    wanted = torch.from_numpy(
+        viq.load("viq-tiny").encode(tiny.picture(1, 77, 90))[0].ids.astype(np.int64)
+    )
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         with torch.autocast("cpu", torch.bfloat16):
             cast = inputs.to("cpu", dtype)["pixel_values"]
