@@ -7,6 +7,7 @@ import torch
 from mllm_parts import Parts
 from PIL import Image
 from tiny_mllm import picture
+from transformers import TextIteratorStreamer
 
 from viq.core.untrusted import UntrustedError
 from viq.mllm import ViQProcessor
@@ -49,6 +50,9 @@ def test_an_unsure_answer_is_withheld(parts: Parts, tmp_path: Any, capsys: Any) 
     assert answer != UNKNOWN and ask(*asked, min_confidence=1e-9, **GREEDY) == answer
     assert ask(*asked, min_confidence=1.0, stream=True, **GREEDY) == UNKNOWN
     assert capsys.readouterr().out == f"{UNKNOWN}\n"
+    told = TextIteratorStreamer(processor.tokenizer, skip_prompt=True)
+    assert ask(*asked, min_confidence=1.0, streamer=told, **GREEDY) == UNKNOWN
+    assert list(told) == [UNKNOWN]  # and no word of what is withheld
     sure = ViQProcessor(processor.tokenizer, min_confidence=1.0)
     sure.save_pretrained(tmp_path)
     assert ViQProcessor.from_pretrained(tmp_path).min_confidence == 1.0

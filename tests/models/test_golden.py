@@ -12,18 +12,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from viq.bench.gpu.parity import golden_model
 from viq.core.levels import PRESETS
 from viq.core.types import CODES_PER_PATCH
 from viq.image import patches
-from viq.jobs import official_names as official
 from viq.models.layers import rope2d
 from viq.models.tokenizer.encoder import EncoderConfig
 from viq.models.tokenizer.fsq import FSQ
-from viq.models.tokenizer.latent_head import LatentConfig
-from viq.models.tokenizer.quantizer import QuantizerConfig
-from viq.models.tokenizer.tokenizer import TokenizerConfig, VisualTokenizer
+from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.models.vision.siglip import resample_patch_kernel, resample_position_grid
-from viq.weights.checkpoint import load_strictly
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -40,26 +37,7 @@ def assert_close(ours: Tensor, reference: Tensor, e: float) -> None:
 
 @pytest.fixture(scope="module")
 def model() -> VisualTokenizer:
-    settings = json.loads((GOLDEN / "drawer_tiny" / "config.json").read_text())
-    config = TokenizerConfig(
-        encoder=EncoderConfig(
-            width=settings["width"],
-            depth=settings["depth"],
-            heads=settings["heads"],
-            mlp_width=settings["width"] * settings["mlp_ratio"],
-            position_grid=settings["pos_grid"],
-        ),
-        quantizer=QuantizerConfig(
-            levels=tuple(settings["levels"]),
-            heads=settings["fusion_heads"],
-            slot_attention_width=settings["max_head_dim"],
-        ),
-        latents=LatentConfig(heads=settings["drawer_heads"]),
-    )
-    model = VisualTokenizer(config)
-    weights = fixture("encoder_tiny", "weights") | fixture("drawer_tiny", "weights")
-    load_strictly(model, official.convert_weights(weights), "golden")
-    return model.requires_grad_(False).eval()
+    return golden_model(GOLDEN)
 
 
 @pytest.fixture(scope="module")

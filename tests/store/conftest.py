@@ -1,8 +1,10 @@
 """A tiny tokenizer, pictures and codes that tests of stores share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import object_store
 import pytest
 import tiny
 from code_stores import write_store
@@ -33,3 +35,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(0, INPUTS, INPUTS // BROKEN):
         (folder / f"{i:03}.png").write_bytes(b"\x89PNG")
     return folder
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of an empty bucket; what is fetched of it is kept in a cache of its own."""
+    with pytest.MonkeyPatch.context() as patch, object_store.s3() as url:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield url

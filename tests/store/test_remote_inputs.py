@@ -4,10 +4,8 @@ import io
 import shutil
 import signal
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
-import object_store
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,13 +20,6 @@ from viq.jobs.encode import encode
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store import fetched
 from viq.store.folder import Store
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch, object_store.s3() as url:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield url
 
 
 @pytest.fixture(scope="module")

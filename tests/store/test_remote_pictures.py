@@ -3,12 +3,10 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import object_store
 import pytest
 import tiny
 from killed_runs import PROCESSES
@@ -21,13 +19,6 @@ from viq.data.sources.files import FileSource
 from viq.jobs.decode import MANIFEST, decode_files
 from viq.jobs.encode import encode
 from viq.models.tokenizer.tokenizer import VisualTokenizer
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch, object_store.s3() as url:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield url
 
 
 @pytest.fixture(scope="module")

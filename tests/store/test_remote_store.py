@@ -3,11 +3,9 @@
 import json
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import object_store
 import pytest
 import tiny
 from killed_runs import BROKEN, INPUTS, OPTIONS
@@ -25,13 +23,6 @@ from viq.store.dataset import CodeDataset
 from viq.store.folder import CARD, INDEX, JOB, LEDGER, Store, shard_name
 
 NOTES = "_parts/"
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch, object_store.s3() as url:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield url
 
 
 @pytest.fixture(scope="module")

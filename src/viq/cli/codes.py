@@ -29,6 +29,7 @@ from viq.cli.common import (
     guarded,
     load_tokenizer,
     names_of,
+    place_option,
 )
 from viq.cli.console import line, show_report
 from viq.cli.progress import progress
@@ -54,12 +55,8 @@ def encode(
     ],
     out: Annotated[
         Any,
-        typer.Option(
-            "-o",
-            "--out",
-            parser=location,
-            metavar="PLACE",
-            help="FOLDER, here or s3://.., gs://..; NAME.parquet; or NAME.viq for one image.",
+        place_option(
+            "FOLDER, here or s3://.., gs://..; NAME.parquet; or NAME.viq for one image.", "PLACE"
         ),
     ],
     model: Model = DEFAULT_MODEL,
@@ -200,16 +197,7 @@ def decode(
             help="Stores, .parquet or .viq files; the first two also behind URLs.",
         ),
     ],
-    out: Annotated[
-        Any,
-        typer.Option(
-            "-o",
-            "--out",
-            parser=location,
-            metavar="FOLDER",
-            help="Folder for the PNG files, here or s3://.., gs://..",
-        ),
-    ],  # fmt: skip
+    out: Annotated[Any, place_option("Folder for the PNG files, here or s3://.., gs://..")],
     model: Model = DEFAULT_MODEL,
     device: Device = "auto",
     any_tokenizer: Annotated[

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 USAGE, SOME_FAILED, INTERRUPTED, STOPPED = 2, 3, 130, 143  # the last two: 128 + signal
 
+
+def place_option(help: str, metavar: str = "FOLDER") -> Any:
+    """The option of what is written, here or behind a URL."""
+    return typer.Option("-o", "--out", parser=location, metavar=metavar, help=help)
+
+
 Images = Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")]
 Store = Annotated[
     Any, typer.Argument(parser=location, metavar="STORE", help="A store, a Parquet file of codes, "

@@ -21,6 +21,7 @@ from viq.cli.common import (
     guarded,
     load_tokenizer,
     names_of,
+    place_option,
 )
 from viq.cli.console import line, show, show_json
 from viq.cli.help import App
@@ -38,13 +39,7 @@ store_app = App(
     """
 )
 
-OutFolder = Annotated[
-    Any,
-    typer.Option(
-        "-o", "--out", parser=location, metavar="FOLDER",
-        help="Folder, here or behind a URL; resumed if begun.",
-    ),
-]  # fmt: skip
+OutFolder = Annotated[Any, place_option("Folder, here or behind a URL; resumed if begun.")]
 ShardSize = Annotated[int, typer.Option(min=1, help="Samples in a shard.")]
 _SHOWN = 20  # problems or pairs without --json
 
@@ -241,16 +236,7 @@ def import_(
 @stoppable()
 def export(
     store: Store,
-    out: Annotated[
-        Any,
-        typer.Option(
-            "-o",
-            "--out",
-            parser=location,
-            metavar="FOLDER",
-            help="New folder, here or behind a URL.",
-        ),
-    ],  # fmt: skip
+    out: Annotated[Any, place_option("New folder, here or behind a URL.")],
     webdataset: Annotated[bool, typer.Option("--webdataset", help="As .tar shards.")] = False,
     shard_size: ShardSize = 10000,
     as_json: Json = False,

@@ -29,7 +29,7 @@ from viq.core.types import (
 _HEADER = struct.Struct("<4sBBHIIQI")
 
 
-_MAGIC = b"ViQc"
+MAGIC = b"ViQc"  # how .viq files begin
 
 
 _VERSION, _TYPED_VERSION = 1, 2  # the second has one more byte after the header: the dtype
@@ -207,7 +207,7 @@ class Codes:
         if self.counts is not None:
             version, payload = _COUNTED_VERSION, self._counted()
         fields = (
-            _MAGIC, version, PATCH_SIZE, self.tile, *self.size, int(self.fingerprint or "0", 16)
+            MAGIC, version, PATCH_SIZE, self.tile, *self.size, int(self.fingerprint or "0", 16)
         )  # fmt: skip
         checksum = zlib.crc32(payload, zlib.crc32(_HEADER.pack(*fields, 0)))
         return _HEADER.pack(*fields, checksum) + payload
@@ -231,7 +231,7 @@ class Codes:
             CodesError: not ViQ codes, another version, cut short, too long, damaged, or of an
                 image that is too large.
         """
-        if len(data) < _HEADER.size or data[:4] != _MAGIC:
+        if len(data) < _HEADER.size or data[:4] != MAGIC:
             raise CodesError("these bytes are not ViQ codes: they do not start with a ViQ header")
         magic, version, patch_size, tile, height, width, stamp, checksum = _HEADER.unpack_from(data)
         if not _VERSION <= version <= _COUNTED_VERSION or patch_size != PATCH_SIZE:

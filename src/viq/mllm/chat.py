@@ -48,7 +48,7 @@ def ask(
         stream: also print the answer while it is made, or at once where it may be withheld.
         min_confidence: "I don't know." instead of an answer of which the model is less sure
             (`viq.mllm.confidence`), from 0 to 1; None: that of the processor.
-        generation: options of `generate`.
+        generation: options of `generate`; a `streamer`, too, is told at once what may be withheld.
 
     Raises:
         ViqError: images that cannot be read, codes of another tokenizer, marks that do not match.
@@ -61,19 +61,19 @@ def ask(
     name = ", ".join(str(place) for place in places if isinstance(place, str | Path)) or "question"
     messages = [*before, {"role": "user", "content": question}]
     inputs = processor(text=messages, keys=[name], **visuals).to(model.device)
+    streamer = generation.pop("streamer", None)
+    if stream:
+        streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     least = processor.min_confidence if min_confidence is None else min_confidence
     if least > 0:
         ids, confidences = generate_with_confidence(model, inputs, **generation)
         sure = float(confidences[0]) >= least
         answer = processor.answers(ids, inputs)[0] if sure else UNKNOWN
-        if stream:
-            print(answer)
+        if streamer is not None:
+            streamer.on_finalized_text(answer, stream_end=True)
         return answer
-    if stream:
-        generation["streamer"] = TextStreamer(
-            processor.tokenizer, skip_prompt=True, skip_special_tokens=True
-        )
-    return processor.answers(model.generate(**inputs, **generation), inputs)[0]
+    ids = model.generate(**inputs, **generation, streamer=streamer)
+    return processor.answers(ids, inputs)[0]
 
 
 def answer_store(

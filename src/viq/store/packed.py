@@ -96,7 +96,7 @@ class Gathered:
     def batches(self) -> Iterator[tuple[int, PackedCodes]]:
         """(position, batch), in order."""
         whole = self.whole
-        samples = np.concatenate([[0], np.cumsum(self.counts)])
+        samples = offsets_of(self.counts)
         images = whole.images[samples]
         cuts = samples.tolist(), images.tolist(), whole.offsets[images].tolist()
         columns = [
@@ -221,14 +221,13 @@ class _Table:
         counts = self._starts[at + 1] - first
         rows, images = first, np.arange(len(samples) + 1)
         if (counts != 1).any():
-            ends = np.cumsum(counts)
-            rows = np.arange(ends[-1]) + np.repeat(first - ends + counts, counts)
-            images = np.concatenate([[0], ends])
+            images = offsets_of(counts)
+            rows = np.arange(images[-1]) + np.repeat(first - images[:-1], counts)
         numbers = self._numbers[rows]
         if not numbers[:, 0].all():  # samples without images have a row all the same
             full = numbers[:, 0] > 0
             rows, numbers = rows[full], numbers[full]
-            images = np.concatenate([[0], np.cumsum(full)])[images]
+            images = offsets_of(full)[images]
         sizes = numbers[:, :2]
         grids = _grids(sizes)
         patches = grids[:, 0].astype(np.int64) * grids[:, 1]
@@ -308,7 +307,7 @@ def _grids(sizes_hw: np.ndarray) -> np.ndarray:
     return np.stack(grid_of((height, width)), axis=1)  # arrays work as well
 
 
-def offsets_of(lengths: np.ndarray) -> np.ndarray:
+def offsets_of(lengths: np.ndarray | Sequence[int]) -> np.ndarray:
     """Where each of so many begins, and where the last ends, int64."""
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])

@@ -18,9 +18,8 @@ import numpy as np
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_SPARE = (
-    1.25  # room that Arrow should make for a run, in means of all; it doubles what is too little
-)
+# Room that Arrow should make for a run, in means of all; it doubles what is too little.
+_SPARE = 1.25
 _MOST_EMPTY = 16  # empty strings for each run, where gaps are so large that it would make too much
 
 

@@ -8,8 +8,8 @@ from fastapi import APIRouter, HTTPException, Request
 from starlette.responses import RedirectResponse, Response
 
 from viq.core.errors import ViqError
-from viq.report.samples import SAMPLES
-from viq.web.picture_routes import seen_of
+from viq.jobs.info import purpose_of
+from viq.web.picture_routes import choice, seen_of
 from viq.web.rendering import page
 from viq.web.state import State, state_of
 from viq.web.streams import begun
@@ -20,11 +20,8 @@ router = APIRouter()
 
 @router.get("/ask")
 async def choose(request: Request) -> Response:
-    state = _require(request)
-    return page(
-        request, "home.html", samples=SAMPLES, mine=state.shelf.of(request.state.visitor)[:8],
-        next="/ask/",
-    )  # fmt: skip
+    _require(request)
+    return choice(request, "/ask/")
 
 
 @router.get("/ask/{name}")
@@ -78,6 +75,8 @@ def _require(request: Request) -> State:
 
 
 def _about(state: State) -> str:
+    """What to expect of the model, in a sentence or two; "" where that is not known."""
     from viq.web.asking import TOY
 
-    return TOY if state.config.chat == "viq-tiny-chat" else ""
+    chat = state.config.chat or ""
+    return TOY if chat == "viq-tiny-chat" else purpose_of(chat)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from transformers import StoppingCriteria, TextStreamer
 
 from viq.core.codes import Codes
-from viq.core.files import bundled
 from viq.image.open import open_image
 from viq.mllm.chat import ask
 from viq.mllm.loading import load_mllm
@@ -31,16 +29,7 @@ class Talker:
     """
 
     def __init__(self, name: str, device: str) -> None:
-        self.name = Path(name).name
-        self.is_toy = bundled(name) is not None
         self._model, self._processor = load_mllm(name, device=device)
-
-    @property
-    def about(self) -> str:
-        """What to expect, in a sentence or two."""
-        if self.is_toy:
-            return TOY
-        return f"{self.name} reads the codes of {self._model.config.embedder_config['tokenizer']}."
 
     def reads(self, codes: Codes) -> bool:
         """Whether it reads these codes, rather than its own of the picture."""

@@ -26,11 +26,7 @@ Place = Annotated[int, Path(ge=0, le=1 << 20)]
 
 @router.get("/")
 async def home(request: Request) -> Response:
-    state = state_of(request)
-    return page(
-        request, "home.html", samples=SAMPLES, mine=state.shelf.of(request.state.visitor)[:8],
-        next="/picture/",
-    )  # fmt: skip
+    return choice(request, "/picture/")
 
 
 @router.get("/login")
@@ -138,6 +134,12 @@ async def alone(request: Request, name: str, row: Place, col: Place) -> Response
     async with state_of(request).decoding:
         data = await run_in_threadpool(patches.alone, tokenizer, seen, row, col)
     return _kept(data, "image/png")
+
+
+def choice(request: Request, next_view: str) -> Response:
+    """The page on which a picture is chosen; the view of it is at `next_view` and its id."""
+    mine = state_of(request).shelf.of(request.state.visitor)[:8]
+    return page(request, "home.html", samples=SAMPLES, mine=mine, next=next_view)
 
 
 def seen_of(request: Request, name: str) -> Seen:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from viq.core.codes import Codes
+from viq.core.codes import MAGIC, Codes
 from viq.core.errors import ViqError
 from viq.core.untrusted import printable
 from viq.image.codecs import fit_codec
@@ -23,7 +23,6 @@ from viq.web.config import Limits
 from viq.web.work import Work
 
 CODECS = {"jpeg": "JPEG", "webp": "WebP"}
-_MAGIC = b"ViQc"  # how .viq files begin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +103,7 @@ def examine(
         ViqError: cannot be read, is too large, or was made by another tokenizer.
     """
     name = printable(name, 120) or "picture"
-    if data[: len(_MAGIC)] == _MAGIC:
+    if data.startswith(MAGIC):
         codes = Codes.from_bytes(data, max_pixels=limits.open_pixels)
         tokenizer.require(codes.fingerprint)
         return show_codes(tokenizer, codes, name, visitor, work)
