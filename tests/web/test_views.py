@@ -172,3 +172,12 @@ def test_a_sentence_is_drawn(tokenizer: VisualTokenizer, tmp_path: Path) -> None
         for data in ({"sentence": ""}, {"sentence": "x" * 301}, {**asked, "seed": "-1"}):
             refused = client.submit("/draw", data=data)
             assert refused.status_code == 400 and "\n" not in refused.json()["error"]
+
+
+def test_forms_wait_for_the_script(client: Visitor, shapes: str) -> None:
+    """Before it listens, a browser would send them without the CSRF token."""
+    for address in ("/", "/ask", f"/ask/{shapes}", f"/picture/{shapes}", "/store/0",
+                    "/store/0/check"):  # fmt: skip
+        page = client.get(address, headers=HTML).text
+        forms = re.findall(r"<form[^>]*\bdata-work\b[^>]*>\s*(<\w+[^>]*>)", page)
+        assert forms and set(forms) == {"<fieldset disabled>"}, address

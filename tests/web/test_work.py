@@ -45,6 +45,15 @@ def events(queue: Queue, work: Work, most: int = 100) -> list[dict[str, Any]]:
     return asyncio.run(read())
 
 
+def ended(work: Work) -> None:
+    """Wait until a piece of work has ended."""
+    for _ in range(1000):
+        if work.ended:
+            return
+        time.sleep(0.01)
+    raise AssertionError("it goes on")
+
+
 def test_places_are_told_and_bounds_held(queue: Queue) -> None:
     held = Held()
     first = queue.add("a", held)
@@ -60,6 +69,7 @@ def test_places_are_told_and_bounds_held(queue: Queue) -> None:
     assert queue.position(third) == 1
     assert events(queue, second) == [{"error": "stopped"}]
     held.free.set()
+    ended(first)  # else its place may be told once more
     assert events(queue, first) == [{"done": {"well": True}}]
 
 
@@ -80,13 +90,7 @@ def test_who_leaves_gives_up_the_work(queue: Queue) -> None:
     assert held.begun.wait(10)
     assert len(events(queue, work, most=1)) == 1  # listens no longer
 
-    async def settled() -> None:
-        for _ in range(500):
-            if work.ended:
-                return
-            await asyncio.sleep(0.01)
-
-    asyncio.run(settled())
+    ended(work)
     assert work.events == [{"error": "stopped"}]
 
 

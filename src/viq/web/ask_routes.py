@@ -79,4 +79,6 @@ def _about(state: State) -> str:
     from viq.web.asking import TOY
 
     chat = state.config.chat or ""
-    return TOY if chat == "viq-tiny-chat" else purpose_of(chat)
+    if chat == "viq-tiny-chat":
+        return TOY
+    return f"{chat}: {purpose}." if (purpose := purpose_of(chat)) else ""

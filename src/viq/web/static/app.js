@@ -90,11 +90,13 @@ async function submit(form, data) {
   }
 }
 
+// Disabled until they are listened to: a browser by itself would send them without the CSRF token.
 for (const form of $$("form[data-work]")) {
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     submit(form, new FormData(form, event.submitter));
   });
+  $("fieldset", form).disabled = false;
 }
 
 // Pictures that are dropped, pasted or picked
