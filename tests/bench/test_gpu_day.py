@@ -17,6 +17,7 @@ from viq.bench.gpu.cells import RESULTS, Cells, read_results, supervised
 from viq.bench.mllm_work import pack_samples, tokenizer_shape
 from viq.core.measure import environment, machine
 from viq.core.types import ViqError
+from viq.data.corpora.corpora import split_of
 from viq.data.synthetic.draw import draw
 from viq.models.tokenizer.presets import g
 from viq.models.tokenizer.tokenizer import VisualTokenizer
@@ -132,6 +133,14 @@ def test_photos_for_a_machine_to_which_little_is_carried(tmp_path: Path) -> None
     assert 2 < count < 40 and out.stat().st_size <= 0.05 * 2**20
     found, held = train_cells._pictures(out, replace(tiny.SMALL, drawn=0, photos=None, judged=99))
     assert len(found) + len(held) - 6 == count and max(found[0].size) == tiny.SMALL.side
+    # Held out are those that are where they come from: of few photos, it may be none.
+    there = {path.name for path in folder.iterdir() if split_of(path.name) == "held-out"}
+    assert {name for name, _ in held[6:]} <= there
+    for name in there:
+        (folder / name).unlink()
+    train_cells.pack_photos([str(folder)], tmp_path / "train.parquet", mib=0.05)
+    found, held = train_cells._pictures(tmp_path / "train.parquet", replace(tiny.SMALL, drawn=0))
+    assert found and len(held) == min(6, tiny.SMALL.judged)
     with pytest.raises(ViqError, match="is there: give another name"):
         train_cells.pack_photos([str(folder)], out, mib=1)
     with pytest.raises(ViqError, match="no photo fits into 0 MiB"):

@@ -232,7 +232,7 @@ def labels(tmp_path: Path) -> Path:
 
 def test_a_photo_is_held_out_whatever_it_lies_beside(labels: Path) -> None:
     source = open_source(labels)
-    held = {row: is_held_out(key) for row, key in enumerate(source.keys())}
+    held = {row: is_held_out(name) for row, name in enumerate(source.names())}
     assert 4 <= sum(held.values()) <= 16
     for where in ({}, {"source": "a"}, {"source": "b"}):
         rows, skipped = labelled(source, "label", where)

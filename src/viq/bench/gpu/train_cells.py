@@ -27,7 +27,7 @@ from viq.core.files import write_atomically
 from viq.core.types import PATCH_SIZE, ViqError
 from viq.data.batching.mixture import Position
 from viq.data.batching.tokenizer_batches import MicroBatch
-from viq.data.corpora.corpora import open_corpora
+from viq.data.corpora.corpora import open_corpora, split_of
 from viq.data.corpora.photos import Photos
 from viq.data.synthetic.draw import KINDS, draw
 from viq.image.patches import PatchBatch, normalize, patchify
@@ -199,6 +199,8 @@ def _settle(device: torch.device) -> None:
 def pack_photos(paths: Sequence[str], out: Path, *, mib: float, side: int = 512) -> int:
     """One Parquet file of photos for a machine to which little can be carried; gives their number.
 
+    Their keys are their names, so the same ones are held out wherever they lie.
+
     Args:
         paths: data of photos; those that come first in an order drawn at random are taken.
         mib: size of the file, at most.
@@ -214,7 +216,8 @@ def pack_photos(paths: Sequence[str], out: Path, *, mib: float, side: int = 512)
 
     if out.exists():
         raise ViqError(f"{out}: is there: give another name")
-    photos = Photos(corpus for corpus in open_corpora(paths, "train") if corpus.pictures_only)
+    photos = Photos(corpus for corpus in open_corpora(paths, None) if corpus.pictures_only)
+    names = photos.names()
     order = list(range(len(photos)))
     random.Random(0).shuffle(order)
     rows: list[dict[str, Any]] = []
@@ -227,7 +230,7 @@ def pack_photos(paths: Sequence[str], out: Path, *, mib: float, side: int = 512)
         room -= buffer.tell() + 64
         if room < 0:
             break
-        rows.append({"key": photos.key(index), "image": buffer.getvalue()})
+        rows.append({"key": names[index], "image": buffer.getvalue()})
     if not rows:
         raise ViqError(f"{out}: no photo fits into {mib:g} MiB: give more, or photos")
     buffer = io.BytesIO()
@@ -243,10 +246,10 @@ def _pictures(
     found: list[Image.Image] = []
     held = sample_pictures()
     if photos is not None:
-        taken = Photos(open_corpora([photos], "train"))
-        found = [taken[i] for i in range(len(taken))][: work.photos]
-        others = Photos(open_corpora([photos], "held-out"))
-        held += [(others.key(i), others[i]) for i in range(len(others))]
+        taken = Photos(open_corpora([photos], None))
+        named = [(name, taken[i]) for i, name in enumerate(taken.names())]
+        found = [image for name, image in named if split_of(name) == "train"][: work.photos]
+        held += [(name, image) for name, image in named if split_of(name) == "held-out"]
     for number in range(work.drawn):
         size = (work.side * 3 // 4, work.side)[:: 1 if number % 2 else -1]
         found.append(draw(KINDS[number % len(KINDS)], (size[0], size[1]), number).image)

@@ -85,8 +85,14 @@ class _Drawn:
         return self.picture
 
 
+def split_of(name: str) -> Split:
+    """The part that a row belongs to, by what it is called (`Source.names`) alone."""
+    held_out = zlib.crc32(name.encode(errors="surrogatepass")) % _HELD_OUT == 0
+    return "held-out" if held_out else "train"
+
+
 class RowCorpus:
-    """Rows of a source that pass a filter and belong to a split.
+    """Rows of a source that pass a filter and belong to a split; of both, if that is None.
 
     A row with a conversation, question-answer pairs or captions is used as it is; one with only a
     `label` becomes the question what the picture shows.
@@ -100,16 +106,13 @@ class RowCorpus:
         self,
         name: str,
         source: Source,
-        split: Split,
+        split: Split | None,
         *,
         where: dict[str, str] | None = None,
     ) -> None:
         self.name, self.source = name, source
-        held = [
-            zlib.crc32(name.encode(errors="surrogatepass")) % _HELD_OUT == 0
-            for name in source.names()
-        ]
-        self._rows = [i for i, h in enumerate(held) if h == (split == "held-out")]
+        parts = [split_of(name) for name in source.names()]
+        self._rows = [i for i, part in enumerate(parts) if split in (part, None)]
         self.skipped: list[tuple[str, str]] = []
         if where:
             self._rows = [i for i in self._rows if self._passes(i, where)]
@@ -140,6 +143,11 @@ class RowCorpus:
     def row(self, index: int) -> Row:
         """The row behind an example."""
         return self.source[self._rows[index]]
+
+    def names(self) -> list[str]:
+        """What the rows are called, by which they belong to a split, as `Source.names`."""
+        chosen = set(self._rows)
+        return [name for i, name in enumerate(self.source.names()) if i in chosen]
 
     @property
     def pictures_only(self) -> bool:
@@ -211,7 +219,7 @@ def synthetic_example(
 
 def open_corpora(
     paths: Iterable[str | Path],
-    split: Split,
+    split: Split | None,
     *,
     where: dict[str, str] | None = None,
     root: Path | None = None,
@@ -220,6 +228,7 @@ def open_corpora(
     """One corpus a file; a folder of Parquet files gives one a file; numbered shards are joined.
 
     Args:
+        split: None for the rows of both parts.
         where: only rows whose columns have these values, e.g. {"licence_tier": "permissive"}.
         root, access: where paths in the data begin, and what they and URLs may open, as of
             `open_source`.
@@ -243,7 +252,8 @@ def open_corpora(
     if corpora and not any(corpus.length for corpus in corpora):
         if where:
             raise ViqError(f"no row of the data passes {where}: check the column and the value")
-        raise ViqError(f"no row of the data falls into the {split} part: give more rows")
+        part = f"falls into the {split} part" if split else "is there"
+        raise ViqError(f"no row of the data {part}: give more rows")
     return [corpus for corpus in corpora if corpus.length]
 
 

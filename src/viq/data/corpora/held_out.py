@@ -1,6 +1,6 @@
 """Labelled photos of which a quarter is held out: what `viq eval naming` asks about.
 
-The key of a photo alone says whether it is held out, so every model answers the same photos
+What a photo is called alone says whether it is held out, so every model answers the same photos
 however they are split into files. Whoever trains on such photos leaves those out.
 """
 
@@ -17,9 +17,10 @@ HELD_OUT = 4  # one photo in so many
 LEAST = 8  # photos of a label, else it is left out
 
 
-def is_held_out(key: str) -> bool:
-    """Whether a photo is held out: one in four, by the SHA-256 of its key."""
-    return hashlib.sha256(key.encode(errors="surrogatepass")).digest()[-1] % HELD_OUT == 0
+def is_held_out(name: str) -> bool:
+    """Whether a photo is held out: one in four, by the SHA-256 of what it is called
+    (`Source.names`)."""
+    return hashlib.sha256(name.encode(errors="surrogatepass")).digest()[-1] % HELD_OUT == 0
 
 
 def labelled(
@@ -33,14 +34,14 @@ def labelled(
     """
     groups: dict[str, list[tuple[int, str, bool]]] = defaultdict(list)
     skipped = 0
-    for index, key in enumerate(source.keys()):
+    for index, name in enumerate(source.names()):
         try:
             columns = source[index].extras
         except ViqError:
             skipped += 1
             continue
-        name, wanted = columns.get(label), (where or {}).items()
-        if name and all(str(columns.get(column)) == value for column, value in wanted):
-            groups[str(name)].append((index, str(name), is_held_out(key)))
+        shown, wanted = columns.get(label), (where or {}).items()
+        if shown and all(str(columns.get(column)) == value for column, value in wanted):
+            groups[str(shown)].append((index, str(shown), is_held_out(name)))
     frequent = [group for _, group in sorted(groups.items()) if len(group) >= LEAST]
     return [row for group in frequent for row in group], skipped

@@ -62,6 +62,11 @@ class Photos:
         self._keep(index, image)
         return image
 
+    def names(self) -> list[str]:
+        """What each picture is called wherever the data lie; two may be called the same."""
+        called = {id(corpus): corpus.names() for corpus, _ in self._places}
+        return [called[id(corpus)][index] for corpus, index in self._places]
+
     def key(self, index: int) -> str:
         """Key of the row that picture `index` is of."""
         corpus, row = self._places[index]

@@ -94,8 +94,9 @@ def fit_tokenizer(
 
 def _labelling(photos: Pictures) -> Iterator[Image.Image]:
     """Photos without those that `viq eval naming` asks about."""
+    names = photos.names() if isinstance(photos, Photos) else []
     for index in range(len(photos)):
-        if not isinstance(photos, Photos) or not is_held_out(photos.key(index)):
+        if not names or not is_held_out(names[index]):
             yield photos[index]
 
 
