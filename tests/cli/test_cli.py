@@ -47,6 +47,20 @@ def test_encode_decode_info(model: str, pictures: Path, tmp_path: Path) -> None:
     assert [size_of(p) for p in found] == [(w, h) for h, w in FAMILY]
 
 
+@pytest.mark.parametrize("maker", ["viq-tiny", "viq-transform"])
+def test_codes_of_a_bundled_model_need_no_name(maker: str, pictures: Path, tmp_path: Path) -> None:
+    store, single, back = tmp_path / "codes", tmp_path / "one.viq", tmp_path / "back"
+    run("encode", pictures, "-o", store, "--model", maker)
+    run("encode", pictures / "deep" / "0.png", "-o", single, "--model", maker)
+    assert run_json("decode", store, single, "-o", back)["images"] == 4
+    run("store", "preview", store, "-o", tmp_path / "page.html")
+    run("store", "near-duplicates", store, "--by", "pooled")
+    run("store", "merge", store, "-o", tmp_path / "less", "--compress")
+    other = viq.load({"viq-tiny": "viq-transform", "viq-transform": "viq-tiny"}[maker])
+    with pytest.raises(viq.CodesError, match=f"load {maker}$"):
+        other.decode([viq.Codes.from_bytes(single.read_bytes())])
+
+
 def test_single_image_file(model: str, pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "one.viq"
     run("encode", pictures / "deep" / "0.png", "-o", out, "--model", model)

@@ -20,6 +20,7 @@ from viq.cli.common import (
     Json,
     KeyColumn,
     Model,
+    ModelOfCodes,
     Overwrite,
     Root,
     Split,
@@ -198,7 +199,7 @@ def decode(
         ),
     ],
     out: Annotated[Any, place_option("Folder for the PNG files, here or s3://.., gs://..")],
-    model: Model = DEFAULT_MODEL,
+    model: ModelOfCodes = None,
     device: Device = "auto",
     any_tokenizer: Annotated[
         bool,
@@ -213,11 +214,11 @@ def decode(
 
     Examples:
         viq decode codes.parquet -o back/
-        viq decode photo.viq -o back/ --model viq-tiny
+        viq decode photo.viq -o back/ --model runs/tokenizer
     """
-    from viq.jobs.decode import decode_files
+    from viq.jobs.decode import decode_files, maker_of
 
-    tokenizer = load_tokenizer(model, device, "float32")
+    tokenizer = load_tokenizer(model or maker_of(files[0]), device, "float32")
     with progress("decoding", 0, hidden=as_json) as advance:
         report = decode_files(
             tokenizer, files, out, any_tokenizer=any_tokenizer, overwrite=overwrite,

@@ -38,6 +38,14 @@ Stores = Annotated[
                               "codes or folders of these; here or behind URLs.")
 ]  # fmt: skip
 Model = Annotated[str, typer.Option(help="Bundled name, model folder, or Hugging Face hub id.")]
+ModelOfCodes = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="Bundled name, model folder, or Hugging Face hub id. Default: the bundled one that "
+        "made the codes.",
+    ),
+]
 Tile = Annotated[
     int | None,
     typer.Option(help="Encode in tiles above this side, px; 0 never. Default: the model's own."),

@@ -13,7 +13,7 @@ from viq.cli.common import (
     Columns,
     Drop,
     Json,
-    Model,
+    ModelOfCodes,
     Overwrite,
     Split,
     Store,
@@ -131,7 +131,7 @@ def merge(
     stores: Stores,
     out: OutFolder,
     compress: Annotated[bool, typer.Option("--compress", help="As viq encode does.")] = False,
-    model: Annotated[str, typer.Option(help="Of --compress: the tokenizer.")] = DEFAULT_MODEL,
+    model: ModelOfCodes = None,
     skip_duplicates: Annotated[
         bool, typer.Option("--skip-duplicates", help="Keep the first of a key, not refuse it.")
     ] = False,
@@ -144,9 +144,12 @@ def merge(
         viq store merge a b -o both
         viq store merge codes -o smaller --compress --shard-size 5000
     """
+    from viq.jobs.decode import maker_of
     from viq.jobs.store.merge import merge as run
 
-    entropy = load_tokenizer(model, "cpu", "float32").entropy if compress else None
+    entropy = None
+    if compress:
+        entropy = load_tokenizer(model or maker_of(stores[0]), "cpu", "float32").entropy
     with progress("merging", 0, hidden=as_json) as advance:
         result = run(
             stores, out, shard_size=shard_size, entropy=entropy,
@@ -261,7 +264,7 @@ def export(
 def preview(
     store: Store,
     out: Annotated[Path, typer.Option("-o", "--out", help="NAME.png or NAME.html.")],
-    model: Model = DEFAULT_MODEL,
+    model: ModelOfCodes = None,
     rows: Annotated[int, typer.Option(min=1, help="How many are shown.")] = 24,
     seed: Annotated[int | None, typer.Option(help="Draw them. Default: evenly spread.")] = None,
     overwrite: Overwrite = False,
@@ -274,10 +277,11 @@ def preview(
         viq store preview codes -o sheet.png --rows 12 --seed 1
     """
     from viq.core.outputs import require_free
+    from viq.jobs.decode import maker_of
     from viq.report.preview import preview as run
 
     require_free(out, overwrite=overwrite)
-    tokenizer = load_tokenizer(model, "auto", "float32")
+    tokenizer = load_tokenizer(model or maker_of(store), "auto", "float32")
     show(run(tokenizer, store, out, count=rows, seed=seed), as_json)
 
 
@@ -291,7 +295,7 @@ def near_duplicates(
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Default: 0.5 of codes, 0.95 of pooled.")
     ] = None,
-    model: Annotated[str, typer.Option(help="Of --by pooled: the tokenizer.")] = DEFAULT_MODEL,
+    model: ModelOfCodes = None,
     as_json: Json = False,
 ) -> None:
     """Pairs of pictures that are nearly the same.
@@ -301,6 +305,7 @@ def near_duplicates(
         viq store near-duplicates codes --by pooled --threshold 0.97
     """
     from viq.core.types import ViqError
+    from viq.jobs.decode import maker_of
     from viq.jobs.store import near_duplicates as duplicates
 
     chosen: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
@@ -308,7 +313,7 @@ def near_duplicates(
         if by == "codes":
             result = duplicates.by_overlap(store, **chosen)
         elif by == "pooled":
-            tokenizer = load_tokenizer(model, "auto", "float32")
+            tokenizer = load_tokenizer(model or maker_of(store), "auto", "float32")
             result = duplicates.by_pooled(tokenizer, store, progress=advance, **chosen)
         else:
             raise ViqError(f"--by {by}: give codes or pooled")

@@ -31,6 +31,7 @@ from typing import Any
 
 from viq.core.codes import Codes
 from viq.core.errors import first_line
+from viq.core.files import DEFAULT_MODEL
 from viq.core.names import PATH_BYTES, folded, hashed, portable
 from viq.core.outputs import Manifest, require_folder
 from viq.core.remote import Location, RemoteError, RemoteFolder
@@ -44,6 +45,7 @@ from viq.store.folder import SINGLE, Store, read_single
 from viq.store.rows import CodesReader
 from viq.store.salvage import keys_and_places, rows_or_reasons
 from viq.weights import checkpoint
+from viq.weights.bundled import bundled_maker
 
 MANIFEST = "decoded.jsonl"
 _SUFFIX = ".png"
@@ -107,6 +109,19 @@ def read_codes(paths: Iterable[Location]) -> Iterator[tuple[str, Codes, str]]:
             store = Store(path)
             for key, codes in store:
                 yield key, codes, store.info.model
+
+
+def maker_of(path: Location) -> str:
+    """Name of the bundled tokenizer that made the codes at a path; the default one of those that
+    no bundled one made, or that cannot be read."""
+    try:
+        if isinstance(path, Path) and path.suffix == SINGLE:
+            made_by = read_single(path).fingerprint
+        else:
+            made_by = Store(path).info.fingerprint
+    except ViqError:  # whoever reads the codes tells of it
+        return DEFAULT_MODEL
+    return bundled_maker(made_by) or DEFAULT_MODEL
 
 
 def decode_files(

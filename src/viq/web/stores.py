@@ -15,7 +15,7 @@ from PIL import Image
 
 from viq.core.codes import Codes
 from viq.core.errors import ViqError
-from viq.core.files import BUNDLED, read_bytes
+from viq.core.files import read_bytes
 from viq.core.remote import Location
 from viq.core.types import CodesError
 from viq.core.untrusted import INDEX_BYTES, parse_json, printable
@@ -23,6 +23,7 @@ from viq.models.tokenizer.loading import load
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store.folder import LEDGER, Store
 from viq.store.rows import CodesReader
+from viq.weights.bundled import bundled_maker
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -279,13 +280,8 @@ def _decoder(store: Store, tokenizer: VisualTokenizer) -> VisualTokenizer | None
     """What decodes the codes of a store: this tokenizer, or a bundled one."""
     if store.info.fingerprint in ("", tokenizer.fingerprint):
         return tokenizer
-    if store.info.model in {path.name for path in BUNDLED.iterdir() if path.is_dir()}:
-        try:
-            bundled = load(store.info.model)
-        except ViqError:  # a name of a bundled model that is no tokenizer
-            return None
-        return bundled if bundled.fingerprint == store.info.fingerprint else None
-    return None
+    maker = bundled_maker(store.info.fingerprint)
+    return load(maker) if maker else None
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -42,6 +42,7 @@ from viq.models.tokenizer.refinement import Refinement
 from viq.models.tokenizer.transform_decoder import TransformDecoder
 from viq.models.tokenizer.transform_quantizer import PixelEncoder, TransformQuantizer
 from viq.models.tokenizer.variable_rate import Rate
+from viq.weights.bundled import bundled_maker
 from viq.weights.hub import locate
 
 _Result = TypeVar("_Result")
@@ -379,9 +380,10 @@ class VisualTokenizer(nn.Module):
     def require(self, fingerprint: str) -> None:
         """Refuse codes of another tokenizer; codes of unknown origin ("") pass."""
         if fingerprint and fingerprint != self.fingerprint:
+            maker = bundled_maker(fingerprint)
             raise CodesError(
                 f"these codes were made by the tokenizer {fingerprint}, but {self.config.name} is "
-                f"{self.fingerprint}: load the tokenizer that made them"
+                f"{self.fingerprint}: load {maker or 'the tokenizer that made them'}"
             )
 
     @property
