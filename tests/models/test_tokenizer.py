@@ -43,6 +43,10 @@ def test_shapes_and_types_of_the_public_face(tmp_path: Path) -> None:
     assert [f.shape for f in features] == [(8, 32)] * 5 + [(6, 32)]
     assert MODEL.pool(codes).shape == (6, 32)
     assert MODEL.pool([]).shape == (0, 32)
+    # Together, also beside one that is too large to be computed with others, as each alone.
+    several = [*codes, *MODEL.encode(picture(16, 16 * 4100)), codes[5]]
+    alone = torch.cat([MODEL.pool(item) for item in several])
+    torch.testing.assert_close(MODEL.pool(several), alone)
     pictures = MODEL.decode(codes)
     assert [p.size for p in pictures] == [(50, 20)] * 5 + [(90, 7)]
     assert all(p.mode == "RGB" for p in pictures)

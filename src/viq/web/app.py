@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from threading import Thread
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -19,7 +20,7 @@ from starlette.staticfiles import StaticFiles
 from viq.core.errors import ViqError
 from viq.core.untrusted import printable
 from viq.models.tokenizer.tokenizer import VisualTokenizer
-from viq.web import ask_routes, draw_routes, picture_routes, run_routes, store_routes
+from viq.web import ask_routes, draw_routes, picture_routes, rendering, run_routes, store_routes
 from viq.web.config import WebConfig
 from viq.web.guard import Guard, Keys, TooLarge
 from viq.web.rendering import FOLDER, page
@@ -42,11 +43,14 @@ def make_app(config: WebConfig, tokenizer: VisualTokenizer | None = None) -> Fas
         ViqError: the model or a store cannot be opened.
     """
     state = State(config, tokenizer)
+    rendering.prepare()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        for opened in state.stores:
+            Thread(target=opened.prepare, daemon=True, name="viq-web-prepare").start()
         yield
-        state.queue.close()
+        state.close()
 
     # No pages of documentation: those of FastAPI fetch scripts from elsewhere.
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None,

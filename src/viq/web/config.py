@@ -27,7 +27,7 @@ class Limits:
     question: int = 2000  # characters
     answer_tokens: int = 256
     turns: int = 20  # of a conversation
-    search_rows: int = 20_000  # rows of a store that a search by content looks at
+    search_rows: int = 250_000  # rows of a store whose vectors are kept for searches, 0.8 kB each
 
 
 @dataclass(frozen=True, kw_only=True)

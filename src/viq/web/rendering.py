@@ -24,6 +24,12 @@ def page(request: Request, template: str, status: int = 200, **values: Any) -> H
     return HTMLResponse(html, status)
 
 
+def prepare() -> None:
+    """Compile all templates, so that no visitor waits for it."""
+    for name in _environment().list_templates(["html"]):
+        _environment().get_template(name)
+
+
 def views(state: State) -> list[tuple[str, str]]:
     """Address and name of each view that this server has."""
     found = [("/", "Picture")]

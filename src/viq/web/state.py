@@ -43,6 +43,12 @@ class State:
         self._parts: dict[str, Any] = {}
         self._lock = Lock()
 
+    def close(self) -> None:
+        """End all threads."""
+        self.queue.close()
+        for opened in self.stores:
+            opened.close()
+
     def part(self, name: str, make: Any) -> Any:
         """A large part that is made when it is first asked for: a chat model, say."""
         with self._lock:

@@ -24,7 +24,6 @@ from viq.web.work import Work
 router = APIRouter()
 PAGE = 24  # rows
 _FAILURES = 100  # of a page
-_SEARCH_SECONDS = 45.0  # that a search by content computes vectors
 _CHECK_SECONDS = 3600.0  # that a check of a whole store may take
 Store = Annotated[int, Path(ge=0, le=999)]
 Row = Annotated[int, Path(ge=0)]
@@ -64,6 +63,7 @@ async def rows(
     return page(
         request, "store.html", opened=opened, number=number, rows=listed, failed=failed,
         total=total, at=at, pages=max(1, pages), asked=asked, kept=kept, values=None, about="",
+        growing=False,
     )  # fmt: skip
 
 
@@ -122,10 +122,8 @@ async def find(request: Request, number: Store) -> Response:
             else:
                 make = search.Sentences
                 vector = search.text_vector(opened, words, state.part("sentences", make))
-            known = state.part(f"vectors {number}", search.Vectors)
-            found = search.by_vector(
-                opened, vector, known, work, state.config.limits.search_rows, _SEARCH_SECONDS
-            )
+            search.await_vectors(opened.vectors(state.config.limits.search_rows), work)
+            found = {"vector": vector}
         opened.results[f"search {work.id}"] = found
         _forget(opened)
         return {"page": f"/store/{number}/found/{work.id}"}
@@ -135,14 +133,18 @@ async def find(request: Request, number: Store) -> Response:
 
 @router.get("/store/{number}/found/{name}")
 async def found(request: Request, number: Store, name: str) -> Response:
-    opened = _store(request, number)
+    opened, state = _store(request, number), state_of(request)
     answer = opened.results.get(f"search {name}")
     if answer is None:
         raise HTTPException(404)
+    if "vector" in answer:  # by the vectors that are known by now
+        vectors = opened.vectors(state.config.limits.search_rows)
+        answer = await run_in_threadpool(search.by_vector, opened, answer["vector"], vectors)
     listed = await run_in_threadpool(opened.rows, answer["rows"])
     return page(
         request, "store.html", opened=opened, number=number, rows=listed, failed=[],
         total=len(listed), at=1, pages=1, kept="", values=answer["values"], about=answer["about"],
+        growing=answer["growing"],
         asked=dict.fromkeys(("key", "text", "least", "most", "show"), ""),
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -24,6 +25,7 @@ from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store.folder import LEDGER, Store
 from viq.store.rows import CodesReader
 from viq.weights.bundled import bundled_maker
+from viq.web.vectors import Vectors
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -77,6 +79,8 @@ class OpenStore:
     """
 
     def __init__(self, path: Location, tokenizer: VisualTokenizer) -> None:
+        import pyarrow.parquet  # noqa: F401  (a tenth of a second that no visitor should wait)
+
         self.path = path
         self.store = Store(path)
         self.name = printable(Path(str(path)).name or str(path), 80)
@@ -88,6 +92,7 @@ class OpenStore:
         self._table: pa.Table | None = None
         self._found: OrderedDict[Filter, np.ndarray] = OrderedDict()
         self._thumbs: OrderedDict[int, bytes] = OrderedDict()
+        self._vectors: Vectors | None = None
 
     def __len__(self) -> int:
         return self._firsts[-1]
@@ -153,6 +158,29 @@ class OpenStore:
             )
         return self.tokenizer
 
+    def vectors(self, most: int) -> Vectors:
+        """Of up to so many rows; begins to compute them when it is first asked.
+
+        Raises:
+            ViqError: nothing here decodes, or what does has no text head.
+        """
+        with self._lock:
+            if self._vectors is None:
+                self._vectors = Vectors(self.store, self.require_tokenizer(), most)
+            return self._vectors
+
+    def prepare(self) -> None:
+        """Read what filters look at, so that nobody waits for it. A store behind a URL is left
+        alone, as all of it would be fetched."""
+        if isinstance(self.path, Path):
+            with suppress(ViqError), self._filtering:  # a filter tells what is wrong
+                self._light()
+
+    def close(self) -> None:
+        """End what computes vectors."""
+        if self._vectors is not None:
+            self._vectors.close()
+
     def matching(self, wanted: Filter) -> np.ndarray:
         """Numbers of the rows that fit, in order.
 
@@ -200,6 +228,8 @@ class OpenStore:
 
     def _group(self, number: int, wanted: set[int]) -> dict[int, Listed]:
         """The wanted rows of the group of rows of one of them."""
+        import pyarrow as pa
+
         shard, place = self._place(number)
         found = {}
         with self._lock:
@@ -210,7 +240,9 @@ class OpenStore:
             at = self._firsts[shard] + first
             for batch in reader.light(["key", *names, *(f.name for f in extras.fields)], group):
                 mine = [i for i in range(batch.num_rows) if at + i in wanted]
-                some = batch.take(mine)
+                # Made of a buffer: of a list, pyarrow makes an array after it imported pandas.
+                places = pa.py_buffer(np.array(mine, np.int64))
+                some = batch.take(pa.Array.from_buffers(pa.int64(), len(mine), [None, places]))
                 keys = some["key"].to_pylist()
                 numbers = {n: some[n].to_pylist() if n in names else [0] * len(mine)
                            for n in _NUMBERS}  # fmt: skip

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Tile = tuple[slice, slice]  # rows and columns of a grid
 
-_BAND = 4096  # patches decoded at a time: bounds memory, the result is the same
+_BAND = 4096  # patches decoded or pooled at a time, which bounds memory
 
 
 def tile_ids(
@@ -211,6 +211,30 @@ def painted_bands(
             patches = counted.paint(model, window, *(part[cut] for part in numbers))
         wanted = patches.unflatten(0, grid)[above : above + down, before : before + across]
         yield slice(top, top + wanted.shape[0]), slice(left, left + wanted.shape[1]), wanted
+
+
+def pool(model: VisualTokenizer, codes: Iterable[Codes]) -> Tensor:
+    """Semantic tokens (n, C), of as many images together as have few patches."""
+    pooled = []
+    for group in _few_at_a_time(codes):
+        ids_TS = torch.cat([checked_ids(model, item) for item in group])
+        grids = [item.grid for item in group]
+        pooled.append(model.pooled(model.features(ids_TS, grids), grids))
+    return torch.cat(pooled) if pooled else model.pool_head.latent.new_empty(0, model.width)
+
+
+def _few_at_a_time(codes: Iterable[Codes]) -> Iterator[list[Codes]]:
+    """One image after another in lists, each of up to `_BAND` patches, or of one larger image."""
+    group, patches = list[Codes](), 0
+    for item in codes:
+        size = item.grid[0] * item.grid[1]
+        if group and patches + size > _BAND:
+            yield group
+            group, patches = [], 0
+        group.append(item)
+        patches += size
+    if group:
+        yield group
 
 
 def decode_with_vae(model: VisualTokenizer, vae: Any, codes: Codes) -> Image.Image:

@@ -254,10 +254,8 @@ class VisualTokenizer(nn.Module):
 
     @_inferring
     def pool(self, codes: Codes | Iterable[Codes]) -> Tensor:
-        """Semantic tokens (n, C)."""
-        listed = inference.listed(codes)
-        pooled = [self.pooled(self.embed(item)[0], [item.grid]) for item in listed]
-        return torch.cat(pooled) if pooled else self.pool_head.latent.new_empty(0, self.width)
+        """Semantic tokens (n, C). Which others are given can change the last digits of one."""
+        return inference.pool(self, inference.listed(codes))
 
     @_inferring
     def image_embeds(self, codes: Codes | Iterable[Codes]) -> Tensor:
