@@ -195,7 +195,9 @@ def test_vectors_of_a_damaged_store(
     opened = OpenStore(folder, tokenizer)
     vectors = opened.vectors(10_000)
     assert vectors.wait(120) and vectors.seen == 400
-    answer = search.by_vector(opened, tokenizer.image_embeds(opened.codes(0))[0].numpy(), vectors)
+    codes = opened.codes(0)
+    assert codes is not None
+    answer = search.by_vector(opened, tokenizer.image_embeds(codes)[0].numpy(), vectors)
     assert answer["rows"][0] == 0 and max(answer["rows"]) < 400
     assert f"Searched 400 of {ROWS} rows. Some could not be read: " in answer["about"]
     assert shard_name(1) in answer["about"] and "\n" not in answer["about"]

@@ -10,7 +10,7 @@ import typer
 
 from viq.cli.common import Device, Json, Model, find_device, guarded
 from viq.cli.console import show_json
-from viq.core.files import DEFAULT_MODEL
+from viq.core.files import DEFAULT_CHAT, DEFAULT_MODEL
 from viq.core.remote import location
 
 
@@ -19,7 +19,7 @@ def web(
     model: Model = DEFAULT_MODEL,
     chat: Annotated[
         str, typer.Option(help="Run folder, model folder or hub id; 'none' for no conversations.")
-    ] = "viq-tiny-chat",
+    ] = DEFAULT_CHAT,
     draw: Annotated[
         str | None, typer.Option(help="Run folder of viq train generation, to draw with.")
     ] = None,

@@ -28,7 +28,7 @@ async def choose(request: Request) -> Response:
 async def talk(request: Request, name: str) -> Response:
     state, seen = _require(request), seen_of(request, name)
     turns = state.turns(request.state.visitor, seen.id)
-    return page(request, "ask.html", seen=seen, turns=list(turns), toy=_about(state))
+    return page(request, "ask.html", seen=seen, turns=list(turns), about=_about(state))
 
 
 @router.post("/ask/{name}")
@@ -75,10 +75,6 @@ def _require(request: Request) -> State:
 
 
 def _about(state: State) -> str:
-    """What to expect of the model, in a sentence or two; "" where that is not known."""
-    from viq.web.asking import TOY
-
+    """What to expect of the model, as its card says; "" where that is not known."""
     chat = state.config.chat or ""
-    if chat == "viq-tiny-chat":
-        return TOY
     return f"{chat}: {purpose}." if (purpose := purpose_of(chat)) else ""

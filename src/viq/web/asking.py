@@ -14,12 +14,6 @@ from viq.mllm.loading import load_mllm
 from viq.web.pictures import Seen
 from viq.web.work import Work
 
-TOY = (
-    "viq-tiny-chat is a toy of 2.2 million parameters. It knows colours, small numbers and the "
-    "names of 187 things, answers in a few words, and is often wrong. Ask it “What color is the "
-    "circle?” or “What is this?”"
-)
-
 
 class Talker:
     """A multimodal language model that is loaded.
@@ -32,8 +26,11 @@ class Talker:
         self._model, self._processor = load_mllm(name, device=device)
 
     def reads(self, codes: Codes) -> bool:
-        """Whether it reads these codes, rather than its own of the picture."""
-        return codes.fingerprint == self._processor.fingerprint
+        """Whether it reads these codes, rather than its own of the picture, which it shrinks where
+        it was trained on smaller ones."""
+        height, width = codes.size
+        fits = height * width <= self._processor.max_pixels
+        return fits and codes.fingerprint == self._processor.fingerprint
 
     def answer(
         self, seen: Seen, before: Sequence[dict[str, str]], question: str, tokens: int, work: Work

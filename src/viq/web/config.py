@@ -6,7 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from viq.core.files import DEFAULT_MODEL
+from viq.core.files import DEFAULT_CHAT, DEFAULT_MODEL
 from viq.core.remote import Location
 from viq.core.types import ViqError
 
@@ -40,7 +40,7 @@ class WebConfig:
     """
 
     model: str = DEFAULT_MODEL
-    chat: str | None = "viq-tiny-chat"  # None: no conversations
+    chat: str | None = DEFAULT_CHAT  # None: no conversations
     draw: str | None = None  # run folder of viq train generation
     stores: tuple[Location, ...] = ()
     runs: tuple[Path, ...] = ()
