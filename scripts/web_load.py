@@ -5,7 +5,7 @@
 Starts a server of its own at a free port and drives it from this process. Each visitor goes round:
 the first page, a bundled picture by upload (encoded, decoded, JPEG and WebP fitted), its page, four
 of its patches, and with --store a random page and its pictures. Prints JSON; exit code 1 if any
-request failed. Memory is measured once every visitor has gone round, and at the end.
+request failed. Memory is measured once every visitor has gone round, at ten moments, and at the end.
 """
 
 from __future__ import annotations
@@ -104,7 +104,12 @@ async def drive(address: str, process: int, options: argparse.Namespace) -> dict
         "requests": sum(map(len, times.values())),
         "errors": len(errors),
         "first_errors": errors[:5],
-        "memory_mb": {"after_first_rounds": early, "end": samples[-1], "most": max(samples)},
+        "memory_mb": {
+            "after_first_rounds": early,
+            "at_tenths": [round(samples[len(samples) * n // 10 - 1]) for n in range(1, 11)],
+            "end": samples[-1],
+            "most": max(samples),
+        },
         "ms": {
             kind: {
                 "count": len(values),

@@ -1,8 +1,10 @@
 """The queue: one after another, places told, bounds held."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -133,3 +135,45 @@ def test_old_work_is_forgotten() -> None:
         assert queue.get(many[-1].id, "a") is many[-1]
     finally:
         queue.close()
+
+
+def test_done_work_holds_nothing(queue: Queue) -> None:
+    """An upload is let go when it is done, failed or stopped, though its events can be read."""
+
+    class Upload:
+        def __init__(self, fails: bool) -> None:
+            self.fails = fails
+
+        def __call__(self, work: Work) -> dict[str, Any]:
+            if self.fails:
+                raise ViqError("no picture")
+            return {"well": True}
+
+    held = Held()
+    queue.add("a", held)
+    assert held.begun.wait(10)
+    uploads = [Upload(False), Upload(True), Upload(False)]
+    works = [queue.add(who, upload) for who, upload in zip("bcd", uploads, strict=True)]
+    kept = [weakref.ref(upload) for upload in uploads]
+    del uploads
+    assert all(upload() is not None for upload in kept)
+    queue.cancel(works[2])
+    held.free.set()
+    for work in works:
+        ended(work)
+    gc.collect()
+    assert [upload() for upload in kept] == [None] * 3
+    assert [list(events(queue, work)[-1]) for work in works] == [["done"], ["error"], ["error"]]
+
+
+def test_of_pictures_the_last_is_kept(queue: Queue) -> None:
+    def draw(work: Work) -> dict[str, Any]:
+        for number in range(5):
+            work.tell(image=f"data:{number}", stage=f"patch {number}")
+        return {}
+
+    work = queue.add("a", draw)
+    ended(work)
+    told = events(queue, work)
+    assert [event["stage"] for event in told[:5]] == [f"patch {n}" for n in range(5)]
+    assert [event.get("image") for event in told[:5]] == [None] * 4 + ["data:4"]

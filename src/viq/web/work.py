@@ -37,12 +37,16 @@ class Work:
         self.visitor = visitor
         self.events: list[Event] = []
         self.ended = False
-        self._do, self._seconds = do, seconds
+        self._do: Callable[[Work], Event] | None = do
+        self._seconds = seconds
         self._stop = threading.Event()
         self._until = float("inf")
 
     def tell(self, **event: Any) -> None:
-        """Add an event."""
+        """Add an event. Of pictures the last is kept."""
+        if "image" in event:
+            for place, old in enumerate(self.events):
+                self.events[place] = {k: v for k, v in old.items() if k != "image"}
         self.events.append(event)
 
     def stop(self) -> None:
@@ -68,6 +72,7 @@ class Work:
         self._until = time.monotonic() + self._seconds
         try:
             self.check()
+            assert self._do is not None, "done already"
             self.tell(done=self._do(self))
         except ViqError as error:
             self.tell(error=printable(str(error), 500))
@@ -76,7 +81,11 @@ class Work:
         except Exception as error:  # a fault of ours: the page says so, the server goes on
             self.tell(error=f"went wrong ({type(error).__name__}: {first_line(error)})")
         finally:
-            self.ended = True
+            self.end()
+
+    def end(self) -> None:
+        """Let go of what it was to be done with, as an upload: only its events are read now."""
+        self._do, self.ended = None, True
 
 
 class Queue:
@@ -135,7 +144,7 @@ class Queue:
             if work in self._waiting:
                 self._waiting.remove(work)
                 work.tell(error="stopped")
-                work.ended = True
+                work.end()
 
     def close(self) -> None:
         """End the thread, after stopping what runs."""
