@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from viq.cli import app
 from viq.core.codes import Codes
 from viq.core.types import CodesError, ViqError
+from viq.jobs.store import near_duplicates
 from viq.jobs.store.lint import lint
 from viq.jobs.store.merge import export_webdataset, merge
 from viq.jobs.store.near_duplicates import by_overlap, by_pooled
@@ -251,9 +252,13 @@ def encoded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "codes.parquet", folder / "model"
 
 
-def test_by_pooled(encoded: tuple[Path, Path]) -> None:
+def test_by_pooled(encoded: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = by_pooled(tokenizer(), encoded[0], threshold=0.999999)["pairs"]
     assert {"a": "images/6.png", "b": "again", "similarity": 1.0} in pairs
+    every = by_pooled(tokenizer(), encoded[0], threshold=0)["pairs"]
+    monkeypatch.setattr(near_duplicates, "_BLOCK", 3)  # of 8 images: blocks of two kinds
+    few = by_pooled(tokenizer(), encoded[0], threshold=0)["pairs"]
+    assert len(every) > 20 and {(p["a"], p["b"]) for p in few} == {(p["a"], p["b"]) for p in every}
 
 
 def test_preview(encoded: tuple[Path, Path], tmp_path: Path) -> None:

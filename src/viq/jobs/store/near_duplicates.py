@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,14 @@ from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store.folder import Store
 
 _HASHES, _ROWS = 96, 3  # of MinHash; bands of so many rows find likely pairs
+_BANDS = _HASHES // _ROWS
 _CROWD = 100  # images in one bucket, above which they are compared with its first alone
-_BLOCK = 1024  # pooled tokens compared at a time
+_HELD = 1 << 28  # codes, of 4 bytes, that are in memory at a time while pairs are compared
+_TOGETHER = 1024  # images whose sketches lie in one array
+_BLOCK = 1024  # pooled tokens compared at a time, with as many others
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+Pair = tuple[float, str, str]
 
 
 def by_overlap(path: Location, threshold: float = 0.5) -> dict[str, Any]:
@@ -25,20 +31,18 @@ def by_overlap(path: Location, threshold: float = 0.5) -> dict[str, Any]:
     each candidate is then compared exactly. A pair at 0.5 is found with a probability of 98.6%, at
     0.7 with all but certainty.
 
+    Memory is 260 bytes an image, 8 a candidate, the pairs that are found, and at most 1 GiB for the
+    codes of candidates. Where that is not enough for all, the store is read once more for the rest.
+
     Raises:
         CodesError: no finished store, or damaged.
     """
-    draw = np.random.default_rng(0)
-    factors = draw.integers(1, 1 << 32, (2, _HASHES), dtype=np.uint64) | np.uint64(1)
-    names, sets, buckets = [], list[np.ndarray](), dict[bytes, list[int]]()
-    for key, codes in Store(path):
-        names.append(key)
-        sets.append(code_set(codes))
-        for band in _bands(sets[-1], factors):
-            buckets.setdefault(band, []).append(len(names) - 1)
-    candidates = {pair for group in buckets.values() for pair in _pairs(group)}
-    pairs = [(overlap(sets[a], sets[b]), names[a], names[b]) for a, b in candidates]
-    return _report(len(names), threshold, pairs)
+    store = Store(path)
+    sketches, sizes = _sketched(store)
+    found: list[Pair] = []
+    for pairs in _portions(_candidates(sketches, len(sizes)), sizes):
+        found += _compared(store, pairs, threshold)
+    return _report(len(sizes), threshold, found)
 
 
 def by_pooled(
@@ -60,29 +64,115 @@ def by_pooled(
         tokens.append(tokenizer.pool(codes)[0].float().cpu().numpy())
         progress()
     matrix = np.stack(tokens) if tokens else np.empty((0, 1), np.float32)
-    matrix = matrix / np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), 1e-12)
-    pairs = []
-    for start in range(0, len(matrix), _BLOCK):
-        similar = matrix[start : start + _BLOCK] @ matrix[start:].T
-        for a, b in zip(*np.nonzero(similar >= threshold), strict=True):
+    del tokens
+    matrix /= np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), 1e-12)
+    pairs: list[Pair] = []
+    for first, second in _blocks(len(matrix)):
+        similar = matrix[first : first + _BLOCK] @ matrix[second : second + _BLOCK].T
+        for i, j in np.argwhere(similar >= threshold).tolist():
+            a, b = first + i, second + j
             if a < b:
-                pairs.append((float(similar[a, b]), names[start + a], names[start + b]))
+                pairs.append((float(similar[i, j]), names[a], names[b]))
     return _report(len(names), threshold, pairs)
 
 
-def _report(images: int, threshold: float, pairs: list[tuple[float, str, str]]) -> dict[str, Any]:
-    kept = sorted((p for p in pairs if p[0] >= threshold), key=lambda p: (-p[0], p[1], p[2]))
+def _blocks(count: int) -> Iterator[tuple[int, int]]:
+    """Where blocks of rows begin, each with all that follow and itself."""
+    starts = range(0, count, _BLOCK)
+    return ((first, second) for first in starts for second in starts if first <= second)
+
+
+def _report(images: int, threshold: float, pairs: list[Pair]) -> dict[str, Any]:
+    pairs.sort(key=lambda p: (-p[0], p[1], p[2]))
     return {
         "images": images,
         "threshold": threshold,
-        "pairs": [{"a": a, "b": b, "similarity": round(value, 4)} for value, a, b in kept],
+        "pairs": [{"a": a, "b": b, "similarity": round(value, 4)} for value, a, b in pairs],
     }
 
 
-def _pairs(group: list[int]) -> Iterator[tuple[int, int]]:
-    if len(group) <= _CROWD:
-        return combinations(group, 2)
-    return ((group[0], other) for other in group[1:])
+def _sketched(store: Store) -> tuple[list[np.ndarray], np.ndarray]:
+    """Of all images: sketches, arrays of uint64 (bands, `_TOGETHER`); and how many different codes
+    each has, int32 (images,)."""
+    draw = np.random.default_rng(0)
+    factors = draw.integers(1, 1 << 32, (2, _HASHES), dtype=np.uint64) | np.uint64(1)
+    sketches, sizes = list[np.ndarray](), array("i")
+    for number, (_, codes) in enumerate(store):
+        if number % _TOGETHER == 0:
+            sketches.append(np.empty((_BANDS, _TOGETHER), np.uint64))
+        different = code_set(codes)
+        sketches[-1][:, number % _TOGETHER] = _sketch(different, factors)
+        sizes.append(len(different))
+    return sketches, np.array(sizes, np.int32)
+
+
+def _sketch(codes: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """A number for each band of the MinHash signature of a set, uint64 (bands,)."""
+    hashed = codes.astype(np.uint64)[:, None] * factors[0] + factors[1]
+    hashed ^= hashed >> np.uint64(32)
+    hashed *= _MIX
+    lowest = (hashed.min(0) >> np.uint64(32)).reshape(_BANDS, _ROWS)
+    found = lowest[:, 0]
+    for row in range(1, _ROWS):
+        found = found * _MIX + lowest[:, row]
+    return found
+
+
+def _candidates(sketches: list[np.ndarray], images: int) -> np.ndarray:
+    """Pairs of images, int64 (pairs, 2), the first the lower, that agree in a band; sorted."""
+    found = np.empty(0, np.int64)
+    for band in range(_BANDS if images else 0):
+        column = np.concatenate([each[band] for each in sketches])[:images]
+        first, second = _alike(column)
+        found = np.union1d(found, first * images + second)
+    return np.stack(np.divmod(found, max(images, 1)), axis=1)
+
+
+def _alike(column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of places with equal values, the lower first; of crowds those with their first."""
+    order = np.argsort(column, kind="stable")
+    begins = np.flatnonzero(np.diff(column[order], prepend=~column[order[:1]]))
+    counts = np.diff(begins, append=len(order))
+    crowd = np.repeat(counts > _CROWD, counts)
+    leader = np.repeat(order[begins], counts)
+    pairs = [(leader[crowd], order[crowd])]
+    few = order[np.repeat((counts > 1) & (counts <= _CROWD), counts)]
+    for apart in range(1, min(_CROWD, len(few))):
+        same = column[few[apart:]] == column[few[:-apart]]
+        if not same.any():
+            break
+        pairs.append((few[:-apart][same], few[apart:][same]))
+    first, second = (np.concatenate(each) for each in zip(*pairs, strict=True))
+    return first[first < second], second[first < second]
+
+
+def _portions(pairs: np.ndarray, sizes: np.ndarray) -> Iterator[np.ndarray]:
+    """Pairs one after another, as many together as have their codes in memory."""
+    while len(pairs):
+        images, first = np.unique(pairs, return_index=True)  # in the order of a, b, a, b, ..
+        added = np.zeros(pairs.size, np.int64)
+        added[first] = sizes[images]
+        held = np.cumsum(added.reshape(-1, 2).sum(1))
+        stop = max(1, int(np.searchsorted(held, _HELD, side="right")))
+        yield pairs[:stop]
+        pairs = pairs[stop:]
+
+
+def _compared(store: Store, pairs: np.ndarray, threshold: float) -> list[Pair]:
+    """Those of some pairs that are alike enough."""
+    wanted = set(np.unique(pairs).tolist())
+    known = {
+        number: (key, code_set(codes))
+        for number, (key, codes) in enumerate(store)
+        if number in wanted
+    }
+    found = []
+    for a, b in pairs.tolist():
+        (first, codes), (second, others) = known[a], known[b]
+        value = overlap(codes, others)
+        if value >= threshold:
+            found.append((value, first, second))
+    return found
 
 
 def code_set(codes: Codes) -> np.ndarray:
@@ -95,13 +185,3 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
     """Common codes over all codes of two sets, 0 to 1."""
     common = len(np.intersect1d(a, b, assume_unique=True))
     return common / (len(a) + len(b) - common)
-
-
-def _bands(codes: np.ndarray, factors: np.ndarray) -> Iterator[bytes]:
-    """The bands of the MinHash signature of a set."""
-    hashed = codes.astype(np.uint64)[:, None] * factors[0] + factors[1]
-    hashed ^= hashed >> np.uint64(32)
-    hashed *= np.uint64(0x9E3779B97F4A7C15)
-    lowest = (hashed >> np.uint64(32)).min(0).astype(np.uint32)
-    for band in range(0, _HASHES, _ROWS):
-        yield band.to_bytes(2, "big") + lowest[band : band + _ROWS].tobytes()
