@@ -73,7 +73,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml constraints.txt
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,bench,vae,codec,chat,train,sentences,data,s3,ray,onnx,docs,web]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,bench,vae,codec,chat,train,sentences,data,s3,gs,ray,onnx,docs,web]'
 	touch $@
 
 clean:

@@ -43,3 +43,13 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch, object_store.s3() as url:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield url
+
+
+@pytest.fixture(params=["s3", "gs", "hf"])
+def cloud(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The URL of an empty place of each kind of store that is written to."""
+    with pytest.MonkeyPatch.context() as patch, object_store.STORES[request.param]() as url:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield url

@@ -1,4 +1,4 @@
-"""An object store on this machine, and encoding into it in processes that kill themselves."""
+"""Object stores on this machine, and encoding into one in processes that kill themselves."""
 
 import itertools
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import fake_hub
 import pytest
 import tiny
 from killed_runs import OPTIONS, PROCESSES
@@ -47,6 +48,41 @@ def s3() -> Iterator[str]:
         yield f"s3://{bucket}"
         type(files).clear_instance_cache()
     server.stop()
+
+
+@contextmanager
+def gs() -> Iterator[str]:
+    """The URL of an empty bucket of an emulator of Google Cloud Storage, which gcsfs finds."""
+    emulator = pytest.importorskip(
+        "gcp_storage_emulator.server", reason="a GCS server: pip install gcp-storage-emulator"
+    )
+    gcsfs = pytest.importorskip("gcsfs", reason="reads and writes GCS: pip install 'viq[gs]'")
+    server = emulator.create_server("127.0.0.1", 0, in_memory=True, default_bucket="bucket")
+    server.start()
+    host = f"http://127.0.0.1:{server._api._httpd.server_port}"
+    with mock.patch.dict(os.environ, {"STORAGE_EMULATOR_HOST": host}):
+        gcsfs.GCSFileSystem.clear_instance_cache()
+        yield "gs://bucket"
+        gcsfs.GCSFileSystem.clear_instance_cache()
+    server.stop()
+
+
+@contextmanager
+def hf() -> Iterator[str]:
+    """The URL of an empty data set of a stand-in for the hub."""
+    from huggingface_hub import HfFileSystem, constants
+
+    with fake_hub.hub("owner/name") as server, pytest.MonkeyPatch.context() as patch:
+        place = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + place)
+        patch.setattr(constants, "ENDPOINT", server.url)
+        patch.setenv("HF_TOKEN", "hf_test")
+        HfFileSystem.clear_instance_cache()
+        yield "hf://datasets/owner/name"
+        HfFileSystem.clear_instance_cache()
+
+
+STORES = {"s3": s3, "gs": gs, "hf": hf}
 
 
 def contents(url: str) -> dict[str, bytes]:
@@ -90,9 +126,8 @@ def job(
 def run(pictures: Path | str, out: str, die_at: int = -1, place: Place = ALONE) -> int:
     """The exit code of `job`."""
     here, there = PROCESSES.Pipe()
-    settings = {
-        name: value for name, value in os.environ.items() if name.startswith(("AWS", "XDG"))
-    }
+    ours = ("AWS", "STORAGE", "XDG")
+    settings = {name: value for name, value in os.environ.items() if name.startswith(ours)}
     process = PROCESSES.Process(target=job, args=(pictures, out, settings, there, die_at, place))
     process.start()
     here.recv()

@@ -45,9 +45,10 @@ def check_finished(url: str, here: Path) -> None:
     assert len(keys) == len(set(keys)) == INPUTS - BROKEN
 
 
-def test_killed_before_and_after_changes(pictures: Path, here: Path, bucket: str) -> None:
+@pytest.mark.parametrize("cloud", ["s3", "gs"], indirect=True)
+def test_killed_before_and_after_changes(pictures: Path, here: Path, cloud: str) -> None:
     """On one store, each run dies a change later than the one before."""
-    out = f"{bucket}/killed"
+    out = f"{cloud}/killed"
     for die_at in (1, 4):
         assert run(pictures, out, die_at) == -signal.SIGKILL
         with pytest.raises(CodesError, match="unfinished|no finished store"):
@@ -56,7 +57,7 @@ def test_killed_before_and_after_changes(pictures: Path, here: Path, bucket: str
     check_finished(out, here)
     changes = 2 * len(Store(here).shards) + 4  # job, shards, notes, ledger, card, index
     for die_at in (2 * changes - 3,):
-        out = f"{bucket}/late-{die_at}"
+        out = f"{cloud}/late-{die_at}"
         assert run(pictures, out, die_at) == -signal.SIGKILL
         assert run(pictures, out) == 0
         check_finished(out, here)
@@ -117,14 +118,12 @@ def viq(*arguments: Any, code: int = 0) -> Any:
     return json.loads(result.stdout)
 
 
-def test_every_command_reads_and_writes_urls(
-    here: Path, bucket: str, pictures: Path, tmp_path: Path
-) -> None:
+def test_every_command_reads_and_writes_urls(cloud: str, pictures: Path, tmp_path: Path) -> None:
     few = tmp_path / "few"
     few.mkdir()
     for number in (1, 2, 3):
         shutil.copy(pictures / f"{number:03}.png", few)
-    out = f"{bucket}/cli"
+    out = f"{cloud}/cli"
     told = viq("encode", few, "-o", out, "--shard-size", 2)
     assert told["outputs"] == [out] and told["images"] == 3
     assert viq("encode", few, "-o", out, "--shard-size", 2)["images"] == 0
@@ -132,17 +131,17 @@ def test_every_command_reads_and_writes_urls(
     assert viq("store", "lint", out)["problems"] == 0
     assert viq("store", "index", out)["rows"] == 3
     assert viq("store", "stats", f"{out}/part-00000.parquet")["images"] == 2
-    assert viq("store", "merge", out, "-o", f"{bucket}/merged")["rows"] == 3
-    assert viq("store", "diff", out, f"{bucket}/merged")["equal"]
+    assert viq("store", "merge", out, "-o", f"{cloud}/merged")["rows"] == 3
+    assert viq("store", "diff", out, f"{cloud}/merged")["equal"]
     assert viq("decode", out, "-o", tmp_path / "back")["images"] == 3
-    assert viq("decode", out, "-o", f"{bucket}/back")["images"] == 3
-    assert len(contents(f"{bucket}/back")) == 4
+    assert viq("decode", out, "-o", f"{cloud}/back")["images"] == 3
+    assert len(contents(f"{cloud}/back")) == 4
     assert viq("store", "export", out, "--webdataset", "-o", tmp_path / "tars")["samples"] == 3
-    assert viq("store", "export", out, "--webdataset", "-o", f"{bucket}/tars")["samples"] == 3
-    assert contents(f"{bucket}/tars") == {
+    assert viq("store", "export", out, "--webdataset", "-o", f"{cloud}/tars")["samples"] == 3
+    assert contents(f"{cloud}/tars") == {
         path.name: path.read_bytes() for path in (tmp_path / "tars").iterdir()
     }
-    again = viq("store", "export", out, "--webdataset", "-o", f"{bucket}/tars", code=2)
+    again = viq("store", "export", out, "--webdataset", "-o", f"{cloud}/tars", code=2)
     assert "is not empty" in again["error"]
     assert len(CodeDataset(out, cache=tmp_path / "cache")) == 3
     RemoteFolder(out).remove(shard_name(1))
