@@ -5,7 +5,8 @@
 Starts a server of its own at a free port and drives it from this process. Each visitor goes round:
 the first page, a bundled picture by upload (encoded, decoded, JPEG and WebP fitted), its page, four
 of its patches, and with --store a random page and its pictures. Prints JSON; exit code 1 if any
-request failed. Memory is measured once all visitors have gone round, at ten moments, and at the end.
+request failed. Memory is measured once all visitors have gone round, at ten moments, and at the
+end.
 """
 
 from __future__ import annotations

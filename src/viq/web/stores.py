@@ -24,8 +24,8 @@ from viq.models.tokenizer.loading import load
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store.folder import LEDGER, Store
 from viq.store.rows import CodesReader
-from viq.weights.bundled import bundled_maker
 from viq.web.vectors import Vectors
+from viq.weights.bundled import bundled_maker
 
 if TYPE_CHECKING:
     import pyarrow as pa
