@@ -191,7 +191,7 @@ def _size(s: _Setting) -> dict[str, Any]:
     """Time a megapixel against area, with the model's tiles and without, and peak memory."""
     cases, tokenizer = [], s.tokenizer
     for tile, areas in ((tokenizer.config.tile, s.work.tiled_mp), (0, s.work.whole_mp)):
-        cases += [(tile, _four_to_three(megapixels)) for megapixels in areas]
+        cases += [(tile, four_to_three(megapixels)) for megapixels in areas]
     cases = list(dict.fromkeys(cases))  # a model without tiles would be measured twice
     times = compare(
         {f"{tile} {size}": _encoding(tokenizer, picture(size), tile) for tile, size in cases},
@@ -334,7 +334,7 @@ def _rates(codes: Sequence[Codes], seconds: float) -> dict[str, float]:
     }
 
 
-def _four_to_three(megapixels: float) -> Size:
+def four_to_three(megapixels: float) -> Size:
     """Landscape, (height, width) px."""
     height = math.sqrt(megapixels * 1e6 * 3 / 4)
     return round(height), round(height * 4 / 3)

@@ -137,7 +137,7 @@ def bench_mllm(
         checkpointing=checkpointing,
         scale=bench.REAL if full else bench.SCALED,
     )
-    old = _read(out) if out is not None and is_there(out) else None
+    old = _read(out, "mllm") if out is not None and is_there(out) else None
     if old is not None:
         merged(old, bench.about(work, repeats), str(out))  # refused before the work, not after
     if chart is not None and chart.suffix != ".png":
@@ -162,7 +162,42 @@ def bench_mllm(
         print(bench.as_text(result))
 
 
-def _read(path: Path) -> dict[str, Any]:
+@bench_app.command("growth")
+@guarded
+def bench_growth(
+    model: Model = DEFAULT_MODEL,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs; medians are shown.")] = 3,
+    quick: Annotated[bool, typer.Option(help="Small sizes, some minutes.")] = False,
+    only: Annotated[str | None, typer.Option(help="Sections by commas. Default: all.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="JSON; sections are added to what is there.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """How time and memory grow with pixels, samples and tokens; needs an hour and 2 GB of disk.
+
+    Examples:
+        viq bench growth --quick
+        viq bench growth --only samples -o growth.json
+    """
+    from viq.bench import growth as bench
+    from viq.bench.growth_tables import as_text
+    from viq.core.outputs import is_there
+
+    old = _read(out, "growth") if out is not None and is_there(out) else {}
+    result = bench.run(
+        model, repeats=repeats, quick=quick, sections=only.split(",") if only else None,
+        progress=_announce(as_json),
+    )  # fmt: skip
+    result = {**old, **result}
+    save_json(out, result)
+    if as_json:
+        show_json(result)
+    else:
+        print(as_text(result))
+
+
+def _read(path: Path, benchmark: str) -> dict[str, Any]:
     from viq.core.files import read_bytes
     from viq.core.types import ViqError
     from viq.core.untrusted import CONFIG_BYTES, UntrustedError, parse_json
@@ -173,8 +208,8 @@ def _read(path: Path) -> dict[str, Any]:
         found = {}
     if isinstance(found, dict):
         found.pop("schema_version", None)  # says nothing of the measurement
-    if not isinstance(found, dict) or found.get("benchmark") != "mllm":
-        raise ViqError(f"{path}: not a result of viq bench mllm: give another --out")
+    if not isinstance(found, dict) or found.get("benchmark") != benchmark:
+        raise ViqError(f"{path}: not a result of viq bench {benchmark}: give another --out")
     return found
 
 

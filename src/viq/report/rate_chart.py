@@ -1,4 +1,4 @@
-"""Quality over bits a pixel, of codecs and tokenizers."""
+"""Quality over bits a pixel, of codecs and tokenizers; and what else has a logarithmic axis."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from viq.report.charts import WIDTH, Chart, Dots, Line, Words, labels, log_ticks, text_width, ticks
+from viq.report.charts import (
+    WIDTH,
+    Chart,
+    Dots,
+    Line,
+    Words,
+    labels,
+    log_ticks,
+    short,
+    text_width,
+    ticks,
+)
 
 _HEIGHT, _TOP, _RIGHT, _BOTTOM = 270, 34, 14, 40  # px; the left side is as wide as its labels
 _LABEL = 11.5  # px, size of text
@@ -24,6 +35,7 @@ class Series:
 
     Attributes:
         points: bits a pixel, more than 0, and quality; at least one. A line joins those of several.
+            Whatever else a chart has across and upwards.
         entropy: the bits a pixel of its only point after entropy coding, if it has some.
     """
 
@@ -32,13 +44,22 @@ class Series:
     entropy: float | None = None
 
 
-def rate_chart(series: Sequence[Series], title: str) -> Chart:
-    """A plot of at least one series; bits a pixel on a logarithmic axis.
+def rate_chart(
+    series: Sequence[Series],
+    title: str,
+    *,
+    across: str = "bits a pixel",
+    both_logarithmic: bool = False,
+) -> Chart:
+    """A plot of at least one series; bits a pixel, or what `across` says, on a logarithmic axis.
 
     A dashed line leads from a tokenizer's plain bits to those after entropy coding.
+
+    Args:
+        both_logarithmic: values upwards, too; all above 0.
     """
     drawing = Chart(WIDTH, _HEIGHT, title)
-    place = _axes(drawing, series)
+    place = _axes(drawing, series, across, both_logarithmic)
     names: list[tuple[float, float, str, str]] = []
     for number, one in enumerate(series):
         ink = _INKS[number % len(_INKS)]
@@ -56,22 +77,25 @@ def rate_chart(series: Sequence[Series], title: str) -> Chart:
     return drawing
 
 
-def _axes(drawing: Chart, series: Sequence[Series]) -> Place:
+def _axes(drawing: Chart, series: Sequence[Series], name: str, both_logarithmic: bool) -> Place:
     """Draw both axes; gives the place in px of bits a pixel and quality."""
     rates = [rate for one in series for rate, _ in one.points]
     rates += [one.entropy for one in series if one.entropy is not None]
     values = [value for one in series for _, value in one.points]
-    x_ticks, y_ticks = log_ticks(min(rates), max(rates)), ticks(min(values), max(values))
+    x_ticks = log_ticks(min(rates), max(rates))
+    y_ticks = (log_ticks if both_logarithmic else ticks)(min(values), max(values))
+    scale = math.log if both_logarithmic else float
     if len(x_ticks) < 2:  # all at one round number
         x_ticks = [x_ticks[0] / 2, x_ticks[0], x_ticks[0] * 2]
     y_labels = labels(y_ticks)
     left = 10 + max(text_width(label, _LABEL) for label in y_labels)
     right, bottom = drawing.width - _RIGHT, drawing.height - _BOTTOM
     low, high = math.log(x_ticks[0]), math.log(x_ticks[-1])
+    least, most = scale(y_ticks[0]), scale(y_ticks[-1])
 
     def place(rate: float, value: float) -> tuple[float, float]:
         across = left + (math.log(rate) - low) / (high - low) * (right - left)
-        up = (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (bottom - _TOP)
+        up = (scale(value) - least) / (most - least) * (bottom - _TOP)
         return across, bottom - up
 
     for tick, label in zip(y_ticks, y_labels, strict=True):
@@ -84,10 +108,10 @@ def _axes(drawing: Chart, series: Sequence[Series]) -> Place:
         across = place(tick, y_ticks[0])[0]
         drawing.items += [
             Line([(across, bottom), (across, bottom + 4)], "soft"),
-            Words(across, bottom + 17, f"{tick:g}", anchor="middle"),
+            Words(across, bottom + 17, short(tick), anchor="middle"),
         ]
     drawing.items.append(Line([(left, bottom), (right, bottom)], "soft"))
-    drawing.items.append(Words(right, bottom + 33, "bits a pixel", anchor="end"))
+    drawing.items.append(Words(right, bottom + 33, name, anchor="end"))
     return place
 
 

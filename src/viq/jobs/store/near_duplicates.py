@@ -95,7 +95,7 @@ def _sketched(store: Store) -> tuple[list[np.ndarray], np.ndarray]:
     """Of all images: sketches, arrays of uint64 (bands, `_TOGETHER`); and how many different codes
     each has, int32 (images,)."""
     draw = np.random.default_rng(0)
-    factors = draw.integers(1, 1 << 32, (2, _HASHES), dtype=np.uint64) | np.uint64(1)
+    factors = draw.integers(1, 1 << 63, _HASHES, dtype=np.uint64) | np.uint64(1)
     sketches, sizes = list[np.ndarray](), array("i")
     for number, (_, codes) in enumerate(store):
         if number % _TOGETHER == 0:
@@ -108,14 +108,16 @@ def _sketched(store: Store) -> tuple[list[np.ndarray], np.ndarray]:
 
 def _sketch(codes: np.ndarray, factors: np.ndarray) -> np.ndarray:
     """A number for each band of the MinHash signature of a set, uint64 (bands,)."""
-    hashed = codes.astype(np.uint64)[:, None] * factors[0] + factors[1]
-    hashed ^= hashed >> np.uint64(32)
-    hashed *= _MIX
-    lowest = (hashed.min(0) >> np.uint64(32)).reshape(_BANDS, _ROWS)
-    found = lowest[:, 0]
-    for row in range(1, _ROWS):
-        found = found * _MIX + lowest[:, row]
-    return found
+    mixed = (
+        codes.astype(np.uint64) * _MIX
+    )  # each code once; for each hash, one more product is enough then
+    mixed = (mixed ^ (mixed >> np.uint64(29))) * _MIX
+    mixed ^= mixed >> np.uint64(32)
+    lowest = (mixed[:, None] * factors).min(0) >> np.uint64(32)
+    first, *others = lowest.reshape(_BANDS, _ROWS).T
+    for column in others:
+        first = first * _MIX + column
+    return first
 
 
 def _candidates(sketches: list[np.ndarray], images: int) -> np.ndarray:
