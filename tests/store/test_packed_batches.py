@@ -240,6 +240,20 @@ def test_runs_are_copied_wherever_they_lie(drawing: st.DataObject) -> None:
             assert np.array_equal(Runs(groups, memory).take(numbers), expected)
 
 
+def test_files_with_some_room_between_them_are_one_array() -> None:
+    """Of several arrays, all is copied twice; of a far one, much room would be made for nothing."""
+    memory = np.zeros(100_000, np.uint8)
+    ends = np.arange(0, 1001, 100)
+
+    def arrays(*places: int) -> int:
+        return len(Runs([Group(memory.ctypes.data + at, ends) for at in places], memory)._clusters)
+
+    assert arrays(0, 1000) == 1
+    assert arrays(0, 5000, 14000) == 1
+    assert arrays(0, 90_000) == 2
+    assert arrays(0, 1000, 90_000, 91_000) == 2
+
+
 def test_stores_with_counts_have_four_codes_a_patch(tmp_path: Path) -> None:
     """As by samples: ids are four always, whatever the counts."""
     info = replace(INFO, refinement="00000000000000cd")

@@ -18,6 +18,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from viq.core.types import grid_of
 from viq.store.columns import Extras
 from viq.store.dataset import CodeDataset
 from viq.store.folder import INDEX, Index, Shard, shard_name
+from viq.store.packed import offsets_of
 from viq.store.rows import CodesWriter, StoreInfo
 from viq.store.views import CodeSample
 
@@ -72,18 +74,16 @@ def batches(
         data = CodeDataset(store, columns=["text_ids"], shuffle=0, cache=folder / "cache")
         ordered = CodeDataset(store, columns=["text_ids"], cache=folder / "cache")
         flat = np.concatenate([item.ids.reshape(-1, 4) for item in codes])
+        pieces = _pieces(flat, [item.ids.size // 4 for item in codes])
         del codes, texts
         result["by_tokens"] = {}
         for tokens in TOKENS:
             size = max(1, round(tokens / (patches / samples)))
             by_workers = result["by_tokens"][str(tokens)] = {}
             for workers in WORKERS:
-                # A tenth, as loaders read ahead while their workers start.
-                clock = partial(
-                    time_batches,
-                    skipped=max(1, patches // tokens // 10),
-                    clock=clock_for(workers),
-                )
+                # Half of them, while workers start: that takes as long as dozens of batches.
+                skipped = patches // tokens // (2 if workers else 10)
+                clock = partial(time_batches, skipped=max(1, skipped), clock=clock_for(workers))
                 ours = partial(data.batches, tokens=tokens, workers=workers)
                 ways: dict[str, Callable[[], Timed]] = {
                     "viq": lambda go=ours, clock=clock: clock(_as_dicts(go(packed=True))),
@@ -99,6 +99,7 @@ def batches(
                         _as_dicts(go())
                     )
                     ways["memcpy"] = lambda n=tokens, clock=clock: clock(_copied(flat, n))
+                    ways["memcpy, shuffled"] = lambda n=size, clock=clock: clock(_joined(pieces, n))
                 by_workers[str(workers)] = _compared(ways, repeats, tokens)
     return result
 
@@ -184,3 +185,18 @@ def _pack(samples: list[CodeSample]) -> dict[str, Any]:
 def _copied(flat: np.ndarray, tokens: int) -> Iterable[dict[str, Any]]:
     """The same codes, which lie in memory one after another, copied batch by batch."""
     return ({"ids": flat[start : start + tokens].copy()} for start in range(0, len(flat), tokens))
+
+
+def _pieces(flat: np.ndarray, patches: Sequence[int]) -> list[memoryview]:
+    """The same codes sample by sample, in an order drawn at random."""
+    ends = offsets_of(patches)
+    cut = [memoryview(flat[a:b]).cast("B") for a, b in pairwise(ends.tolist())]
+    return [cut[i] for i in np.random.default_rng(0).permutation(len(cut)).tolist()]
+
+
+def _joined(pieces: Sequence[memoryview], size: int) -> Iterable[dict[str, Any]]:
+    """So many samples a batch, copied one after another by one call: what shuffling must cost."""
+    return (
+        {"ids": np.frombuffer(b"".join(pieces[start : start + size]), np.uint16).reshape(-1, 4)}
+        for start in range(0, len(pieces), size)
+    )

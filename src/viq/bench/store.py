@@ -51,7 +51,7 @@ class StoreWorkload:
     images: int = 96
     sides: tuple[int, int] = (128, 512)
     samples: int = 10000
-    batched: int = 6000
+    batched: int = 24000
     counts: tuple[int, ...] = (1000, 10000, 50000)
 
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 # Room that Arrow should make for a run, in means of all; it doubles what is too little.
 _SPARE = 1.25
 _MOST_EMPTY = 16  # empty strings for each run, where gaps are so large that it would make too much
+# Groups that are together no further apart than so many times what all of them hold are one array.
+# Of several arrays all would be copied twice: from each, and then into their order.
+_FAR = 8
 
 
 @dataclass(frozen=True)
@@ -86,13 +89,14 @@ class Runs:
 
 
 def _near(spans: np.ndarray) -> list[tuple[int, int]]:
-    """Groups (first, one past the last) between which no gap is larger than all of them."""
-    if not len(spans):
-        return []
-    most = int((spans[:, 1] - spans[:, 0]).sum())
-    cuts = np.flatnonzero(spans[1:, 0] - spans[:-1, 1] > most) + 1
-    ends = [0, *cuts.tolist(), len(spans)]
-    return list(zip(ends[:-1], ends[1:], strict=True))
+    """Groups (first, one past the last) that are taken as one array."""
+    most = (_FAR + 1) * int((spans[:, 1] - spans[:, 0]).sum())
+    found, begin = list[tuple[int, int]](), 0
+    for number, (_, end) in enumerate(spans.tolist()):
+        if end - spans[begin, 0] > most:
+            found.append((begin, number))
+            begin = number
+    return [*found, (begin, len(spans))] if len(spans) else []
 
 
 def _array(groups: Sequence[Group], taken: int, owner: Any) -> pa.Array:
