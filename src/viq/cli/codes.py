@@ -74,7 +74,10 @@ def encode(
     ] = None,
     bpp: Annotated[
         float | None,
-        typer.Option(help="As many codes a patch as it needs, at most so many bits a pixel."),
+        typer.Option(
+            help="As many codes a patch as it needs, at most so many bits a pixel, "
+            "compressed if --compress."
+        ),
     ] = None,
     psnr: Annotated[
         float | None, typer.Option(help="The same, as few as keep so many dB of an image.")

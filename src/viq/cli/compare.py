@@ -57,6 +57,9 @@ def compare(
     ] = False,
     shown: Annotated[int, typer.Option(help="Pictures on the page.")] = 4,
     tile: Tile = None,
+    compress: Annotated[
+        bool, typer.Option("--compress", help="Ours with @: bits as viq encode --compress stores.")
+    ] = False,
     device: Annotated[str, typer.Option(help="Of our tokenizers: cpu, cuda, mps or auto.")] = "cpu",
     threads: Threads = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="NAME.html, to look at.")] = None,
@@ -86,9 +89,9 @@ def compare(
         raise ViqError("--transcript: says what --ocr should read; give --ocr, too")
     use_threads(threads)
     options = Options(
-        crop=crop, bytes=sizes, limit=limit, tile=tile, device=find_device(device),
-        transcript=transcript, timed=timed, repeats=repeats, memory=memory,
-        shown=shown if out else 0,
+        crop=crop, bytes=sizes, limit=limit, tile=tile, compress=compress,
+        device=find_device(device), transcript=transcript, timed=timed, repeats=repeats,
+        memory=memory, shown=shown if out else 0,
     )  # fmt: skip
     names = names_of(methods) or [DEFAULT_MODEL, "jpeg", "webp", "avif"]
     source = open_inputs(images)

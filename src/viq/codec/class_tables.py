@@ -21,11 +21,11 @@ coordinate, H and L = high and low digits of a class, whose number is high * L +
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from viq.codec.entropy_model import EntropyModel
+from viq.codec.entropy_model import EntropyModel, Known
 from viq.codec.phases import PHASES, Part, Step, steps_of
 from viq.codec.streams import Meter, Reader, Stream, Writer
 from viq.core.codes import Codes
@@ -59,13 +59,16 @@ class Shape(NamedTuple):
 
 class Parts(NamedTuple):
     """What codes say: class, mean (coarse * fine digits + fine digit), kind of the last code (0 for
-    detail) and what is left of each code (S, T), with the number of values that it can have."""
+    detail) and what is left of each code (S, T), with the number of values that it can have; and
+    which codes are there at all, bool (S, T). What is left of the others is 0."""
 
     class_T: np.ndarray
     mean_T: np.ndarray
     kind_T: np.ndarray
     rest_ST: np.ndarray
     sizes_ST: np.ndarray
+    kept_ST: np.ndarray
+    group_T: np.ndarray  # of patches by their counts
 
 
 class ClassTables(EntropyModel, format=2):
@@ -83,13 +86,15 @@ class ClassTables(EntropyModel, format=2):
     """
 
     batch_patches = 1 << 16
+    _more: ClassVar[tuple[str, ...]] = ()  # tensors of a kind that builds upon this one
 
     def __init__(
         self, tensors: Mapping[str, np.ndarray], levels: Sequence[int], fingerprint: str
     ) -> None:
         super().__init__(tensors, levels, fingerprint)
         self._codebook = int(np.prod(self.levels))
-        self.shape = _check(tensors, self._codebook)
+        own = {name: part for name, part in tensors.items() if name not in self._more}
+        self.shape = _check(own, self._codebook)
         self._sizes = tensors["sizes"].astype(np.int32)
         # Of each class plus 1; 0 stands for none.
         self._coordinates = np.pad(
@@ -100,14 +105,18 @@ class ClassTables(EntropyModel, format=2):
         names = ("coarse", "fine", "high", "low", "kind")
         self._tables = {name: tensors[name].astype(np.float64) for name in names}
 
-    def _encode(self, ids: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def _encode(self, ids: Sequence[np.ndarray], known: Sequence[Known]) -> list[np.ndarray]:
         writer, parts = (
             Writer(len(ids)),
-            [self.split(item.reshape(-1, CODES_PER_PATCH)) for item in ids],
+            [
+                self.split(item.reshape(-1, CODES_PER_PATCH), about)
+                for item, about in zip(ids, known, strict=True)
+            ],
         )
         plain = self._flags(writer, [not self.fits(part).all() for part in parts])
         for image in (i for i, flag in enumerate(plain) if flag):
-            self._plain(writer.only([image]), ids[image].reshape(-1, CODES_PER_PATCH))
+            ids_TS = ids[image].reshape(-1, CODES_PER_PATCH)
+            self._plain(writer.only([image]), ids_TS, parts[image].kept_ST)
         usual = [i for i, flag in enumerate(plain) if not flag]
         if usual:
             together = Parts(
@@ -118,15 +127,17 @@ class ClassTables(EntropyModel, format=2):
             )
         return writer.words()
 
-    def _decode(self, words: Sequence[np.ndarray], grids: Sequence[Grid]) -> list[np.ndarray]:
+    def _decode(self, words: Sequence[np.ndarray], known: Sequence[Known]) -> list[np.ndarray]:
+        grids = [each.grid for each in known]
         reader, counts = Reader(words, self._damage()), [rows * cols for rows, cols in grids]
         plain = self._flags(reader, [False] * len(words))
         found = [np.zeros((count, CODES_PER_PATCH), np.int32) for count in counts]
         for image in (i for i, flag in enumerate(plain) if flag):
-            self._plain(reader.only([image]), found[image])
+            self._plain(reader.only([image]), found[image], self._there(known[image])[0])
         usual = [i for i, flag in enumerate(plain) if not flag]
         if usual:
-            parts = _nothing(sum(counts[i] for i in usual))
+            there = zip(*(self._there(known[i]) for i in usual), strict=True)
+            parts = _nothing(*(np.concatenate(some, -1) for some in there))
             self._walk(reader.only(usual), [grids[i] for i in usual], parts)
             ends = np.cumsum([counts[i] for i in usual])[:-1]
             for image, ids_TS in zip(usual, np.split(self.join(parts), ends), strict=True):
@@ -139,9 +150,10 @@ class ClassTables(EntropyModel, format=2):
     def patch_bits(self, codes: Codes) -> np.ndarray:
         self._require_own([codes])
         ids_TS, meter = codes.ids.reshape(-1, CODES_PER_PATCH), Meter(codes.ids[..., 0].size)
-        parts = self.split(ids_TS)
+        known = self._known(codes.size, codes.tile, codes.counts, codes.meaning)
+        parts = self.split(ids_TS, known)
         if not self.fits(parts).all():
-            self._plain(meter, ids_TS)
+            self._plain(meter, ids_TS, parts.kept_ST)
         else:
             for step in steps_of([codes.grid]):
                 self._code_step(meter.at(step.places_n), step, parts)
@@ -150,9 +162,14 @@ class ClassTables(EntropyModel, format=2):
 
     # Codes and their parts
 
-    def split(self, ids_TS: np.ndarray) -> Parts:
-        """What codes (T, S) say."""
-        s, ids_TS = self.shape, ids_TS.astype(np.int32)
+    def split(self, ids_TS: np.ndarray, known: Known | None = None) -> Parts:
+        """What codes (T, S) say.
+
+        Args:
+            known: of their image; None: all codes are there.
+        """
+        kept_ST, group_T = self._there(known or Known((1, len(ids_TS))))
+        s, ids_TS = self.shape, np.where(kept_ST.T, ids_TS, 0).astype(np.int32)
         head_T, first_T = np.divmod(ids_TS[:, 0], np.int32(s.first))
         class_T, mean_T = np.divmod(head_T, np.int32(s.coarse * s.fine))
         last_T = ids_TS[:, -1]
@@ -162,7 +179,8 @@ class ClassTables(EntropyModel, format=2):
             kind_T[meant_T] = 1 + (last_T[meant_T] - s.detail) // s.meanings
             last_T = np.where(meant_T, (last_T - s.detail) % s.meanings, last_T)
         rest_ST = np.stack([first_T, *ids_TS.T[1:-1], last_T])
-        return Parts(class_T, mean_T, kind_T, rest_ST, self._sizes_of(class_T, kind_T))
+        sizes_ST = self._sizes_of(class_T, kind_T)
+        return Parts(class_T, mean_T, kind_T, rest_ST, sizes_ST, kept_ST, group_T)
 
     def join(self, parts: Parts) -> np.ndarray:
         """Codes (T, S) of what they say."""
@@ -178,6 +196,11 @@ class ClassTables(EntropyModel, format=2):
         for rest_T, sizes_T in zip(parts.rest_ST, parts.sizes_ST, strict=True):
             known_T &= rest_T < sizes_T
         return known_T
+
+    def _there(self, known: Known) -> tuple[np.ndarray, np.ndarray]:
+        """Which codes of patches are there (S, T), and the groups of patches (T,)."""
+        kept_ST = known.kept.reshape(-1, CODES_PER_PATCH).T
+        return kept_ST, np.zeros(kept_ST.shape[1], np.int32)
 
     def _sizes_of(self, class_T: np.ndarray, kind_T: np.ndarray) -> np.ndarray:
         sizes_ST = self._sizes.T.take(np.minimum(class_T, len(self._sizes) - 1), 1)
@@ -220,7 +243,8 @@ class ClassTables(EntropyModel, format=2):
             tables_Tl = self._tables["kind"][corners(grids)]
             parts.kind_T[:] = stream.tables(wholes, tables_Tl, parts.kind_T)
         parts.sizes_ST[:] = self._sizes_of(parts.class_T, parts.kind_T)
-        for rest_T, sizes_T in zip(parts.rest_ST, parts.sizes_ST, strict=True):
+        sizes_ST = np.where(parts.kept_ST, parts.sizes_ST, 1)
+        for rest_T, sizes_T in zip(parts.rest_ST, sizes_ST, strict=True):
             rest_T[:] = stream.uniform(wholes, sizes_T, rest_T)
 
     def _code_step(self, stream: Stream, step: Step, parts: Parts) -> None:
@@ -233,16 +257,26 @@ class ClassTables(EntropyModel, format=2):
         parts.mean_T[at_n] = coarse_n * s.fine + fine_n
         bucket_n = self.buckets(self.classes_near(step, np.pad(parts.class_T + 1, (1, 0))))
         high_n, low_n = np.divmod(parts.class_T[at_n], s.low)
-        high_n = stream.tables(step.parts, tables["high"][row, bucket_n], high_n)
-        low_n = stream.tables(step.parts, tables["low"][row, bucket_n, high_n], low_n)
+        group_n = parts.group_T[at_n]
+        likely_nl = self._by_group("high", tables["high"][row, bucket_n], (group_n,))
+        high_n = stream.tables(step.parts, likely_nl, high_n)
+        likely_nl = self._by_group("low", tables["low"][row, bucket_n, high_n], (group_n, high_n))
+        low_n = stream.tables(step.parts, likely_nl, low_n)
         # Only damaged words say a class that there is not.
         parts.class_T[at_n] = np.minimum(high_n * s.low + low_n, len(self._sizes) - 1)
 
-    def _plain(self, stream: Stream, ids_TS: np.ndarray) -> None:
+    def _by_group(
+        self, name: str, likely_nl: np.ndarray, places: tuple[np.ndarray, ...]
+    ) -> np.ndarray:
+        """Rows of the table `name` in the light of the groups of their patches."""
+        return likely_nl
+
+    def _plain(self, stream: Stream, ids_TS: np.ndarray, kept_ST: np.ndarray) -> None:
         """Write the ids of one image, or read them into `ids_TS`, all as likely."""
-        whole, sizes_T = [(0, 0, len(ids_TS))], np.full(len(ids_TS), self._codebook)
-        for ids_T in ids_TS.T:
-            ids_T[:] = stream.uniform(whole, sizes_T, ids_T)
+        whole = [(0, 0, len(ids_TS))]
+        for ids_T, kept_T in zip(ids_TS.T, kept_ST, strict=True):
+            sizes_T = np.where(kept_T, self._codebook, 1)
+            ids_T[kept_T] = stream.uniform(whole, sizes_T, ids_T * kept_T)[kept_T]
 
     def _flags(self, stream: Stream, plain: list[bool]) -> list[bool]:
         """Whether each image is plain."""
@@ -268,10 +302,11 @@ def _count(step: Step) -> np.ndarray:
     return np.maximum((step.neighbours_4n > 0).sum(0), 1)
 
 
-def _nothing(count: int) -> Parts:
+def _nothing(kept_ST: np.ndarray, group_T: np.ndarray) -> Parts:
     """Parts to read into."""
-    one, four = (count,), (CODES_PER_PATCH, count)
-    return Parts(*(np.zeros(shape, np.int32) for shape in (one, one, one, four, four)))
+    class_T, mean_T, kind_T = np.zeros((3, *group_T.shape), np.int32)
+    rest_ST, sizes_ST = np.zeros((2, *kept_ST.shape), np.int32)
+    return Parts(class_T, mean_T, kind_T, rest_ST, sizes_ST, kept_ST, group_T)
 
 
 def _check(tensors: Mapping[str, np.ndarray], codebook: int) -> Shape:

@@ -6,6 +6,7 @@ each with a format number in its file:
 
 1   `level_network`: a network on three neighbours, level by level, for FSQ codes.
 2   `class_tables`: tables of counts, for transform codes.
+3   `counted_tables`: the same for a variable number of codes a patch.
 """
 
 from __future__ import annotations
@@ -19,14 +20,23 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from viq.core.codes import Codes
+from viq.core.codes import COUNTED_HEADER_BYTES, Codes, detail_slots, kept_ids
+from viq.core.counts import pack_counts
 from viq.core.errors import require
 from viq.core.files import require_regular, write_atomically
-from viq.core.types import CodesError, Grid, Size, ViqError, bounded_grid, grid_of
+from viq.core.types import (
+    CODES_PER_PATCH,
+    CodesError,
+    Grid,
+    Size,
+    ViqError,
+    bounded_grid,
+    grid_of,
+)
 from viq.core.untrusted import fingerprint, levels_of, parse_json
 
 ENTROPY_FILE = "entropy.safetensors"  # in the folder of its tokenizer
@@ -41,6 +51,41 @@ _PATCHES_PER_BYTE = 256
 def beside(digest: str) -> str:
     """Name of the file of an entropy model in a folder of codes that it compressed."""
     return f"_entropy-{digest}.safetensors"
+
+
+def require_plausible(payload: bytes, size: Size) -> None:
+    """Refuse an image (height, width) of more patches than any payload of so few bytes has.
+
+    Raises:
+        CodesError: it is one, or too large for any.
+    """
+    rows, cols = grid_of(size)
+    if min(rows, cols) < 1 or rows * cols > _PATCHES_PER_BYTE * len(payload):
+        raise CodesError(
+            f"{len(payload)} bytes of compressed codes are too few for an image of "
+            f"{rows}x{cols} patches: the row is damaged"
+        )
+    bounded_grid(size)
+
+
+class Known(NamedTuple):
+    """What a reader knows of an image before its ids.
+
+    Attributes:
+        grid: (rows, columns) of patches.
+        counts, slots: int64 (rows, cols), as in `Codes`; None without counts.
+    """
+
+    grid: Grid
+    counts: np.ndarray | None = None
+    slots: np.ndarray | None = None
+
+    @property
+    def kept(self) -> np.ndarray:
+        """Which ids are part of the codes, bool (rows, cols, 4)."""
+        if self.counts is None or self.slots is None:
+            return np.ones((*self.grid, CODES_PER_PATCH), bool)
+        return kept_ids(self.counts, self.slots)
 
 
 class EntropyModel:
@@ -64,6 +109,7 @@ class EntropyModel:
 
     format: ClassVar[int]
     batch_patches: ClassVar[int]  # that are coded together: bounds memory
+    counted: ClassVar[bool] = False  # whether ids beyond the counts of patches are left out
     _kinds: ClassVar[dict[str, type[EntropyModel]]] = {}
 
     def __init_subclass__(cls, format: int) -> None:
@@ -154,7 +200,8 @@ class EntropyModel:
     def compress(self, codes: Sequence[Codes]) -> list[bytes]:
         """A payload for each image: CRC-32, then the words of the range coder.
 
-        The CRC covers the digest, size, tile, the words and the ids.
+        The CRC covers the digest, size, tile, the words and the ids. Of codes with counts a model
+        that is `counted` stores the ids that count.
 
         Raises:
             CodesError: codes of another tokenizer, or outside its codebook.
@@ -162,43 +209,64 @@ class EntropyModel:
         self._require_own(codes)
         payloads: list[bytes] = []
         for batch in self._batches([item.grid for item in codes]):
-            encoded = self._encode([item.ids for item in codes[batch]])
-            for item, found in zip(codes[batch], encoded, strict=True):
+            some = codes[batch]
+            known = [self._known(c.size, c.tile, c.counts, c.meaning) for c in some]
+            ids = self._completed([item.ids for item in some], known)
+            encoded = self._encode(ids, known)
+            for item, ids_hwS, found in zip(some, ids, encoded, strict=True):
                 words = found.astype("<u4").tobytes()
-                short = -(-item.ids.shape[0] * item.ids.shape[1] // _PATCHES_PER_BYTE) - len(words)
+                short = -(-ids_hwS.shape[0] * ids_hwS.shape[1] // _PATCHES_PER_BYTE) - len(words)
                 words += bytes(-(-max(0, short) // 4) * 4)
-                payloads.append(self._crc(words, item) + words)
+                payloads.append(self._crc(words, item.size, item.tile, ids_hwS) + words)
         return payloads
 
     def decompress(
-        self, payloads: Sequence[bytes], sizes: Sequence[Size], tiles: Sequence[int]
+        self,
+        payloads: Sequence[bytes],
+        sizes: Sequence[Size],
+        tiles: Sequence[int],
+        counts: Sequence[np.ndarray | None] | None = None,
+        meaning: bool = False,
     ) -> list[Codes]:
         """Codes of payloads, of the sizes (height, width) and tiles they were written with.
+
+        Args:
+            counts, meaning: of each image, and of all, as in `Codes`; a model that is `counted`
+                needs them. The codes that it gives have no counts and all their ids: those beyond
+                say what the others say.
 
         Raises:
             CodesError: a payload is damaged, or was written with another model or size.
         """
         grids = [grid_of(size) for size in sizes]
-        for payload, size, (rows, cols) in zip(payloads, sizes, grids, strict=True):
-            if min(rows, cols) < 1 or rows * cols > _PATCHES_PER_BYTE * len(payload):
-                raise CodesError(
-                    f"{len(payload)} bytes of compressed codes are too few for an image of "
-                    f"{rows}x{cols} patches: the row is damaged"
-                )
-            bounded_grid(size)
+        for payload, size in zip(payloads, sizes, strict=True):
+            require_plausible(payload, size)
+        numbers = counts if counts is not None else [None] * len(payloads)
+        about = [self._known(*each, meaning) for each in zip(sizes, tiles, numbers, strict=True)]
         codes: list[Codes] = []
         for batch in self._batches(grids):
             words = [np.frombuffer(p[_CRC.size : len(p) // 4 * 4], "<u4") for p in payloads[batch]]
-            found = self._decode([w.astype(np.uint32) for w in words], grids[batch])
+            found = self._decode([w.astype(np.uint32) for w in words], about[batch])
+            found = self._completed(found, about[batch])
             for payload, ids, size, tile in zip(
                 payloads[batch], found, sizes[batch], tiles[batch], strict=True
             ):
-                item = Codes(ids, size, tile, self.fingerprint)
                 checksum, rest = payload[: _CRC.size], payload[_CRC.size :]
-                if len(rest) % 4 or self._crc(rest, item) != checksum:
+                if len(rest) % 4 or self._crc(rest, size, tile, ids) != checksum:
                     raise CodesError(self._damage())
-                codes.append(item)
+                codes.append(Codes(ids, size, tile, self.fingerprint))
         return codes
+
+    def stored_bytes(self, codes: Codes) -> int:
+        """Bytes that the codes of an image take compressed: payload, counts, extra codes, and as
+        many as the header of a .viq file has for what else is known of it.
+
+        Raises:
+            CodesError: as `compress`.
+        """
+        counts = b"" if codes.counts is None else pack_counts(codes.counts)
+        payload = self.compress([codes])[0]
+        return COUNTED_HEADER_BYTES + len(payload) + len(counts) + 2 * len(codes.extra)
 
     def bits(self, codes: Sequence[Codes]) -> float:
         """Bits that all codes take, their checksums not counted."""
@@ -213,13 +281,24 @@ class EntropyModel:
         """
         raise NotImplementedError
 
-    def _encode(self, ids: Sequence[np.ndarray]) -> Iterable[np.ndarray]:
+    def _encode(self, ids: Sequence[np.ndarray], known: Sequence[Known]) -> Iterable[np.ndarray]:
         """Words of the range coder for the ids (rows, cols, 4) of each image."""
         raise NotImplementedError
 
-    def _decode(self, words: Sequence[np.ndarray], grids: Sequence[Grid]) -> list[np.ndarray]:
+    def _decode(self, words: Sequence[np.ndarray], known: Sequence[Known]) -> list[np.ndarray]:
         """Ids (rows, cols, 4) of images; if the words are damaged, anything or a CodesError."""
         raise NotImplementedError
+
+    def _completed(self, ids: Sequence[np.ndarray], known: Sequence[Known]) -> list[np.ndarray]:
+        """Ids with those that are not stored made from the others."""
+        return list(ids)
+
+    def _known(self, size: Size, tile: int, counts: np.ndarray | None, meaning: bool) -> Known:
+        """What this model uses of what is known."""
+        grid = grid_of(size)
+        if counts is None or not self.counted:
+            return Known(grid)
+        return Known(grid, counts.astype(np.int64), detail_slots(grid, tile, meaning))
 
     def _require_own(self, codes: Sequence[Codes]) -> None:
         for item in codes:
@@ -251,9 +330,9 @@ class EntropyModel:
             f"written with the entropy model {self.digest}"
         )
 
-    def _crc(self, words: bytes, codes: Codes) -> bytes:
-        about = f"{self.digest} {codes.size} {codes.tile}".encode()
-        ids = codes.ids.astype("<u2").tobytes()
+    def _crc(self, words: bytes, size: Size, tile: int, ids_hwS: np.ndarray) -> bytes:
+        about = f"{self.digest} {size} {tile}".encode()
+        ids = ids_hwS.astype("<u2").tobytes()
         return _CRC.pack(zlib.crc32(ids, zlib.crc32(words, zlib.crc32(about))))
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from viq.codec.entropy_model import EntropyModel, constriction
+from viq.codec.entropy_model import EntropyModel, Known, constriction
 from viq.codec.layout import (
     _NEIGHBOURS,
     CAP,
@@ -38,7 +38,7 @@ from viq.codec.layout import (
     _centred,
 )
 from viq.core.codes import Codes
-from viq.core.types import CODES_PER_PATCH, CodesError, Grid, ViqError
+from viq.core.types import CODES_PER_PATCH, CodesError, ViqError
 
 _LOGIT_STEPS = 32  # steps in 1 of logits, as the table of exponentials has them
 _LOGIT_SCALE = _LOGIT_STEPS / (WEIGHT_UNIT * VALUE_UNIT)
@@ -109,8 +109,8 @@ class LevelNetwork(EntropyModel, format=1):
         p_TK = np.take_along_axis(tables_TKl, levels_TK[..., None], 2)[..., 0]
         return -np.log2(np.maximum(p_TK, 2**-8) / tables_TKl.sum(2))
 
-    def _encode(self, ids: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-        layout = Layout.of([(item.shape[0], item.shape[1]) for item in ids])
+    def _encode(self, ids: Sequence[np.ndarray], known: Sequence[Known]) -> Iterator[np.ndarray]:
+        layout = Layout.of([each.grid for each in known])
         levels_TK = layout.levels(ids, self.levels)
         tables_TKl = self._tables(layout, levels_TK)
         coder, family = _coder()
@@ -128,8 +128,9 @@ class LevelNetwork(EntropyModel, format=1):
             )
             yield encoder.get_compressed()
 
-    def _decode(self, words: Sequence[np.ndarray], grids: Sequence[Grid]) -> list[np.ndarray]:
+    def _decode(self, words: Sequence[np.ndarray], known: Sequence[Known]) -> list[np.ndarray]:
         coder, family = _coder()
+        grids = [each.grid for each in known]
         layout, dims = Layout.of(grids), len(self._sizes)
         decoders = [coder.RangeDecoder(w) for w in words]
         levels_TK = np.zeros((len(layout.step_T), dims), np.int32)

@@ -62,7 +62,8 @@ class EncodeOptions:
         packed: patches that go through the model in one sequence, for accelerators; 0: image by
             image, so that codes are the same whatever their neighbours.
         shard_size: inputs that make a shard. A run that is killed loses less than one shard.
-        compress: store codes through the tokenizer's entropy model, without loss.
+        compress: store codes through the tokenizer's entropy model, without loss; bpp and nbytes
+            are then about the bytes that this gives.
         bpp, psnr, nbytes: as in `VisualTokenizer.encode`; all None: four codes a patch.
     """
 
@@ -304,7 +305,11 @@ class Pipeline:
     def _codes(self, images: list[Image.Image]) -> list[Codes]:
         packed = self._options.packed > 0
         return self._tokenizer.encode(
-            images, tile=self._options.tile, packed=packed, **self._options.rate
+            images,
+            tile=self._options.tile,
+            packed=packed,
+            compress=self._options.compress,
+            **self._options.rate,
         )
 
 

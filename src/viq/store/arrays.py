@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from viq.codec.entropy_model import ENTROPY_FILE, EntropyModel, beside
+from viq.codec.entropy_model import ENTROPY_FILE, EntropyModel, beside, require_plausible
 from viq.codec.find import find_model
 from viq.core.codes import Codes, detail_slots, extra_codes
 from viq.core.counts import pack_counts, unpack_counts
 from viq.core.files import BUNDLED
-from viq.core.types import CodesError, grid_of
+from viq.core.types import CodesError, Size, grid_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,8 +47,11 @@ def codes_array(codes: Sequence[Codes | None], coder: EntropyModel | None) -> pa
     return pa.array([next(payloads) if item else b"" for item in codes], pa.binary())
 
 
-def decompressed(batch: pa.RecordBatch, coder: EntropyModel) -> pa.Array:
+def decompressed(batch: pa.RecordBatch, coder: EntropyModel, meaning: bool = False) -> pa.Array:
     """The column `codes` as lists of uint16.
+
+    Args:
+        meaning: of codes with counts, as in `Codes`.
 
     Raises:
         CodesError: a payload is damaged; names the row.
@@ -57,10 +60,17 @@ def decompressed(batch: pa.RecordBatch, coder: EntropyModel) -> pa.Array:
     sizes = list(zip(batch["height"].to_pylist(), batch["width"].to_pylist(), strict=True))
     tiles = batch["tile"].to_pylist() if "tile" in batch.schema.names else [0] * len(sizes)
     full = [i for i, payload in enumerate(payloads) if payload]
+    packed = [None] * len(sizes)
+    if coder.counted and COUNTED[0] in batch.schema.names:
+        packed = batch[COUNTED[0]].to_pylist()
 
     def decode(rows: Sequence[int]) -> list[Codes]:
         return coder.decompress(
-            [payloads[i] for i in rows], [sizes[i] for i in rows], [tiles[i] for i in rows]
+            [payloads[i] for i in rows],
+            [sizes[i] for i in rows],
+            [tiles[i] for i in rows],
+            [_counts(packed[i], sizes[i], payloads[i]) for i in rows],
+            meaning,
         )
 
     try:
@@ -76,6 +86,14 @@ def decompressed(batch: pa.RecordBatch, coder: EntropyModel) -> pa.Array:
     for i, item in zip(full, codes, strict=True):
         ids[i] = item.ids
     return _lists(ids)
+
+
+def _counts(packed: bytes | None, size: Size, payload: bytes) -> np.ndarray | None:
+    """Counts of an image, if it has some. Raises `CodesError`."""
+    if packed is None:
+        return None
+    require_plausible(payload, size)  # before time is spent on counts
+    return unpack_counts(packed, *grid_of(size))
 
 
 def counted_arrays(codes: Sequence[Codes | None]) -> list[pa.Array]:

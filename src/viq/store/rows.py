@@ -14,8 +14,9 @@ A store with counts (`viq encode --bpp`) has two more columns: `code_counts`, bi
 uint16; `codes` has four a patch all the same, so who reads four need not know. The metadata then
 has `viq.refinement`, the digest of what reads the extra codes, and `viq.meaning`.
 
-Compressed, `codes` is binary: a payload of `viq.codec.entropy_model` for each image. The metadata
-then has `viq.entropy`, the digest of the entropy model, which lies beside the file.
+Compressed, `codes` is binary: a payload of `viq.codec.entropy_model` for each image, which with
+counts holds those ids alone that count. The metadata then has `viq.entropy`, the digest of the
+entropy model, which lies beside the file.
 
 A row is an image, not a sample, so that every tool that looks at codes sees one simple table. The
 images of a sample are neighbours in one file and share key and extras (which compress to nothing);
@@ -278,7 +279,7 @@ class CodesReader:
                 for name in NUMBERS:
                     columns.setdefault(name, pa.array(np.zeros(batch.num_rows, np.int32)))
                 if coder:
-                    columns["codes"] = decompressed(batch, coder)
+                    columns["codes"] = decompressed(batch, coder, self.info.meaning)
                 yield pa.record_batch([columns[name] for name in wanted.names], schema=wanted)
 
     def plain_schema(self, extras: Extras) -> pa.Schema:

@@ -92,7 +92,7 @@ def _row(reader: CodesReader, table: pa.Table) -> CodeRow:
         raise CodesError("values are missing")
     numbers = {name: int(batch[name][0].as_py()) for name in NUMBERS if name in batch.schema.names}
     coder = coder_of(reader.info.entropy, reader.path.parent)
-    codes = decompressed(batch, coder) if coder else batch["codes"]
+    codes = decompressed(batch, coder, reader.info.meaning) if coder else batch["codes"]
     ids = codes.flatten().to_numpy()  # unlike `values`, of this row alone
     key, size = batch["key"][0].as_py(), (numbers["height"], numbers["width"])
     (counted,) = reader._counted(batch)

@@ -33,7 +33,7 @@ def fit_class_tables(
         ViqError: not a single picture whose codes an encoder can have given.
     """
     blank = _blank(quantizer, fingerprint)
-    usual = [item for item in codes if blank.fits(_split(blank, [item])).all()]
+    usual = [item for item in codes if blank.fits(split_all(blank, [item])).all()]
     if not usual:
         raise ViqError("tables need the codes of at least one picture")
     blank = _laid_out(blank, usual)
@@ -83,7 +83,7 @@ def _laid_out(blank: ClassTables, codes: Sequence[Codes]) -> ClassTables:
     """
     classes = len(blank.tensors["sizes"])
     together = np.full((classes, classes), 0.1)
-    for parts, steps in _batches(blank, codes):
+    for parts, steps in batches_of(blank, codes):
         class_U = np.pad(parts.class_T + 1, (1, 0))
         for step in steps:
             near_4n = class_U[step.neighbours_4n]
@@ -100,7 +100,7 @@ def _laid_out(blank: ClassTables, codes: Sequence[Codes]) -> ClassTables:
     moved = ClassTables(found, blank.levels, blank.fingerprint)
     near = [
         moved.classes_near(step, np.pad(parts.class_T + 1, (1, 0)))
-        for parts, steps in _batches(moved, codes)
+        for parts, steps in batches_of(moved, codes)
         for step in steps
         if step.phase
     ] or [np.zeros((2, 1))]
@@ -117,7 +117,7 @@ def _count(model: ClassTables, codes: Sequence[Codes]) -> dict[str, np.ndarray]:
     mean = np.zeros((PHASES, means, means))
     kind = np.zeros((1, len(tensors["kind"]), 1 + s.kinds))
     group = np.zeros((PHASES, buckets, high * s.low))
-    for parts, steps in _batches(model, codes):
+    for parts, steps in batches_of(model, codes):
         mean_U, class_U = np.pad(parts.mean_T, (1, 0)), np.pad(parts.class_T + 1, (1, 0))
         for step in steps:
             near_n, own_n = model.means_near(step, mean_U), parts.mean_T[step.places_n]
@@ -125,7 +125,7 @@ def _count(model: ClassTables, codes: Sequence[Codes]) -> dict[str, np.ndarray]:
             bucket_n = model.buckets(model.classes_near(step, class_U))
             np.add.at(group[step.phase], (bucket_n, parts.class_T[step.places_n]), 1)
     grids = [item.grid for item in codes]
-    np.add.at(kind[0], (corners(grids), _split(model, codes).kind_T), 1)
+    np.add.at(kind[0], (corners(grids), split_all(model, codes).kind_T), 1)
     fine = mean.reshape(PHASES, means, s.coarse, s.fine)
     group = _smooth(group, classes)
     low = group.reshape(PHASES, buckets, high, s.low)
@@ -154,17 +154,18 @@ def _integers(probabilities: np.ndarray) -> np.ndarray:
     return np.maximum(1, np.rint(probabilities / most * _GREATEST)).astype(np.uint16)
 
 
-def _split(model: ClassTables, codes: Sequence[Codes]) -> Parts:
+def split_all(model: ClassTables, codes: Sequence[Codes]) -> Parts:
+    """What the codes of some pictures say, together."""
     return model.split(np.concatenate([item.ids.reshape(-1, CODES_PER_PATCH) for item in codes]))
 
 
-def _batches(model: ClassTables, codes: Sequence[Codes]) -> Iterator[tuple[Parts, list[Step]]]:
+def batches_of(model: ClassTables, codes: Sequence[Codes]) -> Iterator[tuple[Parts, list[Step]]]:
     """Parts and phases of some pictures at a time."""
     start = count = 0
     for i, item in enumerate([*codes, None]):
         size = item.ids.shape[0] * item.ids.shape[1] if item else _PATCHES
         if i > start and count + size > _PATCHES:
             some = codes[start:i]
-            yield _split(model, some), steps_of([one.grid for one in some])
+            yield split_all(model, some), steps_of([one.grid for one in some])
             start, count = i, 0
         count += size

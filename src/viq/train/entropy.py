@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from viq.codec.class_tables import ClassTables
 from viq.codec.entropy_model import EntropyModel
 from viq.codec.layout import CAP, EXACT, VALUE_UNIT, WEIGHT_UNIT, Layout
 from viq.codec.level_network import LevelNetwork
@@ -28,11 +30,13 @@ from viq.core.files import BUNDLED
 from viq.core.types import CodesError, ViqError
 from viq.data.sources.access import Access
 from viq.data.sources.open import concatenate, open_source
+from viq.image.open import ImageInput
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.models.tokenizer.transform_quantizer import TransformQuantizer
 from viq.store.folder import JOB, PARQUET, Store
 from viq.store.rows import CodesReader
 from viq.train.class_tables import fit_class_tables
+from viq.train.counted_tables import fit_counted_tables
 from viq.train.in_memory import train_in_memory
 from viq.train.loop import LoopConfig
 from viq.train.loss_terms import Objective
@@ -40,6 +44,8 @@ from viq.train.optim import OptimConfig
 
 _HELD_OUT = 20  # one image in so many is not trained on, and tells what the model is worth
 _REPORT_PICTURES = 200
+_COUNTED = 10  # one picture in so many is also encoded with counts, at one of these bits a pixel
+_RATES = (0.125, 0.25, 0.5, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +186,7 @@ def train_entropy(
     kept = [item for i, item in enumerate(codes) if i % _HELD_OUT]
     held_out = codes[::_HELD_OUT]
     if isinstance(tokenizer.quantizer, TransformQuantizer):
-        model: EntropyModel = fit_class_tables(kept, tokenizer.quantizer, tokenizer.fingerprint)
+        model: EntropyModel = _fit_tables(kept, tokenizer, tokenizer.quantizer)
     else:
         model = fit_entropy(kept, tokenizer.levels, tokenizer.fingerprint, config, report)
     path = model.save(tokenizer.entropy_file.parent)
@@ -190,8 +196,19 @@ def train_entropy(
         "bytes": path.stat().st_size,
         "images": len(codes),
         "skipped": skipped,
-        "bits_per_code": round(model.bits(held_out) / sum(c.ids.size for c in held_out), 3),
+        "bits_per_code": round(model.bits(held_out) / _stored(model, held_out), 3),
     }
+
+
+def _fit_tables(
+    codes: Sequence[Codes], tokenizer: VisualTokenizer, quantizer: TransformQuantizer
+) -> ClassTables:
+    """Tables of a transform code; with what counts say if the tokenizer gives codes with counts."""
+    plain = [item for item in codes if item.counts is None] or codes
+    tables = fit_class_tables(plain, quantizer, tokenizer.fingerprint)
+    if tokenizer.refinement is None:
+        return tables
+    return fit_counted_tables(tables, codes, quantizer.code, tokenizer.refinement)
 
 
 def fit_entropy(
@@ -262,12 +279,32 @@ def _codes_of(
     for i in range(len(source)):
         try:
             row = source[i]
-            codes += tokenizer.encode(row.open(place) for place in range(len(row.images)))
+            images = [row.open(place) for place in range(len(row.images))]
+            codes += tokenizer.encode(images)
         except ViqError:
             skipped += 1
+        else:
+            codes += _with_counts(tokenizer, images, i)
         if (i + 1) % _REPORT_PICTURES == 0:
             report({"encoded": i + 1, "pictures": len(source)})
     return codes, skipped
+
+
+def _with_counts(
+    tokenizer: VisualTokenizer, images: Sequence[ImageInput], number: int
+) -> list[Codes]:
+    """Of some pictures, codes with counts as well."""
+    turn, other = divmod(number, _COUNTED)
+    if other or tokenizer.refinement is None:
+        return []
+    with suppress(ViqError):  # too small for the rate
+        return tokenizer.encode(images, bpp=_RATES[turn % len(_RATES)])
+    return []
+
+
+def _stored(model: EntropyModel, codes: Sequence[Codes]) -> int:
+    """How many ids the model stores of these."""
+    return sum(int(item.kept.sum()) if model.counted else item.ids.size for item in codes)
 
 
 def _is_codes(path: Path) -> bool:

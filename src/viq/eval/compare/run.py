@@ -42,6 +42,7 @@ class Options:
         bytes: "equal" or "native", see `make_methods`.
         limit: pictures at most, the first; None: all.
         tile: of our tokenizers, as in `VisualTokenizer.encode`.
+        compress: of our tokenizers with a rate of their own, as in `TokenizerRow`.
         device: of our tokenizers.
         transcript: the column of what is written on a picture; None: "transcript", if there is one.
         timed: pictures that speed is measured on, the first.
@@ -57,6 +58,7 @@ class Options:
     bytes: str = EQUAL
     limit: int | None = None
     tile: int | None = None
+    compress: bool = False
     device: str = "cpu"
     transcript: str | None = None
     timed: int = 4
@@ -128,7 +130,9 @@ def compare(
     options = options or Options()
 
     def load_row(name: str) -> Method:
-        return load_tokenizer_row(name, device=options.device, tile=options.tile)
+        return load_tokenizer_row(
+            name, device=options.device, tile=options.tile, compress=options.compress
+        )
 
     methods = make_methods(names, options.bytes, load or load_row)
     networks = networks or Networks.found()

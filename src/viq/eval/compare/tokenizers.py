@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -33,10 +34,12 @@ class TokenizerRow:
         tile: as in `VisualTokenizer.encode`.
         bpp: bits a pixel of the whole file of each picture, by a variable number of codes; None:
             four codes a patch.
+        compress: with `bpp`, of what is stored of it compressed; what is decoded was compressed
+            and read again.
 
     Raises:
         ViqError: a tokenizer without pixel decoder, without codes, or, with `bpp`, without
-            refinement.
+            refinement, or, to `compress`, without entropy model.
     """
 
     kind, licence = "tokenizer", None
@@ -47,6 +50,7 @@ class TokenizerRow:
         tokenizer: VisualTokenizer,
         tile: int | None = None,
         bpp: float | None = None,
+        compress: bool = False,
     ) -> None:
         if tokenizer.decoder is None:
             raise ViqError(
@@ -57,10 +61,13 @@ class TokenizerRow:
         self._bits = (codebook_size(tokenizer.levels) - 1).bit_length()
         self._tokenizer, self._tile = tokenizer, tile
         self._entropy, self.note = None, ""
+        self._coder = None  # of codes with counts
         if bpp is None:
             self._entropy, self.note = _entropy_of(tokenizer)
-        else:
-            parts_of(tokenizer)
+            return
+        parts_of(tokenizer)
+        if compress:
+            self._coder, self.note = tokenizer.entropy, "entropy coded (--compress)"
 
     def prepare(self, image: Image.Image) -> Prepared:
         return Prepared(image, image)
@@ -69,10 +76,17 @@ class TokenizerRow:
         return None
 
     def encode(self, sample: Prepared, setting: int | None) -> Encoded:
-        (codes,) = self._tokenizer.encode(sample.picture, tile=self._tile, bpp=self._bpp)
-        if codes.counts is not None:
+        (codes,) = self._tokenizer.encode(
+            sample.picture, tile=self._tile, bpp=self._bpp, compress=self._coder is not None
+        )
+        if codes.counts is None:
+            return Encoded(codes, self._bits * codes.ids.size)
+        if self._coder is None:
             return Encoded(codes, 8 * len(codes.to_bytes()))
-        return Encoded(codes, self._bits * codes.ids.size)
+        (read,) = self._coder.decompress(
+            self._coder.compress([codes]), [codes.size], [codes.tile], [codes.counts], codes.meaning
+        )
+        return Encoded(replace(codes, ids=read.ids), 8 * self._coder.stored_bytes(codes))
 
     def entropy_bits(self, encoded: Encoded) -> float | None:
         """Bits of the codes after entropy coding; None without an entropy model."""
@@ -117,13 +131,14 @@ class PeerRow:
 
 
 def load_tokenizer_row(
-    name: str, *, device: str = "cpu", tile: int | None = None
+    name: str, *, device: str = "cpu", tile: int | None = None, compress: bool = False
 ) -> TokenizerRow | PeerRow:
     """The row of a tokenizer by its name: KIND:FOLDER of others, else one of ours.
 
     Args:
         name: "qlip:FOLDER", "unitok:FOLDER", "simvq:FOLDER"; or a bundled name, a folder or a hub
             id of ours, "viq:" before it or not, "@BPP" behind it for a variable number of codes.
+        compress: as in `TokenizerRow`.
 
     Raises:
         ViqError: no such model, or one that gives no pictures; one line.
@@ -143,7 +158,7 @@ def load_tokenizer_row(
     from viq.models.tokenizer.loading import load
 
     found, bpp = split_rate(place if kind == "viq" else name)
-    return TokenizerRow(name, load(found, device=device), tile, bpp)
+    return TokenizerRow(name, load(found, device=device), tile, bpp, compress)
 
 
 def _entropy_of(tokenizer: VisualTokenizer) -> tuple[EntropyModel | None, str]:

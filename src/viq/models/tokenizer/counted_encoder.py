@@ -11,12 +11,14 @@ W = words of a patch at most.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from viq.codec.entropy_model import EntropyModel
 from viq.core.codes import COUNTED_HEADER_BYTES, Codes, detail_slots
 from viq.core.counts import pack_counts
 from viq.core.types import CODES_PER_PATCH, PATCH_SIZE, Grid, Size, ViqError, tile_grid
@@ -42,6 +44,7 @@ class CountedEncoder:
         cut: patches (rows*cols, D) of a tile.
         size: (height, width) px of the image.
         tile: px, as in `Codes`.
+        coder: makes the bytes that a rate is about; None: those of a .viq file.
     """
 
     def __init__(
@@ -51,8 +54,10 @@ class CountedEncoder:
         grid: Grid,
         size: Size,
         tile: int,
+        coder: EntropyModel | None = None,
     ) -> None:
         self._model, self._size, self._grid, self._tile = model, size, grid, tile
+        self._coder = coder
         self._quantizer, self._refinement = counted.parts_of(model)
         self._stream = self._refinement.stream()
         self._meaning = self._quantizer.code.config.shares
@@ -88,7 +93,7 @@ class CountedEncoder:
             if error is None or fixed.error(fixed.at(0)) <= error:
                 break  # else those with fewer codes than slots are worse than was thought
         counts_T = self._pick(fixed, rate)
-        return self._codes(counts_T, base_T, rest_TK, classes_T, modes_TW)
+        return self._codes(counts_T, rest_TK, classes_T, modes_TW)
 
     # What is known of patches
 
@@ -243,13 +248,15 @@ class CountedEncoder:
         return counts_T
 
     def _bytes(self, counts_T: np.ndarray) -> int:
-        """Of a file with these numbers of codes."""
+        """Of a file with these numbers of codes, or compressed."""
+        if self._coder is not None:
+            return self._coder.stored_bytes(self._made(counts_T))
         packed = len(pack_counts(counts_T.astype(np.uint8).reshape(self._grid)))
         shared = int((self._slots_T < CODES_PER_PATCH).sum())
         return COUNTED_HEADER_BYTES + packed + 2 * (int(counts_T.sum()) + shared)
 
     def _codes(
-        self, counts_T: np.ndarray, base_T: Tensor, rest_TK: np.ndarray, classes_T: np.ndarray,
+        self, counts_T: np.ndarray, rest_TK: np.ndarray, classes_T: np.ndarray,
         modes_TW: np.ndarray,
     ) -> Codes:  # fmt: skip
         """The codes with these numbers."""
@@ -257,6 +264,14 @@ class CountedEncoder:
         some = np.flatnonzero(words_T)
         modes = modes_TW[some, words_T[some]]
         extra = self._stream.encode(rest_TK[some], classes_T[some], words_T[some], modes)
+        return replace(
+            self._made(counts_T), extra=extra, refinement=counted.refinement_digest(self._model)
+        )
+
+    def _made(self, counts_T: np.ndarray) -> Codes:
+        """Codes with these numbers, whose extra ones are still 0."""
+        base_T = torch.minimum(torch.from_numpy(counts_T), self._slots_T)
+        words = int(np.maximum(counts_T - self._slots_T.numpy(), 0).sum())
         return Codes(
             self._ids(base_T).unflatten(0, self._grid).numpy().astype(np.uint16),
             self._size,
@@ -264,7 +279,6 @@ class CountedEncoder:
             self._model.fingerprint,
             self._model.dtype_name,
             counts_T.astype(np.uint8).reshape(self._grid),
-            extra,
+            np.zeros(words, np.uint16),
             self._meaning,
-            counted.refinement_digest(self._model),
         )

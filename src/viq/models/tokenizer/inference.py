@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from viq.codec.entropy_model import EntropyModel
 from viq.core.codes import Codes
 from viq.core.types import CODES_PER_PATCH, CodesError, Grid, Size, ViqError, grid_of, tile_grid
 from viq.image.patches import (
@@ -101,13 +103,22 @@ def encode_images(
     ]
 
 
-def encode_counted(model: VisualTokenizer, image: np.ndarray, *, tile: int, rate: Rate) -> Codes:
-    """Codes of a uint8 image (H, W, 3) for a rate, as `VisualTokenizer.encode` gives them."""
-    size: Size = (image.shape[0], image.shape[1])
-    grid = grid_of(size, model.config.encoder.patch_size)
-    used = tile if max(size) > tile else 0
-    encoder = CountedEncoder(model, lambda where: _cut(model, image, where), grid, size, used)
-    return encoder.encode(rate)
+def encode_counted(
+    model: VisualTokenizer,
+    images: Sequence[np.ndarray],
+    *,
+    tile: int,
+    rate: Rate,
+    coder: EntropyModel | None = None,
+) -> list[Codes]:
+    """Codes of uint8 images (H, W, 3) for a rate, as `VisualTokenizer.encode` gives them."""
+    codes = []
+    for image in images:
+        size: Size = (image.shape[0], image.shape[1])
+        grid = grid_of(size, model.config.encoder.patch_size)
+        used, cut = tile if max(size) > tile else 0, partial(_cut, model, image)
+        codes.append(CountedEncoder(model, cut, grid, size, used, coder).encode(rate))
+    return codes
 
 
 def _cut(model: VisualTokenizer, image: np.ndarray, where: Tile) -> Tensor:

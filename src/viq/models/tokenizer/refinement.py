@@ -114,12 +114,24 @@ class Refinement(nn.Module):
         table_TQl = self.tables(code, count)[found.classes_T]
         said_TQ1 = table_TQl.gather(2, found.levels_TQ[..., None])
         full_TQl = self.tables(code, slots)[found.classes_T]
-        known, whole = code.counts(count), code.counts(slots)
-        rest_TQ1 = (whole // known)[found.classes_T][..., None]
-        levels = torch.arange(full_TQl.shape[2], device=ids_TS.device)
-        apart = (full_TQl - said_TQ1).abs()
-        apart = apart.masked_fill(levels // rest_TQ1 != found.levels_TQ[..., None], torch.inf)
-        return code.pack(found._replace(levels_TQ=apart.argmin(2)), slots)
+        rest_TQ = (code.counts(slots) // code.counts(count))[found.classes_T]
+        nearest_TQ = nearest_levels(said_TQ1[..., 0], found.levels_TQ, full_TQl, rest_TQ)
+        return code.pack(found._replace(levels_TQ=nearest_TQ), slots)
+
+
+def nearest_levels(said_TQ: Tensor, levels_TQ: Tensor, full_TQl: Tensor, rest_TQ: Tensor) -> Tensor:
+    """Of the levels (T, Q) that each coarser level stands for, the one whose value is nearest.
+
+    Args:
+        said_TQ: values of the coarser levels.
+        levels_TQ: their numbers.
+        full_TQl: values of all levels.
+        rest_TQ: how many levels one of the coarser ones stands for.
+    """
+    levels = torch.arange(full_TQl.shape[2], device=full_TQl.device)
+    apart = (full_TQl - said_TQ[..., None]).abs()
+    other = levels // rest_TQ[..., None] != levels_TQ[..., None]
+    return apart.masked_fill(other, torch.inf).argmin(2)
 
 
 def indices(code: TransformCode, ids_TS: Tensor, count: int) -> Indices:

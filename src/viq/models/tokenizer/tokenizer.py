@@ -205,6 +205,7 @@ class VisualTokenizer(nn.Module):
         bpp: float | None = None,
         psnr: float | None = None,
         nbytes: int | None = None,
+        compress: bool = False,
     ) -> list[Codes]:
         """Codes of images of any sizes, each at its native resolution.
 
@@ -224,24 +225,23 @@ class VisualTokenizer(nn.Module):
                 takes at most this many bits a pixel. One of these three.
             psnr: the same, as few as keep this many dB of an image.
             nbytes: the same, for a file of at most so many bytes.
+            compress: bpp and nbytes are of what `EntropyModel.stored_bytes` counts instead.
 
         Raises:
             ImageError: an image cannot be read; names it.
-            ViqError: a rate that cannot be met, or a model without refinement.
+            ViqError: a rate that cannot be met, or a model without what it needs.
         """
         tile = self.config.tile if tile is None else tile
         inference.check_tile(tile, self.config.encoder.patch_size)
-        rate = None
-        if (bpp, psnr, nbytes) != (None, None, None):
-            rate = Rate(bpp=bpp, psnr=psnr, nbytes=nbytes)
+        rate = Rate.of(bpp=bpp, psnr=psnr, nbytes=nbytes)
+        coder = self.entropy if compress and rate else None
         sources, codes = inference.listed(images), []
         for group in [sources] if packed else [[source] for source in sources]:
             opened = [np.asarray(limit_pixels(open_image(one), max_pixels)) for one in group]
             if rate is None:
                 codes += inference.encode_images(self, opened, tile=tile, packed=packed)
-                continue
-            for image in opened:
-                codes.append(inference.encode_counted(self, image, tile=tile, rate=rate))
+            else:
+                codes += inference.encode_counted(self, opened, tile=tile, rate=rate, coder=coder)
         return codes
 
     @_inferring

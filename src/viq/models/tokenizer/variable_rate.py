@@ -27,9 +27,9 @@ class Rate:
     """What is asked for; exactly one of these.
 
     Attributes:
-        bpp: bits a pixel, at most, of a whole .viq file.
+        bpp: bits a pixel, at most, of a whole .viq file, or of what is stored compressed.
         psnr: dB, at least.
-        nbytes: of a whole .viq file, at most.
+        nbytes: of the same, at most.
     """
 
     bpp: float | None = None
@@ -43,6 +43,15 @@ class Rate:
         ((name, value),) = given.items()
         if not 0 < value < float("inf"):
             raise ViqError(f"{name} {value}: give a number above 0")
+
+    @classmethod
+    def of(
+        cls, bpp: float | None = None, psnr: float | None = None, nbytes: int | None = None
+    ) -> Rate | None:
+        """None if nothing is asked for."""
+        if bpp is None and psnr is None and nbytes is None:
+            return None
+        return cls(bpp=bpp, psnr=psnr, nbytes=nbytes)
 
     def bytes_for(self, size: tuple[int, int]) -> int | None:
         """Bytes that a file of an image of (height, width) px may have; None for a quality."""
