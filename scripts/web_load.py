@@ -5,8 +5,7 @@
 Starts a server of its own at a free port and drives it from this process. Each visitor goes round:
 the first page, a bundled picture by upload (encoded, decoded, JPEG and WebP fitted), its page, four
 of its patches, and with --store a random page and its pictures. Prints JSON; exit code 1 if any
-request failed. Memory is measured once all visitors have gone round, at ten moments, and at the
-end.
+request failed. Memory is measured when all visitors have gone round, ten times more, and at last.
 """
 
 from __future__ import annotations
@@ -126,8 +125,10 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--store", type=Path)
+    parser.add_argument("--max-kept", default="256", help="As of viq web: MB of pictures.")
     options = parser.parse_args()
     command = [sys.executable, "-m", "viq", "web", "--port", "0", "--chat", "none"]
+    command += ["--max-kept", options.max_kept]
     command += ["--store", str(options.store)] if options.store else []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout

@@ -48,6 +48,9 @@ def web(
     ] = 4_000_000,
     max_seconds: Annotated[int, typer.Option(min=1, help="Of one piece of work.")] = 120,
     max_waiting: Annotated[int, typer.Option(min=1, help="Pieces of work that may wait.")] = 64,
+    max_kept: Annotated[
+        int, typer.Option(min=1, help="MB of pictures in memory; the oldest go first.")
+    ] = 256,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -76,7 +79,7 @@ def web(
 
     limits = Limits(
         upload_bytes=max_upload * 2**20, max_pixels=max_pixels, seconds=float(max_seconds),
-        waiting=max_waiting,
+        waiting=max_waiting, kept_bytes=max_kept * 2**20,
     )  # fmt: skip
     serve(
         WebConfig(
