@@ -9,7 +9,7 @@ from PIL import Image
 from test_demo import Page
 
 from viq.core.types import ViqError
-from viq.report.charts import WIDTH, Dots, Line, Words, to_image, to_svg
+from viq.report.charts import WIDTH, Dots, Line, Words, text_width, to_image, to_svg
 from viq.report.compare_page import charts, require_page, section, write_page
 from viq.report.compare_table import headings_and_cells, left_out, notes
 from viq.report.rate_chart import Series, rate_chart
@@ -123,6 +123,21 @@ def test_names_of_points_at_one_place_do_not_lie_over_each_other() -> None:
         if isinstance(item, Words) and "qlip" in item.text
     ]
     assert long == "qlip:/a/long…some/folder"
+
+
+def test_names_of_curves_stand_behind_their_ends() -> None:
+    """Where no line can run through them."""
+    drawing = rate_chart(
+        [Series(name, [(0.1, 20 + n), (1.0, 30 + n / 9)]) for n, name in enumerate(("a", "viq-b"))],
+        "PSNR, dB",
+    )
+    curves = [i for i in drawing.items if isinstance(i, Line) and i.width > 1]
+    ends = [max(x for x, _ in line.points) for line in curves]
+    words = {i.text: i for i in drawing.items if isinstance(i, Words)}
+    for name in ("a", "viq-b"):
+        assert words[name].anchor == "start" and words[name].x > max(ends)
+        assert words[name].x + text_width(name, words[name].size) < drawing.width
+    assert abs(words["a"].y - words["viq-b"].y) >= 12.9
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.25, 1.0])

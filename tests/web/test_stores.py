@@ -79,7 +79,7 @@ def test_filters(client: Visitor, store: Path) -> None:
 
 def test_failures(client: Visitor) -> None:
     page = client.get("/store/0?show=failed", headers=HTML).text
-    assert "bad&lt;b&gt;.png" in page and "is empty" in page and "1 inputs failed" in page
+    assert "bad&lt;b&gt;.png" in page and "is empty" in page and "1 input failed" in page
 
 
 def test_pictures_of_rows(client: Visitor, store: Path, tokenizer: VisualTokenizer) -> None:

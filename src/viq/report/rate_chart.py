@@ -89,7 +89,9 @@ def _axes(drawing: Chart, series: Sequence[Series], name: str, both_logarithmic:
         x_ticks = [x_ticks[0] / 2, x_ticks[0], x_ticks[0] * 2]
     y_labels = labels(y_ticks)
     left = 10 + max(text_width(label, _LABEL) for label in y_labels)
-    right, bottom = drawing.width - _RIGHT, drawing.height - _BOTTOM
+    # Beside the plot is room for the names of curves, which would lie on lines within it.
+    names = [12 + text_width(_short(one.name), _LABEL) for one in series if len(one.points) > 1]
+    right, bottom = drawing.width - max([_RIGHT, *names]), drawing.height - _BOTTOM
     low, high = math.log(x_ticks[0]), math.log(x_ticks[-1])
     least, most = scale(y_ticks[0]), scale(y_ticks[-1])
 
@@ -120,7 +122,7 @@ def _apart(names: Sequence[tuple[float, float, str, str]], bottom: float) -> lis
     placed: list[tuple[float, float, float]] = []  # left, right, y
     words = []
     for x, y, full, ink in sorted(names, key=lambda item: item[1]):
-        name = full if len(full) <= _LONG else f"{full[: _LONG // 2]}…{full[1 - _LONG // 2 :]}"
+        name = _short(full)
         width = text_width(name, _LABEL)
         fits = x + 9 + width <= WIDTH
         left = x + 9 if fits else x - 9 - width
@@ -136,3 +138,8 @@ def _apart(names: Sequence[tuple[float, float, str, str]], bottom: float) -> lis
         anchor = "start" if fits else "end"
         words.append(Words(left if fits else x - 9, line, name, ink, anchor=anchor))
     return words
+
+
+def _short(name: str) -> str:
+    """A name without its middle, if it is long."""
+    return name if len(name) <= _LONG else f"{name[: _LONG // 2]}…{name[1 - _LONG // 2 :]}"
