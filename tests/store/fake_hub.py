@@ -11,11 +11,9 @@ from threading import Lock, Thread
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-MAIN = "/main/"
-
 
 class FakeHub(ThreadingHTTPServer):
-    """Data sets by name, each with its files; a commit replaces all of its files at once."""
+    """Data sets by name, each with its files; every revision is the newest one."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -45,11 +43,15 @@ def _entry(path: str, content: bytes) -> dict[str, Any]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: FakeHub
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         pass
+
+    @property
+    def hub(self) -> FakeHub:
+        assert isinstance(self.server, FakeHub)
+        return self.server
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -57,23 +59,21 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
         kind, name, rest = self._named(unquote(parts.path))
-        files = self.server.repos.get(name)
+        files = self.hub.repos.get(name)
         if files is None:
             self._json({"error": "not found"}, 404, {"X-Error-Code": "RepoNotFound"})
         elif kind == "resolve":
             self._file(files.get(rest))
         elif kind == "tree":
             self._tree(files, rest, dict(parse_qsl(parts.query)).get("recursive") in ("true", "1"))
-        elif rest and rest != "main":
-            self._json({"error": "not found"}, 404, {"X-Error-Code": "RevisionNotFound"})
         else:
-            self._json({"id": name, "sha": f"{self.server.commits:040x}", "private": False,
+            self._json({"id": name, "sha": f"{self.hub.commits:040x}", "private": False,
                         "tags": [], "downloads": 0, "likes": 0, "siblings": []})  # fmt: skip
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         kind, name, _ = self._named(unquote(urlsplit(self.path).path))
-        files = self.server.repos.get(name, {})
+        files = self.hub.repos.get(name, {})
         if kind == "paths-info":
             wanted = [value for key, value in parse_qsl(body.decode()) if key == "paths"]
             self._json([_entry(path, files[path]) for path in wanted if path in files] + [
@@ -90,16 +90,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"errors": [], "warnings": []})
 
     def _commit(self, files: dict[str, bytes], lines: list[dict[str, Any]]) -> None:
-        with self.server.lock:
+        with self.hub.lock:
             for line in lines:
                 value = line["value"]
                 if line["key"] == "file":
                     files[value["path"]] = base64.b64decode(value["content"])
                 elif line["key"] == "deletedFile":
                     files.pop(value["path"], None)
-            self.server.commits += 1
-            oid = f"{self.server.commits:040x}"
-        url = f"{self.server.url}/datasets/o/n/commit/{oid}"
+            self.hub.commits += 1
+            oid = f"{self.hub.commits:040x}"
+        url = f"{self.hub.url}/datasets/o/n/commit/{oid}"
         self._json({"success": True, "commitOid": oid, "commitUrl": url})
 
     def _named(self, path: str) -> tuple[str, str, str]:
@@ -139,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             facts = {}
         oid = hashlib.sha1(content, usedforsecurity=False).hexdigest()
-        commit = f"{self.server.commits:040x}"
+        commit = f"{self.hub.commits:040x}"
         self._send(content, code, {"ETag": f'"{oid}"', "X-Repo-Commit": commit, **facts})
 
     def _json(self, value: Any, code: int = 200, headers: dict[str, str] | None = None) -> None:

@@ -24,6 +24,7 @@ bench_app = App(
 )
 
 Repeats = Annotated[int, typer.Option(help="Interleaved runs; medians are shown.")]
+Only = Annotated[str | None, typer.Option(help="Sections by commas. Default: all.")]
 
 
 @bench_app.command("encode")
@@ -32,7 +33,7 @@ def bench_encode(
     model: Model = DEFAULT_MODEL,
     repeats: Repeats = 5,
     quick: Annotated[bool, typer.Option(help="Smaller sizes, about a minute.")] = False,
-    only: Annotated[str | None, typer.Option(help="Sections by commas. Default: all.")] = None,
+    only: Only = None,
     as_json: Json = False,
 ) -> None:
     """Images/s, patches/s, peak memory, time against size, and each fast path as a ratio.
@@ -67,7 +68,7 @@ def bench_store(
     ] = None,
     repeats: Repeats = 5,
     quick: Annotated[bool, typer.Option(help="Little work, about a minute.")] = False,
-    only: Annotated[str | None, typer.Option(help="Sections by commas. Default: all.")] = None,
+    only: Only = None,
     as_json: Json = False,
 ) -> None:
     """Bits a code, samples/s beside other libraries, images/s into a store, memory.

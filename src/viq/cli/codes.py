@@ -9,9 +9,6 @@ import typer
 
 from viq.cli.common import (
     SOME_FAILED,
-    AllowAbsolute,
-    AllowPrivateNetwork,
-    AllowProtocol,
     Columns,
     Device,
     Drop,
@@ -26,13 +23,13 @@ from viq.cli.common import (
     Split,
     Strict,
     Tile,
-    access_of,
     guarded,
     load_tokenizer,
     names_of,
     place_option,
 )
 from viq.cli.console import line, show_report
+from viq.cli.groups import DataAccess, grouped
 from viq.cli.progress import progress
 from viq.core.files import DEFAULT_MODEL
 from viq.core.interrupts import stoppable
@@ -46,6 +43,7 @@ _REASONS = 5  # that are shown; --json has all
 
 
 @guarded
+@grouped
 @stoppable()
 def encode(
     inputs: Annotated[
@@ -60,6 +58,7 @@ def encode(
             "FOLDER, here or s3://.., gs://..; NAME.parquet; or NAME.viq for one image.", "PLACE"
         ),
     ],
+    *,
     model: Model = DEFAULT_MODEL,
     tile: Tile = None,
     max_pixels: Annotated[
@@ -103,9 +102,7 @@ def encode(
     root: Root = None,
     columns: Columns = None,
     drop: Drop = None,
-    allow_protocol: AllowProtocol = None,
-    allow_absolute: AllowAbsolute = False,
-    allow_private_network: AllowPrivateNetwork = False,
+    access: DataAccess,
     downloads: Annotated[int, typer.Option(min=1, help="Of URLs: fetched at a time.")] = 32,
     per_host: Annotated[int, typer.Option(min=1, help="Of URLs: at a time from a server.")] = 8,
     tries: Annotated[int, typer.Option(min=1, help="Of URLs: when a server is busy.")] = 3,
@@ -136,10 +133,7 @@ def encode(
     input_options = {
         "image_column": image_column, "key_column": key_column, "split": split, "root": root,
         "columns": names_of(columns), "drop": names_of(drop),
-        "access": access_of(
-            allow_protocol, allow_absolute, allow_private_network,
-            parallel=downloads, per_host=per_host, tries=tries,
-        ),
+        "access": access.access(parallel=downloads, per_host=per_host, tries=tries),
     }  # fmt: skip
     source = open_inputs(inputs, **input_options)
     require_not_among(out, inputs)

@@ -17,7 +17,6 @@ from viq.core.terminal import give_up_on, plain_streams
 from viq.core.untrusted import printable
 
 if TYPE_CHECKING:
-    from viq.data.sources.access import Access
     from viq.models.tokenizer.tokenizer import VisualTokenizer
 
 USAGE, SOME_FAILED, INTERRUPTED, STOPPED = 2, 3, 130, 143  # the last two: 128 + signal
@@ -62,6 +61,7 @@ Split = Annotated[str | None, typer.Option(help="Of Hugging Face data sets with 
 Root = Annotated[
     Path | None, typer.Option(help="The folder of relative image paths. Default: that of the file.")
 ]
+Where = Annotated[list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE.")]
 Columns = Annotated[
     list[str] | None,
     typer.Option(help="Only these columns or fields ride along, by commas. Default: all."),
@@ -84,6 +84,8 @@ Strict = Annotated[
 Threads = Annotated[int | None, typer.Option(help="CPU threads.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Tokens = Annotated[int, typer.Option(help="Length of an answer at most.")]
+Batch = Annotated[int, typer.Option(help="Questions at a time.")]
+JsonOut = Annotated[Path | None, typer.Option("-o", "--out", help="Also write JSON here.")]
 Overwrite = Annotated[
     bool,
     typer.Option("--overwrite", help="Replace what is there, even if this job did not make it."),
@@ -212,22 +214,6 @@ def use_threads(count: int | None) -> None:
 def names_of(options: list[str] | None) -> list[str] | None:
     """Names given by commas, again and again, or both."""
     return [name for text in options for name in text.split(",") if name] if options else None
-
-
-def access_of(
-    protocols: list[str] | None, absolute: bool, private_network: bool, **limits: int
-) -> Access:
-    """What the data of a command may open, by its options; `limits` as of `FetchLimits`."""
-    from viq.data.sources.access import Access
-    from viq.data.sources.fetch import FetchLimits
-
-    names = tuple(names_of(protocols) or ())
-    return Access(
-        protocols=names,
-        absolute=absolute,
-        private_network=private_network,
-        limits=FetchLimits(**limits),
-    )
 
 
 def conditions(where: list[str] | None) -> dict[str, str] | None:

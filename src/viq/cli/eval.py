@@ -9,14 +9,17 @@ import typer
 
 from viq.cli.common import (
     SOME_FAILED,
+    Batch,
     Device,
     Dtype,
     Images,
     Json,
+    JsonOut,
     Model,
     Overwrite,
     Tile,
     Tokens,
+    Where,
     conditions,
     find_device,
     guarded,
@@ -25,7 +28,8 @@ from viq.cli.common import (
     save_json,
 )
 from viq.cli.console import show, show_failures, show_json, show_reconstruction
-from viq.cli.generate import Decoder, GeneratorModel, Guidance, Seed, Temperature, TopP
+from viq.cli.generate import Decoder, GeneratorModel
+from viq.cli.groups import SamplingOptions, grouped
 from viq.cli.help import App
 from viq.cli.probes import features, naming, understanding
 from viq.cli.progress import progress
@@ -142,15 +146,15 @@ def eval_mllm(
         list[str] | None,
         typer.Option(help="Store with conversations; again for more. Default: drawn in the run."),
     ] = None,
-    where: Annotated[list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE.")] = None,
+    where: Where = None,
     by: Annotated[
         str, typer.Option(help="Column that names kinds of questions: a text, or one an answer.")
     ] = "kinds",
     limit: Annotated[int, typer.Option(help="Questions of each store at most.")] = 500,
-    batch: Annotated[int, typer.Option(help="Questions at a time.")] = 32,
+    batch: Batch = 32,
     max_tokens: Tokens = 64,
     device: Device = "auto",
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write JSON here.")] = None,
+    out: JsonOut = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -198,15 +202,14 @@ def eval_mllm(
 @eval_app.command("generation")
 @eval_app.command("draw", hidden=True, deprecated=True)
 @guarded
+@grouped
 def eval_generation(
+    *,
     model: GeneratorModel = "runs/generation",
     pictures: Annotated[int, typer.Option(help="Captions of held-out pictures.")] = 200,
-    temperature: Temperature = 1.0,
-    top_p: TopP = 0.95,
-    guidance: Guidance = 2.0,
-    seed: Seed = 0,
+    drawn: SamplingOptions,
     tokenizer: Decoder = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write JSON here.")] = None,
+    out: JsonOut = None,
     sheet: Annotated[
         Path | None, typer.Option(help="Also a sheet of the pictures: NAME.png.")
     ] = None,
@@ -224,22 +227,20 @@ def eval_generation(
     from viq.core.outputs import require_free
     from viq.core.types import ViqError
     from viq.eval.generation.captions import evaluate, lines, make_sheet
-    from viq.mllm.generation import Sampling
     from viq.mllm.text_to_image import TextToImagePipeline
 
     require_free(out, overwrite=overwrite)
     require_free(sheet, overwrite=overwrite, option="--sheet")
     if pictures < 1:
         raise ViqError(f"--pictures {pictures}: give at least 1")
-    sampling = Sampling(temperature=temperature, top_p=top_p, guidance=guidance)
     pipeline = TextToImagePipeline.load(model, tokenizer=tokenizer, device=find_device(device))
     generated: list = []
     with progress("generating", pictures, hidden=as_json) as advance:
         result = evaluate(
             pipeline,
-            sampling,
+            drawn.sampling(),
             pictures=pictures,
-            seed=seed,
+            seed=drawn.seed,
             progress=advance,
             keep=generated.append,
         )

@@ -9,20 +9,19 @@ import typer
 
 from viq.cli.common import Device, Json, Overwrite, find_device, guarded
 from viq.cli.console import show
+from viq.cli.groups import SamplingOptions, grouped
 
 GeneratorModel = Annotated[str, typer.Option("--model", help="Run folder of viq train generation.")]
-Temperature = Annotated[float, typer.Option(help="Of sampling; 0 takes the likeliest levels.")]
-TopP = Annotated[float, typer.Option(help="Only the likeliest levels of this share together.")]
-Guidance = Annotated[float, typer.Option(help="How strongly the caption is followed; 1 plainly.")]
-Seed = Annotated[int, typer.Option(help="Of sampling.")]
 Decoder = Annotated[
     str | None, typer.Option("--tokenizer", help="Another tokenizer of the same codes to paint.")
 ]
 
 
 @guarded
+@grouped
 def generate(
     captions: Annotated[list[str], typer.Argument(help="What to show, one sentence a picture.")],
+    *,
     out: Annotated[
         Path, typer.Option("-o", "--out", help="NAME.png, or a folder for several pictures.")
     ],
@@ -31,10 +30,7 @@ def generate(
         str | None, typer.Option(help="HEIGHTxWIDTH in px. Default: what the model chooses.")
     ] = None,
     count: Annotated[int, typer.Option(help="Pictures of each sentence.")] = 1,
-    temperature: Temperature = 1.0,
-    top_p: TopP = 0.95,
-    guidance: Guidance = 2.0,
-    seed: Seed = 0,
+    drawn: SamplingOptions,
     tokenizer: Decoder = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -49,7 +45,6 @@ def generate(
     from viq.core.files import written_aside
     from viq.core.outputs import require_folder, require_free
     from viq.core.types import ViqError
-    from viq.mllm.generation import Sampling
     from viq.mllm.text_to_image import TextToImagePipeline
 
     wanted = [caption for caption in captions for _ in range(count)]
@@ -62,9 +57,8 @@ def generate(
     if not single:
         require_folder(out)
     require_free(*places, overwrite=overwrite)
-    sampling = Sampling(temperature=temperature, top_p=top_p, guidance=guidance)
     pipeline = TextToImagePipeline.load(model, tokenizer=tokenizer, device=find_device(device))
-    images = pipeline.generate(wanted, sampling, size=_size(size), seed=seed)
+    images = pipeline.generate(wanted, drawn.sampling(), size=_size(size), seed=drawn.seed)
     for place, image in zip(places, images, strict=True):
         with written_aside(place) as aside:
             image.save(aside, "PNG")

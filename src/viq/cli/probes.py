@@ -10,15 +10,12 @@ import typer
 
 from viq.cli.common import (
     SOME_FAILED,
-    AllowAbsolute,
-    AllowPrivateNetwork,
-    AllowProtocol,
     Json,
+    JsonOut,
     Model,
     Overwrite,
-    Root,
     Threads,
-    access_of,
+    Where,
     conditions,
     guarded,
     load_tokenizer,
@@ -35,6 +32,7 @@ from viq.cli.console import (
     show_understanding,
     table,
 )
+from viq.cli.groups import QuestionData, grouped
 from viq.cli.progress import progress
 from viq.core.files import DEFAULT_MODEL
 
@@ -45,12 +43,7 @@ if TYPE_CHECKING:
 _SEEDS, _SEEDS_OF_TOWERS = 3, 5
 
 Label = Annotated[str, typer.Option(help="Column that says what is in a photo.")]
-Where = Annotated[list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE.")]
-Questions = Annotated[
-    list[str] | None,
-    typer.Option(help="Pictures with questions or labels, beside drawn ones; again for more."),
-]
-Out = Annotated[Path | None, typer.Option("-o", "--out", help="Also write JSON here.")]
+Steps = Annotated[int, typer.Option(help="Training steps of each.")]
 
 
 @guarded
@@ -92,21 +85,18 @@ def naming(
 
 
 @guarded
+@grouped
 def understanding(
     models: Annotated[list[str], typer.Argument(help="Models whose codes are examined.")],
-    data: Questions = None,
-    where: Where = None,
-    root: Root = None,
-    allow_protocol: AllowProtocol = None,
-    allow_absolute: AllowAbsolute = False,
-    allow_private_network: AllowPrivateNetwork = False,
+    *,
+    questions: QuestionData,
     continuous: Annotated[
         list[str] | None, typer.Option(help="Examine this model's features before quantization.")
     ] = None,
     seeds: Annotated[int, typer.Option(help="Language models trained a model.")] = 3,
-    steps: Annotated[int, typer.Option(help="Training steps of each.")] = 1000,
+    steps: Steps = 1000,
     threads: Threads = None,
-    out: Out = None,
+    out: JsonOut = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -117,15 +107,13 @@ def understanding(
         viq eval understanding viq-tiny --continuous viq-tiny --seeds 5
     """
     from viq.core.outputs import require_free
-    from viq.data.corpora.corpora import open_split
     from viq.eval.probes.benchmark import ProbeConfig, make_benchmark
     from viq.eval.probes.understanding import Features, compare
     from viq.models.tokenizer.tokenizer import VisualTokenizer
 
     require_free(out, overwrite=overwrite)
     use_threads(threads)
-    access = access_of(allow_protocol, allow_absolute, allow_private_network)
-    rows = open_split(data or [], where=conditions(where), root=root, access=access)
+    rows = questions.rows()
     config = ProbeConfig(seeds=seeds, steps=steps)
     benchmark = make_benchmark(rows, config)
     kinds: tuple[tuple[Features, list[str]], ...] = (
@@ -153,7 +141,9 @@ def understanding(
 
 
 @guarded
+@grouped
 def features(
+    *,
     model: Model = "viq-tiny",
     towers: Annotated[
         list[str] | None,
@@ -166,20 +156,15 @@ def features(
                           "more."),
     ] = None,
     label: Label = "label",
-    data: Questions = None,
-    where: Where = None,
-    root: Root = None,
-    allow_protocol: AllowProtocol = None,
-    allow_absolute: AllowAbsolute = False,
-    allow_private_network: AllowPrivateNetwork = False,
+    questions: QuestionData,
     seeds: Annotated[
         int | None,
         typer.Option(help="Language models trained on each kind. Default: 3; of --towers 5."),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Training steps of each.")] = 1000,
+    steps: Steps = 1000,
     pictures: Annotated[int, typer.Option(help="To train on.")] = 3000,
     threads: Threads = None,
-    out: Out = None,
+    out: JsonOut = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -191,7 +176,6 @@ def features(
     """
     from viq.core.outputs import require_free
     from viq.core.types import ViqError
-    from viq.data.corpora.corpora import open_split
     from viq.eval.probes.benchmark import ProbeConfig, make_benchmark
     from viq.recipes.mllm import tiny
 
@@ -205,10 +189,8 @@ def features(
         seeds=seeds, steps=steps, language=tiny().language,
         train_pictures=pictures, test_pictures=max(20, pictures * 3 // 10),
     )  # fmt: skip
-    access = access_of(allow_protocol, allow_absolute, allow_private_network)
-    found = _labelled(photos, label, where)
-    rows = open_split(data or [], where=conditions(where), root=root, access=access)
-    benchmark = make_benchmark(rows, config)
+    found = _labelled(photos, label, questions.where)
+    benchmark = make_benchmark(questions.rows(), config)
     if towers:
         _compare_towers(names_of(towers) or [], benchmark, config, found, out, as_json)
     else:

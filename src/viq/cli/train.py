@@ -10,21 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from viq.cli.common import (
-    AllowAbsolute,
-    AllowPrivateNetwork,
-    AllowProtocol,
-    Anew,
     Json,
     Overwrite,
     Root,
     Threads,
-    access_of,
     conditions,
     guarded,
     load_tokenizer,
     use_threads,
 )
 from viq.cli.console import show, show_record
+from viq.cli.groups import DataAccess, RunOptions, grouped
 from viq.cli.help import App, Group
 
 if TYPE_CHECKING:
@@ -37,14 +33,7 @@ Where = Annotated[
     list[str] | None, typer.Option(help="Only samples with COLUMN=VALUE, as for a licence.")
 ]
 Language = Annotated[str | None, typer.Option(help="Causal language model: folder or hub id.")]
-Scale = Annotated[float, typer.Option(help="Times the steps of every stage.")]
 Workers = Annotated[int, typer.Option(help="Threads that make samples.")]
-Track = Annotated[
-    list[str] | None,
-    typer.Option(help="Also log to tensorboard, wandb, mlflow or trackio; again for more."),
-]
-TensorBoard = Annotated[bool, typer.Option(hidden=True)]  # of release 0.1: --track tensorboard
-PrintRecipe = Annotated[bool, typer.Option("--print", help="Print the recipe as JSON and stop.")]
 
 
 class TrainGroup(Group):
@@ -71,10 +60,12 @@ train_app = App(
 
 @train_app.command("tokenizer")
 @guarded
+@grouped
 def train_tokenizer(
     recipe: Annotated[
         str, typer.Argument(help="tiny, transform, small, so400m, g, debug, or FILE.json.")
     ],
+    *,
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -85,9 +76,7 @@ def train_tokenizer(
     out: Out = Path("runs/tiny"),
     where: Where = None,
     root: Root = None,
-    allow_protocol: AllowProtocol = None,
-    allow_absolute: AllowAbsolute = False,
-    allow_private_network: AllowPrivateNetwork = False,
+    access: DataAccess,
     start: Annotated[str | None, typer.Option(help="SigLIP2 the encoder begins from.")] = None,
     teacher: Annotated[str | None, typer.Option(help="SigLIP2 that is distilled.")] = None,
     sentences: Annotated[
@@ -100,14 +89,8 @@ def train_tokenizer(
     language: Language = None,
     vae: Annotated[str | None, typer.Option(help="Folder of the Qwen-Image VAE.")] = None,
     alignment: Annotated[str | None, typer.Option(help="DINOv2 for the decoder stage.")] = None,
-    scale: Scale = 1.0,
-    threads: Threads = None,
+    options: RunOptions,
     workers: Workers = 1,
-    track: Track = None,
-    tensorboard: TensorBoard = False,
-    overwrite: Anew = False,
-    show_recipe: PrintRecipe = False,
-    as_json: Json = False,
 ) -> None:
     """Train a tokenizer through the stages of a recipe. Run again to resume.
 
@@ -124,23 +107,21 @@ def train_tokenizer(
         raise ViqError("entropy is a command, not a recipe: viq train entropy --model MODEL")
     places = {"start": start, "teacher": teacher, "sentences": sentences, "vae": vae,
               "alignment": alignment}  # fmt: skip
-    chosen = _find(recipe, RECIPES, TokenizerRecipe, {**places, "language": language}, scale)
-    _begin(chosen, threads, show_recipe)
+    chosen = _find(recipe, RECIPES, TokenizerRecipe, {**places, "language": language}, options)
+    _begin(chosen, options)
     import torch
 
     from viq.data.corpora.corpora import open_corpora
-    from viq.train.old_names import trackers
     from viq.train.tokenizer.run import TokenizerRun, TrainingData
 
     rows = conditions(where)
-    access = access_of(allow_protocol, allow_absolute, allow_private_network)
-    corpora = open_corpora(data or [], "train", where=rows, root=root, access=access)
+    corpora = open_corpora(data or [], "train", where=rows, root=root, access=access.access())
     material = TrainingData.of(corpora, data or [], rows)
     run = TokenizerRun(
-        chosen, material, out, hidden=as_json, report_to=trackers(track or [], tensorboard),
-        threads=workers, overwrite=overwrite, paths=data or [],
+        chosen, material, out, hidden=options.as_json, report_to=options.report_to,
+        threads=workers, overwrite=options.overwrite, paths=data or [],
     )  # fmt: skip
-    _refuse_other_model(out, overwrite)
+    _refuse_other_model(out, options.overwrite)
     trained = run.train()
     if trained is None or not run.accelerator.is_main_process:
         return
@@ -152,7 +133,7 @@ def train_tokenizer(
             "photos": len(material.photos),
             "report": f"viq report {out}",
         },
-        as_json,
+        options.as_json,
     )
 
 
@@ -206,7 +187,9 @@ def train_refinement(
 
 @train_app.command("entropy")
 @guarded
+@grouped
 def train_entropy(
+    *,
     model: Annotated[
         str, typer.Option(help="The tokenizer: a model folder that can be written.")
     ] = "viq-tiny",
@@ -214,9 +197,7 @@ def train_entropy(
         list[str] | None, typer.Option(help="Photos, or stores of codes; again for more.")
     ] = None,
     root: Root = None,
-    allow_protocol: AllowProtocol = None,
-    allow_absolute: AllowAbsolute = False,
-    allow_private_network: AllowPrivateNetwork = False,
+    access: DataAccess,
     threads: Threads = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the entropy model that is there.")
@@ -235,15 +216,15 @@ def train_entropy(
     use_threads(threads)
     report = (lambda record: None) if as_json else show_record
     tokenizer = load_tokenizer(model, "cpu", "float32")
-    access = access_of(allow_protocol, allow_absolute, allow_private_network)
     fitted = run(
-        tokenizer, data or [], root=root, access=access, overwrite=overwrite, report=report
+        tokenizer, data or [], root=root, access=access.access(), overwrite=overwrite, report=report
     )
     show(fitted, as_json)
 
 
 @train_app.command("mllm")
 @guarded
+@grouped
 def train_mllm(
     recipe: Annotated[
         str,
@@ -251,6 +232,7 @@ def train_mllm(
             help="tiny, small, qwen, qwen-lora, qwen-16k, debug, or a recipe file.json."
         ),
     ],
+    *,
     codes: Annotated[
         list[str] | None,
         typer.Option(
@@ -274,14 +256,8 @@ def train_mllm(
     cache: Annotated[
         Path | None, typer.Option(help="Folder for unpacked shards. Default: in the run folder.")
     ] = None,
-    scale: Scale = 1.0,
-    threads: Threads = None,
+    options: RunOptions,
     workers: Workers = 1,
-    track: Track = None,
-    tensorboard: TensorBoard = False,
-    overwrite: Anew = False,
-    show_recipe: PrintRecipe = False,
-    as_json: Json = False,
 ) -> None:
     """Train a language model on stored codes. Run again to resume.
 
@@ -293,28 +269,31 @@ def train_mllm(
     from viq.train.mllm.recipe import MllmRecipe
 
     places = {"tokenizer": tokenizer, "language": language}
-    chosen = _find(recipe, RECIPES, MllmRecipe, places, scale)
-    _begin(chosen, threads, show_recipe)
+    chosen = _find(recipe, RECIPES, MllmRecipe, places, options)
+    _begin(chosen, options)
     from viq.train.mllm.run import MllmRun
-    from viq.train.old_names import trackers
 
     run = MllmRun(
         recipe=chosen, out=out, stores=codes or [], synthetic=synthetic or drawn, texts=text or [],
-        where=conditions(where), cache=cache, hidden=as_json,
-        report_to=trackers(track or [], tensorboard), threads=workers, overwrite=overwrite,
+        where=conditions(where), cache=cache, hidden=options.as_json,
+        report_to=options.report_to, threads=workers, overwrite=options.overwrite,
     )  # fmt: skip
     model = run.train()
     if run.accelerator.is_main_process:
         samples = {corpus.name: corpus.length for group in run.corpora for corpus in group}
         hint = f'viq chat IMAGE "What is this?" --model {out}'
-        show({"model": str(model), "samples": samples, **run.listed(), "next": hint}, as_json)
+        show(
+            {"model": str(model), "samples": samples, **run.listed(), "next": hint}, options.as_json
+        )
 
 
 @train_app.command("generation")
 @train_app.command("draw", hidden=True, deprecated=True)
 @guarded
+@grouped
 def train_generation(
     recipe: Annotated[str, typer.Argument(help="tiny, qwen, debug, or a recipe file.json.")],
+    *,
     codes: Annotated[
         list[str] | None,
         typer.Option(
@@ -328,13 +307,7 @@ def train_generation(
     ] = None,
     language: Language = None,
     steps: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
-    scale: Scale = 1.0,
-    threads: Threads = None,
-    track: Track = None,
-    tensorboard: TensorBoard = False,
-    overwrite: Anew = False,
-    show_recipe: PrintRecipe = False,
-    as_json: Json = False,
+    options: RunOptions,
 ) -> None:
     """Train a language model to write codes. Run again to resume.
 
@@ -348,28 +321,27 @@ def train_generation(
     from viq.recipes.generation import RECIPES
     from viq.train.generation.recipe import GenerationRecipe
 
-    if steps is not None and scale != 1:
+    if steps is not None and options.scale != 1:
         raise ViqError("--steps and --scale: give one of them")
     places = {"tokenizer": tokenizer, "language": language}
-    chosen = _find(recipe, RECIPES, GenerationRecipe, places, scale)
+    chosen = _find(recipe, RECIPES, GenerationRecipe, places, options)
     if steps is not None:
         chosen = replace(chosen, loop=replace(chosen.loop, steps=steps))
-    _begin(chosen, threads, show_recipe)
+    _begin(chosen, options)
     from viq.train.generation.run import GenerationRun
-    from viq.train.old_names import trackers
 
     run = GenerationRun(
         recipe=chosen,
         out=out,
         stores=codes or [],
-        hidden=as_json,
-        report_to=trackers(track or [], tensorboard),
-        overwrite=overwrite,
+        hidden=options.as_json,
+        report_to=options.report_to,
+        overwrite=options.overwrite,
     )
     model = run.train()
     if run.accelerator.is_main_process:
         hint = f'viq generate "a red circle left of a blue square" -o out.png --model {out}'
-        show({"model": str(model), "next": hint}, as_json)
+        show({"model": str(model), "next": hint}, options.as_json)
 
 
 def _find(
@@ -377,26 +349,26 @@ def _find(
     recipes: Mapping[str, Callable[[], R]],
     kind: type[R],
     places: Mapping[str, str | None],
-    scale: float,
+    options: RunOptions,
 ) -> R:
     """The recipe that the options ask for, with its places and length."""
     from viq.recipes.registry import find, scaled, with_places
 
     chosen = with_places(find(name, recipes, kind), places)
-    return scaled(chosen, scale) if scale != 1 else chosen
+    return scaled(chosen, options.scale) if options.scale != 1 else chosen
 
 
-def _begin(recipe: Any, threads: int | None, show_recipe: bool) -> None:
+def _begin(recipe: Any, options: RunOptions) -> None:
     """Print the recipe and end the command where that is asked for; else prepare to train."""
     from viq.core.errors import require
     from viq.weights.checkpoint import to_dict
 
-    if show_recipe:
+    if options.show_recipe:
         print(json.dumps(to_dict(recipe), indent=2))
         raise typer.Exit()
     with require("accelerate", "train", "training"):  # before libraries that viq[chat] brings, too
         import accelerate  # noqa: F401
-    use_threads(threads)
+    use_threads(options.threads)
 
 
 def _refuse_other_model(run: Path, overwrite: bool) -> None:

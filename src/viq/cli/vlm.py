@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from viq.cli.common import SOME_FAILED, Device, Json, find_device, guarded, names_of
+from viq.cli.common import SOME_FAILED, Batch, Device, Json, find_device, guarded, names_of
 from viq.cli.console import line, show_failures, show_json, table
 from viq.cli.progress import progress
 from viq.core.interrupts import stoppable
@@ -45,7 +45,7 @@ def vlm(
         typer.Option(help="Score these, without a model: lists of answers by task, or JSON lines."),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Rows of each task at most.")] = None,
-    batch: Annotated[int, typer.Option(help="Questions at a time.")] = 8,
+    batch: Batch = 8,
     like: Annotated[
         str, typer.Option(help="viq; or lmms-eval: pictures of MMMU where it puts them.")
     ] = "viq",
