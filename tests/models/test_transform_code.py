@@ -15,13 +15,8 @@ from viq.image.patches import denormalize, normalize, patchify
 from viq.metrics.images import psnr
 from viq.models.tokenizer.lapped import LappedFilter
 from viq.models.tokenizer.transform_code import CODEBOOK, TransformCode, TransformConfig
-from viq.train.tokenizer.transform_fit import (
-    TransformFitConfig,
-    allot,
-    fit_transform,
-    lloyd,
-    windows_of,
-)
+from viq.train.tokenizer.scalar_quantizers import allot, lloyd
+from viq.train.tokenizer.transform_fit import TransformFitConfig, fit_transform, windows_of
 
 CONFIG = TransformConfig(classes=8, basis=49, coefficients=12, levels=16)
 

@@ -8,13 +8,12 @@ T = patches of all images, S = 4 slots, C = width, d = FSQ dims, n = images.
 
 from __future__ import annotations
 
-import functools
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +28,7 @@ from viq.core.notebook import html_table
 from viq.core.types import CODES_PER_PATCH, CodesError, Grid, ViqError
 from viq.image.open import ImageInput, limit_pixels, open_image
 from viq.image.patches import PatchBatch, lengths_of
-from viq.models.layers.ambient import by_default
+from viq.models.layers.ambient import as_if_unset, inferring
 from viq.models.layers.blocks import AttentionPool
 from viq.models.layers.unregistered import Unregistered
 from viq.models.tokenizer import inference, saving
@@ -45,9 +44,6 @@ from viq.models.tokenizer.variable_rate import Rate
 from viq.weights.bundled import bundled_maker
 from viq.weights.hub import locate
 
-_Result = TypeVar("_Result")
-_Given = ParamSpec("_Given")
-
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerOutput:
@@ -56,26 +52,6 @@ class TokenizerOutput:
     z_TSd: Tensor  # bottleneck values before the limit
     codes_TSd: Tensor  # after it: FSQ codes, or points in the unit ball
     features_TC: Tensor  # what language model, pooling head and decoders read
-
-
-def _as_it_is(
-    method: Callable[Concatenate[VisualTokenizer, _Given], _Result],
-) -> Callable[Concatenate[VisualTokenizer, _Given], _Result]:
-    """Put aside what the caller has set: in half precision a few codes in a hundred are others."""
-
-    @functools.wraps(method)
-    def run(self: VisualTokenizer, *args: _Given.args, **kwargs: _Given.kwargs) -> _Result:
-        with by_default(self.device):
-            return method(self, *args, **kwargs)
-
-    return run
-
-
-def _inferring(
-    method: Callable[Concatenate[VisualTokenizer, _Given], _Result],
-) -> Callable[Concatenate[VisualTokenizer, _Given], _Result]:
-    """As `_as_it_is`, and without gradients. Type checkers see the parameters of the method."""
-    return torch.inference_mode()(_as_it_is(method))
 
 
 class VisualTokenizer(nn.Module):
@@ -150,7 +126,7 @@ class VisualTokenizer(nn.Module):
             return self.quantizer.ids(self.encoder(batch), batch.grids_hw, meaning)
         return self._fsq.fsq.indices(self._learned(self.encoder(batch), batch.grids_hw))
 
-    @_as_it_is
+    @as_if_unset
     def ids_alone(self, batch: PatchBatch) -> Tensor:
         """Codebook indices (T, S), int64, as `encode` gives them: image by image, tile by tile, in
         the dtype of the model whatever autocast is around."""
@@ -194,7 +170,7 @@ class VisualTokenizer(nn.Module):
 
     # What users call
 
-    @_inferring
+    @inferring
     def encode(
         self,
         images: ImageInput | Iterable[ImageInput],
@@ -244,7 +220,7 @@ class VisualTokenizer(nn.Module):
                 codes += inference.encode_counted(self, opened, tile=tile, rate=rate, coder=coder)
         return codes
 
-    @_inferring
+    @inferring
     def embed(self, codes: Codes | Iterable[Codes]) -> list[Tensor]:
         """Features (rows*cols, C) of each image, in the dtype and on the device of the model."""
         return [
@@ -252,12 +228,12 @@ class VisualTokenizer(nn.Module):
             for item in inference.listed(codes)
         ]
 
-    @_inferring
+    @inferring
     def pool(self, codes: Codes | Iterable[Codes]) -> Tensor:
         """Semantic tokens (n, C). Which others are given can change the last digits of one."""
         return inference.pool(self, inference.listed(codes))
 
-    @_inferring
+    @inferring
     def image_embeds(self, codes: Codes | Iterable[Codes]) -> Tensor:
         """Unit vectors (n, E), E as in `config.text`, near those that the text model of the config
         gives sentences about the same pictures: compare by cosine similarity.
@@ -267,7 +243,7 @@ class VisualTokenizer(nn.Module):
         """
         return self.embedded(self.pool(codes))
 
-    @_inferring
+    @inferring
     def decode(self, codes: Codes | Iterable[Codes]) -> list[Image.Image]:
         """RGB images at their original sizes."""
         return [self._decode(item) for item in inference.listed(codes)]
