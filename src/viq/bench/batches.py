@@ -190,7 +190,7 @@ def _copied(flat: np.ndarray, tokens: int) -> Iterable[dict[str, Any]]:
 def _pieces(flat: np.ndarray, patches: Sequence[int]) -> list[memoryview]:
     """The same codes sample by sample, in an order drawn at random."""
     ends = offsets_of(patches)
-    cut = [memoryview(flat[a:b]).cast("B") for a, b in pairwise(ends.tolist())]
+    cut = [flat[a:b].data.cast("B") for a, b in pairwise(ends.tolist())]
     return [cut[i] for i in np.random.default_rng(0).permutation(len(cut)).tolist()]
 
 

@@ -115,7 +115,7 @@ def run(
 Job = Callable[[], dict[str, float | None]]  # seconds and peak_mib of one run
 
 
-def _grown(jobs: Mapping[float, Job], repeats: int) -> list[dict[str, Any]]:
+def _grown(jobs: Mapping[Any, Job], repeats: int) -> list[dict[str, Any]]:
     """The costs of jobs by their size."""
     costs: dict[float, list[dict[str, Any]]] = {size: [] for size in jobs}
     for _ in range(repeats):
@@ -290,9 +290,8 @@ def _tokens(s: _Setting) -> dict[str, Any]:
 def embedding(out: str, model: str, tokens: int) -> None:
     """Codes of images of 32x32 patches, or one of fewer, to features."""
     tokenizer = load(model)
-    size = (
-        tuple(16 * side for side in _GRID) if tokens >= _GRID[0] * _GRID[1] else (16, 16 * tokens)
-    )
+    rows, cols = _GRID if tokens >= _GRID[0] * _GRID[1] else (1, tokens)
+    size = (16 * rows, 16 * cols)
     (codes,) = tokenizer.encode(picture(size))
     tokenizer.embed([codes])
     with _clocked(out):
