@@ -53,7 +53,7 @@ def tiny() -> MllmRecipe:
 
 
 def small() -> MllmRecipe:
-    """The bundled `viq-transform-chat`: 2.2M parameters, 12,000 synthetic pictures with up to six
+    """The bundled `viq-transform-chat`: 2.2M parameters, 18,000 synthetic pictures with up to six
     questions each, and stores of one's own.
 
     `viq train mllm small --codes STORE.. --synthetic`.
@@ -66,15 +66,16 @@ def small() -> MllmRecipe:
         name="small",
         language=LanguageConfig(width=192, depth=4, heads=6, mlp_width=512, vocabulary=1024),
         synthetic=SyntheticConfig(
-            pictures=12_000,
+            pictures=18_000,
             kinds={"plain": 4.0, "scene": 2.0, "chart": 1.0},
-            sides=(64, 176),
+            sides=(48, 176),
             questions=6,
         ),
         stages=(
             first,
             replace(second, loop=replace(second.loop, steps=6000, optim=optim)),
             replace(second, name="3-answers", loop=replace(second.loop, steps=5000, optim=optim)),
+            replace(second, name="4-answers", loop=replace(second.loop, steps=12_000, optim=optim)),
         ),
     )
 
