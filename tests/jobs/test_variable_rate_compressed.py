@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from refined import pictures, refined_tokenizer
+from refined import pictures, plain_tokenizer, refined_tokenizer
 
 from viq.codec import CountedTables, EntropyModel
 from viq.core.codes import Codes
-from viq.core.types import CodesError
+from viq.core.types import CodesError, ViqError
 from viq.data.sources.open import open_source
 from viq.eval.compare.tokenizers import TokenizerRow
 from viq.jobs.encode import encode
@@ -145,6 +145,22 @@ def test_tables_of_four_codes_still_compress_counted_ones(
     found = codes_in(tmp_path / "store")
     assert found == wanted
     np.testing.assert_array_equal(found[0].ids, wanted[0].ids)
+
+
+def test_what_counts_say_is_fitted_beside_tables(
+    model: VisualTokenizer, photos: Path, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path)
+    tokenizer = VisualTokenizer.from_pretrained(tmp_path)
+    train_entropy(tokenizer, [str(photos)], overwrite=True, counts_only=True, limit=16)
+    before, after = model.entropy, EntropyModel.load(tmp_path)
+    for name, tensor in before.tensors.items():
+        same = np.array_equal(tensor, after.tensors[name])
+        assert same != name.startswith("group"), name
+    plain_tokenizer().save_pretrained(tmp_path / "plain")
+    with pytest.raises(ViqError, match="has no refinement"):
+        unrefined = VisualTokenizer.from_pretrained(tmp_path / "plain")
+        train_entropy(unrefined, [str(photos)], counts_only=True)
 
 
 def test_counts_make_classes_cheaper(model: VisualTokenizer, photos: Path) -> None:

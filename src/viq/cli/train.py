@@ -202,6 +202,13 @@ def train_entropy(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the entropy model that is there.")
     ] = False,
+    counts_only: Annotated[
+        bool,
+        typer.Option("--counts-only", help="Keep its tables; fit what counts (--bpp) say."),
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many pictures.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Fit what `viq encode --compress` needs to the codes of photos. Minutes on one core.
@@ -217,8 +224,9 @@ def train_entropy(
     report = (lambda record: None) if as_json else show_record
     tokenizer = load_tokenizer(model, "cpu", "float32")
     fitted = run(
-        tokenizer, data or [], root=root, access=access.access(), overwrite=overwrite, report=report
-    )
+        tokenizer, data or [], root=root, access=access.access(), overwrite=overwrite,
+        counts_only=counts_only, limit=limit, report=report,
+    )  # fmt: skip
     show(fitted, as_json)
 
 

@@ -304,8 +304,8 @@ def _count(step: Step) -> np.ndarray:
 
 def _nothing(kept_ST: np.ndarray, group_T: np.ndarray) -> Parts:
     """Parts to read into."""
-    class_T, mean_T, kind_T = np.zeros((3, *group_T.shape), np.int32)
-    rest_ST, sizes_ST = np.zeros((2, *kept_ST.shape), np.int32)
+    class_T, mean_T, kind_T = (np.zeros(group_T.shape, np.int32) for _ in range(3))
+    rest_ST, sizes_ST = (np.zeros(kept_ST.shape, np.int32) for _ in range(2))
     return Parts(class_T, mean_T, kind_T, rest_ST, sizes_ST, kept_ST, group_T)
 
 

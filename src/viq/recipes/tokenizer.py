@@ -8,6 +8,7 @@ recipe is plain data: `viq train NAME --print` shows it as JSON, `viq train FILE
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from viq.data.batching.crops import CropConfig
 from viq.data.batching.tokenizer_batches import DataConfig
@@ -18,11 +19,13 @@ from viq.models.tokenizer.encoder import EncoderConfig
 from viq.models.tokenizer.latent_head import LatentConfig
 from viq.models.tokenizer.presets import g, so400m, tiny, transform
 from viq.models.vision.tower import TowerConfig
+from viq.train.entropy import TablesFitConfig
 from viq.train.loop import LoopConfig
 from viq.train.optim import OptimConfig
 from viq.train.tokenizer.discriminator import DiscriminatorConfig
 from viq.train.tokenizer.pool_fit import PoolFitConfig
-from viq.train.tokenizer.recipe import StageConfig, TokenizerRecipe
+from viq.train.tokenizer.recipe import Kind, StageConfig, TokenizerRecipe
+from viq.train.tokenizer.refinement_fit import RefinementFitConfig
 from viq.train.tokenizer.semantic_fit import SemanticFitConfig
 from viq.train.tokenizer.transform_fit import TransformFitConfig
 
@@ -207,8 +210,9 @@ def _decoder() -> StageConfig:
 
 
 def train_transform() -> TokenizerRecipe:
-    """A code fitted in closed form, and a decoder that begins as its inverse: `viq train transform
-    --data PHOTOS --data PAGES --out RUN`, half an hour on one core.
+    """A code fitted in closed form, a decoder that begins as its inverse, and what other numbers of
+    codes than four and compression need: `viq train transform --data PHOTOS --data PAGES --out
+    RUN`, an hour on one core.
 
     Pictures without text are taken for photos, those with text for pages.
     """
@@ -220,16 +224,12 @@ def train_transform() -> TokenizerRecipe:
         name="transform",
         model=transform(),
         stages=(
-            StageConfig(
-                name="1-code",
-                kind="transform",
-                bottleneck="transform",
-                parts=(),
+            _fitted(
+                "1-code",
+                "transform",
                 fit=TransformFitConfig(),
                 semantic=SemanticFitConfig(),
                 pool=PoolFitConfig(),
-                data=DataConfig(),
-                loop=LoopConfig(steps=1, losses={}),
             ),
             StageConfig(
                 name="2-decoder",
@@ -239,8 +239,18 @@ def train_transform() -> TokenizerRecipe:
                 data=DataConfig(crops=_DECODER_CROPS),
                 loop=LoopConfig(steps=2000, losses={"rmse": 1.0}, optim=rates, eval_every=500),
             ),
+            _fitted("3-refinement", "refinement", refinement=RefinementFitConfig()),
+            _fitted("4-entropy", "entropy", entropy=TablesFitConfig()),
         ),
     )
+
+
+def _fitted(name: str, kind: Kind, **how: Any) -> StageConfig:
+    """A stage of a transform code that has no loop."""
+    return StageConfig(
+        name=name, kind=kind, bottleneck="transform", parts=(), data=DataConfig(),
+        loop=LoopConfig(steps=1, losses={}), **how,
+    )  # fmt: skip
 
 
 def train_small() -> TokenizerRecipe:
@@ -251,7 +261,7 @@ def train_small() -> TokenizerRecipe:
     are. `scripts/gpu_day.py` trains it alone, on the bundled code, within minutes.
     """
     recipe = train_transform()
-    fit, decoder = recipe.stages
+    fit, decoder, *last = recipe.stages
     crops = CropConfig(
         sides={10: 0.3, 16: 0.5, 24: 0.2}, patches_per_group=1024, patches_per_step=8192
     )
@@ -264,7 +274,7 @@ def train_small() -> TokenizerRecipe:
             name="viq-small",
             decoder=DecoderConfig(width=640, depth=8, mlp_ratio=4, refine_depth=4),
         ),
-        stages=(fit, replace(decoder, data=DataConfig(crops=crops), loop=loop)),
+        stages=(fit, replace(decoder, data=DataConfig(crops=crops), loop=loop), *last),
     )
 
 

@@ -1,4 +1,4 @@
-"""Fit `viq.codec.counted_tables`: the tables of a transform code, and what counts of codes say.
+"""Fit the tables of an entropy model of codes with counts (`viq.codec.counted_tables`).
 
 P = patches of some pictures, G = groups of counts, J, Q, l as in the transform code.
 """

@@ -10,7 +10,7 @@ minutes on one core.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from viq.core.types import CodesError, ViqError
 from viq.data.sources.access import Access
 from viq.data.sources.open import concatenate, open_source
 from viq.image.open import ImageInput
+from viq.models.tokenizer.counted import parts_of
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.models.tokenizer.transform_quantizer import TransformQuantizer
 from viq.store.folder import JOB, PARQUET, Store
@@ -44,8 +45,6 @@ from viq.train.optim import OptimConfig
 
 _HELD_OUT = 20  # one image in so many is not trained on, and tells what the model is worth
 _REPORT_PICTURES = 200
-_COUNTED = 10  # one picture in so many is also encoded with counts, at one of these bits a pixel
-_RATES = (0.125, 0.25, 0.5, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +75,29 @@ class EntropyConfig:
             ),
             log_every=max(1, self.steps // 20),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TablesFitConfig:
+    """What tables of a transform code are fitted to.
+
+    Attributes:
+        pictures: at most, where a stage of a recipe fits them.
+        counted: of a tokenizer with a refinement, one picture in so many is also encoded with
+            counts, at one of `rates`, in turn.
+        rates: bits a pixel.
+        seed: which pictures.
+    """
+
+    pictures: int = 1500
+    counted: int = 5
+    rates: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rates", tuple(self.rates))
+        if min(self.pictures, self.counted) < 1 or not self.rates or min(self.rates) <= 0:
+            raise ViqError("tables need at least one picture, and rates above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +180,8 @@ def train_entropy(
     root: Path | None = None,
     access: Access | None = None,
     overwrite: bool = False,
+    counts_only: bool = False,
+    limit: int | None = None,
     report: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> dict[str, Any]:
     """Fit the entropy model of a tokenizer and write it into the folder of the tokenizer.
@@ -167,6 +191,10 @@ def train_entropy(
         root, access: of pictures, as of `open_source`.
         overwrite: replace the one that the folder has: what it compressed can still be read, as
             each store keeps the model it was made with.
+        counts_only: keep the tables of four codes a patch that the folder has, and fit what counts
+            of codes say beside them; pictures are then encoded with counts alone, one in
+            `TablesFitConfig.counted`.
+        limit: pictures at most, the first; None: all.
         report: called with records of progress.
 
     Returns:
@@ -177,16 +205,18 @@ def train_entropy(
     """
     if tokenizer.entropy_file is None:
         raise ViqError(f"{tokenizer.config.name}: has no folder; save it and load it from there")
+    before = _tables_of(tokenizer) if counts_only else None
     if tokenizer.entropy_file.exists() and not overwrite:
         own = tokenizer.entropy_file.is_relative_to(BUNDLED)
         hint = "comes with the package: copy its folder, and give that as --model" if own else \
             "exists; give --overwrite to replace it"  # fmt: skip
         raise ViqError(f"{tokenizer.entropy_file}: {hint}")
-    codes, skipped = _codes_of(tokenizer, data, {"root": root, "access": access}, report)
+    options = {"root": root, "access": access}
+    codes, skipped = _codes_of(tokenizer, data, options, report, counts_only, limit)
     kept = [item for i, item in enumerate(codes) if i % _HELD_OUT]
     held_out = codes[::_HELD_OUT]
     if isinstance(tokenizer.quantizer, TransformQuantizer):
-        model: EntropyModel = _fit_tables(kept, tokenizer, tokenizer.quantizer)
+        model: EntropyModel = _fit_tables(kept, tokenizer, tokenizer.quantizer, before)
     else:
         model = fit_entropy(kept, tokenizer.levels, tokenizer.fingerprint, config, report)
     path = model.save(tokenizer.entropy_file.parent)
@@ -200,12 +230,28 @@ def train_entropy(
     }
 
 
+def _tables_of(tokenizer: VisualTokenizer) -> ClassTables:
+    """The tables that a tokenizer has. Raises `ViqError`: it has none, or no codes with counts."""
+    parts_of(tokenizer)
+    if not isinstance(tables := tokenizer.entropy, ClassTables):
+        raise ViqError(f"{tokenizer.entropy_file}: has no tables; fit it without --counts-only")
+    return tables
+
+
 def _fit_tables(
-    codes: Sequence[Codes], tokenizer: VisualTokenizer, quantizer: TransformQuantizer
+    codes: Sequence[Codes],
+    tokenizer: VisualTokenizer,
+    quantizer: TransformQuantizer,
+    tables: ClassTables | None = None,
 ) -> ClassTables:
-    """Tables of a transform code; with what counts say if the tokenizer gives codes with counts."""
-    plain = [item for item in codes if item.counts is None] or codes
-    tables = fit_class_tables(plain, quantizer, tokenizer.fingerprint)
+    """Tables of a transform code; with what counts say if the tokenizer gives codes with counts.
+
+    Args:
+        tables: of four codes a patch; None: they are fitted, too.
+    """
+    if tables is None:
+        plain = [item for item in codes if item.counts is None] or codes
+        tables = fit_class_tables(plain, quantizer, tokenizer.fingerprint)
     if tokenizer.refinement is None:
         return tables
     return fit_counted_tables(tables, codes, quantizer.code, tokenizer.refinement)
@@ -265,6 +311,8 @@ def _codes_of(
     data: Sequence[str],
     options: dict[str, Any],
     report: Callable[[dict[str, Any]], None],
+    counts_only: bool,
+    limit: int | None,
 ) -> tuple[list[Codes], int]:
     """Codes of stores and pictures, and how many pictures could not be read."""
     codes, pictures = [], []
@@ -276,29 +324,46 @@ def _codes_of(
     for item in codes[:1]:
         tokenizer.require(item.fingerprint)
     source, skipped = concatenate(pictures) if pictures else (), 0
-    for i in range(len(source)):
+    for i in range(min(len(source), limit or len(source))):
         try:
             row = source[i]
             images = [row.open(place) for place in range(len(row.images))]
-            codes += tokenizer.encode(images)
+            codes += [] if counts_only else tokenizer.encode(images)
         except ViqError:
             skipped += 1
         else:
-            codes += _with_counts(tokenizer, images, i)
+            codes += _with_counts(tokenizer, images, i, TablesFitConfig())
         if (i + 1) % _REPORT_PICTURES == 0:
             report({"encoded": i + 1, "pictures": len(source)})
     return codes, skipped
 
 
+def fit_tables_to(
+    tokenizer: VisualTokenizer, pictures: Iterable[ImageInput], config: TablesFitConfig
+) -> EntropyModel:
+    """Tables for a tokenizer with a transform code, from pictures.
+
+    Raises:
+        ViqError: a tokenizer of another kind, or no picture.
+    """
+    if not isinstance(tokenizer.quantizer, TransformQuantizer):
+        raise ViqError(f"{tokenizer.config.name}: tables need a transform code")
+    codes = []
+    for number, picture in enumerate(pictures):
+        codes += tokenizer.encode(picture)
+        codes += _with_counts(tokenizer, [picture], number, config)
+    return _fit_tables(codes, tokenizer, tokenizer.quantizer)
+
+
 def _with_counts(
-    tokenizer: VisualTokenizer, images: Sequence[ImageInput], number: int
+    tokenizer: VisualTokenizer, images: Sequence[ImageInput], number: int, config: TablesFitConfig
 ) -> list[Codes]:
     """Of some pictures, codes with counts as well."""
-    turn, other = divmod(number, _COUNTED)
+    turn, other = divmod(number, config.counted)
     if other or tokenizer.refinement is None:
         return []
     with suppress(ViqError):  # too small for the rate
-        return tokenizer.encode(images, bpp=_RATES[turn % len(_RATES)])
+        return tokenizer.encode(images, bpp=config.rates[turn % len(config.rates)])
     return []
 
 

@@ -107,7 +107,7 @@ def _trained(
 ) -> dict[str, Any]:
     begun, device = time.monotonic(), cells.device
     torch.manual_seed(0)
-    stage = recipe.stages[-1]
+    (stage,) = (stage for stage in recipe.stages if stage.kind == "decoder")
     tokenizer = small(recipe, work.decoder)
     objective = DecoderObjective(tokenizer)
     frozen_but(objective, stage)

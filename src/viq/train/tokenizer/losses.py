@@ -25,7 +25,9 @@ TERMS: Mapping[str, Mapping[str, str]] = {
         "correct": "answers",
         "psnr": "images",
     },
-    "transform": {},  # fitted in closed form
+    "transform": {},  # fitted in closed form, as the two others without terms
+    "refinement": {},
+    "entropy": {},
     "decoder": {
         "rmse": "patches",
         "mse": "patches",

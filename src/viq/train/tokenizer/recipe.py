@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from viq.core.types import ViqError
 from viq.data.batching.tokenizer_batches import DataConfig
 from viq.models.language.vision_language import LanguageConfig
 from viq.models.tokenizer.tokenizer import TokenizerConfig
 from viq.models.vision.tower import TowerConfig
+from viq.train.entropy import TablesFitConfig
 from viq.train.loop import LoopConfig
 from viq.train.loss_terms import check_losses
 from viq.train.observer import check_stage_names
 from viq.train.tokenizer.discriminator import DiscriminatorConfig
 from viq.train.tokenizer.losses import METRICS, TERMS
 from viq.train.tokenizer.pool_fit import PoolFitConfig
+from viq.train.tokenizer.refinement_fit import RefinementFitConfig
 from viq.train.tokenizer.semantic_fit import SemanticFitConfig
 from viq.train.tokenizer.transform_fit import TransformFitConfig
+
+Kind = Literal["tower", "align", "transform", "decoder", "refinement", "entropy"]
 
 # Names of the parts, and how the parameters of each begin.
 PREFIXES = {
@@ -37,7 +41,9 @@ class StageConfig:
 
     Attributes:
         kind: "tower" trains a teacher, "align" the tokenizer, "decoder" its pixel decoder on
-            frozen codes; "transform" fits a transform code, in closed form.
+            frozen codes; "transform" fits a transform code, "refinement" what other numbers of
+            codes than four need, and "entropy" the tables that compress its codes, all in closed
+            form.
         bottleneck: of the tokenizer; "none" (stage 1) reads the encoder's tokens.
         parts: what is trained; everything else is frozen.
         new: parts that no earlier stage trained, for `optim.new_module_lr`.
@@ -45,10 +51,11 @@ class StageConfig:
         discriminator: shape of the decoder stage's adversary; None: none.
         fit, semantic, pool: how a transform stage fits its code, the code of meaning, and the
             pooled token.
+        refinement, entropy: how the stages of these kinds fit.
     """
 
     name: str
-    kind: Literal["tower", "align", "transform", "decoder"] = "align"
+    kind: Kind = "align"
     bottleneck: Literal["none", "proximal", "fsq", "transform"] = "fsq"
     parts: tuple[str, ...] = ("encoder", "quantizer", "pool", "decoder", "reader")
     new: tuple[str, ...] = ()
@@ -60,10 +67,12 @@ class StageConfig:
     fit: TransformFitConfig | None = None
     semantic: SemanticFitConfig | None = None
     pool: PoolFitConfig | None = None
+    refinement: RefinementFitConfig | None = None
+    entropy: TablesFitConfig | None = None
 
     def __post_init__(self) -> None:
         for field_name, value, choices in (
-            ("kind", self.kind, ("tower", "align", "transform", "decoder")),
+            ("kind", self.kind, get_args(Kind)),
             ("bottleneck", self.bottleneck, ("none", "proximal", "fsq", "transform")),
             ("perceptual", self.perceptual, ("none", "teacher", "lpips")),
             *(("parts", part, tuple(PREFIXES)) for part in self.parts),
@@ -73,8 +82,10 @@ class StageConfig:
                 raise ViqError(
                     f"{self.name}: {field_name} {value!r}: choose from {', '.join(choices)}"
                 )
-        if (self.kind == "transform") != (self.fit is not None):
-            raise ViqError(f"{self.name}: a transform stage, and no other, says how it is fitted")
+        fits = {"transform": self.fit, "refinement": self.refinement, "entropy": self.entropy}
+        for kind, fit in fits.items():
+            if (self.kind == kind) != (fit is not None):
+                raise ViqError(f"{self.name}: a stage {kind}, and no other, says how it is fitted")
         terms = [term for term in TERMS[self.kind] if term not in METRICS]
         check_losses(self.name, self.loop.losses, terms)
 

@@ -43,6 +43,8 @@ from viq.train.observer import first_texts, make_text_tokenizer, shared
 from viq.train.run_folder import alone, contents_of, entries, sizes_of
 from viq.train.stage import Stage, open_run, run_stage, stage_seed
 from viq.train.tokenizer.discriminator import Discriminator
+from viq.train.tokenizer.fitted_stages import KINDS as FITTED
+from viq.train.tokenizer.fitted_stages import fit_stage
 from viq.train.tokenizer.handover import begin, frozen_but, load_reader, start_encoder
 from viq.train.tokenizer.init import fit_fsq
 from viq.train.tokenizer.objectives import (
@@ -145,8 +147,8 @@ class TokenizerRun:
         for number, stage in enumerate(self.recipe.stages):
             folder = self.out / stage.name
             if not self._ended(stage):
-                if stage.kind == "transform":
-                    self._fit(stage)
+                if stage.kind in FITTED:
+                    self._fit(stage, previous)
                 else:
                     self._stage(stage, number, previous)
                 self.accelerator.wait_for_everyone()
@@ -184,13 +186,10 @@ class TokenizerRun:
         frozen_but(objective, stage)
         return objective
 
-    def _fit(self, stage: StageConfig) -> None:
+    def _fit(self, stage: StageConfig, previous: Path | None) -> None:
         """A stage without a loop: the main process fits, the others wait."""
-        from viq.train.tokenizer.transform_stage import fit_tokenizer
-
         if not self.accelerator.is_main_process:
             return
-        assert stage.fit is not None
 
         def report(record: dict[str, Any]) -> None:
             if not self.hidden:
@@ -198,12 +197,9 @@ class TokenizerRun:
                            if isinstance(value, int | float))  # fmt: skip
                 print_line(f"{stage.name}: {'  '.join(figures)}")
 
-        tokenizer = fit_tokenizer(
-            self.recipe.model, stage.fit, self.data.photos, self.data.rows,
-            semantic=stage.semantic, pool=stage.pool,
-            sentences=self.recipe.sentences, report=report,
-        )  # fmt: skip
-        tokenizer.save_pretrained(self.out / stage.name / MODEL)
+        folder = self.out / stage.name / MODEL
+        before = previous / MODEL if previous else None
+        fit_stage(self.recipe, stage, self.data.photos, self.data.rows, before, folder, report)
 
     def _stage(self, stage: StageConfig, number: int, previous: Path | None) -> None:
         plan = Stage(

@@ -105,7 +105,7 @@ def gather_windows(
 ) -> np.ndarray:
     """Windows (n, 32, 32, 3) of photos and pages, in one random order; the same for one seed."""
     wanted = round(fit.windows * fit.page_ratio), round(fit.windows * (1 - fit.page_ratio))
-    sources = [*_pages(pages, fit.seed)], [*_photos(photos, fit.seed)]
+    sources = [*pages_of(pages, fit.seed)], [*photos_of(photos, fit.seed)]
     found = []
     for count, pictures, scales in zip(wanted, sources, (_PAGE_SCALES, _PHOTO_SCALES), strict=True):
         found.append(windows_of(pictures, count, scales=scales, seed=fit.seed))
@@ -121,8 +121,8 @@ def gather_crops(
     pages = [corpus for corpus in pages if not corpus.pictures_only]
     rng, found = np.random.default_rng(fit.seed), []
     kinds = (
-        (_pages(pages, fit.seed), fit.page_ratio, _PAGE_SCALES),
-        (_photos(photos, fit.seed), 1 - fit.page_ratio, _PHOTO_SCALES),
+        (pages_of(pages, fit.seed), fit.page_ratio, _PAGE_SCALES),
+        (photos_of(photos, fit.seed), 1 - fit.page_ratio, _PHOTO_SCALES),
     )
     for given, share, scales in kinds:
         if not (count := round(fit.crops * share)):
@@ -149,14 +149,16 @@ def _crop(
     return pixels[top : top + height, left : left + width]
 
 
-def _photos(photos: Pictures, seed: int) -> Iterator[Image.Image]:
+def photos_of(photos: Pictures, seed: int) -> Iterator[Image.Image]:
+    """All photos; synthetic scenes where there are none."""
     if len(photos):
         yield from (photos[index] for index in range(len(photos)))
     else:
         yield from _synthetic(("scene", "gradient"), seed)
 
 
-def _pages(corpora: Sequence[RowCorpus], seed: int) -> Iterator[Image.Image]:
+def pages_of(corpora: Sequence[RowCorpus], seed: int) -> Iterator[Image.Image]:
+    """Some pictures of corpora, in random order; synthetic pages where there are none."""
     rng = random.Random(seed)
     places = [(corpus, index) for corpus in corpora for index in range(corpus.length)]
     if not places:
