@@ -8,10 +8,13 @@ the page.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from viq.bench.growth_tables import UNITS
+from viq.bench.growth_tables import chart as growth_chart
 from viq.recipes.registry import RECIPES
 from viq.report.charts import (
     INKS,
@@ -51,6 +54,7 @@ def figures() -> dict[str, str]:
         "way": way(),
         "packing": packing(),
         "stages": stages(),
+        **growth(),
     }
     return {name: _standing(to_svg(chart)) for name, chart in made.items()}
 
@@ -94,6 +98,12 @@ def probes() -> Chart:
     head = "colour of the shape (12)"
     listed = [(row["codes of"], [number(row[head])]) for row in rows]
     return bars("Colours of a shape that a linear probe names, %", ("right",), listed)
+
+
+def growth() -> dict[str, Chart]:
+    """What `viq bench growth` measured, a chart a section."""
+    found = json.loads((ROOT / "docs/growth.json").read_text())
+    return {f"growth-{name}": growth_chart(name, found[name]) for name in UNITS if name in found}
 
 
 def table(page: str, heading: str, place: int = 0) -> list[dict[str, str]]:

@@ -79,7 +79,7 @@ def test_all_sections(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         svg = to_svg(chart(name, result[name]))
         assert all(job in svg for job in result[name])
     text = as_text(result)
-    assert "near-duplicates" in text and "s a megapixel" in text
+    assert "near-duplicates" in text and "seconds a megapixel" in text
 
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

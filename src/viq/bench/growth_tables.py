@@ -12,9 +12,9 @@ from viq.report.rate_chart import Series, rate_chart
 
 # Of each section: what is counted, its unit, and by how much seconds are multiplied to be read.
 UNITS = {
-    "pixels": ("megapixels", "s a megapixel", 1.0),
-    "samples": ("samples", "µs a sample", 1e6),
-    "tokens": ("tokens", "µs a token", 1e6),
+    "pixels": ("megapixels", "seconds a megapixel", 1.0),
+    "samples": ("samples", "microseconds a sample", 1e6),
+    "tokens": ("tokens", "microseconds a token", 1e6),
 }
 
 

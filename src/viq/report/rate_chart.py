@@ -71,7 +71,9 @@ def rate_chart(
             end = place(one.entropy, points[0][1])
             drawing.items += [Line([end, dots[0]], ink, 1.5, dashed=True), Dots([end], ink, 4)]
         drawing.items.append(Dots(dots, ink, 5 if len(dots) > 1 else 8))
-        names.append((*dots[-1], one.name, ink))
+        x, y = dots[-1]
+        # Lines that end at the right edge have their names above them.
+        names.append((x, y - _LINE if both_logarithmic else y, one.name, ink))
     drawing.items += _apart(names, drawing.height - _BOTTOM)
     drawing.items.append(Words(0, 16, title, "ink", 14))
     return drawing
