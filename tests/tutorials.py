@@ -21,7 +21,7 @@ _BLOCK = re.compile(
     r"(?P<skip><!-- not run: [^\n]+ -->\n)?^```(?P<kind>bash|python|text)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-_MOST = 120  # seconds of a block
+_MOST = 600  # seconds of a block, on a machine that has other things to do
 _DONE = "-- the block is done --"
 _PYTHON = f"""
 import json, sys
@@ -46,13 +46,13 @@ def blocks(page: str) -> list[Block]:
     ]
 
 
-def run(page: str, folder: Path) -> None:
-    """Run a page in a folder.
+def run(page: str, folder: Path, **variables: str) -> None:
+    """Run a page in a folder, with these variables in its environment.
 
     Raises:
         AssertionError: a block failed, or printed something else than the page says.
     """
-    environment = _environment()
+    environment = _environment() | variables
     with _python(folder, environment) as python:
         printed: str | None = None
         for block in blocks(page):

@@ -1,4 +1,4 @@
-"""Stores that others read, filter and rewrite: pyarrow, pandas, DuckDB, Polars, datasets."""
+"""Stores that others read, filter and rewrite: pyarrow, pandas, DuckDB, Polars, datasets, Lance."""
 
 import json
 from collections.abc import Callable
@@ -77,7 +77,14 @@ def by_datasets(made: Path, out: Path) -> None:
     found.filter(lambda row: row["key"] in WIDE).to_parquet(str(out))
 
 
-TOOLS = [by_pyarrow, by_pyarrow_as_we_do, by_pandas, by_duckdb, by_polars, by_datasets]
+def by_lance(made: Path, out: Path) -> None:
+    lance = pytest.importorskip("lance", reason="another columnar format: pip install pylance")
+    lance.write_dataset(pq.read_table(made), str(out.parent / "codes.lance"))
+    data = lance.dataset(str(out.parent / "codes.lance"))
+    pq.write_table(data.to_table(filter=f"key IN {WIDE}"), out)
+
+
+TOOLS = [by_pyarrow, by_pyarrow_as_we_do, by_pandas, by_duckdb, by_polars, by_datasets, by_lance]
 
 
 @pytest.mark.parametrize("by", TOOLS)
