@@ -68,12 +68,8 @@ assert all(entry.get("loss", 1) > 0 for entry in trainer.state.log_history)
 ON_CPU = (('SFTConfig("out", ', 'SFTConfig("out", use_cpu=True, bf16=False, '),)
 SECTIONS = {
     "transformers": Section(
-        OURS + """
-images = [Image.open("photos/0.png")]
-parts = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
-messages = [{"role": "user", "content": parts}]
-""",
-        "assert type(answers) is list and isinstance(answers[0], str)",
+        after="assert type(answers) is list and isinstance(answers[0], str)",
+        swaps=(("runs/mllm/2-answers/model", "model"), ("photo.jpg", "a.jpg")),
     ),
     "Language models and their formats": Section(
         "from viq.mllm.loading import load_mllm",
