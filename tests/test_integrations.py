@@ -119,7 +119,7 @@ for name in ("large", "wide", "frame", "table"):
     "datasets and the hub": Section(after="assert len(data) == len(rows) == 4"),
     "S3, Google Cloud, and all that fsspec reads": Section(after="assert len(list(data)) == 4"),
     "torchdata": Section(
-        "import viq", "assert len(map_style) == 4 and 'num_workers' in str(state)"
+        after="assert len(map_style) == 4 and 'num_workers' in str(state)"
     ),
     "Ray": Section(),
 }  # fmt: skip
