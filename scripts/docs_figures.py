@@ -17,7 +17,6 @@ from viq.bench.growth_tables import UNITS
 from viq.bench.growth_tables import chart as growth_chart
 from viq.recipes.registry import RECIPES
 from viq.report.charts import (
-    INKS,
     Box,
     Chart,
     Line,
@@ -28,10 +27,10 @@ from viq.report.charts import (
     to_svg,
 )
 from viq.report.rate_chart import Series, rate_chart
+from viq.report.standing import colours, rules, standing
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs/figures"
-_PALETTE = ROOT / "src/viq/report/templates/page.css"  # the colours of all pages
 _TITLE = 14  # px
 _WIDTH = 560
 Row = tuple[str, list[tuple[float, float]]]  # a name, and a value and half of its interval each
@@ -56,7 +55,7 @@ def figures() -> dict[str, str]:
         "stages": stages(),
         **growth(),
     }
-    return {name: _standing(to_svg(chart)) for name, chart in made.items()}
+    return {name: standing(to_svg(chart)) for name, chart in made.items()}
 
 
 # Charts of tables
@@ -300,14 +299,6 @@ def _arrow(drawing: Chart, begin: tuple[float, float], end: tuple[float, float])
 # Files
 
 
-def _standing(svg: str) -> str:
-    """An <svg> element as a file of its own, which follows light and dark."""
-    light, dark = _colours()
-    style = f"svg{{{light}}}@media (prefers-color-scheme:dark){{svg{{{dark}}}}}{_rules('')}"
-    head = '<svg xmlns="http://www.w3.org/2000/svg" '
-    return svg.replace("<svg ", head, 1).replace(">", f"><style>{style}</style>", 1) + "\n"
-
-
 def inside(file: str) -> str:
     """The text of such a file as an element of a page of the site; `page_style` has its colours."""
     svg = re.sub(r"<style>.*?</style>", "", file.strip(), flags=re.DOTALL)
@@ -316,34 +307,14 @@ def inside(file: str) -> str:
 
 def page_style() -> str:
     """Rules for the charts of a page that is light or dark as its reader has chosen (furo)."""
-    light, dark = _colours()
+    light, dark = colours()
     return (
         f".chart{{{light}overflow-x:auto;margin:1.5rem 0}}"
         f'body[data-theme="dark"] .chart{{{dark}}}'
         f'@media (prefers-color-scheme:dark){{body:not([data-theme="light"]) .chart{{{dark}}}}}'
         ".chart svg{min-width:26rem;max-width:100%;height:auto}"
-        f"{_rules('.chart ')}"
+        f"{rules('.chart ')}"
     )
-
-
-def _colours() -> tuple[str, str]:
-    """Properties with the colours of reports, light and dark."""
-    light, dark = (
-        "".join(f"--chart-{name}:{value};" for name, value in re.findall(r"--(\w+): (#\w+)", text))
-        for text in re.findall(r":root \{(.*?)\}", _PALETTE.read_text(), re.DOTALL)
-    )
-    return light, dark
-
-
-def _rules(before: str) -> str:
-    font = "font-family:system-ui,'Segoe UI','Helvetica Neue',Arial,sans-serif"
-    shape = "fill:none;stroke-linecap:round;stroke-linejoin:round"
-    inks = "".join(
-        f"{before}.stroke-{ink}{{stroke:var(--chart-{ink})}}"
-        f"{before}.fill-{ink}{{fill:var(--chart-{ink})}}"
-        for ink in INKS
-    )
-    return f"{before}text{{{font}}}{before}path{{{shape}}}{inks}"
 
 
 if __name__ == "__main__":

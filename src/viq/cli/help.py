@@ -26,8 +26,9 @@ PANELS: dict[str, tuple[str, ...]] = {
         "rope_angle", "chat", "draw",
     ),
     "Input": (
-        "data", "codes", "synthetic", "text", "photos", "pictures", "label", "where", "root",
-        "image_column", "key_column", "split", "columns", "drop", "replace_columns", "strict",
+        "data", "kodak", "codes", "synthetic", "text", "photos", "pictures", "label", "where",
+        "root", "image_column", "key_column", "split", "columns", "drop", "replace_columns",
+        "strict",
         "transcript", "answers", "tasks", "limit", "rows", "by", "store", "run",
     ),
     "Access": (
@@ -46,12 +47,13 @@ PANELS: dict[str, tuple[str, ...]] = {
         "crop", "codecs", "sizes", "perceptual", "ocr", "random_sizes", "side", "length", "full",
         "checkpointing", "like", "repeats", "timed", "memory", "quick", "only", "shown",
     ),
-    "Training": ("steps", "scale", "seeds", "track", "show_recipe"),
+    "Training": ("recipe", "steps", "scale", "seeds", "track", "show_recipe"),
     "Server": (
         "host", "port", "token", "hostname", "max_upload", "max_seconds", "max_waiting",
     ),
     "Machine": (
-        "device", "dtype", "threads", "workers", "batch", "rank", "world", "engine", "cache",
+        "device", "dtype", "jobs", "threads", "workers", "batch", "rank", "world", "engine",
+        "cache",
     ),
     OTHER: ("as_json", "help"),
 }  # fmt: skip

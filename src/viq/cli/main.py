@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from viq.cli.ablate import ablate
 from viq.cli.bench import bench_app
 from viq.cli.chat import caption, chat
 from viq.cli.codes import decode, encode
@@ -42,7 +43,7 @@ app = App(
 for panel, commands in {
     "Codes": (encode, decode, info, models, demo, web),
     "Language models": (chat, caption, generate),
-    "Train and measure": (compare, report),
+    "Train and measure": (compare, ablate, report),
     "Other": (convert, export, doctor),
 }.items():
     for command in commands:

@@ -43,6 +43,11 @@ def of_seeds(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
+def of_pairs(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
+    """`of_seeds` of the differences first - second, seed by seed."""
+    return of_seeds([a - b for a, b in zip(first, second, strict=True)])
+
+
 def wilson(share: float, of: int) -> tuple[float, float]:
     """Wilson's score interval of a share of `of` answers, each right or wrong; ends are 0 to 1."""
     if not of:

@@ -69,6 +69,7 @@ class MicroBatch:
         text: conversations about the first `text_images` images; None without any.
         captions: of each image; "" where there is none.
         ids_TS: codes of the images, where they are known beforehand.
+        taught_nC: the teacher's tokens of the images, where they are known beforehand.
     """
 
     batch: PatchBatch
@@ -78,6 +79,7 @@ class MicroBatch:
     text_images: int = 0
     captions: tuple[str, ...] = ()
     ids_TS: Tensor | None = None
+    taught_nC: Tensor | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -95,8 +97,11 @@ class MicroBatch:
         text = self.text and self.text.to(device)
         batch = replace(self.batch, patches_TD=self.batch.patches_TD.to(device))
         ids_TS = self.ids_TS if self.ids_TS is None else self.ids_TS.to(device)
+        taught_nC = self.taught_nC if self.taught_nC is None else self.taught_nC.to(device)
         mask_TD = self.mask_TD.to(device)
-        return replace(self, batch=batch, mask_TD=mask_TD, text=text, ids_TS=ids_TS)
+        return replace(
+            self, batch=batch, mask_TD=mask_TD, text=text, ids_TS=ids_TS, taught_nC=taught_nC
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from viq.image.open import limit_pixels
 from viq.models.language.vision_language import LanguageConfig
 from viq.train.loop import LoopConfig
 from viq.train.optim import OptimConfig
+
+_OF_COUNTS = 1 << 40  # first drawing of `CountedShapes`, which no `SingleShape` reaches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,20 @@ def make_benchmark(
                 image = limit_pixels(example.pictures[0], config.max_side**2)
                 gathered[held].append((len(pictures), example))
                 pictures.append(np.asarray(image))
+    return benchmark_of(pictures, gathered, config, rng)
+
+
+def benchmark_of(
+    pictures: Sequence[np.ndarray],
+    gathered: Mapping[bool, Sequence[tuple[int, Example]]],
+    config: ProbeConfig,
+    rng: random.Random,
+) -> ProbeBenchmark:
+    """Conversations of training pictures, single questions of held-out ones.
+
+    Args:
+        gathered: by whether they are held out, numbers of pictures and what is asked about them.
+    """
     text_tokenizer = train_text_tokenizer(
         (
             turn.text.replace(IMAGE_PLACEHOLDER, "")
@@ -132,8 +148,12 @@ class SingleShape:
 
     name, length, samples = "shape", None, None
 
-    def __init__(self, split: Split) -> None:
-        self._odd = int(split == "held-out")
+    def __init__(self, split: Split, sides: tuple[int, int] = (64, 112)) -> None:
+        """
+        Args:
+            sides: px, the smallest and the largest side of a picture.
+        """
+        self._odd, self._sides = int(split == "held-out"), sides
 
     def key(self, index: int) -> str:
         return f"{self.name}:{index}"
@@ -142,7 +162,7 @@ class SingleShape:
         attempt = 0
         while True:
             number = 2 * (index + (attempt << 32)) + self._odd
-            size = (rng.randint(64, 112), rng.randint(64, 112))
+            size = (rng.randint(*self._sides), rng.randint(*self._sides))
             drawing = synthetic.draw("scene", size, number)
             if len(drawing.facts["shapes"]) == 1:
                 break
@@ -156,6 +176,28 @@ class SingleShape:
             "place": ("where is it?", where),
             "background": ("what is the background?", drawing.facts["background"]),
         })  # fmt: skip
+
+
+class CountedShapes:
+    """Synthetic pictures of one to four shapes, asked for how many there are."""
+
+    name, length, samples = "counted", None, None
+
+    def __init__(self, split: Split, sides: tuple[int, int] = (64, 112)) -> None:
+        """
+        Args:
+            sides: px, the smallest and the largest side of a picture.
+        """
+        self._odd, self._sides = int(split == "held-out"), sides
+
+    def key(self, index: int) -> str:
+        return f"{self.name}:{index}"
+
+    def example(self, index: int, rng: random.Random) -> Example:
+        size = (rng.randint(*self._sides), rng.randint(*self._sides))
+        drawing = synthetic.draw("scene", size, 2 * (index + _OF_COUNTS) + self._odd)
+        asked = {"count": ("how many shapes are there?", str(len(drawing.facts["shapes"])))}
+        return _example(self.key(index), drawing, asked)
 
 
 class ChartKinds:

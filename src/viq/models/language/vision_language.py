@@ -234,11 +234,13 @@ class VisionLanguageModel(nn.Module):
         own: names of the parameters that training may change: all, or projector and adapters.
     """
 
-    def __init__(self, language: Any, features: int, merge_size: int = 2) -> None:
+    def __init__(
+        self, language: Any, features: int, merge_size: int = 2, *, whiten: bool = False
+    ) -> None:
         super().__init__()
         width = language.get_input_embeddings().embedding_dim
         self.projector = MergeProjector(
-            ProjectorConfig(features=features, width=width, merge_size=merge_size)
+            ProjectorConfig(features=features, width=width, merge_size=merge_size, whiten=whiten)
         )
         use_packed_attention(language)
         self.language = language

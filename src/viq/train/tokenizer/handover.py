@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,12 +32,20 @@ def frozen_but(objective: nn.Module, stage: StageConfig) -> None:
 
 
 def begin(
-    config: TokenizerConfig, bottleneck: str, previous: VisualTokenizer | None, seed: int
+    config: TokenizerConfig,
+    bottleneck: str,
+    previous: VisualTokenizer | None,
+    seed: int,
+    make: Callable[[TokenizerConfig], VisualTokenizer] = VisualTokenizer,
 ) -> VisualTokenizer:
-    """A model with this bottleneck; every other part starts from the previous stage, if any."""
+    """A model with this bottleneck; every other part starts from the previous stage, if any.
+
+    Args:
+        make: gives a model of a config, with initial weights of any kind.
+    """
     torch.manual_seed(seed)
     quantizer = replace(config.quantizer, bottleneck=bottleneck)
-    model = VisualTokenizer(replace(config, quantizer=quantizer))
+    model = make(replace(config, quantizer=quantizer))
     if config.quantizer.transform is None:  # else its parts know how they begin
         initialize(model)
     if previous is not None:

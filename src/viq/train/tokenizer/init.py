@@ -31,7 +31,8 @@ def initialize(model: VisualTokenizer) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     for module in model.modules():
         if isinstance(module, Mlp):
             module.fc2.weight *= _GELU_GAIN
@@ -93,13 +94,7 @@ def fit_fsq(model: VisualTokenizer, previous: VisualTokenizer, batches: list[Pat
     levels. Drawn at random instead, d directions share one large mean and a handful of codes.
     """
     fsq_part, proximal = model.quantizer.bottleneck, previous.quantizer.bottleneck
-    slots, limited = [], []
-    for batch in batches:
-        batch = replace(batch, patches_TD=batch.patches_TD.to(previous.device))
-        slots_TSC = previous.quantizer.expand(previous.encoder(batch), batch.grids_hw)
-        slots.append(slots_TSC.flatten(0, 1))
-        limited.append(proximal.bound(proximal(slots_TSC, batch.grids_hw)).flatten(0, 1))
-    slots_KC, limited_KP = torch.cat(slots).double(), torch.cat(limited).double()
+    slots_KC, limited_KP = _slots_and_limited(previous, batches)
     centred_KP = limited_KP - limited_KP.mean(0)
     scores = torch.linalg.svd(centred_KP, full_matrices=False)[0]
     d = fsq_part.project_in.out_features
@@ -107,6 +102,36 @@ def fit_fsq(model: VisualTokenizer, previous: VisualTokenizer, batches: list[Pat
     _set(fsq_part.project_in, slots_KC, target_Kd)
     codes_Kd = fsq_part.bound(fsq_part.project_in(slots_KC.float())).double()
     _set(fsq_part.project_out, codes_Kd, proximal.project_out(limited_KP.float()).double())
+
+
+@torch.no_grad()
+def fit_simvq(model: VisualTokenizer, previous: VisualTokenizer, batches: list[PatchBatch]) -> None:
+    """Begin SimVQ where the proximal bottleneck ended: its centred vectors in, the codebook spread
+    as they are, least squares out. As `fit_fsq` otherwise."""
+    simvq, proximal = model.quantizer.bottleneck, previous.quantizer.bottleneck
+    slots_KC, limited_KP = _slots_and_limited(previous, batches)
+    centred_KP = limited_KP - limited_KP.mean(0)
+    _set(simvq.project_in, slots_KC, centred_KP)
+    # Rows are normal of deviation d^-1/2, so this gives them the covariance of the vectors.
+    _, scales, directions = torch.linalg.svd(centred_KP, full_matrices=False)
+    spread = directions.T * (scales / len(slots_KC) ** 0.5) @ directions
+    simvq.map.weight.copy_(spread * len(spread) ** 0.5)
+    codes_Kd = simvq.bound(simvq.project_in(slots_KC.float())[:, None])[:, 0].double()
+    _set(simvq.project_out, codes_Kd, proximal.project_out(limited_KP.float()).double())
+
+
+def _slots_and_limited(
+    previous: VisualTokenizer, batches: list[PatchBatch]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slots (K, C) of all patches, and what the proximal bottleneck makes of them (K, P), fp64."""
+    proximal = previous.quantizer.bottleneck
+    slots, limited = [], []
+    for batch in batches:
+        batch = replace(batch, patches_TD=batch.patches_TD.to(previous.device))
+        slots_TSC = previous.quantizer.expand(previous.encoder(batch), batch.grids_hw)
+        slots.append(slots_TSC.flatten(0, 1))
+        limited.append(proximal.bound(proximal(slots_TSC, batch.grids_hw)).flatten(0, 1))
+    return torch.cat(slots).double(), torch.cat(limited).double()
 
 
 def _set(linear: nn.Linear, inputs: torch.Tensor, outputs: torch.Tensor) -> None:

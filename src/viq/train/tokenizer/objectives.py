@@ -41,7 +41,8 @@ class AlignObjective(Objective):
     Args:
         bottleneck: False in stage 1, where the features are the encoder's own tokens.
         reader: projector and language model; None: no text loss.
-        teacher: frozen tower whose pooled token the student's follows; None: no distillation.
+        teacher: frozen tower whose pooled token the student's follows; None: no distillation, but
+            for micro-batches that carry the teacher's tokens.
         reconstruct: paint pixels with the model's own decoder.
         vae: frozen Qwen-Image VAE; the model's latent head then predicts its latents, as the
             paper does.
@@ -85,7 +86,7 @@ class AlignObjective(Objective):
             )
             sums["text"] = score.loss_A.sum()
             sums["correct"] = score.correct_A.sum()
-        if self.teacher is not None:
+        if self.teacher is not None or micro.taught_nC is not None:
             sums["distill"] = self._distill(features_TC, micro)
         if self.reconstruct:
             painted = self.tokenizer.reconstruct(features_TC, grids)
@@ -99,9 +100,11 @@ class AlignObjective(Objective):
 
     def _distill(self, features_TC: Tensor, micro: MicroBatch) -> Tensor:
         """1 - cosine of student's and teacher's pooled token, summed over images."""
-        assert self.teacher is not None
-        with torch.no_grad():
-            wanted = self.teacher(stretch(images_of(micro), self.teacher.config.side))
+        wanted = micro.taught_nC
+        if wanted is None:
+            assert self.teacher is not None
+            with torch.no_grad():
+                wanted = self.teacher(stretch(images_of(micro), self.teacher.config.side))
         pooled = self.tokenizer.pooled(features_TC, micro.batch.grids_hw)
         return (1 - F.cosine_similarity(pooled.float(), wanted.float(), dim=-1)).sum()
 
