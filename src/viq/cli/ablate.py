@@ -28,7 +28,7 @@ def ablate(
                           "continuous. Default: all."),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Runs of each arm.")] = 5,
-    jobs: Annotated[int, typer.Option(help="Processes; each takes a seed at a time.")] = 1,
+    jobs: Annotated[int, typer.Option(help="Processes; each has its share of the seeds.")] = 1,
     recipe: Annotated[str, typer.Option(help="short, or debug, which takes seconds.")] = "short",
     label: Annotated[str, typer.Option(help="The column that names a photo.")] = "label",
     where: Annotated[

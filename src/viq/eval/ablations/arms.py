@@ -107,7 +107,7 @@ ABLATIONS = tuple(dict.fromkeys([*(claim.ablation for claim in CLAIMS), CONTINUO
 
 
 def arms_of(ablations: tuple[str, ...]) -> list[Arm]:
-    """The arms that some ablations need, in the order of `ARMS`; `base` first where it is needed.
+    """The arms that some ablations need, in the order of `ARMS`.
 
     Raises:
         ViqError: there is no such ablation.
@@ -133,31 +133,32 @@ class AblationConfig:
         seen: channels a patch of the pretrained network's features that the encoder reads.
         pictures_a_step: half photos, half drawn, as far as there are photos.
         align, proximal, codes: steps of the stages 1, 2-1 and 2-2.
-        exam: the reader that is trained on frozen features (`eval/probes/`).
+        exam: its language model is also the reader of training; the rest is of the reader that
+            `continuous` trains on frozen features (`eval/probes/`).
     """
 
     name: str = "short"
-    max_side: int = 112
-    larger: tuple[int, int] = (144, 224)
-    drawn: int = 1500
-    drawn_test: int = 200
-    larger_test: int = 200
+    max_side: int = 80
+    larger: tuple[int, int] = (112, 160)
+    drawn: int = 1200
+    drawn_test: int = 160
+    larger_test: int = 160
     photos: int = 2400
-    seen: int = 128
-    pictures_a_step: int = 24
+    seen: int = 96
+    pictures_a_step: int = 16
     align: int = 150
-    proximal: int = 100
-    codes: int = 200
-    learning_rate: float = 1e-3
+    proximal: int = 80
+    codes: int = 160
+    learning_rate: float = 1.5e-3
     losses: dict[str, float] = field(
         default_factory=lambda: {"text": 1.0, "distill": 2.0, "rmse": 2.0}
     )
     levels: tuple[int, ...] = PRESETS["4k"]
-    width: int = 128
+    width: int = 64
     depth: int = 1
     exam: ProbeConfig = ProbeConfig(
-        max_side=112, steps=500, tokens=960, seeds=1,
-        language=LanguageConfig(width=128, depth=2, heads=2, mlp_width=384, vocabulary=1024),
+        max_side=80, steps=300, tokens=640, learning_rate=3e-3, seeds=1,
+        language=LanguageConfig(width=128, depth=2, heads=2, mlp_width=256, vocabulary=800),
     )  # fmt: skip
 
     def model(self, *, bottleneck: Literal["proximal", "fsq"], rope: bool) -> TokenizerConfig:

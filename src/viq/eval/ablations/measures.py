@@ -1,9 +1,9 @@
 """Outcome measures of a trained arm; scores are of pictures that it was not trained on.
 
 `probe_names`  photos named by a linear classifier on the mean and deviation of whitened features
-`reader`       answers of a small language model that is trained anew on frozen, whitened features:
-               mean over kinds of question (`READER_KINDS`), each of which is also there
-`understanding`    mean of `probe_names` and the kinds, which weigh alike
+`reader`       answers of the small language model that the arm was trained with: mean over kinds of
+               question (`READER_KINDS`), each of which is also there
+`understanding`    mean of these two
 `place_and_count`  mean of these two kinds, on pictures of trained sizes and on larger ones
 `kodak_db`     PSNR of the middle 256 px of the Kodak pictures, painted by a linear map of the
                features of 3 x 3 patches, fitted to training pictures by least squares
@@ -15,7 +15,7 @@ T = patches of all pictures, C = width of features, D = values per patch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -28,11 +28,12 @@ from viq.eval.ablations.arms import AblationConfig
 from viq.eval.ablations.material import Material, Pictures
 from viq.eval.ablations.model import SeenBatch, batch_of, code_ids
 from viq.eval.probes.classifiers import mean_and_deviation, whitened
-from viq.eval.probes.understanding import train_probe
+from viq.eval.probes.understanding import score_reader, train_probe
 from viq.image.patches import denormalize, lengths_of, normalize, patchify, unpatchify
 from viq.metrics.codebook import code_use
 from viq.metrics.images import psnr
 from viq.models.language.projector import Whitener
+from viq.models.language.vision_language import VisionLanguageModel
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 
 READER_KINDS = {
@@ -61,12 +62,15 @@ def features_of(pictures: Pictures, give: Callable[[SeenBatch], Tensor]) -> tupl
 
 def measure(
     tokenizer: VisualTokenizer,
+    reader: VisionLanguageModel,
     material: Material,
     config: AblationConfig,
-    seed: int,
-    progress: Callable[[int], None] = lambda step: None,
 ) -> dict[str, float]:
-    """All measures by name: percent, dB, or codes."""
+    """All measures by name: percent, dB, or codes.
+
+    Args:
+        reader: what the arm's text loss was of.
+    """
     ids: list[Tensor] = []
 
     def features(batch: SeenBatch) -> Tensor:
@@ -80,12 +84,15 @@ def measure(
     names = probe_names(found, material)
     white = whitener_of(found, material)
     clear = tuple(white(feature) for feature in found)
-    answers = exam(clear, material, config, seed, progress)
+    score = score_reader(
+        reader.eval(), material.benchmark.test,
+        lambda numbers: torch.cat([found[number] for number in numbers]), _grids(material),
+    )  # fmt: skip
+    answers = _by_kind(score)
     painted = [white(feature) for feature in features_of(material.crops, features)]
-    kinds = [answers[kind] for kind in READER_KINDS]
     sized = [answers[kind] for kind in ("place", "count", *LARGER)]
     return {
-        "understanding": fmean([names, *kinds]),
+        "understanding": fmean([names, answers["reader"]]),
         "probe_names": names,
         **answers,
         "place_and_count": fmean(sized),
@@ -113,7 +120,7 @@ def exam(
     seed: int,
     progress: Callable[[int], None] = lambda step: None,
 ) -> dict[str, float]:
-    """Right answers in percent, by kind of question, and `reader`: their mean.
+    """Right answers in percent, by kind of question, of a reader that is trained anew.
 
     Args:
         features: whitened, of every picture.
@@ -123,11 +130,20 @@ def exam(
         replace(benchmark, pictures=()),
         lambda numbers: torch.cat([features[number] for number in numbers]),
         features[0].shape[1],
-        [grid_of(picture.shape[:2]) for picture in benchmark.pictures],
+        _grids(material),
         config.exam,
         seed,
         progress,
     )
+    return _by_kind(score)
+
+
+def _grids(material: Material) -> list[Grid]:
+    return [grid_of(picture.shape[:2]) for picture in material.benchmark.pictures]
+
+
+def _by_kind(score: Mapping[str, float]) -> dict[str, float]:
+    """`reader`, the mean over `READER_KINDS`; these, and those of larger pictures."""
     answers = {name: score.get(kind, 0.0) for name, kind in {**READER_KINDS, **LARGER}.items()}
     return {"reader": fmean(answers[kind] for kind in READER_KINDS), **answers}
 

@@ -76,8 +76,10 @@ def ablate(
 ) -> dict[str, Any]:
     """Train and measure what `study.out` lacks; gives, and writes, the results of all of it.
 
+    Ablations are run in their order, each with all seeds.
+
     Args:
-        jobs: processes, each of which takes a seed at a time.
+        jobs: processes, each of which has its share of the seeds.
         say: called with lines of progress.
 
     Raises:
@@ -93,19 +95,17 @@ def ablate(
     study.out.mkdir(parents=True, exist_ok=True)
     with locked(study.out):
         _check_settings(study)
+        material = _material(study, say)  # what the network sees is then there for all processes
         if jobs == 1:
-            material = _material(study, say)
-            for seed in range(study.seeds):
-                _seed(study, seed, material, say)
-                collect(study)
+            _work(study, range(study.seeds), material, say)
         else:
-            _material(study, say)  # what the network sees is then there for all of them
+            del material
+            jobs = min(jobs, study.seeds)
             context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(min(jobs, study.seeds), context) as pool:
-                waiting = [pool.submit(_alone, study, seed) for seed in range(study.seeds)]
-                for done in as_completed(waiting):
-                    say(f"seed {done.result()} done")
-                    collect(study)
+            with ProcessPoolExecutor(jobs, context) as pool:
+                shares = [range(first, study.seeds, jobs) for first in range(jobs)]
+                for done in as_completed([pool.submit(_alone, study, share) for share in shares]):
+                    done.result()
         return collect(study)
 
 
@@ -144,27 +144,37 @@ def _images(source: Any) -> list[Image.Image]:
     return [source[index].open() for index in range(len(source))]
 
 
-def _alone(study: Study, seed: int) -> int:
-    """One seed in a process of its own."""
+def _alone(study: Study, seeds: Sequence[int]) -> None:
+    """Some seeds in a process of its own."""
     torch.set_num_threads(study.threads)
-    _seed(study, seed, _material(study, lambda line: None), lambda line: None)
-    return seed
+    _work(study, seeds, _material(study, lambda line: None), lambda line: None)
+
+
+def _work(
+    study: Study, seeds: Sequence[int], material: Material, say: Callable[[str], None]
+) -> None:
+    for ablation in study.ablations:
+        for seed in seeds:
+            _seed(study, ablation, seed, material, say)
+            collect(study)
 
 
 @tiny_as_zero()
-def _seed(study: Study, seed: int, material: Material, say: Callable[[str], None]) -> None:
-    """Every arm of one seed that has no measures yet."""
+def _seed(
+    study: Study, ablation: str, seed: int, material: Material, say: Callable[[str], None]
+) -> None:
+    """Every arm of an ablation that has no measures of this seed yet."""
     folder = study.out / f"seed-{seed}"
     folder.mkdir(exist_ok=True)
-    for arm in arms_of(study.ablations):
+    for arm in arms_of((ablation,)):
         path = folder / f"{arm.name}.json"
         if path.is_file():
             continue
         begun = time.perf_counter()
         log: list[dict[str, Any]] = []
-        tokenizer = train_arm(arm, seed, material, study.config, folder, log.append)
+        tokenizer, reader = train_arm(arm, seed, material, study.config, folder, log.append)
         trained = time.perf_counter()
-        measures = measure(tokenizer, material, study.config, seed)
+        measures = measure(tokenizer, reader, material, study.config)
         record = {
             "measures": measures, "seconds_trained": round(trained - begun, 1),
             "seconds_measured": round(time.perf_counter() - trained, 1), "log": log,
@@ -175,43 +185,40 @@ def _seed(study: Study, seed: int, material: Material, say: Callable[[str], None
             f"{measures['kodak_db']:.2f} dB; {record['seconds_trained']:.0f} + "
             f"{record['seconds_measured']:.0f} s"
         )
-    if CONTINUOUS in study.ablations:
+    if ablation == CONTINUOUS:
         _features(study, seed, material, folder, say)
 
 
 def _features(
     study: Study, seed: int, material: Material, folder: Path, say: Callable[[str], None]
 ) -> None:
-    """The same reader on the base arm's codes, on what they are made of, and on nothing."""
+    """A reader, trained anew, on the base arm's codes, on what they are made of, and on nothing."""
     base = arms_of((CONTINUOUS,))[0]
     for kind in FEATURES:
         path = folder / f"features-{kind}.json"
         if path.is_file():
             continue
-        if kind == "codes":  # measured already, by the same reader
-            measures = read_object(folder / "base.json")["measures"]
-        else:
-            tokenizer = train_arm(base, seed, material, study.config, folder, lambda record: None)
-            features = _of_kind(kind, tokenizer, material)
-            if kind != "blind":
-                white = whitener_of(features, material)
-                features = [white(feature) for feature in features]
-            measures = exam(features, material, study.config, seed)
+        tokenizer, _ = train_arm(base, seed, material, study.config, folder, lambda record: None)
+        features = _of_kind(kind, tokenizer, material)
+        if kind != "blind":
+            white = whitener_of(features, material)
+            features = [white(feature) for feature in features]
+        measures = exam(features, material, study.config, seed)
         write_atomically(path, (json.dumps({"measures": measures}, indent=1) + "\n").encode())
         say(f"seed {seed}, features {kind}: reader {measures['reader']:.1f}")
 
 
 def _of_kind(kind: str, tokenizer: VisualTokenizer, material: Material) -> Sequence[Tensor]:
-    """Features (patches, channels) of each picture: before quantization, the teacher's, or none."""
+    """Features (patches, channels) of each picture: of codes, before them, the teacher's, none."""
     if kind == "teacher":
         return [vector.float() for vector in material.vectors]
     if kind == "blind":
         return [vector.new_zeros(len(vector), 1).float() for vector in material.vectors]
 
-    def encoded(batch: SeenBatch) -> Tensor:
-        return tokenizer.encoder(batch)
+    def given(batch: SeenBatch) -> Tensor:
+        return tokenizer(batch).features_TC if kind == "codes" else tokenizer.encoder(batch)
 
-    return features_of(material.pictures, encoded)
+    return features_of(material.pictures, given)
 
 
 # Results

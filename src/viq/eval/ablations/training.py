@@ -85,8 +85,10 @@ def stages_of(arm: Arm, config: AblationConfig) -> list[Stage]:
 
 def train_arm(
     arm: Arm, seed: int, material: Material, config: AblationConfig, folder: Path, report: Report
-) -> VisualTokenizer:
-    """The tokenizer after the last stage, in eval mode. Stages in `folder` are not trained again.
+) -> tuple[VisualTokenizer, VisionLanguageModel]:
+    """Tokenizer and reader after the last stage, frozen, in eval mode.
+
+    Stages in `folder` are not trained again.
 
     Args:
         report: called with records of the training loop.
@@ -104,7 +106,7 @@ def train_arm(
             checkpoint.write_weights(path, _state(both))
         previous = tokenizer.eval()
     assert previous is not None
-    return previous.requires_grad_(False)
+    return previous.requires_grad_(False), reader.requires_grad_(False).eval()
 
 
 def _state(module: torch.nn.Module) -> dict[str, torch.Tensor]:

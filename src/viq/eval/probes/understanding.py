@@ -117,20 +117,28 @@ def train_probe(
         seed=seed,
         log=lambda record: progress(record["step"] - 1),
     )
+    return score_reader(reader, benchmark.test, features, grids)
+
+
+@torch.inference_mode()
+def score_reader(
+    reader: VisionLanguageModel,
+    test: Sequence[ProbeQuestion],
+    features: Gathered,
+    grids: Sequence[Grid],
+) -> dict[str, float]:
+    """Exact-match accuracy in percent by kind, of a trained reader; as `train_probe` gives it."""
     hits: dict[str, list[bool]] = defaultdict(list)
-    with torch.inference_mode():
-        for start in range(0, len(benchmark.test), 16):
-            questions = benchmark.test[start : start + 16]
-            pack = _Pack(questions)
-            correct = _score(reader, pack, features, grids).correct_A
-            owners_L = torch.arange(len(questions)).repeat_interleave(
-                torch.tensor(pack.text.lengths)
-            )
-            owner = owners_L[pack.text.targets_L != IGNORE]
-            for i, question in enumerate(questions):
-                right = bool(correct[owner == i].all())
-                for kind in ("all", _group(question.kind), question.kind):
-                    hits[kind].append(right)
+    for start in range(0, len(test), 16):
+        questions = test[start : start + 16]
+        pack = _Pack(questions)
+        correct = _score(reader, pack, features, grids).correct_A
+        owners_L = torch.arange(len(questions)).repeat_interleave(torch.tensor(pack.text.lengths))
+        owner = owners_L[pack.text.targets_L != IGNORE]
+        for i, question in enumerate(questions):
+            right = bool(correct[owner == i].all())
+            for kind in ("all", _group(question.kind), question.kind):
+                hits[kind].append(right)
     return {kind: 100 * sum(found) / len(found) for kind, found in hits.items()}
 
 
