@@ -16,6 +16,7 @@ from pathlib import Path
 from viq.bench.growth_tables import UNITS
 from viq.bench.growth_tables import chart as growth_chart
 from viq.recipes.registry import RECIPES
+from viq.report.ablation_page import differences
 from viq.report.charts import (
     Box,
     Chart,
@@ -54,6 +55,7 @@ def figures() -> dict[str, str]:
         "packing": packing(),
         "stages": stages(),
         **growth(),
+        "ablations": ablations(),
     }
     return {name: standing(to_svg(chart)) for name, chart in made.items()}
 
@@ -294,6 +296,11 @@ def _arrow(drawing: Chart, begin: tuple[float, float], end: tuple[float, float])
         [(x + 7, y - 4), end, (x + 7, y + 4)] if across else [(x - 4, y - 7), end, (x + 4, y - 7)]
     )
     drawing.items += [Line([begin, end], "soft", 1.5), Line(head, "soft", 1.5)]
+
+
+def ablations() -> Chart:
+    """Paired differences of the runs whose results are docs/ablations.json."""
+    return differences(json.loads((ROOT / "docs/ablations.json").read_text())["claims"])
 
 
 # Files

@@ -20,11 +20,16 @@ _NAMES = {
 
 
 def chart_svg(claims: Sequence[Mapping[str, Any]]) -> str:
+    """`differences` as a file of its own."""
+    return standing(to_svg(differences(claims)))
+
+
+def differences(claims: Sequence[Mapping[str, Any]]) -> Chart:
     """Paired differences with their intervals, one row a claim, colours by verdict."""
     drawing = Chart(_WIDTH, _TOP + _ROW * max(1, len(claims)) + _BOTTOM, "Paired differences")
     drawing.items.append(Words(0, 16, "Paired differences and 95% intervals", "ink", 14))
     if not claims:
-        return standing(to_svg(drawing))
+        return drawing
     ends = [(c["mean"] - c["half_width"], c["mean"] + c["half_width"]) for c in claims]
     margins = [-(c["margin"] or 0.0) for c in claims]
     marks = ticks(min(0.0, *(low for low, _ in ends), *margins), max(0.0, *(h for _, h in ends)))
@@ -51,7 +56,7 @@ def chart_svg(claims: Sequence[Mapping[str, Any]]) -> str:
         ]
     unit = "points of percent; dB for the measure of pixels; dashed: the margin"
     drawing.items.append(Words(right, bottom + 31, unit, anchor="end"))
-    return standing(to_svg(drawing))
+    return drawing
 
 
 def _row_name(claim: Mapping[str, Any]) -> str:

@@ -77,8 +77,9 @@ def measure(
         return tokenizer(batch).features_TC
 
     def counted(batch: SeenBatch) -> Tensor:
-        ids.append(code_ids(tokenizer, batch))
-        return features(batch)
+        output = tokenizer(batch)
+        ids.append(code_ids(tokenizer, output.z_TSd))
+        return output.features_TC
 
     found = features_of(material.pictures, counted)
     names = probe_names(found, material)

@@ -76,12 +76,11 @@ def make(arm: Arm, config: TokenizerConfig, seen: int) -> VisualTokenizer:
     return tokenizer
 
 
-def code_ids(tokenizer: VisualTokenizer, batch: SeenBatch) -> Tensor:
-    """Numbers of codes (T, S), int64, of either quantizer."""
+def code_ids(tokenizer: VisualTokenizer, z_TSd: Tensor) -> Tensor:
+    """Numbers of codes (T, S), int64, of values before the limit, by either quantizer."""
     bottleneck = tokenizer.quantizer.bottleneck
-    if isinstance(bottleneck, SimVQBottleneck):
-        return bottleneck.indices(tokenizer.quantizer(tokenizer.encoder(batch), batch.grids_hw))
-    return tokenizer.ids(batch)
+    quantizer = bottleneck if isinstance(bottleneck, SimVQBottleneck) else bottleneck.fsq
+    return quantizer.indices(z_TSd)
 
 
 def micro_batch(

@@ -24,6 +24,7 @@ from viq.data.batching.tokenizer_batches import MicroBatch
 from viq.eval.ablations.arms import AblationConfig, Arm
 from viq.eval.ablations.material import Material
 from viq.eval.ablations.model import ArmObjective, batch_of, make, micro_batch
+from viq.models.language.projector import Whitener
 from viq.models.language.vision_language import VisionLanguageModel, build_language
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.train.in_memory import cosine_loop, train_in_memory
@@ -196,7 +197,9 @@ def _whiten(
     for batch in _first_batches(material):
         features = tokenizer(batch).features_TC if reads_codes else tokenizer.encoder(batch)
         found.append(features)
-    reader.projector.whitener.fit(torch.cat(found))
+    whitener = reader.projector.whitener
+    assert isinstance(whitener, Whitener)
+    whitener.fit(torch.cat(found))
 
 
 def _batches(
