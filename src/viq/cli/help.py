@@ -23,7 +23,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Model": (
         "model", "tokenizer", "any_tokenizer", "language", "start", "teacher", "sentences", "vae",
         "alignment", "towers", "continuous", "methods", "peers", "llm", "levels", "heads", "name",
-        "rope_angle", "chat", "draw",
+        "rope_angle", "chat", "draw", "counts_only",
     ),
     "Input": (
         "data", "kodak", "codes", "synthetic", "text", "photos", "pictures", "label", "where",
@@ -49,7 +49,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     ),
     "Training": ("recipe", "steps", "scale", "seeds", "track", "show_recipe"),
     "Server": (
-        "host", "port", "token", "hostname", "max_upload", "max_seconds", "max_waiting",
+        "host", "port", "token", "hostname", "max_upload", "max_kept", "max_seconds", "max_waiting",
     ),
     "Machine": (
         "device", "dtype", "jobs", "threads", "workers", "batch", "rank", "world", "engine",
