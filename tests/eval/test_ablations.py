@@ -166,6 +166,25 @@ def test_every_arm_is_one_choice_away_from_base_and_has_as_many_steps() -> None:
         arms_of(("colour",))
 
 
+def test_an_arm_has_the_parts_that_it_says() -> None:
+    def limited(name: str) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = make(ARMS[name], debug().model(ARMS[name], "proximal"), 8)
+        return model.quantizer.bottleneck.bound(torch.randn(50, 4, 32)).flatten(0, 1)
+
+    assert torch.allclose(limited("base").abs().amax(-1), torch.ones(200))
+    assert torch.allclose(limited("l2").norm(dim=-1), torch.ones(200))
+    normed = limited("batch-norm")
+    assert torch.allclose(normed.mean(0), torch.zeros(32), atol=1e-5)
+    assert torch.allclose(normed.std(0, correction=0), torch.ones(32), atol=1e-3)
+
+    def angles(name: str) -> str:
+        blocks = make(ARMS[name], debug().model(ARMS[name], "fsq"), 8).quantizer.bottleneck.blocks
+        return blocks[0].attn.angle_dtype
+
+    assert (angles("base"), angles("no-position")) == ("float32", "none")
+
+
 def test_a_rotated_vector_is_the_target_and_its_gradient_is_turned() -> None:
     torch.manual_seed(0)
     z, target = torch.randn(7, 5, requires_grad=True), torch.randn(7, 5)
@@ -179,8 +198,7 @@ def test_a_rotated_vector_is_the_target_and_its_gradient_is_turned() -> None:
 
 def test_simvq_takes_the_nearest_row_and_only_its_map_learns_from_the_commitment() -> None:
     torch.manual_seed(0)
-    config = debug().model(bottleneck="fsq", rope=True)
-    bottleneck = make(ARMS["simvq"], config, 8).quantizer.bottleneck
+    bottleneck = make(ARMS["simvq"], debug().model(ARMS["simvq"], "fsq"), 8).quantizer.bottleneck
     assert isinstance(bottleneck, SimVQBottleneck)
     z = torch.randn(6, 4, 32, requires_grad=True)
     table = bottleneck.map(bottleneck.rows_ed)

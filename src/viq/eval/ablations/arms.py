@@ -161,8 +161,11 @@ class AblationConfig:
         language=LanguageConfig(width=128, depth=2, heads=2, mlp_width=256, vocabulary=800),
     )  # fmt: skip
 
-    def model(self, *, bottleneck: Literal["proximal", "fsq"], rope: bool) -> TokenizerConfig:
-        """Shape of the tokenizer of an arm in a stage with this bottleneck."""
+    def model(self, arm: Arm, bottleneck: Literal["proximal", "fsq"]) -> TokenizerConfig:
+        """Shape of the tokenizer of an arm in a stage with this bottleneck.
+
+        Batch norm and SimVQ are not of the config: `model.make` puts them in.
+        """
         return TokenizerConfig(
             name="ablation",
             encoder=EncoderConfig(
@@ -172,7 +175,8 @@ class AblationConfig:
             quantizer=QuantizerConfig(
                 bottleneck=bottleneck, levels=self.levels, proximal_width=32, heads=2, pre_depth=1,
                 slot_depth=1, slot_attention_width=32, slot_mlp_ratio=1, post_depth=1,
-                rope_angle_dtype="float32" if rope else "none",
+                proximal_limit="l2" if arm.bound == "l2" else "linf",
+                rope_angle_dtype="float32" if arm.rope else "none",
             ),
             decoder=DecoderConfig(width=self.width, depth=2),
         )  # fmt: skip

@@ -145,7 +145,7 @@ def _begun(
     kind: Literal["proximal", "fsq"] = "proximal" if stage.bottleneck == "proximal" else "fsq"
     arm = Arm(name=stage.name, **dict(stage.choices))  # as far as the stage obeys one
     seen = material.pictures.seen[0].shape[1]
-    shape = config.model(bottleneck=kind, rope=arm.rope)
+    shape = config.model(arm, kind)
     tokenizer = begin(shape, kind, previous, seed, partial(_made, arm, seen))
     if previous is not None and previous.config.quantizer.bottleneck == "proximal":
         fit = fit_simvq if arm.quantizer == "simvq" else fit_fsq
