@@ -15,10 +15,19 @@ from typer.testing import CliRunner
 from viq.cli.main import app
 from viq.core.types import ViqError
 from viq.eval.ablations import run
-from viq.eval.ablations.arms import ABLATIONS, ARMS, CLAIMS, AblationConfig, Claim, arms_of, debug
+from viq.eval.ablations.arms import (
+    ABLATIONS,
+    ARMS,
+    CLAIMS,
+    FEATURE_CLAIM,
+    AblationConfig,
+    Claim,
+    arms_of,
+    debug,
+)  # fmt: skip
 from viq.eval.ablations.model import make
 from viq.eval.ablations.training import _digest, stages_of
-from viq.eval.ablations.verdict import CONFIRMED, CONTRADICTED, OPEN, judge, verdict
+from viq.eval.ablations.verdict import CONFIRMED, CONTRADICTED, OPEN, judge, judge_features, verdict
 from viq.models.tokenizer.simvq import SimVQBottleneck, rotated
 from viq.report.ablation_page import chart_svg, page
 
@@ -152,6 +161,16 @@ def test_pairs_are_of_the_same_seed() -> None:
     assert found["half_width"] == pytest.approx(12.71 * 0.5**0.5 / 2**0.5, abs=0.01)
     assert found["verdict"] == OPEN
     assert judge(claim, {"a": runs["a"]}) is None
+
+
+def test_readers_that_see_nothing_confirm_nothing() -> None:
+    seeds = range(3)
+    levels = {"codes": 50.0, "continuous": 50.5, "blind": 20.0}
+    runs = {name: {s: {"reader": level + s} for s in seeds} for name, level in levels.items()}
+    assert (judge_features(FEATURE_CLAIM, runs) or {})["verdict"] == CONFIRMED
+    runs["blind"] = {s: {"reader": 50.0 - s} for s in seeds}
+    assert (judge_features(FEATURE_CLAIM, runs) or {})["verdict"] == OPEN
+    assert judge_features(FEATURE_CLAIM, {"codes": runs["codes"]}) is None
 
 
 def test_every_arm_is_one_choice_away_from_base_and_has_as_many_steps() -> None:

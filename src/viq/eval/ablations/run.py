@@ -40,7 +40,7 @@ from viq.eval.ablations.material import Material, gather
 from viq.eval.ablations.measures import exam, features_of, measure, whitener_of
 from viq.eval.ablations.model import SeenBatch
 from viq.eval.ablations.training import train_arm
-from viq.eval.ablations.verdict import judge
+from viq.eval.ablations.verdict import judge, judge_features
 from viq.metrics.intervals import of_seeds
 from viq.models.layers.ambient import tiny_as_zero
 from viq.models.tokenizer.tokenizer import VisualTokenizer
@@ -229,7 +229,7 @@ def collect(study: Study) -> dict[str, Any]:
     runs = _read(study, [arm.name for arm in arms_of(study.ablations)], "")
     features = _read(study, FEATURES, "features-") if CONTINUOUS in study.ablations else {}
     claims = [judge(c, runs) for c in CLAIMS if c.ablation in study.ablations]
-    claims.append(judge(FEATURE_CLAIM, features))
+    claims.append(judge_features(FEATURE_CLAIM, features))
     result = {
         "settings": asdict(study.config),
         "seeds": study.seeds,

@@ -41,6 +41,15 @@ def judge(claim: Claim, runs: Runs) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
+def judge_features(claim: Claim, runs: Runs) -> dict[str, Any] | None:
+    """`judge` of readers of features; open as long as the reader of `better` is not above a blind
+    one for sure: two that see nothing are within any margin of each other."""
+    found, sight = judge(claim, runs), paired(runs, claim.better, "blind", claim.outcome)
+    if found is not None and (sight is None or sight["mean"] <= sight["half_width"]):
+        found["verdict"] = OPEN
+    return found
+
+
 def paired(runs: Runs, better: str, worse: str, outcome: str) -> dict[str, Any] | None:
     """`of_pairs` over the seeds that both have; None if there are none."""
     ours, theirs = runs.get(better, {}), runs.get(worse, {})
