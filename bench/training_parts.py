@@ -31,6 +31,7 @@ from viq.data.batching.mixture import Packer, Stream
 from viq.data.corpora.corpora import open_corpora
 from viq.recipes.registry import RECIPES
 from viq.train.loop import _Training
+from viq.train.tokenizer.fitted_stages import KINDS as FITTED
 from viq.train.tokenizer.run import TokenizerRun, TrainingData
 
 PARTS = ("data", "forward", "backward", "optimizer")
@@ -124,7 +125,7 @@ def measure(recipe: str, steps: int, data: list[str]) -> list[dict[str, Any]]:
         stages=tuple(
             replace(stage, loop=replace(stage.loop, steps=steps, log_every=steps, eval_every=steps))
             for stage in chosen.stages
-            if stage.kind != "transform"
+            if stage.kind not in FITTED
         ),
     )
     parts, corpora = Parts(), open_corpora(data, "train")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,6 +27,14 @@ REFINEMENT = RefinementConfig(directions=384, words=32)
 def pictures(count: int, first: int = 0) -> list[Image.Image]:
     """Scenes of 128x96 px."""
     return [draw("scene", (96, 128), first + i).image for i in range(count)]
+
+
+def saved_pictures(folder: Path, count: int, first: int = 0) -> Path:
+    """A folder with PNG files of `pictures`, in their order."""
+    folder.mkdir(exist_ok=True)
+    for number, picture in enumerate(pictures(count, first)):
+        picture.save(folder / f"{number:0{len(str(count - 1))}d}.png")
+    return folder
 
 
 @cache

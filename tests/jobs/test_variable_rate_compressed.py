@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from refined import pictures, plain_tokenizer, refined_tokenizer
+from refined import pictures, plain_tokenizer, refined_tokenizer, saved_pictures
 
 from viq.codec import CountedTables, EntropyModel
 from viq.core.codes import Codes
@@ -33,10 +33,7 @@ BPP = 0.6
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    for number, picture in enumerate(pictures(21, 70)):
-        picture.save(folder / f"{number:02d}.png")
-    return folder
+    return saved_pictures(tmp_path_factory.mktemp("photos"), 21, 70)
 
 
 @pytest.fixture(scope="module")

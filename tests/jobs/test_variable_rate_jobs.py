@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from refined import pictures, plain_tokenizer, refined_tokenizer
+from refined import pictures, plain_tokenizer, refined_tokenizer, saved_pictures
 
 from viq.core.types import CodesError, ViqError
 from viq.data.sources.open import open_source
@@ -28,10 +28,7 @@ OPTIONS = EncodeOptions(bpp=0.4, shard_size=2)
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    for number, picture in enumerate(pictures(3, 70)):
-        picture.save(folder / f"{number}.png")
-    return folder
+    return saved_pictures(tmp_path_factory.mktemp("photos"), 3, 70)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from refined import pictures, plain_tokenizer, refined_tokenizer
+from refined import plain_tokenizer, refined_tokenizer, saved_pictures
 
 from viq.core.codes import Codes
 from viq.core.types import CodesError
@@ -33,8 +33,7 @@ from viq.store.folder import Store, StoreInfo
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
-    for number, picture in enumerate(pictures(2, 70)):
-        picture.save(folder / f"{number}.png")
+    saved_pictures(folder, 2, 70)
     out = tmp_path_factory.mktemp("out") / "store"
     encode(refined_tokenizer(), open_source(str(folder)), out, EncodeOptions(bpp=0.4))
     return out
@@ -106,8 +105,7 @@ def test_a_preview_shows_what_decode_gives(store: Path, tmp_path: Path) -> None:
 
 def test_compressed_they_are_the_same(tmp_path: Path) -> None:
     pytest.importorskip("constriction", reason="compresses codes: pip install 'viq[codec]'")
-    for number, picture in enumerate(pictures(2, 70)):
-        picture.save(tmp_path / f"{number}.png")
+    saved_pictures(tmp_path, 2, 70)
     model, source = load("viq-transform"), open_source(str(tmp_path))
     encode(model, source, tmp_path / "plain", EncodeOptions(bpp=0.4))
     merge([tmp_path / "plain"], tmp_path / "small", entropy=model.entropy)
@@ -129,9 +127,7 @@ def test_compressed_they_are_the_same(tmp_path: Path) -> None:
 def test_ray_writes_the_same_store(store: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray.data", reason="a cluster: pip install 'viq[ray]'")
     photos = tmp_path / "photos"
-    photos.mkdir()
-    for number, picture in enumerate(pictures(2, 70)):
-        picture.save(photos / f"{number}.png")
+    saved_pictures(photos, 2, 70)
     model, options = refined_tokenizer(), EncodeOptions(bpp=0.4, shard_size=1)
     model.save_pretrained(tmp_path / "model")
     inputs, source = [str(photos)], open_source(str(photos))

@@ -24,10 +24,10 @@ from PIL import Image
 
 from viq.bench import components
 from viq.bench.encode_tables import as_text
-from viq.bench.setting import Setting
+from viq.bench.setting import Setting, chosen_sections
 from viq.core.codes import Codes
 from viq.core.measure import compare, machine, peak_memory, run_command
-from viq.core.types import Size, ViqError, grid_of
+from viq.core.types import Size, grid_of
 from viq.data.synthetic.draw import KINDS, draw
 from viq.models.tokenizer.encoder import EncoderConfig
 from viq.models.tokenizer.loading import load
@@ -98,9 +98,7 @@ def run(
         work: instead of the usual full or quick work.
         sections: names of `SECTIONS` to run; None runs all.
     """
-    unknown = sorted(set(sections or ()) - set(SECTIONS))
-    if unknown:
-        raise ViqError(f"unknown sections {unknown}: choose from {', '.join(SECTIONS)}")
+    chosen = chosen_sections(SECTIONS, sections, progress)
     tokenizer = load(model) if isinstance(model, str) else model
     with tempfile.TemporaryDirectory() as folder:
         if not isinstance(model, str):
@@ -121,14 +119,9 @@ def run(
             "quick": quick,
             "machine": machine(),
         }
-        for name, section in SECTIONS.items():
-            if sections is None or name in sections:
-                if progress:
-                    progress(name)
-                absent = (
-                    name in _OF_TRANSFORMERS and tokenizer.config.quantizer.transform is not None
-                )
-                result[name] = {"skipped": _NO_TRANSFORMER} if absent else section(setting)
+        for name, section in chosen:
+            absent = name in _OF_TRANSFORMERS and tokenizer.config.quantizer.transform is not None
+            result[name] = {"skipped": _NO_TRANSFORMER} if absent else section(setting)
     return result
 
 

@@ -23,9 +23,10 @@ import torch
 import torch.nn.functional as F
 
 from viq.bench.encode import four_to_three, picture
+from viq.bench.setting import chosen_sections
 from viq.core.codes import Codes
 from viq.core.measure import machine, peak_memory
-from viq.core.types import ViqError, grid_of
+from viq.core.types import grid_of
 from viq.jobs.store.lint import lint
 from viq.jobs.store.merge import merge, write_samples
 from viq.jobs.store.near_duplicates import by_overlap
@@ -92,23 +93,18 @@ def run(
         By section and what is done, a list of sizes: `size`, `median_s`, `min_s`, `max_s`, `runs`,
         and `peak_mib` of the process, None where the system does not tell.
     """
-    unknown = sorted(set(sections or ()) - set(SECTIONS))
-    if unknown:
-        raise ViqError(f"unknown sections {unknown}: choose from {', '.join(SECTIONS)}")
+    chosen = chosen_sections(SECTIONS, sections, progress)
     result: dict[str, Any] = {"benchmark": "growth", "model": model, "machine": machine()}
-    for name, section in SECTIONS.items():
-        if sections is None or name in sections:
-            if progress:
-                progress(name)
-            with tempfile.TemporaryDirectory() as folder:
-                result[name] = section(
-                    _Setting(
-                        model=model,
-                        work=work or (QUICK if quick else FULL),
-                        repeats=repeats,
-                        folder=Path(folder),
-                    )
+    for name, section in chosen:
+        with tempfile.TemporaryDirectory() as folder:
+            result[name] = section(
+                _Setting(
+                    model=model,
+                    work=work or (QUICK if quick else FULL),
+                    repeats=repeats,
+                    folder=Path(folder),
                 )
+            )
     return result
 
 

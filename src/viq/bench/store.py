@@ -22,12 +22,12 @@ from viq.bench.batches import batches
 from viq.bench.encode import mixed_images
 from viq.bench.packing import packing, untrained_network
 from viq.bench.reading import reading
-from viq.bench.setting import Setting, jpeg
+from viq.bench.setting import Setting, chosen_sections, jpeg
 from viq.bench.store_tables import as_text
 from viq.codec.level_network import LevelNetwork
 from viq.core.codes import Codes
 from viq.core.measure import compare, machine, peak_memory
-from viq.core.types import ViqError, grid_of
+from viq.core.types import grid_of
 from viq.data.sources.base import ImageBytes, Row, Source
 from viq.image.open import ImageError, list_images, open_image
 from viq.jobs.encode import encode
@@ -89,9 +89,7 @@ def run(
         sections: names of `SECTIONS`; None runs all.
         progress: called with the name of each section before it starts.
     """
-    unknown = sorted(set(sections or ()) - set(SECTIONS))
-    if unknown:
-        raise ViqError(f"unknown sections {unknown}: choose from {', '.join(SECTIONS)}")
+    chosen = chosen_sections(SECTIONS, sections, progress)
     tokenizer = load(model)
     result: dict[str, Any] = {
         "benchmark": "store",
@@ -100,22 +98,19 @@ def run(
         "repeats": repeats,
         "machine": machine(),
     }
-    for name, section in SECTIONS.items():
-        if sections is None or name in sections:
-            if progress:
-                progress(name)
-            with tempfile.TemporaryDirectory() as folder:
-                result[name] = section(
-                    _Setting(
-                        tokenizer=tokenizer,
-                        model=model,
-                        pictures=pictures,
-                        peers=peers,
-                        work=work or (QUICK if quick else FULL),
-                        repeats=repeats,
-                        folder=Path(folder),
-                    )
+    for name, section in chosen:
+        with tempfile.TemporaryDirectory() as folder:
+            result[name] = section(
+                _Setting(
+                    tokenizer=tokenizer,
+                    model=model,
+                    pictures=pictures,
+                    peers=peers,
+                    work=work or (QUICK if quick else FULL),
+                    repeats=repeats,
+                    folder=Path(folder),
                 )
+            )
     return result
 
 

@@ -169,7 +169,7 @@ def bench_growth(
     model: Model = DEFAULT_MODEL,
     repeats: Annotated[int, typer.Option(min=1, help="Runs; medians are shown.")] = 3,
     quick: Annotated[bool, typer.Option(help="Small sizes, some minutes.")] = False,
-    only: Annotated[str | None, typer.Option(help="Sections by commas. Default: all.")] = None,
+    only: Only = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="JSON; sections are added to what is there.")
     ] = None,

@@ -193,12 +193,13 @@ def _features(
     study: Study, seed: int, material: Material, folder: Path, say: Callable[[str], None]
 ) -> None:
     """A reader, trained anew, on the base arm's codes, on what they are made of, and on nothing."""
+    paths = {kind: folder / f"features-{kind}.json" for kind in FEATURES}
+    paths = {kind: path for kind, path in paths.items() if not path.is_file()}
+    if not paths:
+        return
     base = arms_of((CONTINUOUS,))[0]
-    for kind in FEATURES:
-        path = folder / f"features-{kind}.json"
-        if path.is_file():
-            continue
-        tokenizer, _ = train_arm(base, seed, material, study.config, folder, lambda record: None)
+    tokenizer, _ = train_arm(base, seed, material, study.config, folder, lambda record: None)
+    for kind, path in paths.items():
         features = _of_kind(kind, tokenizer, material)
         if kind != "blind":
             white = whitener_of(features, material)

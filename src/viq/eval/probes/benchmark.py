@@ -140,13 +140,10 @@ def benchmark_of(
     )
 
 
-class SingleShape:
-    """Synthetic pictures of one shape, asked for its colour, shape and place, and the background.
+class _Shapes:
+    """Synthetic pictures of shapes, endless; each part has others."""
 
-    Simple enough that a language model of a million parameters learns to look within minutes.
-    """
-
-    name, length, samples = "shape", None, None
+    name, length, samples = "", None, None
 
     def __init__(self, split: Split, sides: tuple[int, int] = (64, 112)) -> None:
         """
@@ -157,6 +154,15 @@ class SingleShape:
 
     def key(self, index: int) -> str:
         return f"{self.name}:{index}"
+
+
+class SingleShape(_Shapes):
+    """Synthetic pictures of one shape, asked for its colour, shape and place, and the background.
+
+    Simple enough that a language model of a million parameters learns to look within minutes.
+    """
+
+    name = "shape"
 
     def example(self, index: int, rng: random.Random) -> Example:
         attempt = 0
@@ -178,20 +184,10 @@ class SingleShape:
         })  # fmt: skip
 
 
-class CountedShapes:
+class CountedShapes(_Shapes):
     """Synthetic pictures of one to four shapes, asked for how many there are."""
 
-    name, length, samples = "counted", None, None
-
-    def __init__(self, split: Split, sides: tuple[int, int] = (64, 112)) -> None:
-        """
-        Args:
-            sides: px, the smallest and the largest side of a picture.
-        """
-        self._odd, self._sides = int(split == "held-out"), sides
-
-    def key(self, index: int) -> str:
-        return f"{self.name}:{index}"
+    name = "counted"
 
     def example(self, index: int, rng: random.Random) -> Example:
         size = (rng.randint(*self._sides), rng.randint(*self._sides))

@@ -108,9 +108,8 @@ def _sketched(store: Store) -> tuple[list[np.ndarray], np.ndarray]:
 
 def _sketch(codes: np.ndarray, factors: np.ndarray) -> np.ndarray:
     """A number for each band of the MinHash signature of a set, uint64 (bands,)."""
-    mixed = (
-        codes.astype(np.uint64) * _MIX
-    )  # each code once; for each hash, one more product is enough then
+    # Each code is mixed once; for each hash, one more product is enough then.
+    mixed = codes.astype(np.uint64) * _MIX
     mixed = (mixed ^ (mixed >> np.uint64(29))) * _MIX
     mixed ^= mixed >> np.uint64(32)
     lowest = (mixed[:, None] * factors).min(0) >> np.uint64(32)
