@@ -58,7 +58,7 @@ def play(page: Any, address: str) -> Film:
     page.wait_for_timeout(800)
     film.take(1600)
     page.goto(page.url.replace("/picture/", "/ask/"))
-    page.fill("#question", "What color are the eyes?")
+    page.fill("#question", "What is this?")
     film.take(700)
     page.keyboard.press("Enter")
     page.wait_for_function("() => !document.querySelector('[data-ask]').dataset.busy")
