@@ -231,5 +231,5 @@ def test_wide_images_are_decoded_in_pieces(monkeypatch: pytest.MonkeyPatch) -> N
     model = viq.load("viq-tiny")
     codes = model.encode(tiny.picture(1, 40, 400))[0]
     whole = np.asarray(model.decode(codes)[0]).astype(int)
-    monkeypatch.setattr("viq.models.tokenizer.inference._BAND", 7)
+    monkeypatch.setattr("viq.models.tokenizer.inference._WINDOW", 7)
     assert np.abs(np.asarray(model.decode(codes)[0]) - whole).max() <= 1

@@ -110,13 +110,13 @@ def test_tiles_are_encoded_alone_and_stitched() -> None:
         MODEL.encode(image, tile=50)
 
 
-def test_decoding_in_bands_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_in_windows_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.tokenizer()
     for parameter in model.parameters():  # residual branches start at zero
         torch.nn.init.normal_(parameter, std=0.1)
     codes = model.encode(picture(300, 90))
     whole = np.asarray(model.decode(codes)[0], int)
-    monkeypatch.setattr("viq.models.tokenizer.inference._BAND", 14)
+    monkeypatch.setattr("viq.models.tokenizer.inference._WINDOW", 14)
     banded = np.asarray(model.decode(codes)[0], int)
     assert abs(whole - banded).max() <= 1  # a value on a rounding boundary
 
@@ -252,3 +252,16 @@ def test_the_bundled_model_is_what_its_card_says() -> None:
     assert model.compute_fingerprint() == model.fingerprint
     weights = Path(viq.__file__).parent / "bundled" / "viq-tiny" / "model.safetensors"
     assert weights.stat().st_size <= 16_000_000
+
+
+@pytest.mark.parametrize("grid", [(433, 578), (1, 100_000), (3, 5000), (70, 60), (65, 64), (9, 9)])
+def test_windows_are_about_square_and_bounded(grid: tuple[int, int]) -> None:
+    """The context around flat ones would be most of the work."""
+    from viq.models.tokenizer.inference import _WINDOW, _window_sides
+
+    down, across = _window_sides(grid)
+    assert down * across <= _WINDOW
+    count = -(-grid[0] // down) * -(-grid[1] // across)
+    assert count <= 2 * -(-grid[0] * grid[1] // _WINDOW)
+    if min(grid) > 64:
+        assert max(down, across) <= 2 * min(down, across)

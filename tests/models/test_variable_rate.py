@@ -95,11 +95,11 @@ def test_codes_are_the_same_alone_and_in_a_list() -> None:
     assert model.encode(images[::-1], bpp=0.4) == together[::-1]
 
 
-def test_bands_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model, image = refined_tokenizer(), draw("scene", (112, 176), 5).image
     (codes,) = model.encode(image, bpp=1.0)
     whole = np.asarray(model.decode(codes)[0], np.int16)
-    monkeypatch.setattr("viq.models.tokenizer.inference._BAND", 5)
+    monkeypatch.setattr("viq.models.tokenizer.inference._WINDOW", 5)
     assert np.abs(np.asarray(model.decode(codes)[0], np.int16) - whole).max() <= 1
 
 

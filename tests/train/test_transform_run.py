@@ -116,13 +116,13 @@ def test_codes_depend_on_the_image_alone(trained: tuple[Path, VisualTokenizer]) 
     assert all(np.array_equal(a.ids, b.ids) for a, b in zip(packed, alone, strict=True))
 
 
-def test_decoding_in_bands_changes_nothing(
+def test_decoding_in_windows_changes_nothing(
     trained: tuple[Path, VisualTokenizer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, model = trained
     codes = model.encode(draw("scene", (208, 176), 5).image)
     whole = np.asarray(model.decode(codes)[0]).astype(int)
-    monkeypatch.setattr("viq.models.tokenizer.inference._BAND", 22)
+    monkeypatch.setattr("viq.models.tokenizer.inference._WINDOW", 22)
     bands = np.asarray(model.decode(codes)[0]).astype(int)
     assert np.abs(whole - bands).max() <= 1
 

@@ -142,13 +142,13 @@ class CountedEncoder:
     def _rest(self, base_T: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What the decoder leaves with so many codes: coefficients (T, K), classes (T,), and the
         squared error (T,) of patches, in the domain of the filter."""
-        from viq.models.tokenizer.inference import painted_bands
+        from viq.models.tokenizer.inference import painted_windows
 
         base_T = torch.minimum(base_T, self._slots_T)
         ids_hwS = self._ids(base_T).unflatten(0, self._grid)
         rest = self._pixels.clone()
         numbers = tuple(part.unflatten(0, self._grid) for part in (base_T, self._slots_T))
-        for rows, cols, patches_hwD in painted_bands(self._model, ids_hwS, numbers):
+        for rows, cols, patches_hwD in painted_windows(self._model, ids_hwS, numbers):
             y, x = (slice(part.start * PATCH_SIZE, part.stop * PATCH_SIZE) for part in (rows, cols))
             size = (y.stop - y.start, x.stop - x.start)
             rest[:, y, x] -= unpatchify(patches_hwD.flatten(0, 1), size).float().cpu()

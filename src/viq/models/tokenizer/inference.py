@@ -6,6 +6,7 @@ T = patches of all images, S = 4 slots, D = values per patch, Z = latent channel
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 Tile = tuple[slice, slice]  # rows and columns of a grid
 
-_BAND = 4096  # patches decoded or pooled at a time, which bounds memory
+_WINDOW = 4096  # patches decoded or pooled at a time, which bounds memory
 
 
 def tile_ids(
@@ -175,8 +176,8 @@ def _numbers(codes: Codes) -> tuple[np.ndarray, np.ndarray]:
     return counts, slots
 
 
-def decode_bands(model: VisualTokenizer, codes: Codes) -> Image.Image:
-    """The image, decoded in bands of rows."""
+def decode_windows(model: VisualTokenizer, codes: Codes) -> Image.Image:
+    """The image, decoded window by window."""
     ids = checked_ids(model, codes).unflatten(0, codes.grid)
     (height, width), patch = codes.size, model.config.encoder.patch_size
     image = np.empty((height, width, 3), np.uint8)
@@ -184,7 +185,7 @@ def decode_bands(model: VisualTokenizer, codes: Codes) -> Image.Image:
     if codes.counts is not None:
         numbers = tuple(torch.from_numpy(part).to(model.device) for part in _numbers(codes))
         words = counted.Words(model, codes)
-    for rows, cols, patches in painted_bands(model, ids, numbers):
+    for rows, cols, patches in painted_windows(model, ids, numbers):
         y, x = rows.start * patch, cols.start * patch
         whole = patches.shape[0] * patch, patches.shape[1] * patch
         size = min(whole[0], height - y), min(whole[1], width - x)
@@ -196,20 +197,18 @@ def decode_bands(model: VisualTokenizer, codes: Codes) -> Image.Image:
     return Image.fromarray(image)
 
 
-def painted_bands(
+def painted_windows(
     model: VisualTokenizer, ids_hwS: Tensor, numbers: tuple[Tensor, ...] | None = None
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Patches (h, w, D) that the decoder paints, in bands of rows, and where they are: each with as
-    much context as the decoder can see.
-
-    Rows of more patches than a band has are cut as well, so memory is bounded at any shape.
+    """Patches (h, w, D) that the decoder paints, window by window, and where they are: each with
+    as much context as the decoder can see, so memory is bounded at any shape.
 
     Args:
         numbers: counts and slots (rows, cols) of patches that have them.
     """
     rows, cols = ids_hwS.shape[:2]
     halo = model.decoder.receptive_field if model.decoder else 0
-    down, across = max(1, _BAND // cols), min(cols, _BAND)
+    down, across = _window_sides((rows, cols))
     for top, left in itertools.product(range(0, rows, down), range(0, cols, across)):
         above, before = min(top, halo), min(left, halo)
         cut = slice(top - above, top + down + halo), slice(left - before, left + across + halo)
@@ -224,6 +223,23 @@ def painted_bands(
         yield slice(top, top + wanted.shape[0]), slice(left, left + wanted.shape[1]), wanted
 
 
+def _window_sides(grid: Grid) -> Grid:
+    """Rows and columns of at most `_WINDOW` patches that cut a grid into nearly equal windows.
+
+    Windows are about square where the grid allows, as the context around a flat one would be most
+    of the work: of full rows of 64 megapixels it was two thirds.
+    """
+    rows, cols = grid
+    side = math.isqrt(_WINDOW)
+    across = _part(cols, max(side, _WINDOW // rows))
+    return _part(rows, _WINDOW // across), across
+
+
+def _part(whole: int, most: int) -> int:
+    """The size of the largest of the fewest nearly equal parts, none above `most`."""
+    return -(-whole // -(-whole // most))
+
+
 def pool(model: VisualTokenizer, codes: Iterable[Codes]) -> Tensor:
     """Semantic tokens (n, C), of as many images together as have few patches."""
     pooled = []
@@ -235,11 +251,11 @@ def pool(model: VisualTokenizer, codes: Iterable[Codes]) -> Tensor:
 
 
 def _few_at_a_time(codes: Iterable[Codes]) -> Iterator[list[Codes]]:
-    """One image after another in lists, each of up to `_BAND` patches, or of one larger image."""
+    """One image after another in lists, each of up to `_WINDOW` patches, or of one larger image."""
     group, patches = list[Codes](), 0
     for item in codes:
         size = item.grid[0] * item.grid[1]
-        if group and patches + size > _BAND:
+        if group and patches + size > _WINDOW:
             yield group
             group, patches = [], 0
         group.append(item)

@@ -389,7 +389,7 @@ class VisualTokenizer(nn.Module):
 
     def _decode(self, codes: Codes) -> Image.Image:
         if self.decoder is not None or self._vae_folder is None:
-            return inference.decode_bands(self, codes)
+            return inference.decode_windows(self, codes)
         if self._vae.module is None:
             from viq.models.tokenizer.qwen_vae import load_vae  # of converted models alone
 
