@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from question_words import words_of
 
-from viq.data.synthetic.draw import SyntheticImage
+from viq.data.synthetic.draw import SyntheticImage, draw
 from viq.data.synthetic.questions import _PROMPTS, caption, questions
 
 
@@ -248,3 +248,12 @@ def test_wording_varies_and_limit_holds():
     for limit in (0, 1, 3):
         assert len(questions(TWO, random.Random(0), limit)) == limit
     assert len({q.kind for s in range(20) for q in questions(TWO, random.Random(s), 1)}) > 4
+
+
+def test_single_shapes_are_not_asked_for_what_is_always_the_same() -> None:
+    asked = set[str]()
+    for seed in range(40):
+        one = draw("single", (96, 96), seed)
+        assert len(one.facts["shapes"]) == 1
+        asked |= {q.kind for q in questions(one, random.Random(seed))}
+    assert asked == {"count_of", "exists", "color_of", "shape_of", "position"}

@@ -24,7 +24,7 @@ def again(question: Question, about: SyntheticImage) -> list[str]:
     """All answers that the facts allow, found without the code under test."""
     kind, words = question.kind, words_of(question)
     family = kind.split("_")[0]
-    if about.kind in ("shapes", "scene", "plain"):
+    if about.kind in ("shapes", "scene", "plain", "single"):
         return _shapes_again(kind, words, about.facts, about.image.size)
     if family == "chart":
         return _chart_again(kind, words, about.facts)

@@ -127,3 +127,25 @@ def test_whitened_features_have_covariance_one() -> None:
     assert {"whitener.center_C", "whitener.map_CC"} == set(whole.state_dict()) - set(
         plain.state_dict()
     )
+
+
+def test_positions_tell_places_apart_and_sizes_too() -> None:
+    """The same patch everywhere: without positions all its tokens are alike."""
+    torch.manual_seed(0)
+    config = ProjectorConfig(features=6, width=5, positions=True)
+    model, plain = MergeProjector(config), projector(2).float()
+    grids: list[Grid] = [(4, 6), (6, 4), (8, 8)]
+    patches = features([(1, 1)]).float().expand(sum(r * c for r, c in grids), -1)
+    for one, different in ((model, True), (plain, False)):
+        found = torch.cat(model_tokens(one, patches, grids))
+        assert (len(found.unique(dim=0)) == len(found)) == different
+    assert set(model.state_dict()) - set(plain.state_dict()) == {"place.weight"}
+
+
+def model_tokens(model: MergeProjector, patches: Tensor, grids: list[Grid]) -> list[Tensor]:
+    """Tokens of windows alone, without marks."""
+    kept = []
+    for grid, image in zip(grids, model(patches, grids), strict=True):
+        rows, cols = (-(-side // 2) for side in grid)
+        kept.append(image[1:-1].view(rows, cols + 1, -1)[:, :-1].flatten(0, 1))
+    return kept

@@ -111,6 +111,7 @@ class ViQModel(ViQPreTrainedModel):
                 width=config.text_config.hidden_size,
                 merge_size=config.merge_size,
                 whiten=True,
+                positions=config.image_positions,
             )
         )
         if language_model is None:

@@ -19,6 +19,8 @@ class ViQConfig(PreTrainedConfig):
         text_config: of the language model; a dictionary needs its `model_type`.
         embedder_config: fields of `EmbedderConfig`.
         merge_size: side in patches of the window that becomes one token: 1, 2 or 4.
+        image_positions: tokens of an image are told their row and column, which a language model
+            that begins from nothing is slow to count; a pretrained one does without.
         image_token_id: stands in `input_ids` once for every token of an image.
     """
 
@@ -34,6 +36,7 @@ class ViQConfig(PreTrainedConfig):
     text_config: Any = None
     embedder_config: Any = None
     merge_size: int = 2
+    image_positions: bool = False
     image_token_id: int = IMAGE_TOKEN
     tie_word_embeddings: bool = False
 

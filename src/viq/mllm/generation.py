@@ -13,7 +13,6 @@ a patch, E = width of the language model, U = width of the head, B = pictures dr
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,12 +32,12 @@ from viq.models.language.heads import final_logits
 from viq.models.language.packed import base_of, packed_hidden, use_packed_attention
 from viq.models.language.vision_language import load_language
 from viq.models.layers.blocks import Mlp
+from viq.models.layers.places import PLACE_FEATURES, place_features
 from viq.models.tokenizer.fsq import FSQ
 from viq.weights import checkpoint
 from viq.weights.verify import DIGEST, digest_of, digests_of, verify_all, write_digest
 
 LANGUAGE = "language"  # folder of the language model and its words, inside that of a writer
-_WAVES = 4  # a side is told apart down to an eighth by waves, beyond by the plain number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +168,7 @@ class CodeGenerator(nn.Module):
         self.config, self.language = config, language
         self.fsq = FSQ(config.levels)
         self.read = Mlp(CODES_PER_PATCH * len(config.levels), width, width)
-        self.ahead = nn.Linear(_features((1, 1)).shape[-1], width)
+        self.ahead = nn.Linear(PLACE_FEATURES, width)
         self.head = LevelHead(width, config.levels, config.head_width)
 
     def forward(
@@ -347,25 +346,12 @@ class CodeGenerator(nn.Module):
 
     def _ahead(self, grid: Grid) -> Tensor:
         """What is added one token before each patch of a picture, (rows * cols, E)."""
-        return self.ahead(_features(grid).to(self.ahead.weight))
+        return self.ahead(place_features(grid).to(self.ahead.weight))
 
     def _codes(self, levels_BK: Tensor) -> Tensor:
         """Codebook indices (B, S) of levels."""
         basis = torch.tensor(self.fsq.basis, device=levels_BK.device)
         return (levels_BK.unflatten(1, (CODES_PER_PATCH, -1)) * basis).sum(-1)
-
-
-def _features(grid: Grid) -> Tensor:
-    """Where each patch is, raster order: (rows * cols, 4 * waves + 4)."""
-    parts = []
-    for axis, side in enumerate(grid):
-        at = torch.arange(side)
-        share = ((at + 0.5) / side)[:, None] * math.pi * 2.0 ** torch.arange(_WAVES)
-        plain = torch.stack([at / 16, torch.full((side,), side / 16)], 1)
-        line = torch.cat([share.sin(), share.cos(), plain], 1)
-        shape = (side, 1) if axis == 0 else (1, side)
-        parts.append(line.view(*shape, -1).expand(*grid, -1))
-    return torch.cat(parts, -1).flatten(0, 1)
 
 
 def _draw(logits_Bl: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:

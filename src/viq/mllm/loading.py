@@ -48,9 +48,17 @@ def make_processor(
 
 
 def assemble(
-    language: Any, embedder: CodeEmbedder, processor: ViQProcessor
+    language: Any,
+    embedder: CodeEmbedder,
+    processor: ViQProcessor,
+    *,
+    image_positions: bool = False,
 ) -> ViQForConditionalGeneration:
-    """A model of its parts; its projector is new. It answers greedily unless asked otherwise."""
+    """A model of its parts; its projector is new. It answers greedily unless asked otherwise.
+
+    Args:
+        image_positions: as in `ViQConfig`.
+    """
     text_tokenizer = processor.tokenizer
     if len(text_tokenizer) > language.get_input_embeddings().num_embeddings:
         language.resize_token_embeddings(len(text_tokenizer), mean_resizing=False)
@@ -59,6 +67,7 @@ def assemble(
         embedder,
         image_token_id=processor.image_token_id,
         merge_size=processor.merge_size,
+        image_positions=image_positions,
     )
     ends = [text_tokenizer.convert_tokens_to_ids(end) for end in answer_ends(text_tokenizer)]
     if processor.chat_format != CHATML and text_tokenizer.eos_token_id is not None:

@@ -68,7 +68,13 @@ class ViQForConditionalGeneration(ViQPreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_parts(
-        cls, language: Any, embedder: CodeEmbedder, *, image_token_id: int, merge_size: int = 2
+        cls,
+        language: Any,
+        embedder: CodeEmbedder,
+        *,
+        image_token_id: int,
+        merge_size: int = 2,
+        image_positions: bool = False,
     ) -> ViQForConditionalGeneration:
         """A model of a causal language model and an embedder, which it takes over, and a new
         projector. Its whitener wants features of some images (`fit`), to be trained on.
@@ -81,6 +87,7 @@ class ViQForConditionalGeneration(ViQPreTrainedModel, GenerationMixin):
             text_config=language.config,
             embedder_config=checkpoint.to_dict(embedder.config),
             merge_size=merge_size,
+            image_positions=image_positions,
             image_token_id=image_token_id,
         )
         with torch.device("meta"), checkpoint.WithoutInit():

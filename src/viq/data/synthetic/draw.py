@@ -29,6 +29,7 @@ _SIMPLE: dict[str, _Draw] = {
     "scene": draw_scene,
     "word": draw_word,
     "plain": lambda size, rng, system_fonts: draw_plain(size, rng),
+    "single": lambda size, rng, system_fonts: draw_plain(size, rng, "single", (1,)),
 }
 _DRAW = _RICH | _SIMPLE
 KINDS: tuple[str, ...] = tuple(_RICH)  # what tokenizers train on: adding one changes their data

@@ -168,17 +168,23 @@ def draw_scene(size: tuple[int, int], rng: random.Random, system_fonts: bool) ->
     )
 
 
-def draw_plain(size: tuple[int, int], rng: random.Random) -> SyntheticImage:
+def draw_plain(
+    size: tuple[int, int], rng: random.Random, kind: str = "plain", counts: tuple[int, ...] = (1, 2)
+) -> SyntheticImage:
     """1 or 2 big shapes on paper or on black, not alike in both shape and colour; facts as above.
 
     Diameters are a third to half of the short side: what a coarse decoder still shows clearly.
+
+    Args:
+        kind: of the picture.
+        counts: how many shapes there may be, each as likely.
     """
     short = min(size)
     radii = max(3, math.ceil(short / 6)), max(4, short // 4)
     ground = COLOURS[rng.choice(("white", "black"))]
     image = Image.new("RGB", (size[1], size[0]), ground)
-    facts = _scatter(image, [ground], rng, (1, 2), radii, distinct=True)
-    return SyntheticImage(image=image, kind="plain", facts={"background": "flat", "shapes": facts})
+    facts = _scatter(image, [ground], rng, counts, radii, distinct=True)
+    return SyntheticImage(image=image, kind=kind, facts={"background": "flat", "shapes": facts})
 
 
 def _scatter(

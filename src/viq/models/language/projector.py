@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from viq.core import untrusted
 from viq.core.types import Grid
 from viq.models.layers.blocks import Mlp
+from viq.models.layers.places import PLACE_FEATURES, place_features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class ProjectorConfig:
     width: int  # E
     merge_size: int = 2  # side of a window, patches: 1, 2 or 4
     whiten: bool = False  # features go through a `Whitener` first
+    positions: bool = False  # tokens are told where in the picture they lie
 
     def __post_init__(self) -> None:
         untrusted.shape(self, features=2**16, width=2**17)
@@ -97,6 +99,9 @@ class MergeProjector(nn.Module):
         self.project_in = nn.Linear(config.features, d)
         self.weigh = Mlp(2 * d, d, d)
         self.project_out = nn.Linear(d, d)
+        self.place = nn.Linear(PLACE_FEATURES, d, bias=False) if config.positions else None
+        if self.place is not None:  # little at first: what is there is learned before where it is
+            nn.init.normal_(self.place.weight, std=0.02)
         self.newline = nn.Parameter(torch.empty(d).normal_(std=0.02))
         self.begin = nn.Parameter(torch.empty(d).normal_(std=0.02))
         self.end = nn.Parameter(torch.empty(d).normal_(std=0.02))
@@ -124,7 +129,10 @@ class MergeProjector(nn.Module):
         merged_RE = self.merged(features_TC, grids_hw)
         for grid in grids_hw:
             rows, cols = (-(-side // self.config.merge_size) for side in grid)
-            image = merged_RE[start : start + rows * cols].view(rows, cols, -1)
+            image = merged_RE[start : start + rows * cols]
+            if self.place is not None:
+                image = image + self.place(place_features((rows, cols)).to(image))
+            image = image.view(rows, cols, -1)
             newline = self.newline.expand(rows, 1, -1)
             lines = torch.cat([image, newline], dim=1).flatten(0, 1)
             tokens.append(torch.cat([self.begin[None], lines, self.end[None]]))

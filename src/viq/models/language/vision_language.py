@@ -54,12 +54,18 @@ class LanguageConfig:
     heads: int = 3
     mlp_width: int = 512
     vocabulary: int = 2048  # of the text tokenizer that is trained with it
+    initializer_range: float = 0.02  # deviation of initial weights
     adapter: AdapterConfig | None = None  # None: every weight is trained
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         untrusted.shape(self, width=2**16, depth=512, heads=1024, mlp_width=2**20,
                         vocabulary=2**20)  # fmt: skip
+        if not 0 < self.initializer_range <= 1:
+            raise ViqError(
+                f"language: initializer_range {self.initializer_range}: use 0.02 or another number "
+                "above 0, at most 1"
+            )
         if self.name is None and self.width % self.heads:
             raise ViqError(f"language: width {self.width} cannot be split into {self.heads} heads")
 
@@ -76,6 +82,7 @@ def build_language(config: LanguageConfig, vocabulary: int) -> Any:
             num_hidden_layers=config.depth,
             num_attention_heads=config.heads,
             num_key_value_heads=config.heads,
+            initializer_range=config.initializer_range,
             tie_word_embeddings=True,
         )
     )
@@ -235,12 +242,24 @@ class VisionLanguageModel(nn.Module):
     """
 
     def __init__(
-        self, language: Any, features: int, merge_size: int = 2, *, whiten: bool = False
+        self,
+        language: Any,
+        features: int,
+        merge_size: int = 2,
+        *,
+        whiten: bool = False,
+        positions: bool = False,
     ) -> None:
         super().__init__()
         width = language.get_input_embeddings().embedding_dim
         self.projector = MergeProjector(
-            ProjectorConfig(features=features, width=width, merge_size=merge_size, whiten=whiten)
+            ProjectorConfig(
+                features=features,
+                width=width,
+                merge_size=merge_size,
+                whiten=whiten,
+                positions=positions,
+            )
         )
         use_packed_attention(language)
         self.language = language

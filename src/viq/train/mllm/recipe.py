@@ -61,6 +61,7 @@ class MllmRecipe:
         tokenizer: whose codes it reads: a folder, a bundled name, or a hub id.
         language: what reads them; adapters and gradient checkpointing are of the stages.
         merge_size: patches a side of a visual token.
+        image_positions: visual tokens are told their row and column (`ViQConfig`).
         synthetic: pictures that are drawn and encoded where no store is given; None: never.
     """
 
@@ -69,6 +70,7 @@ class MllmRecipe:
     tokenizer: str = DEFAULT_MODEL
     language: LanguageConfig = field(default_factory=LanguageConfig)
     merge_size: int = 2
+    image_positions: bool = False
     synthetic: SyntheticConfig | None = None
     seed: int = 0
 

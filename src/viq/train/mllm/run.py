@@ -290,7 +290,7 @@ class MllmRun:
             language = build_language(config, len(processor.tokenizer))
         if any(stage.adapter for stage in self.recipe.stages):
             adapter_targets(language)  # hours before the stage that needs them
-        model = assemble(language, embedder, processor)
+        model = assemble(language, embedder, processor, image_positions=self.recipe.image_positions)
         fit_whitening(model, self.corpora[0])
         return model, processor
 

@@ -21,6 +21,7 @@ _ABOUT = {
     "shapes": shapes,
     "scene": shapes,
     "plain": shapes,
+    "single": shapes,
     "chart": charts,
     "text": pages,
     "word": pages,

@@ -43,8 +43,9 @@ def ask(drawing: SyntheticImage, rng: random.Random) -> Iterator[Draft]:
     shapes = _shapes(drawing.facts)
     width, height = drawing.image.size
     size = (height, width)
-    yield "count", str(len(shapes)), {}
-    if drawing.kind != "plain":  # there it is always the same
+    if drawing.kind != "single":  # there it is always the same
+        yield "count", str(len(shapes)), {}
+    if drawing.kind not in ("plain", "single"):
         yield "background", _BACKGROUNDS[drawing.facts["background"]], {}
     if min(s.size for s in shapes) < _LEAST_SHAPE:
         return
