@@ -70,16 +70,24 @@ def gs() -> Iterator[str]:
 @contextmanager
 def hf() -> Iterator[str]:
     """The URL of an empty data set of a stand-in for the hub."""
-    from huggingface_hub import HfFileSystem, constants
+    from huggingface_hub import HfFileSystem
 
     with fake_hub.hub("owner/name") as server, pytest.MonkeyPatch.context() as patch:
-        place = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
-        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + place)
-        patch.setattr(constants, "ENDPOINT", server.url)
+        patch.setenv("HF_ENDPOINT", server.url)
         patch.setenv("HF_TOKEN", "hf_test")
-        HfFileSystem.clear_instance_cache()
+        _take_hub(patch)
         yield "hf://datasets/owner/name"
         HfFileSystem.clear_instance_cache()
+
+
+def _take_hub(patch: pytest.MonkeyPatch) -> None:
+    """Go to the hub at HF_ENDPOINT, which huggingface_hub reads when it is imported only."""
+    from huggingface_hub import HfFileSystem, constants
+
+    place = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", os.environ["HF_ENDPOINT"] + place)
+    patch.setattr(constants, "ENDPOINT", os.environ["HF_ENDPOINT"])
+    HfFileSystem.clear_instance_cache()
 
 
 STORES = {"s3": s3, "gs": gs, "hf": hf}
@@ -101,6 +109,8 @@ def job(
 ) -> None:
     """Encode into a URL; dies before or after a change there, the given one, if it is not -1."""
     os.environ.update(settings)
+    if "HF_ENDPOINT" in settings:
+        _take_hub(pytest.MonkeyPatch())  # for good: this process ends with the job
     left = die_at
 
     def or_die(change: Callable[..., Any]) -> Callable[..., Any]:
@@ -126,7 +136,7 @@ def job(
 def run(pictures: Path | str, out: str, die_at: int = -1, place: Place = ALONE) -> int:
     """The exit code of `job`."""
     here, there = PROCESSES.Pipe()
-    ours = ("AWS", "STORAGE", "XDG")
+    ours = ("AWS", "HF", "STORAGE", "XDG")
     settings = {name: value for name, value in os.environ.items() if name.startswith(ours)}
     process = PROCESSES.Process(target=job, args=(pictures, out, settings, there, die_at, place))
     process.start()

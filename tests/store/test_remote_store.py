@@ -45,7 +45,6 @@ def check_finished(url: str, here: Path) -> None:
     assert len(keys) == len(set(keys)) == INPUTS - BROKEN
 
 
-@pytest.mark.parametrize("cloud", ["s3", "gs"], indirect=True)
 def test_killed_before_and_after_changes(pictures: Path, here: Path, cloud: str) -> None:
     """On one store, each run dies a change later than the one before."""
     out = f"{cloud}/killed"
