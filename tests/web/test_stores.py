@@ -20,7 +20,7 @@ from viq.jobs.store.near_duplicates import code_set, overlap
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.report.samples import PICTURES
 from viq.store.folder import Store, shard_name
-from viq.web import search
+from viq.web import search, store_routes
 from viq.web.app import make_app
 from viq.web.config import WebConfig
 from viq.web.store_routes import PAGE
@@ -75,6 +75,28 @@ def test_filters(client: Visitor, store: Path) -> None:
     for bad in ("least=x", "most=-1", "least=1e9", "least=%C2%B2"):
         answer = client.get(f"/store/0?{bad}", headers=HTML)
         assert answer.status_code == 400 and "no number" in answer.text
+
+
+def test_a_filter_before_all_was_read_says_what_it_waits_for(
+    store: Path, tokenizer: VisualTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going_on, read = threading.Event(), Store.reader
+
+    def slow(self: Store, shard: Any, **options: Any) -> Any:
+        if threading.current_thread().name == "viq-web-filters" and shard.name == shard_name(1):
+            assert going_on.wait(60)
+        return read(self, shard, **options)
+
+    monkeypatch.setattr(Store, "reader", slow)
+    monkeypatch.setattr(store_routes, "_WAIT", 0.2)
+    with visitor(make_app(WebConfig(stores=(store,)), tokenizer)) as client:
+        page = client.get("/store/0?key=0599", headers=HTML).text
+        assert "texts of all rows first: 1 of 2 files" in page and "data-again" in page
+        assert len(shown(client)) == PAGE  # pages without a filter do not wait
+        going_on.set()
+        monkeypatch.setattr(store_routes, "_WAIT", 60)
+        page = client.get("/store/0?key=0599", headers=HTML).text
+        assert keys(page) == ["key0599"] and "data-again" not in page
 
 
 def test_failures(client: Visitor) -> None:

@@ -24,6 +24,7 @@ from viq.web.work import Work
 router = APIRouter()
 PAGE = 24  # rows
 _FAILURES = 100  # of a page
+_WAIT = 1.0  # seconds that a filter waits until a page says what it waits for
 _CHECK_SECONDS = 3600.0  # that a check of a whole store may take
 Store = Annotated[int, Path(ge=0, le=999)]
 Row = Annotated[int, Path(ge=0)]
@@ -52,9 +53,12 @@ async def rows(
 ) -> Response:
     opened = _store(request, number)
     wanted = Filter(key, text, _px(least), _px(most), show == "empty")
+    reading = False
     if show == "failed":
         failed, total = await run_in_threadpool(opened.failures, (at - 1) * _FAILURES, _FAILURES)
         listed, pages = [], -(-total // _FAILURES)
+    elif wanted and not await run_in_threadpool(opened.await_filters, _WAIT):
+        failed, listed, total, pages, reading = [], [], 0, 1, True
     else:
         failed, (listed, total) = [], await run_in_threadpool(_listed, opened, wanted, at)
         pages = -(-total // PAGE)
@@ -63,7 +67,7 @@ async def rows(
     return page(
         request, "store.html", opened=opened, number=number, rows=listed, failed=failed,
         total=total, at=at, pages=max(1, pages), asked=asked, kept=kept, values=None, about="",
-        growing=False,
+        growing=False, reading=reading,
     )  # fmt: skip
 
 
@@ -144,7 +148,7 @@ async def found(request: Request, number: Store, name: str) -> Response:
     return page(
         request, "store.html", opened=opened, number=number, rows=listed, failed=[],
         total=len(listed), at=1, pages=1, kept="", values=answer["values"], about=answer["about"],
-        growing=answer["growing"],
+        growing=answer["growing"], reading=False,
         asked=dict.fromkeys(("key", "text", "least", "most", "show"), ""),
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,6 +73,7 @@ class OpenStore:
     Attributes:
         tokenizer: what decodes, or None.
         results: of jobs on the whole store, by name.
+        files_read: of those whose keys, sizes and texts filters look at.
 
     Raises:
         CodesError: no finished store.
@@ -90,6 +91,8 @@ class OpenStore:
         self._readers: OrderedDict[int, CodesReader] = OrderedDict()
         self._lock, self._filtering = Lock(), Lock()
         self._table: pa.Table | None = None
+        self._reading: Event | None = None  # set when it has ended
+        self.files_read = 0
         self._found: OrderedDict[Filter, np.ndarray] = OrderedDict()
         self._thumbs: OrderedDict[int, bytes] = OrderedDict()
         self._vectors: Vectors | None = None
@@ -173,8 +176,16 @@ class OpenStore:
         """Read what filters look at, so that nobody waits for it. A store behind a URL is left
         alone, as all of it would be fetched."""
         if isinstance(self.path, Path):
-            with suppress(ViqError), self._filtering:  # a filter tells what is wrong
-                self._light()
+            self.await_filters(None)
+
+    def await_filters(self, seconds: float | None) -> bool:
+        """Whether what filters look at has been read, after so long at most; None: until it is.
+        A thread reads it, from when it is first asked."""
+        with self._lock:
+            if self._reading is None:
+                self._reading = Event()
+                Thread(target=self._read, daemon=True, name="viq-web-filters").start()
+        return self._reading.wait(seconds)
 
     def close(self) -> None:
         """End what computes vectors."""
@@ -256,6 +267,14 @@ class OpenStore:
 
     # Filters
 
+    def _read(self) -> None:
+        assert self._reading is not None
+        try:
+            with suppress(ViqError), self._filtering:  # a filter tells what is wrong
+                self._light()
+        finally:
+            self._reading.set()
+
     def _light(self) -> pa.Table:
         """Keys and texts in lower case, and sizes, of all rows; read once."""
         import pyarrow as pa
@@ -271,6 +290,7 @@ class OpenStore:
                     for batch in reader.light(names):
                         nbytes += batch.nbytes
                         parts.append(pa.Table.from_batches([batch]))
+                self.files_read = shard + 1
                 if texts and nbytes > _TABLE_BYTES:  # begin again, without texts
                     texts, parts, nbytes = False, [part.select(names[:3]) for part in parts], 0
             empty = pa.table({"key": pa.array([], pa.string())})

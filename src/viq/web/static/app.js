@@ -298,6 +298,10 @@ function pictureView(view) {
 }
 if ($("[data-picture]")) pictureView($("[data-picture]"));
 
+// A page whose answer is not there yet: looked at again
+
+if ($("[data-again]")) setTimeout(() => location.reload(), 1000);
+
 // A run that trains: read again, without moving what is looked at
 
 const run = $("[data-refresh]");
