@@ -1,5 +1,6 @@
 """A language model on codes whose linear maps are more than their weights: quantized, adapted."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,17 @@ def test_dynamic_int8_of_pytorch(parts: Parts, whole: bool, tmp_path: Path) -> N
     require_near(quantized if whole else model, parts, inputs)
 
 
+def iter_linear(model: nn.Module) -> Iterator[nn.Linear]:
+    return (module for module in model.modules() if isinstance(module, nn.Linear))
+
+
 def language_place(model: nn.Module) -> str:
     """Where the language model is in the model."""
     return next(n for n, m in model.named_modules() if type(m).__name__.startswith("Qwen2"))
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("skipped", [None, ["embedder", "projector"]])
+@pytest.mark.parametrize("skipped", [None, ["model.embedder", "model.projector", "lm_head"]])
 def test_torchao_int8_weights(parts: Parts, skipped: list[str] | None, tmp_path: Path) -> None:
     torchao = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
     from transformers import AutoModelForImageTextToText, TorchAoConfig
@@ -60,9 +65,10 @@ def test_torchao_int8_weights(parts: Parts, skipped: list[str] | None, tmp_path:
     config = TorchAoConfig(torchao.Int8WeightOnlyConfig(), modules_to_not_convert=skipped)
     model: Any = AutoModelForImageTextToText.from_pretrained(folder, quantization_config=config)
     language = model.get_submodule(language_place(model))
-    first = next(m for m in language.modules() if isinstance(m, nn.Linear))
-    assert hasattr(first.weight, "__tensor_flatten__")
-    assert hasattr(model.embedder.merge_mlp.fc1.weight, "__tensor_flatten__") is not bool(skipped)
+    assert hasattr(next(iter_linear(language)).weight, "__tensor_flatten__")
+    for others in (model.embedder.merge_mlp.fc1, next(iter_linear(model.projector))):
+        assert hasattr(others.weight, "__tensor_flatten__") is not bool(skipped)
+    assert not hasattr(model.lm_head.weight, "__tensor_flatten__")
     require_near(model, parts, inputs)
 
 
