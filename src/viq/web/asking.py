@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from viq.mllm.chat import ask
 from viq.mllm.loading import load_mllm
 from viq.web.pictures import Seen
 from viq.web.work import Work
+
+_EVERY = 0.5  # seconds between two counts of an answer that is not shown yet
 
 
 class Talker:
@@ -35,15 +38,28 @@ class Talker:
     def answer(
         self, seen: Seen, before: Sequence[dict[str, str]], question: str, tokens: int, work: Work
     ) -> str:
-        """The answer, told to `work` as it is written; what there is of it when it is stopped."""
+        """The answer, told to `work` as it is written; what there is of it when it is stopped.
+
+        Of a model that says "I don't know." where it is unsure, in one piece: how sure it is of an
+        answer is known after its last token only, and no word of one that is withheld is shown.
+
+        Raises:
+            Stopped: before it is known whether the answer is withheld.
+        """
         look: Any = seen.codes
         if not self.reads(seen.codes):
             look = open_image(seen.files.get("original", seen.files["viq"]), name=seen.name)
-        streamer = _Told(self._processor.tokenizer, work)
-        return ask(
-            self._model, self._processor, [look], question, before=before, streamer=streamer,
-            stopping_criteria=[_Over(work)], max_new_tokens=tokens, do_sample=False,
+        whole = self._processor.min_confidence > 0
+        work.tell(stage="answering")
+        said = ask(
+            self._model, self._processor, [look], question, before=before,
+            streamer=None if whole else _Told(self._processor.tokenizer, work),
+            stopping_criteria=[_Over(work, counts=whole)], max_new_tokens=tokens, do_sample=False,
         )  # fmt: skip
+        if whole:
+            work.check()
+            work.tell(text=said)
+        return said
 
 
 class _Told(TextStreamer):
@@ -59,12 +75,21 @@ class _Told(TextStreamer):
 
 
 class _Over(StoppingCriteria):
-    """Ends the answer when the visitor stops it, or after its time."""
+    """Ends the answer when the visitor stops it, or after its time.
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
+    Args:
+        counts: tell how many tokens there are, every half second.
+    """
+
+    def __init__(self, work: Work, counts: bool) -> None:
+        self._work, self._counts = work, counts
+        self._written, self._told = 0, time.monotonic()
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         import torch
 
+        self._written += 1
+        if self._counts and time.monotonic() - self._told > _EVERY:
+            self._told = time.monotonic()
+            self._work.tell(stage=f"answering, {self._written} tokens so far")
         return torch.full((len(input_ids),), self._work.is_over, device=input_ids.device)
