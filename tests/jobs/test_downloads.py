@@ -2,6 +2,8 @@
 
 import http.server
 import io
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -101,3 +103,26 @@ def test_one_try(tmp_path: Path) -> None:
         report = encode(tiny.tokenizer(), source, tmp_path / "codes")
     assert Server.asked["/busy.png"] == 1
     assert "answers 503; try again" in report.failures[0]["reason"]
+
+
+@pytest.mark.slow
+def test_urls_are_fetched_by_ray_too(tmp_path: Path) -> None:
+    """The same store, byte for byte, by actors that fetch each URL once and try again."""
+    pytest.importorskip("ray.data", reason="the cluster engine: pip install 'viq[ray]'")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    with served() as url:
+        names = [*(f"/{i}.png" for i in range(PICTURES)), "/busy.png", "/gone.png"]
+        (tmp_path / "urls.txt").write_text("\n".join(url + name for name in names))
+        for engine in ("local", "ray"):
+            Server.asked.clear()
+            command = [sys.executable, "-m", "viq", "encode", tmp_path / "urls.txt",
+                       "-o", tmp_path / engine, "--model", tmp_path / "model", "--shard-size", "5",
+                       "--allow-private-network", "--engine", engine]  # fmt: skip
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 3, done.stderr  # one is gone
+            assert dict(Server.asked) == {name: 3 if name == "/busy.png" else 1 for name in names}
+    local, ray = (
+        {path.name: path.read_bytes() for path in (tmp_path / engine).iterdir()}
+        for engine in ("local", "ray")
+    )
+    assert local == ray and len(Store(tmp_path / "ray").shards) == 6

@@ -1,6 +1,7 @@
 """Stores that others read, filter and rewrite: pyarrow, pandas, DuckDB, Polars, datasets, Lance."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,24 @@ def test_a_folder_that_duckdb_wrote_is_a_store(made: Path, tmp_path: Path) -> No
         duckdb.sql(f"COPY ({rows}) TO '{out}/data_{number}.parquet'")
     assert [(r.key, r.codes) for r in Store(out).rows()] == [(r.key, r.codes) for r in kept(made)]
     assert [sample.key for sample in opened(out)] == list(WIDE)
+    assert describe(str(out))["fingerprint"] == Store(made).info.fingerprint
+
+
+def test_a_folder_that_spark_wrote_is_a_store(made: Path, tmp_path: Path) -> None:
+    sql: Any = pytest.importorskip("pyspark.sql", reason="reads stores: pip install pyspark")
+    if not shutil.which("java"):
+        pytest.skip("Spark needs java")
+    settings = {"spark.ui.enabled": "false", "spark.driver.bindAddress": "127.0.0.1",
+                "spark.driver.host": "127.0.0.1"}  # fmt: skip
+    spark = sql.SparkSession.builder.master("local[1]").config(map=settings).getOrCreate()
+    out = tmp_path / "by spark"
+    try:
+        rows = spark.read.parquet(f"{made}/*.parquet")
+        rows.filter(rows.key.isin(*WIDE)).write.parquet(str(out))
+    finally:
+        spark.stop()
+    wanted = [(r.key, r.codes, r.extras) for r in kept(made)]
+    assert [(r.key, r.codes, r.extras) for r in Store(out).rows()] == wanted
     assert describe(str(out))["fingerprint"] == Store(made).info.fingerprint
 
 
