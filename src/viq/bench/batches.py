@@ -27,6 +27,7 @@ import numpy as np
 from viq.bench.peer import BATCHED, clock_for, packed, time_batches
 from viq.bench.peer_process import NO_PEER, peer_process, peer_python
 from viq.core.codes import Codes
+from viq.core.files import sha256_of
 from viq.core.types import grid_of
 from viq.store.columns import Extras
 from viq.store.dataset import CodeDataset
@@ -158,7 +159,7 @@ def write(
         shards.append(
             Shard(
                 name=path.name, rows=last - first, inputs=(first, last),
-                bytes=path.stat().st_size, sha256="",
+                bytes=path.stat().st_size, sha256=sha256_of(path),
             )
         )  # fmt: skip
     totals = {"rows": len(codes), "failures": 0}

@@ -22,6 +22,7 @@ from viq.bench.batches import batches
 from viq.bench.encode import mixed_images
 from viq.bench.packing import packing, untrained_network
 from viq.bench.reading import reading
+from viq.bench.remote import remote
 from viq.bench.setting import Setting, chosen_sections, jpeg
 from viq.bench.store_tables import as_text
 from viq.codec.level_network import LevelNetwork
@@ -44,7 +45,7 @@ class StoreWorkload:
     Attributes:
         images: synthetic pictures that are encoded; their sides are within `sides` px.
         samples: rows that are read; with sides of 256 to 512 px, as in a set of photos.
-        batched: samples that are read in packed batches.
+        batched: samples that are read in packed batches, here and from an object store.
         counts: images of encode runs whose peak memory is taken.
     """
 
@@ -150,11 +151,7 @@ def _readable(path: Path) -> list[Image.Image]:
 def _reading(s: _Setting) -> dict[str, Any]:
     """Ids are drawn: speed does not depend on what they are."""
     draw = np.random.default_rng(0)
-    info = StoreInfo(
-        model=s.tokenizer.config.name,
-        fingerprint=s.tokenizer.fingerprint,
-        levels=s.tokenizer.levels,
-    )
+    info = _info(s)
     size = int(np.prod(info.levels))
     store = s.folder / "codes.parquet"
     pictures = []
@@ -171,12 +168,19 @@ def _reading(s: _Setting) -> dict[str, Any]:
 
 
 def _batches(s: _Setting) -> dict[str, Any]:
-    info = StoreInfo(
+    return batches(_info(s), s.work.batched, s.folder, s.peers, s.repeats)
+
+
+def _remote(s: _Setting) -> dict[str, Any]:
+    return remote(_info(s), s.work.batched, s.folder, s.repeats)
+
+
+def _info(s: _Setting) -> StoreInfo:
+    return StoreInfo(
         model=s.tokenizer.config.name,
         fingerprint=s.tokenizer.fingerprint,
         levels=s.tokenizer.levels,
     )
-    return batches(info, s.work.batched, s.folder, s.peers, s.repeats)
 
 
 def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -248,6 +252,7 @@ SECTIONS: dict[str, Callable[[_Setting], dict[str, Any]]] = {
     "packing": _packing,
     "reading": _reading,
     "batches": _batches,
+    "remote": _remote,
     "encoding": _encoding,
     "memory": _memory,
 }

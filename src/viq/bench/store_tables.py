@@ -73,6 +73,39 @@ def _batches(section: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _remote(section: dict[str, Any]) -> list[str]:
+    if section["skipped"]:
+        return [f"Object store: left out, {section['skipped']['remote']}"]
+    lines = [
+        f"Packed batches of {section['tokens']:,} tokens from an object store that takes "
+        f"{1000 * section['latency_s']:.0f} ms a request: {section['samples']:,} samples, "
+        f"{section['shards']} shards, {section['mib']:.0f} MiB"
+    ]
+    for order, steps in section["orders"].items():
+        rows: list[tuple[str, ...]] = [
+            (
+                order, "batches/s", "min", "max", "without latency", "ratio", "first, s", "min",
+                "max", "requests", "MiB",
+            )
+        ]  # fmt: skip
+        for step, one in steps.items():
+            far = one["with"]
+            rate, first = far["batches_per_s"], far["first_s"]
+            rows.append(
+                (
+                    f"{1000 * float(step):.0f} ms a step",
+                    *(f"{rate[key]:.1f}" for key in ("median", "min", "max")),
+                    f"{one['without']['batches_per_s']['median']:.1f}",
+                    f"{one['ratio']:.3f}",
+                    *(f"{first[key]:.2f}" for key in ("median", "min", "max")),
+                    f"{far['first_requests']['median']:.0f}",
+                    f"{far['first_mib']['median']:.1f}",
+                )
+            )
+        lines += table(rows)
+    return lines
+
+
 def _encoding(section: dict[str, Any]) -> list[str]:
     rows: list[tuple[str, ...]] = [("workers", "model alone, images/s", "to a store", "share")]
     for workers, one in section["workers"].items():
@@ -92,6 +125,7 @@ _VIEWS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "packing": _packing,
     "reading": _reading,
     "batches": _batches,
+    "remote": _remote,
     "encoding": _encoding,
     "memory": _memory,
 }
