@@ -1,5 +1,6 @@
 """Object stores on this machine, and encoding into one in processes that kill themselves."""
 
+import itertools
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -14,21 +15,39 @@ import pytest
 import tiny
 from killed_runs import OPTIONS, PROCESSES
 
-from viq.bench.object_store import serving
 from viq.core.process import ALONE, Place
 from viq.core.remote import RemoteFolder
 from viq.data.sources.files import FileSource
 from viq.data.sources.open import open_source
 from viq.jobs.encode import encode
 
+_numbers = itertools.count()  # of buckets, as moto keeps those of servers that have ended
+
 
 @contextmanager
 def s3() -> Iterator[str]:
     """The URL of an empty bucket of moto, which s3fs of this process and its children finds."""
-    pytest.importorskip("moto.server", reason="an S3 server: pip install moto[server]")
+    server_of = pytest.importorskip("moto.server", reason="an S3 server: pip install moto[server]")
     pytest.importorskip("s3fs", reason="reads and writes S3: pip install 'viq[s3]'")
-    with serving() as server:
-        yield server.url
+    import fsspec
+
+    server = server_of.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with mock.patch.dict(os.environ, settings):
+        files = fsspec.filesystem("s3", skip_instance_cache=True)
+        bucket = f"codes-of-tests-{next(_numbers)}"
+        files.mkdir(bucket)
+        type(files).clear_instance_cache()
+        yield f"s3://{bucket}"
+        type(files).clear_instance_cache()
+    server.stop()
 
 
 @contextmanager

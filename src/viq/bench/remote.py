@@ -1,10 +1,10 @@
 """Packed batches out of an object store that answers each request late.
 
-A store of codes lies in an S3 server on this machine. A fresh process with an empty cache opens it
-and takes batches, each time with a pause that stands for a step of training, once from a server
-that answers at once and once from one that waits before each answer. Seconds are those of the
-clock, as waiting is what is measured; what is imported whatever is read (PyTorch, pyarrow) is there
-before they begin, and s3fs is imported within them.
+A store of codes lies in a server on this machine that s3fs reads from. A fresh process with an
+empty cache opens it and takes batches, each time with a pause that stands for a step of training,
+once from a server that answers at once and once from one that waits before each answer. Seconds are
+those of the clock, as waiting is what is measured; what is imported whatever is read (PyTorch,
+pyarrow) is there before they begin, and s3fs is imported within them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import Any
 from viq.bench.batches import drawn, write
 from viq.bench.object_store import ObjectStore, serving
 from viq.core.measure import peak_memory
-from viq.core.remote import RemoteFolder
 from viq.core.types import ViqError
 from viq.store.dataset import CodeDataset
 from viq.store.rows import StoreInfo
@@ -52,13 +51,11 @@ def remote(info: StoreInfo, samples: int, folder: Path, repeats: int) -> dict[st
             codes, texts = drawn(info, samples)
             store = write(info, codes, texts, folder / "codes")
             del codes, texts
-            there = RemoteFolder(f"{server.url}/codes")
-            for path in store.iterdir():
-                there.put(path, path.name)
+            url = server.put(store, "store")
             result |= {"samples": samples, "shards": len(list(store.glob("*.parquet")))}
             result["mib"] = sum(path.stat().st_size for path in store.iterdir()) / 2**20
             for order, seed in ORDERS.items():
-                result["orders"][order] = _compared(server, there.url, seed, folder, repeats)
+                result["orders"][order] = _compared(server, url, seed, folder, repeats)
     except ViqError as error:
         result["skipped"]["remote"] = str(error)
     return result

@@ -110,6 +110,19 @@ class RemoteFolder:
             raise RemoteError(f"{self.url}/{name}: has more than {limit:,} bytes")
         return data
 
+    @property
+    def has_ranges(self) -> bool:
+        """Whether parts of files can be had: of a plain web server one does not know."""
+        return self.scheme in _ATOMIC
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """The bytes of a file from `start` to `stop`, without it, where `has_ranges`."""
+        with self._reported(name):
+            data: bytes = self._fs.cat_file(self._path(name), start=start, end=stop)
+        if len(data) != stop - start:
+            raise RemoteError(f"{self.url}/{name}: has fewer bytes than were expected")
+        return data
+
     def get(self, name: str, to: Path, limit: int | None = None) -> None:
         """Fetch a file of at most `limit` bytes."""
         from fsspec.callbacks import Callback

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from viq.core.types import CODES_PER_PATCH, ViqError
+from viq.store.early import Early
 from viq.store.packed import Gathered, Packer
 from viq.store.views import CodeSample
 
@@ -155,29 +156,40 @@ class _Batches(IterableDataset):
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         worker = get_worker_info()
         step, mine = (worker.num_workers, worker.id) if worker else (1, 0)
-        turns = self._turns()
+        early = self._data.early()
+        turns = self._turns(early)
         try:
             if self._collate is None:
                 packer, number = self._data.packer(), 0
                 # Few at first, so that the first batch does not wait for others.
                 while some := list(islice(turns, min(1 << number, self._limits.together))):
+                    gathered = None
                     if number % step == mine:
-                        gathered = _gathered(packer, some)
+                        gathered = _gathered(early, packer, some)
                         if self._slots and worker:
                             gathered = self._slots.put(gathered, mine, number // step)
+                    early.given()
+                    if gathered is not None:
                         yield 0, gathered
                     number += 1
                 return
             for number, (position, samples) in enumerate(turns):
+                found = None
                 if number % step == mine:
-                    yield position, self._collate([self._data[n] for n in samples.tolist()])
+                    found = early.samples(samples) or [self._data[n] for n in samples.tolist()]
+                early.given()
+                if found is not None:
+                    yield position, self._collate(found)
         except ViqError as error:  # raised in a worker, it would arrive as pages of traceback
             yield 0, error
+        finally:
+            turns.close()  # a traceback that somebody holds would keep it, and what it fetches
+            early.close()
 
-    def _turns(self) -> Iterator[tuple[int, np.ndarray]]:
+    def _turns(self, early: Early) -> Generator[tuple[int, np.ndarray]]:
         """(position after the round, samples) of each batch of this rank."""
         place, limits = self._data.place, self._limits
-        batches = self._data.cut(limits.tokens, limits.samples, self._at)
+        batches = self._data.cut(limits.tokens, limits.samples, self._at, early)
         if place.world == 1:
             yield from ((batch.stop, batch.samples) for batch in batches)
             return
@@ -188,7 +200,9 @@ class _Batches(IterableDataset):
                 yield turn[-1].stop, turn[place.rank].samples
 
 
-def _gathered(packer: Packer, some: list[tuple[int, np.ndarray]]) -> Gathered:
+def _gathered(early: Early, packer: Packer, some: list[tuple[int, np.ndarray]]) -> Gathered:
     positions, samples = zip(*some, strict=True)
-    whole = packer.gather(np.concatenate(samples))
+    numbers = np.concatenate(samples)
+    whole = early.gather(numbers)
+    whole = packer.gather(numbers) if whole is None else whole
     return Gathered(whole, [len(part) for part in samples], positions)

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -30,10 +31,12 @@ from viq.core.types import CodesError, ViqError
 from viq.store.cache_folder import CacheFolder
 from viq.store.folder import Shard
 from viq.store.places import open_place
+from viq.store.ranges import Ranges, fetching_ranges
 from viq.store.rows import CodesReader
 from viq.store.unpacked import RottenError, write
 from viq.store.views import CodeSample, ShardView
 
+FETCHED_AT_ONCE = 8  # shards: an object store gives more to several requests than to one
 _TRIES = 4  # to map a file that other processes may remove at any moment
 _MANY_ROWS = 1 << 20  # of a shard, which are not believed before its file has been opened
 
@@ -52,6 +55,7 @@ class ShardCache:
         index: what the store says of itself.
         samples: how many each shard has.
         is_remote: whether shards are fetched from another machine.
+        can_fetch_ranges: whether groups of their rows can be, each row being a sample.
 
     Raises:
         CodesError: no finished store.
@@ -66,12 +70,17 @@ class ShardCache:
         max_bytes: int,
     ) -> None:
         self._name, self._columns = str(path), columns
-        self._folder, self._max_bytes = CacheFolder(folder), max_bytes
+        self._folder, self.max_bytes = CacheFolder(folder), max_bytes
         self._files = open_place(path, self._folder)
         self.is_remote = isinstance(location(path), str)
         self.index = self._files.index
         self._begin()
         self.samples = self._count()
+        shards = self.index.shards
+        self.can_fetch_ranges = self._files.can_fetch_ranges and all(
+            shard.sha256 and shard.rows == count
+            for shard, count in zip(shards, self.samples, strict=True)
+        )
 
     def _begin(self) -> None:
         self._views: dict[int, ShardView] = {}
@@ -114,6 +123,19 @@ class ShardCache:
             return False
         return True
 
+    def is_at_hand(self, number: int) -> bool:
+        """Whether a shard need not be fetched, as far as can be told without asking for it."""
+        sha256 = self.index.shards[number].sha256
+        return number in self._views or bool(sha256 and self._folder.file(sha256).is_file())
+
+    def ranges(self) -> AbstractContextManager[Ranges]:
+        """What fetches groups of rows, if `can_fetch_ranges`, until the block ends."""
+        return fetching_ranges(self._files, self._columns, self._folder, self._name)
+
+    def bytes(self, number: int) -> int:
+        """Of the file of a shard, as the index says."""
+        return self.index.shards[number].bytes
+
     def __getstate__(self) -> dict[str, Any]:
         """For worker processes, which map files themselves."""
         ours = ("_views", "_used", "_clock", "_lock", "_unpacking", "_process")
@@ -130,17 +152,27 @@ class ShardCache:
             return [key for key, begins in pairs if begins]
 
     def _count(self) -> list[int]:
-        totals = self.index.totals
-        good = self.index.inputs - totals.get("failures", 0)
-        one_row_each = "rows" in totals and totals["rows"] == good
-        counts = []
-        for shard in self.index.shards:
-            if one_row_each and shard.rows <= _MANY_ROWS:
-                counts.append(shard.rows)
-                continue
-            with self._reader(shard) as reader:
-                counts.append(int(reader.begins_sample().sum()))
-        return counts
+        told = [self._told(shard) for shard in self.index.shards]
+        with ThreadPoolExecutor(FETCHED_AT_ONCE if self.is_remote else 1) as pool:
+            found = [
+                pool.submit(self._counted, shard) if count is None else count
+                for shard, count in zip(self.index.shards, told, strict=True)
+            ]
+            return [count if isinstance(count, int) else count.result() for count in found]
+
+    def _told(self, shard: Shard) -> int | None:
+        """Samples of a shard by what the index says, which is checked when the shard is mapped;
+        None if it does not say."""
+        totals, (first, last) = self.index.totals, shard.inputs
+        if not {"rows", "failures"} <= totals.keys() or shard.rows > _MANY_ROWS:
+            return None
+        if totals["rows"] == self.index.inputs - totals["failures"]:  # a row each
+            return shard.rows
+        return last - first if not totals["failures"] and last - first <= shard.rows else None
+
+    def _counted(self, shard: Shard) -> int:
+        with self._reader(shard) as reader:
+            return int(reader.begins_sample().sum())
 
     def _added(self, number: int) -> ShardView:
         if self._process != os.getpid():
@@ -161,7 +193,7 @@ class ShardCache:
         others = sorted((self._used[n], n) for n in self._views if n != number)
         total = sum(view.nbytes for view in self._views.values())
         for _, other in others:
-            if total <= self._max_bytes:
+            if total <= self.max_bytes:
                 break
             total -= self._views.pop(other).nbytes
 
@@ -213,7 +245,7 @@ class ShardCache:
             try:
                 with written_aside(path) as aside:
                     write(aside, reader.plain_schema(reader.extras), reader.batches(reader.extras))
-                    self._folder.make_room(aside.stat().st_size, self._max_bytes)
+                    self._folder.make_room(aside.stat().st_size, self.max_bytes)
             except OSError as error:
                 raise ViqError(
                     f"{path.parent}: cannot be written ({error.strerror}); give another folder as "

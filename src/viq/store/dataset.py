@@ -29,6 +29,7 @@ from viq.core.untrusted import whole_number
 from viq.store.ahead import ahead_of
 from viq.store.batches import Collate, Cut, batches_of
 from viq.store.cache import ShardCache
+from viq.store.early import Early
 from viq.store.epochs import MOST_EPOCHS, Epochs
 from viq.store.order import BLOCK, Batch, Order, cut, require_same
 from viq.store.packed import PackedCodes, Packer
@@ -310,32 +311,53 @@ class CodeDataset(IterableDataset):
     def _in_turn(self, shards: np.ndarray) -> list[int]:
         """Each of them once. Processes begin at different ones, so that at first they do not unpack
         the same."""
-        wanted, worker = np.unique(shards), get_worker_info()
+        wanted = np.unique(shards)
+        return np.roll(wanted, -int(self._turn() * len(wanted))).tolist()
+
+    def _turn(self) -> float:
+        """0 to 1, which of all processes this is."""
+        worker = get_worker_info()
         among, me = (worker.num_workers, worker.id) if worker else (1, 0)
-        turn = (self.place.rank * among + me) / (self.place.world * among)
-        return np.roll(wanted, -int(turn * len(wanted))).tolist()
+        return (self.place.rank * among + me) / (self.place.world * among)
+
+    def early(self) -> Early:
+        """What fetches the first samples of a pass through a remote store, for one thread."""
+        return Early(self._shards, self._columns)
 
     def cut(
-        self, tokens: int | None, samples: int | None, at: tuple[int, int] | None = None
+        self, tokens: int | None, samples: int | None, at: tuple[int, int], early: Early
     ) -> Iterator[Batch]:
-        """Batches of all ranks from `at`, epoch and position, on; None for where it stands."""
-        epoch, position = at or self._epochs.now()
-        with ahead_of(self._shards, self._order.shards(epoch).tolist()) as ahead:
+        """Batches of all ranks from `at`, epoch and position, on.
+
+        Args:
+            early: of the pass; `Early.given` is to be called when a batch was made.
+        """
+        epoch, position = at
+        blocks = list(self._order.groups(epoch)) if self._shards.is_remote else []
+        with ahead_of(self._shards, blocks, self._turn()) as ahead:
+
+            def fetch(numbers: np.ndarray) -> bool:
+                """Begin to; whether all are there already, by themselves."""
+                early.fetch(numbers)
+                shards = self._in_turn(self._shards_of(numbers))
+                if early.has(numbers):  # the way of bytes is narrow: first the batch, then the rest
+                    early.afterwards(lambda: (ahead.want(shards), ahead.follow(shards)))
+                    return True
+                ahead.want(shards)
+                return False
 
             def patches_of(numbers: np.ndarray) -> np.ndarray:
-                shards = self._in_turn(self._shards_of(numbers))
-                ahead.want(shards)
+                if fetch(numbers):
+                    return early.patches(numbers)
                 patches = self.patches(numbers)
-                ahead.follow(shards)
+                ahead.follow(self._shards_of(numbers).tolist())
                 return patches
 
             for batch in cut(
                 self._order, epoch, position, patches_of=patches_of, tokens=tokens, samples=samples
             ):
-                if not tokens and self._shards.is_remote:
-                    shards = self._in_turn(self._shards_of(batch.samples))
-                    ahead.want(shards)
-                    ahead.follow(shards)
+                if not tokens and self._shards.is_remote and not fetch(batch.samples):
+                    ahead.follow(self._shards_of(batch.samples).tolist())
                 yield batch
 
     def _identity(self) -> dict[str, Any]:

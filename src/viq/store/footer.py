@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from viq.core.files import open_regular
 from viq.core.types import CodesError
 
-_LENGTH = struct.Struct("<I4s")  # ends a file: bytes of the footer, magic
+_LENGTH, _MAGIC = struct.Struct("<I4s"), b"PAR1"  # ends a file: bytes of the footer, magic
 _DEEPEST = 16
 # Fields: of the file, of a group of rows, of a column, of what is said of it.
 _GROUPS, _COLUMNS, _ABOUT, _PATH, _VALUES, _BYTES = 4, 1, 3, 3, 5, 7
+_DATA, _DICTIONARY = 9, 11  # where the pages of values, and of a dictionary, begin
+END = _LENGTH.size  # bytes of a file that say how long its footer is
 
 
 def columns_of(path: Path) -> list[dict[str, tuple[int, int]]]:
@@ -26,26 +30,66 @@ def columns_of(path: Path) -> list[dict[str, tuple[int, int]]]:
     Raises:
         CodesError: the footer is damaged.
     """
+    with _read(path) as groups:
+        return [
+            {
+                ".".join(name.decode() for name in about[_PATH]): (
+                    int(about[_VALUES]),
+                    int(about[_BYTES]),
+                )
+                for about in group
+            }
+            for group in groups
+        ]
+
+
+def group_ranges(path: Path) -> list[tuple[int, int]]:
+    """Where in the file the pages of every group of rows begin and end, as the footer says.
+
+    Raises:
+        CodesError: the footer is damaged.
+    """
+    with _read(path) as groups:
+        found = []
+        for group in groups:
+            starts = [min(int(c[_DATA]), int(c.get(_DICTIONARY) or c[_DATA])) for c in group]
+            ends = [start + int(c[_BYTES]) for start, c in zip(starts, group, strict=True)]
+            found.append((min(starts), max(ends)))
+        return found
+
+
+def footer_bytes(end: bytes) -> int:
+    """Bytes of a footer and of what says so, by the last `END` bytes of a file.
+
+    Raises:
+        CodesError: they are not those of a Parquet file.
+    """
+    if len(end) != END or not end.endswith(_MAGIC):
+        raise _damaged()
+    return END + _LENGTH.unpack(end)[0]
+
+
+@contextmanager
+def _read(path: Path) -> Iterator[list[list[dict[int, Any]]]]:
+    """What a footer says of each column of each group of rows; of what the block raises, too, it is
+    the cause."""
     with open_regular(path) as file:
         size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _LENGTH.size))
+        file.seek(max(0, size - END))
         end = file.read()
         try:
             length, _ = _LENGTH.unpack(end)
-            file.seek(size - _LENGTH.size - length)
+            file.seek(size - END - length)
             footer = _Compact(file.read(length)).struct(0)
-            return [
-                {
-                    ".".join(name.decode() for name in about[_PATH]): (
-                        int(about[_VALUES]),
-                        int(about[_BYTES]),
-                    )
-                    for about in (column[_ABOUT] for column in group[_COLUMNS])
-                }
-                for group in footer.get(_GROUPS, [])
+            yield [
+                [column[_ABOUT] for column in group[_COLUMNS]] for group in footer.get(_GROUPS, [])
             ]
         except (OSError, IndexError, KeyError, TypeError, ValueError, AttributeError, struct.error):
-            raise CodesError("damaged (its footer cannot be read)") from None
+            raise _damaged() from None
+
+
+def _damaged() -> CodesError:
+    return CodesError("damaged (its footer cannot be read)")
 
 
 class _Compact:

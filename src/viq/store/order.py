@@ -68,7 +68,7 @@ class Order:
         """(first position, sample numbers) of all blocks of an epoch that reach beyond `start`."""
         firsts = np.concatenate([[0], np.cumsum(self.samples)]).astype(np.int64)
         position = 0
-        for number, members in enumerate(self._groups(self.shards(epoch))):
+        for number, members in enumerate(self.groups(epoch)):
             size = sum(self.samples[shard] for shard in members)
             if position + size > start:
                 found = np.concatenate([np.arange(firsts[s], firsts[s + 1]) for s in members])
@@ -82,9 +82,10 @@ class Order:
         shards = np.arange(len(self.samples))
         return shards if self.seed is None else self._draw(epoch).permutation(shards)
 
-    def _groups(self, shards: np.ndarray) -> Iterator[list[int]]:
+    def groups(self, epoch: int) -> Iterator[list[int]]:
+        """The shards of each block, in the order in which an epoch comes to them."""
         group, size = list[int](), 0
-        for shard in shards.tolist():
+        for shard in self.shards(epoch).tolist():
             group.append(shard)
             size += self.samples[shard]
             if size >= self.block or self.seed is None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -21,7 +21,6 @@ from viq.store.runs import Runs
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from viq.store.cache import ShardCache
     from viq.store.views import ShardView
 
 _PATCH = 2 * CODES_PER_PATCH  # bytes of the codes of a patch
@@ -126,6 +125,14 @@ class Gathered:
             )
 
 
+class Shards(Protocol):
+    """What maps shards, as `ShardCache` does."""
+
+    def __getitem__(self, number: int) -> ShardView: ...
+
+    def verified(self, number: int, group: int, view: ShardView) -> bool: ...
+
+
 class Packer:
     """Gathers samples of the shards of a store, by their numbers.
 
@@ -136,7 +143,7 @@ class Packer:
     """
 
     def __init__(
-        self, shards: ShardCache, firsts: Sequence[int], columns: Sequence[str] | None
+        self, shards: Shards, firsts: Sequence[int] | np.ndarray, columns: Sequence[str] | None
     ) -> None:
         self._shards, self._firsts = shards, np.asarray(firsts, np.int64)
         self._columns = columns

@@ -232,14 +232,20 @@ class CodesReader:
             return [()] * batch.num_rows
         return list(zip(*(batch[name].to_pylist() for name in names), strict=True))
 
-    def batches(self, extras: Extras, only: int | None = None) -> Iterator[pa.RecordBatch]:
-        """All rows, or one, as Arrow batches of `plain_schema`: none is missing, none compressed.
+    def batches(
+        self, extras: Extras, only: int | None = None, *, group: int | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """All rows as Arrow batches of `plain_schema`: none is missing, none compressed.
+
+        Args:
+            only: number of a row, to give that alone.
+            group: number of a group of rows, to give that alone.
 
         Raises:
             CodesError: damaged, or `checked` and a row that no writer writes; names the row.
         """
         with _named(self.path):
-            batches = self._plain(extras, only)
+            batches = self._plain(extras, only, group)
             yield from checked(batches, self.info.levels) if self._checked else batches
 
     def light(self, names: Sequence[str], group: int | None = None) -> Iterator[pa.RecordBatch]:
@@ -261,14 +267,17 @@ class CodesReader:
         group = bisect_right(self._firsts, row) - 1
         return group, self._firsts[group]
 
-    def _plain(self, extras: Extras, only: int | None) -> Iterator[pa.RecordBatch]:
+    def _plain(
+        self, extras: Extras, only: int | None, group: int | None
+    ) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa
 
         with _named(self.path):
             coder = coder_of(self.info.entropy, self.path.parent)
             wanted = self.plain_schema(extras)
             names = [*self.columns, *(f.name for f in extras.fields)]
-            for batch in self._batches(names) if only is None else self._alone(names, only):
+            found = self._batches(names, group) if only is None else self._alone(names, only)
+            for batch in found:
                 columns = {name: batch[name] for name in batch.schema.names}
                 sizes = batch["height"].to_numpy(), batch["width"].to_numpy()
                 if coder:
