@@ -46,7 +46,7 @@ def lengths_of(grids_hw: Sequence[Grid]) -> list[int]:
 def normalize(image: np.ndarray | Tensor) -> Tensor:
     """uint8 (..., H, W, 3) in 0..255 to float32 (..., 3, H, W) in [-1, 1]: (x/255 - 0.5) / 0.5."""
     pixels = torch.as_tensor(np.array(image) if isinstance(image, np.ndarray) else image)
-    return ((pixels.float() / 255 - 0.5) / 0.5).movedim(-1, -3)
+    return (pixels.float() / 255).sub_(0.5).div_(0.5).movedim(-1, -3)
 
 
 def denormalize(pixels: Tensor) -> Tensor:

@@ -74,8 +74,13 @@ class Conv(nn.Conv2d):
         for side in (input.shape[3], input.shape[2]):  # the order of F.pad
             total = max(0, (-(-side // stride) - 1) * stride + kernel - side)
             pads += [total // 2, total - total // 2]
-        y = super().forward(F.pad(input, pads) if any(pads) else input)
-        return y if self.linear else F.relu6(y)
+        both = pads[2], pads[0]
+        if pads != [both[1], both[1], both[0], both[0]]:  # one pixel more below or at the right
+            input, both = F.pad(input, pads), (0, 0)
+        y = F.conv2d(
+            input, self.weight, self.bias, self.stride, both, self.dilation, self.groups
+        )
+        return y if self.linear else F.relu6(y, inplace=True)
 
 
 class _Block(nn.Module):

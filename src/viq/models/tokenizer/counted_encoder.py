@@ -104,13 +104,12 @@ class CountedEncoder:
         batch = PatchBatch(patches_TD=patches_TD, grids_hw=(grid,))
         patches_TD = self._model.encoder(batch)  # as they are; whoever watches it is told
         seen = code.analyse(patches_TD.float(), grid)
-        everyone = torch.ones_like(seen.coarse_T, dtype=torch.bool)
         mean_T = code.coarse[seen.coarse_T] + code.fine[seen.coarse_T, seen.fine_T]
         outside_T = seen.energy_T - seen.values_TV.square().sum(1)
         values_TV = seen.values_TV.clone()
         values_TV[:, -1] += mean_T
         for count in range(1, CODES_PER_PATCH + 1):
-            ids_TS = code.chosen(seen, everyone, refinement.tables(code, count), count)
+            ids_TS = code.chosen(seen, refinement.tables(code, count), count)
             said_TV = refinement.values(code, ids_TS, count)
             error_T = outside_T + (said_TV - values_TV).square().sum(1)
             self._ids_nhwS[count - 1][where] = ids_TS.unflatten(0, grid).cpu()

@@ -47,12 +47,20 @@ class LappedFilter(nn.Module):
 
     @staticmethod
     def _both_ways(pixels: Tensor, matrix: Tensor) -> Tensor:
-        pixels = _across(pixels.mT, matrix).mT
-        return _across(pixels, matrix)
+        return _across(_down(pixels, matrix), matrix)
+
+
+def _down(pixels: Tensor, matrix: Tensor) -> Tensor:
+    """Filter (..., H, W) at every border of patches within H; the outer half patches stay."""
+    inner = pixels[..., _HALF:-_HALF, :]
+    if not inner.shape[-2]:
+        return pixels
+    inner = matrix @ inner.unflatten(-2, (-1, PATCH_SIZE))
+    return torch.cat([pixels[..., :_HALF, :], inner.flatten(-3, -2), pixels[..., -_HALF:, :]], -2)
 
 
 def _across(pixels: Tensor, matrix: Tensor) -> Tensor:
-    """Filter (..., W) at every border of patches within W; the outer half patches stay."""
+    """The same within W."""
     inner = pixels[..., _HALF:-_HALF]
     if not inner.shape[-1]:
         return pixels

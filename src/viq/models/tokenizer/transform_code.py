@@ -34,15 +34,12 @@ from torch import Tensor, nn
 from viq.core import untrusted
 from viq.core.types import CODES_PER_PATCH, PATCH_SIZE, Grid
 from viq.image.patches import PAD_MODES, lengths_of, patchify, unpatchify
+from viq.models.tokenizer.class_search import Levels, least_error
 from viq.models.tokenizer.lapped import LappedFilter
 
 CODEBOOK = 64_000  # values of a code
 _D = 3 * PATCH_SIZE**2
-_CHUNK = 192  # patches of like energy, which try the same classes
-_BLOCK = 64  # classes tried at a time: what is computed for them stays in a processor's cache
 _GROUP = 512  # patches whose bases are at hand at a time: 18 KB each
-_STRONG = 4  # coefficients of a class, the first ones, which have the most levels
-_CANDIDATES = 6  # classes of a patch whose error is computed exactly
 ENERGY_FLOOR = _D / 127.5**2  # added to energies before their logarithm: a grey level a value
 
 
@@ -212,15 +209,17 @@ class TransformCode(nn.Module):
     def pack(self, indices: Indices, slots: int = CODES_PER_PATCH) -> Tensor:
         """Codes (T, S) of what they say; `slots` 3 for levels of three codes, the fourth is 0."""
         coarse, fine = self.config.means
-        head_T = (indices.classes_T * coarse + indices.coarse_T) * fine + indices.fine_T
+        classes_T, levels_TQ = indices.classes_T, indices.levels_TQ
+        head_T = (classes_T * coarse + indices.coarse_T) * fine + indices.fine_T
         codes = []
-        levels_TQ, rest_TQ = indices.levels_TQ, self.counts(slots)[indices.classes_T]
-        for slot, radices_TQ in enumerate(self._radices(indices.classes_T)[:slots]):
-            rest_TQ = rest_TQ // radices_TQ
-            digits_TQ, levels_TQ = levels_TQ // rest_TQ, levels_TQ % rest_TQ
-            code_T = torch.zeros_like(head_T)
-            for digit_T, radix_T in zip(digits_TQ.T, radices_TQ.T, strict=True):
-                code_T = code_T * radix_T + digit_T
+        rest_JQ = self.counts(slots)
+        for slot, radices_JQ in enumerate(self.radices.long().unbind(1)[:slots]):
+            rest_JQ = rest_JQ // radices_JQ
+            rest_TQ = rest_JQ[classes_T]
+            digits_TQ = levels_TQ // rest_TQ
+            levels_TQ = levels_TQ - digits_TQ * rest_TQ
+            above_JQ = radices_JQ.flip(1).cumprod(1).flip(1) // radices_JQ  # of digits behind it
+            code_T = (digits_TQ * above_JQ[classes_T]).sum(1)
             codes.append(code_T if slot else head_T * self.config.first + code_T)
         codes += [torch.zeros_like(head_T)] * (CODES_PER_PATCH - slots)
         return torch.stack(codes, 1)
@@ -255,12 +254,19 @@ class TransformCode(nn.Module):
     def _ids(self, patches_TD: Tensor, grid: Grid) -> Tensor:
         """Codes of one image."""
         seen = self.analyse(patches_TD, grid)
-        short_T = torch.zeros(len(seen.energy_T), dtype=torch.bool, device=seen.energy_T.device)
-        if self.config.shares:
-            short_T[shared_places(grid).to(short_T.device)] = True
-        whole_TS = self.chosen(seen, ~short_T, self.values, CODES_PER_PATCH)
-        short_TS = self.chosen(seen, short_T, self.short_values, CODES_PER_PATCH - 1)
-        return torch.where(short_T[:, None], short_TS, whole_TS)
+        whole = Levels(self.values, self.counts(CODES_PER_PATCH))
+        if not self.config.shares:
+            return self.pack(self._chosen(seen, [whole], torch.zeros_like(seen.coarse_T)))
+        short = Levels(self.short_values, self.counts(CODES_PER_PATCH - 1))
+        short_T = torch.zeros_like(seen.coarse_T)
+        short_T[shared_places(grid).to(short_T.device)] = 1
+        found = self._chosen(seen, [whole, short], short_T)
+        ids_TS = torch.empty_like(found.levels_TQ[:, :1]).expand(-1, CODES_PER_PATCH).clone()
+        for number in range(2):
+            rows = (short_T == number).nonzero()[:, 0]
+            part = Indices(*(each[rows] for each in found))
+            ids_TS[rows] = self.pack(part, CODES_PER_PATCH - number)
+        return ids_TS
 
     def analyse(self, patches_TD: Tensor, grid: Grid) -> Analysed:
         """What one image, patches of pixels in [-1, 1], gives to choose classes for."""
@@ -273,28 +279,31 @@ class TransformCode(nn.Module):
         values_TV = torch.cat([values_TV[:, :-1], values_TV[:, -1:] - mean_T[:, None]], 1)
         return Analysed(values_TV, energy_T + values_TV[:, -1].square(), coarse_T, fine_T)
 
-    def chosen(self, seen: Analysed, members_T: Tensor, tables_JQl: Tensor, slots: int) -> Tensor:
-        """Codes (T, S) of some patches, with the class of least error for so many codes.
+    def chosen(self, seen: Analysed, tables_JQl: Tensor, slots: int) -> Tensor:
+        """Codes (T, S) of patches, with the class of least error for so many codes.
 
         Args:
-            members_T: bool; the codes of the other patches mean nothing.
             tables_JQl: levels of coefficients for `slots` codes.
         """
+        levels = Levels(tables_JQl, self.counts(slots))
+        return self.pack(self._chosen(seen, [levels], torch.zeros_like(seen.coarse_T)), slots)
+
+    def _chosen(self, seen: Analysed, kinds: Sequence[Levels], kind_T: Tensor) -> Indices:
+        """What patches are coded as, by levels of which some have these, some those."""
         log_T = (seen.energy_T + ENERGY_FLOOR).log()
-        classes_T = torch.zeros_like(seen.coarse_T)
-        levels_TQ = classes_T.new_zeros(len(log_T), self.config.coefficients)
-        order_T = log_T.argsort()
-        members = order_T[members_T[order_T]]
-        for chunk in members.split(_CHUNK) if len(members) else ():
-            classes_T[chunk], levels_TQ[chunk] = self._choose(
-                seen.values_TV[chunk], log_T[chunk], tables_JQl, self.counts(slots)
-            )
-        return self.pack(Indices(classes_T, seen.coarse_T, seen.fine_T, levels_TQ), slots)
+        classes_T, levels_TQ = least_error(
+            seen.values_TV, log_T, self.directions, self.window, kinds, kind_T
+        )
+        return Indices(classes_T, seen.coarse_T, seen.fine_T, levels_TQ)
 
     def _project(self, patches_TD: Tensor) -> tuple[Tensor, Tensor]:
         """Values (T, V) of patches in the basis, and their energy (T,)."""
-        offset_TD = patches_TD - self.centre
-        return offset_TD @ self.basis, offset_TD.square().sum(1)
+        values, energies = [], []
+        for part_TD in patches_TD.split(_GROUP):  # which stay in a processor's cache
+            offset_TD = part_TD - self.centre
+            values.append(offset_TD @ self.basis)
+            energies.append(offset_TD.square_().sum(1))
+        return torch.cat(values), torch.cat(energies)
 
     def mean_digits(self, mean_T: Tensor) -> tuple[Tensor, Tensor]:
         """Coarse and fine digit (T,) of means."""
@@ -304,43 +313,6 @@ class TransformCode(nn.Module):
         fine_T = ((mean_T - coarse[coarse_T])[:, None] > between[coarse_T]).sum(1)
         return coarse_T, fine_T
 
-    def _choose(
-        self, values_TV: Tensor, log_T: Tensor, tables_JQl: Tensor, counts_JQ: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Class (T,) and levels (T, Q) of patches whose energies rise.
-
-        Classes are ranked by an estimate, energy outside of their levels plus their mean rounding
-        error; of the best few the error is computed.
-        """
-        window = self.window
-        near = ((window[:, 0] <= log_T[-1]) & (window[:, 1] >= log_T[0])).nonzero()[:, 0]
-        if not len(near):  # half precision rounds the windows, so there can be gaps between them
-            near = torch.arange(len(window), device=window.device)
-        values, counts = tables_JQl[near], counts_JQ[near]
-        least_JQ, most_JQ = values[..., 0], values[..., -1]
-        step_JQ = (most_JQ - least_JQ) / (counts - 1).clamp_min(1)
-        count, each_T = len(values_TV), torch.arange(len(values_TV), device=near.device)
-        z_JTQ = values_TV.new_empty(len(near), count, values.shape[1])
-        error_JT = values_TV.new_empty(len(near), count)
-        for start in range(0, len(near), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            z = torch.matmul(values_TV, self.directions[near[part]], out=z_JTQ[part])
-            inside = torch.clamp(z, least_JQ[part, None], most_JQ[part, None])
-            # (z - inside)^2 - z^2, in as few passes over memory as can be
-            error_JT[part] = torch.add(inside, z, alpha=-2).mul_(inside).sum(2)
-        estimate_TJ = error_JT.T + step_JQ.square().sum(1) / 12
-        outside_TJ = (log_T[:, None] < window[near, 0]) | (log_T[:, None] > window[near, 1])
-        estimate_TJ = estimate_TJ.masked_fill(outside_TJ, torch.inf)
-        best_Tk = estimate_TJ.topk(min(_CANDIDATES, len(near)), dim=1, largest=False).indices
-        z_TkQ = z_JTQ[best_Tk, each_T[:, None]]
-        levels_TkQ = _levels(z_TkQ, values, counts, best_Tk)
-        each_Q = torch.arange(values.shape[1], device=near.device)
-        picked_TkQ = values[best_Tk[..., None], each_Q, levels_TkQ]
-        error_Tk = ((picked_TkQ - z_TkQ).square() - z_TkQ.square()).sum(2)
-        error_Tk = error_Tk.masked_fill(estimate_TJ.gather(1, best_Tk).isinf(), torch.inf)
-        chosen_T = error_Tk.argmin(1)
-        return near[best_Tk[each_T, chosen_T]], levels_TkQ[each_T, chosen_T]
-
     def _radices(self, classes_T: Tensor) -> Sequence[Tensor]:
         """Radices (T, Q), int64, of each code."""
         return self.radices.long()[classes_T].unbind(1)
@@ -348,23 +320,6 @@ class TransformCode(nn.Module):
     def counts(self, slots: int) -> Tensor:
         """Levels (J, Q), int64, that each coefficient has in so many codes."""
         return self.radices[:, :slots].long().prod(1)
-
-
-def _levels(z_TkQ: Tensor, values_JQl: Tensor, counts_JQ: Tensor, classes_Tk: Tensor) -> Tensor:
-    """The nearest levels (T, k, Q) of coefficients by the tables of some classes of each patch.
-
-    Strong coefficients have many levels and most have few, so thresholds are gathered for some
-    coefficients at a time, as many as any class has there.
-    """
-    between_JQl = (values_JQl[..., 1:] + values_JQl[..., :-1]) / 2
-    parts, start, width = [], 0, _STRONG
-    while start < z_TkQ.shape[2]:
-        part = slice(start, start + width)
-        most = int(counts_JQ[:, part].max()) - 1
-        thresholds_TkQl = between_JQl[:, part, :most][classes_Tk]
-        parts.append((z_TkQ[:, :, part, None] > thresholds_TkQl).sum(-1))
-        start, width = start + width, start + width
-    return torch.minimum(torch.cat(parts, 2), counts_JQ[classes_Tk] - 1)
 
 
 def shared_places(grid: Grid) -> Tensor:

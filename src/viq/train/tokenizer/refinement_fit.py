@@ -140,10 +140,9 @@ def _fit_short(refinement: Refinement, code: TransformCode, seen: Analysed, coun
     """Tables of levels for patches of `count` codes; mean squared error of a value with them."""
     table_JQl = refinement.short_values[count - 1]
     table_JQl.copy_(_cell_means(code, count))
-    everyone = torch.ones_like(seen.coarse_T, dtype=torch.bool)
     error = 0.0
     for number in range(_SHORT_ROUNDS + 1):
-        ids_PS = code.chosen(seen, everyone, table_JQl, count)
+        ids_PS = code.chosen(seen, table_JQl, count)
         found = indices(code, ids_PS, count)
         picked_PQ = table_JQl[found.classes_T].gather(2, found.levels_TQ[..., None])[..., 0]
         z_PQ = torch.bmm(seen.values_TV[:, None], code.directions[found.classes_T])[:, 0]
