@@ -133,8 +133,8 @@ class AblationConfig:
         seen: channels a patch of the pretrained network's features that the encoder reads.
         pictures_a_step: half photos, half drawn, as far as there are photos.
         align, proximal, codes: steps of the stages 1, 2-1 and 2-2.
-        exam: its language model is also the reader of training; the rest is of the reader that
-            `continuous` trains on frozen features (`eval/probes/`).
+        language: the reader of training, from nothing.
+        exam: the reader that `continuous` trains on frozen features (`eval/probes/`).
     """
 
     name: str = "short"
@@ -156,9 +156,13 @@ class AblationConfig:
     levels: tuple[int, ...] = PRESETS["4k"]
     width: int = 64
     depth: int = 1
+    language: LanguageConfig = LanguageConfig(
+        width=128, depth=2, heads=2, mlp_width=256, vocabulary=800
+    )
     exam: ProbeConfig = ProbeConfig(
-        max_side=80, steps=300, tokens=640, learning_rate=3e-3, seeds=1,
-        language=LanguageConfig(width=128, depth=2, heads=2, mlp_width=256, vocabulary=800),
+        max_side=80, steps=1500, tokens=640, learning_rate=1e-3, seeds=1,
+        language=LanguageConfig(width=128, depth=2, heads=2, mlp_width=256, vocabulary=800,
+                                initializer_range=0.09),
     )  # fmt: skip
 
     def model(self, arm: Arm, bottleneck: Literal["proximal", "fsq"]) -> TokenizerConfig:
@@ -188,6 +192,7 @@ def debug() -> AblationConfig:
         name="debug", max_side=48, larger=(56, 64), drawn=30, drawn_test=4, larger_test=4,
         photos=200, seen=8, pictures_a_step=4, align=2, proximal=2, codes=3, width=32,
         levels=(4, 4),
+        language=LanguageConfig(width=32, depth=1, heads=2, mlp_width=64, vocabulary=400),
         exam=ProbeConfig(
             max_side=48, steps=3, tokens=200, seeds=1,
             language=LanguageConfig(width=32, depth=1, heads=2, mlp_width=64, vocabulary=400),

@@ -130,7 +130,7 @@ def _digest(stage: Stage) -> str:
 
 def _reader(material: Material, config: AblationConfig, seed: int) -> VisionLanguageModel:
     torch.manual_seed(seed)
-    language = build_language(config.exam.language, material.benchmark.vocabulary)
+    language = build_language(config.language, material.benchmark.vocabulary)
     return VisionLanguageModel(language, config.width, whiten=True)
 
 

@@ -77,9 +77,7 @@ class Conv(nn.Conv2d):
         both = pads[2], pads[0]
         if pads != [both[1], both[1], both[0], both[0]]:  # one pixel more below or at the right
             input, both = F.pad(input, pads), (0, 0)
-        y = F.conv2d(
-            input, self.weight, self.bias, self.stride, both, self.dilation, self.groups
-        )
+        y = F.conv2d(input, self.weight, self.bias, self.stride, both, self.dilation, self.groups)
         return y if self.linear else F.relu6(y, inplace=True)
 
 

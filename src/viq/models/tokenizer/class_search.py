@@ -81,9 +81,7 @@ def least_error(
 class _Ranking:
     """Estimates of the error of patches in classes."""
 
-    def __init__(
-        self, directions_JVQ: Tensor, window_J2: Tensor, kinds: Sequence[Levels]
-    ) -> None:
+    def __init__(self, directions_JVQ: Tensor, window_J2: Tensor, kinds: Sequence[Levels]) -> None:
         self._directions, self._window = directions_JVQ, window_J2
         self._bounds, self._rounding, used_JQ = [], [], None
         for values_JQl, counts_JQ in kinds:
