@@ -13,6 +13,7 @@ from torch import Tensor
 from viq.core.types import IGNORE, CodesError, ViqError, grid_of, language_tokens
 from viq.data.text.chat_format import ChatConfig, encode_chat, pack_chats
 from viq.data.text.conversations import ConversationError, Turn
+from viq.mllm.cache_name import CACHE
 from viq.mllm.chat import ViQForConditionalGeneration, ViQProcessor
 from viq.mllm.loading import load_mllm
 from viq.models.language.packed import use_packed_attention
@@ -126,7 +127,7 @@ def test_packed_and_alone_give_the_same(parts: Parts) -> None:
     labels = torch.tensor([label for chat in chats for label in chat.labels])[None]
     positions = torch.cat([torch.arange(length) for length in pack.lengths])
     together = model(input_ids=ids, position_ids=positions[None], labels=labels, **visual)
-    assert together.past_key_values is None
+    assert together.get(CACHE) is None
     alone = []
     for chat, group in zip(chats, codes, strict=True):
         own, own_grids = tensors(group)

@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 from web_client import Visitor, opened, visitor
@@ -23,6 +24,8 @@ from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.report.samples import PICTURES
 from viq.web.app import make_app
 from viq.web.config import Limits, WebConfig
+from viq.web.draw_routes import _so_far
+from viq.web.state import short_names
 
 HTML = {"Accept": "text/html"}
 
@@ -172,6 +175,29 @@ def test_a_sentence_is_drawn(tokenizer: VisualTokenizer, tmp_path: Path) -> None
         for data in ({"sentence": ""}, {"sentence": "x" * 301}, {**asked, "seed": "-1"}):
             refused = client.submit("/draw", data=data)
             assert refused.status_code == 400 and "\n" not in refused.json()["error"]
+
+
+def test_a_picture_that_is_not_whole_yet_is_blank_where_nothing_is_written(
+    tokenizer: VisualTokenizer,
+) -> None:
+    codes = tokenizer.encode(PICTURES / "shapes.png")[0]
+    rows, cols = codes.ids.shape[:2]
+    written = 2 * cols + 3
+    image = _so_far(tokenizer, codes.ids.reshape(rows * cols, -1)[:written], (rows, cols))
+    alpha = np.asarray(image)[..., 3]
+    assert [int((alpha[row * 16 + 8] > 0).sum()) for row in range(4)] == [
+        cols * 16, cols * 16, 3 * 16, 0
+    ]  # fmt: skip
+    whole = np.asarray(tokenizer.decode(codes)[0], int)
+    apart = np.abs(np.asarray(image, int)[..., :3] - whole)[: 16 + 8]
+    assert apart.mean() < 2  # but where patches meet that are still to come
+
+
+def test_places_of_one_name_are_told_apart() -> None:
+    places = [Path("a/codes"), Path("b/codes"), "s3://bucket/b/codes", Path("/x/run"), "s3://one"]
+    assert short_names(places) == ["a/codes", "b/codes", "bucket/b/codes", "run", "one"]
+    assert short_names([Path("codes"), Path("codes")]) == ["codes", "codes"]
+    assert short_names([Path("codes"), Path("a/codes")]) == ["codes", "a/codes"]
 
 
 def test_forms_wait_for_the_script(client: Visitor, shapes: str) -> None:

@@ -17,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from viq.core.files import bundled
 from viq.core.types import IMAGE_TOKEN, CodesError, Grid, ViqError, language_tokens
 from viq.image.patches import PatchBatch, exact_pixels, lengths_of
+from viq.mllm.cache_name import CACHE
 from viq.mllm.config import ViQConfig
 from viq.mllm.old_weights import OLD_NAMES, forget_old_names
 from viq.models.language.projector import MergeProjector, ProjectorConfig, Whitener
@@ -41,7 +42,7 @@ class ViQPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _checkpoint_conversion_mapping = OLD_NAMES  # peft reads it, for adapters of release 0.1
 
     @classmethod
@@ -131,6 +132,7 @@ class ViQModel(ViQPreTrainedModel):
         pixel_values: Tensor | None = None,
         image_grid_hw: Tensor | None = None,
         use_cache: bool | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> Any:
         """`last_hidden_state` (B, L, E) and what else the language model gives.
@@ -143,23 +145,25 @@ class ViQModel(ViQPreTrainedModel):
             codes: (T, S) codebook indices; or instead
             pixel_values: (T, 768) patches in [-1, 1], which the tokenizer turns into codes.
             image_grid_hw: (n, 2) rows and columns of patches of each image.
+            past_key_values, cache: the same, by the name before and since transformers 5.24.
 
         Raises:
             ViqError: images, grids and places in `input_ids` do not agree.
         """
+        cache = past_key_values if cache is None else cache
         if inputs_embeds is None:
             if input_ids is None:
                 raise ViqError("forward needs input_ids or inputs_embeds")
             inputs_embeds = self.embed(input_ids, codes, pixel_values, image_grid_hw)
-        packed = position_ids is not None and attention_mask is None and past_key_values is None
+        packed = position_ids is not None and attention_mask is None and cache is None
         if use_cache is None and packed:
             use_cache = False  # with one, packed samples would see each other
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
+            **{CACHE: cache},
             **kwargs,
         )
 

@@ -28,6 +28,7 @@ from viq.core.files import make_readable, write_atomically
 from viq.core.levels import check_levels
 from viq.core.quiet import quiet
 from viq.core.types import CODES_PER_PATCH, IGNORE, IMAGE_TOKEN, Grid, ViqError
+from viq.mllm.cache_name import CACHE
 from viq.models.language.heads import final_logits
 from viq.models.language.packed import base_of, packed_hidden, use_packed_attention
 from viq.models.language.vision_language import load_language
@@ -232,10 +233,10 @@ class CodeGenerator(nn.Module):
                 inputs_embeds=inputs_BLE,
                 attention_mask=mask_BL,
                 position_ids=(mask_BL.cumsum(1) - 1).clamp_min(0)[:, -inputs_BLE.shape[1] :],
-                past_key_values=cache,
                 use_cache=True,
+                **{CACHE: cache},
             )
-            cache, hidden = output.past_key_values, output.last_hidden_state[:, -1]
+            cache, hidden = output[CACHE], output.last_hidden_state[:, -1]
             asked, without = (hidden.chunk(2)) if guided else (hidden, None)
             levels_BK = self.head.sample(asked, without, sampling, generator)
             written.append(self._codes(levels_BK))

@@ -30,6 +30,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOu
 from viq.core.types import Grid
 from viq.mllm.assisted import asks_for_candidates, check_candidates
 from viq.mllm.base_model import ViQModel, ViQPreTrainedModel
+from viq.mllm.cache_name import CACHE
 from viq.mllm.config import ViQConfig
 from viq.models.language.heads import check_head, final_logits
 from viq.models.language.projector import MergeProjector
@@ -115,12 +116,14 @@ class ViQForConditionalGeneration(ViQPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> Any:
         """Logits (B, L, vocabulary), and the mean loss of the labelled tokens if there are labels.
 
         Args:
-            input_ids, codes, pixel_values, image_grid_hw: as in `ViQModel.forward`.
+            input_ids, codes, pixel_values, image_grid_hw, past_key_values, cache: as in
+                `ViQModel.forward`.
             labels: (B, L), -100 where nothing is scored.
             logits_to_keep: of that many last places only, or of these places; 0: of all.
 
@@ -135,6 +138,7 @@ class ViQForConditionalGeneration(ViQPreTrainedModel, GenerationMixin):
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             codes=codes,
             pixel_values=pixel_values,
@@ -153,9 +157,9 @@ class ViQForConditionalGeneration(ViQPreTrainedModel, GenerationMixin):
         result = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.get("past_key_values"),
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
+            **{CACHE: outputs.get(CACHE)},
         )
         return result.to_tuple() if return_dict is False else result
 

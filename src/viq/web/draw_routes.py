@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, HTTPException, Request
+from PIL import Image
 from starlette.responses import Response
 
 from viq.core.codes import Codes
 from viq.core.errors import ViqError
 from viq.core.types import PATCH_SIZE
+from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.report.gallery_common import encoded
 from viq.web.pictures import show_codes
 from viq.web.rendering import page
@@ -59,12 +61,10 @@ async def draw(request: Request) -> Response:
             if time.monotonic() - shown < _EVERY:
                 return
             shown = time.monotonic()
-            ids = np.zeros((grid[0] * grid[1], ids_BTS.shape[2]), np.uint16)
-            ids[: ids_BTS.shape[1]] = ids_BTS[0]
-            size = (grid[0] * PATCH_SIZE, grid[1] * PATCH_SIZE)
-            codes = Codes(ids.reshape(*grid, -1), size, 0, pipeline.tokenizer.fingerprint)
-            data = base64.b64encode(encoded(pipeline.tokenizer.decode(codes)[0], "PNG")).decode()
-            work.tell(image=f"data:image/png;base64,{data}", stage=f"patch {ids_BTS.shape[1]}")
+            image = _so_far(pipeline.tokenizer, ids_BTS[0].cpu().numpy(), grid)
+            data = base64.b64encode(encoded(image, "PNG")).decode()
+            stage = f"patch {ids_BTS.shape[1]} of {grid[0] * grid[1]}"
+            work.tell(image=f"data:image/png;base64,{data}", stage=stage)
 
         sampling = Sampling(temperature=1.0, top_p=0.95, guidance=2.0)
         (codes,) = pipeline.generate_codes([words], sampling, seed=int(seed), written=written)
@@ -75,6 +75,22 @@ async def draw(request: Request) -> Response:
         return {"picture": seen.id}
 
     return begun(state.queue.add(visitor, do))
+
+
+def _so_far(tokenizer: VisualTokenizer, ids_TS: np.ndarray, grid: tuple[int, int]) -> Image.Image:
+    """What the first T patches of a grid decode to; where the others will be, it is transparent."""
+    written = len(ids_TS)
+    # Pixels at the edge of a patch also depend on codes beside it: the last ones stand in for those
+    # that are to come, as they are likely to be like them.
+    ids = np.repeat(ids_TS[-1:], grid[0] * grid[1], 0).astype(np.uint16)
+    ids[:written] = ids_TS
+    size = (grid[0] * PATCH_SIZE, grid[1] * PATCH_SIZE)
+    codes = Codes(ids.reshape(*grid, -1), size, 0, tokenizer.fingerprint)
+    image = tokenizer.decode(codes)[0]
+    seen = np.arange(grid[0] * grid[1]).reshape(grid) < written
+    opaque = (seen.repeat(PATCH_SIZE, 0).repeat(PATCH_SIZE, 1) * 255).astype(np.uint8)
+    image.putalpha(Image.fromarray(opaque))
+    return image
 
 
 def _require(request: Request) -> State:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path as Folder
 from typing import Annotated, Any
 
@@ -29,10 +29,11 @@ class Link(Picture):
 
 @router.get("/runs")
 async def runs(request: Request) -> Response:
-    places = state_of(request).config.runs
-    if len(places) == 1:
+    state = state_of(request)
+    if len(state.config.runs) == 1:
         return RedirectResponse("/runs/0", 303)
-    found = await run_in_threadpool(lambda: [read_run(place) for place in places])
+    named = list(zip(state.config.runs, state.run_names, strict=True))
+    found = await run_in_threadpool(lambda: [replace(read_run(p), name=name) for p, name in named])
     return page(request, "runs.html", runs=found)
 
 
@@ -68,6 +69,7 @@ async def grid(request: Request, number: Number, stage: Number) -> Response:
 
 async def _shown(request: Request, number: int, template: str) -> Response:
     found, sections = await run_in_threadpool(_read, _run(request, number), number)
+    found = replace(found, name=state_of(request).run_names[number])
     live = not all(stage.finished for stage in found.stages)
     return page(
         request, template, run=found, number=number, stages=sections, table=table(found),

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from starlette.requests import Request
 
+from viq.core.remote import Location
+from viq.core.untrusted import printable
 from viq.models.tokenizer.loading import load
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.web.config import WebConfig
@@ -35,6 +39,9 @@ class State:
         self.config = config
         self.tokenizer = tokenizer or load(config.model, device=config.device)
         self.stores = [OpenStore(place, self.tokenizer) for place in config.stores]
+        for opened, name in zip(self.stores, short_names(config.stores), strict=True):
+            opened.name = name
+        self.run_names = short_names([place.resolve() for place in config.runs])
         self.queue = Queue(config.limits)
         self.shelf = Shelf(config.limits.kept_bytes)
         self.decoding = asyncio.Semaphore(_AT_ONCE)
@@ -80,6 +87,20 @@ class State:
             while len(self.talks) > _TALKS:
                 self.talks.popitem(last=False)
             return found
+
+
+def short_names(places: Sequence[Location]) -> list[str]:
+    """The end of each path or URL, of as many parts as tell it from the others."""
+    texts = [p.as_posix() if isinstance(p, Path) else p for p in places]
+    parts = [text.rstrip("/").split("/") for text in texts]
+    names = []
+    for mine in parts:
+        others = [other for other in parts if other != mine]
+        count = 1
+        while count < len(mine) and any(other[-count:] == mine[-count:] for other in others):
+            count += 1
+        names.append(printable("/".join(mine[-count:]), 80))
+    return names
 
 
 def state_of(request: Request) -> State:

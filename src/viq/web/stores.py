@@ -71,6 +71,7 @@ class OpenStore:
         tokenizer: decodes, if it made the codes; else the bundled model that did, if one did.
 
     Attributes:
+        name: of pages; the last part of where it is, unless another one is given.
         tokenizer: what decodes, or None.
         results: of jobs on the whole store, by name.
         files_read: of those whose keys, sizes and texts filters look at.
