@@ -24,7 +24,7 @@ from viq.eval.compare import methods as methods_module
 from viq.eval.compare.cost import memory, round_trip
 from viq.eval.compare.figures import Measure, Networks, totals
 from viq.eval.compare.legibility import Reader
-from viq.eval.compare.run import Comparison, Options, compare
+from viq.eval.compare.run import Comparison, Options, chosen, compare
 from viq.eval.compare.tokenizers import PeerRow, TokenizerRow, load_tokenizer_row
 from viq.image.codecs import check_codec, fit_codec, lowest_quality, save_codec
 from viq.image.open import ImageInput, open_image
@@ -159,6 +159,24 @@ def test_crop_is_the_central_square(photos, tokenizer):
     assert by_name(found)["ours"]["size"] == [32, 32]
 
 
+def test_each_takes_the_first_of_each_table(tmp_path, tokenizer):
+    for table in "ab":
+        files = [tmp_path / f"{number}.png" for number in range(3)]
+        for number, file in enumerate(files):
+            draw("gradient", (48, 48), number).image.save(file)
+        rows = [{"image": file.read_bytes()} for file in files]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{table}.parquet")
+    source = open_inputs([str(tmp_path / f"{table}.parquet") for table in "ab"])
+    assert chosen(source, None, None) == list(range(6))
+    assert chosen(source, None, 4) == [0, 1, 2, 3]
+    assert chosen(source, 2, None) == [0, 1, 3, 4]
+    assert chosen(source, 9, 5) == [0, 1, 2, 3, 4]
+    found = run(tmp_path, "ours", tokenizer, source=source, each=2, limit=3)
+    keys = [Path(image["key"]).name for image in found.result["images"]]
+    assert [key[0] for key in keys] == ["a", "a", "b"]
+    assert found.result["settings"]["each"] == 2
+
+
 def test_entropy_coded_bits_are_those_of_the_payload(photos):
     pytest.importorskip("constriction")
     row = load_tokenizer_row("viq-tiny")
@@ -267,6 +285,7 @@ def test_a_picture_that_cannot_be_read_is_listed(photos, tokenizer, tmp_path):
         ("nobody", {}, "nothing to compare: nobody: no such weights"),
         ("ours", {"bytes": "same"}, "--bytes same: give equal or native"),
         ("ours", {"crop": 0}, "--crop 0: give at least 1"),
+        ("ours", {"each": 0}, "--each 0: give at least 1"),
         ("ours", {"limit": 0}, "--limit 0: give at least 1"),
         ("ours", {"repeats": -1}, "--repeats -1: give at least 0"),
     ],

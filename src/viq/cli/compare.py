@@ -49,6 +49,10 @@ def compare(
         typer.Option(help="Of tables: the column with the text on a picture. Default: transcript, "
                           "if there; else what the OCR reads on the original."),
     ] = None,
+    each: Annotated[
+        int | None,
+        typer.Option(help="Only the first so many pictures of each table or folder."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many pictures.")] = None,
     repeats: Annotated[int, typer.Option(help="Timed runs; 0 measures no speed.")] = 3,
     timed: Annotated[int, typer.Option(help="Pictures that speed is measured on.")] = 4,
@@ -78,7 +82,7 @@ def compare(
 
     from viq.core.types import ViqError
     from viq.eval.compare.legibility import Reader
-    from viq.eval.compare.run import Options
+    from viq.eval.compare.run import Options, chosen
     from viq.eval.compare.run import compare as run
     from viq.jobs.inputs import open_inputs
     from viq.report.compare_page import require_page, write_page
@@ -89,13 +93,13 @@ def compare(
         raise ViqError("--transcript: says what --ocr should read; give --ocr, too")
     use_threads(threads)
     options = Options(
-        crop=crop, bytes=sizes, limit=limit, tile=tile, compress=compress,
+        crop=crop, bytes=sizes, each=each, limit=limit, tile=tile, compress=compress,
         device=find_device(device), transcript=transcript, timed=timed, repeats=repeats,
         memory=memory, shown=shown if out else 0,
     )  # fmt: skip
     names = names_of(methods) or [DEFAULT_MODEL, "jpeg", "webp", "avif"]
     source = open_inputs(images)
-    count = min(len(source), limit or len(source))
+    count = len(chosen(source, each, limit))
     with progress("comparing", count, hidden=as_json) as advance:
         found = run(
             source, names, options, reader=Reader() if ocr else None, progress=lambda: advance()

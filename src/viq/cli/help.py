@@ -29,7 +29,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "data", "kodak", "codes", "synthetic", "text", "photos", "pictures", "label", "where",
         "root", "image_column", "key_column", "split", "columns", "drop", "replace_columns",
         "strict",
-        "transcript", "answers", "tasks", "limit", "rows", "by", "store", "run",
+        "transcript", "answers", "tasks", "each", "limit", "rows", "by", "store", "run",
     ),
     "Access": (
         "allow_protocol", "allow_absolute", "allow_private_network", "downloads", "per_host",

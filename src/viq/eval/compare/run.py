@@ -40,7 +40,8 @@ class Options:
     Attributes:
         crop: px a side of the central square that every picture becomes; None: as they are.
         bytes: "equal" or "native", see `make_methods`.
-        limit: pictures at most, the first; None: all.
+        each: pictures at most of each table or folder, the first; None: all.
+        limit: pictures at most of all of these, the first; None: all.
         tile: of our tokenizers, as in `VisualTokenizer.encode`.
         compress: of our tokenizers with a rate of their own, as in `TokenizerRow`.
         device: of our tokenizers.
@@ -56,6 +57,7 @@ class Options:
 
     crop: int | None = None
     bytes: str = EQUAL
+    each: int | None = None
     limit: int | None = None
     tile: int | None = None
     compress: bool = False
@@ -67,7 +69,7 @@ class Options:
     shown: int = 6
 
     def __post_init__(self) -> None:
-        least = {"crop": 1, "limit": 1, "timed": 1, "repeats": 0, "shown": 0}
+        least = {"crop": 1, "each": 1, "limit": 1, "timed": 1, "repeats": 0, "shown": 0}
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and value < low:
@@ -148,11 +150,20 @@ def compare(
     return Comparison(run.result(networks), run.sections)
 
 
+def chosen(source: Source, each: int | None, limit: int | None) -> list[int]:
+    """Numbers of the rows that are compared, by `each` and `limit` of `Options`."""
+    first, found = 0, list[int]()
+    for rows in source.shards:
+        found += range(first, first + min(rows, each or rows))
+        first += rows
+    return found[:limit]
+
+
 def _opened(
     source: Source, options: Options, failed: list[dict[str, str]]
 ) -> Iterator[tuple[str, Image.Image | None, str | None]]:
     """Key, RGB picture and transcript of each row; what cannot be read goes to `failed`."""
-    for index in range(min(len(source), options.limit or len(source))):
+    for index in chosen(source, options.each, options.limit):
         key, image, wanted = source.key(index), None, None
         try:
             row = source[index]
