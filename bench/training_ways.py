@@ -182,8 +182,9 @@ def main() -> None:
     )
     for row in rows:
         for name, one in row["ways"].items():
-            print(f"| {row['stage']} | {name} | {one['ms']:,.0f} | {one['min_ms']:,.0f} to "
-                  f"{one['max_ms']:,.0f} | {one['times_as_fast']:.2f} | {one['gradient']:.1e} |")  # fmt: skip
+            least, most = (f"{one[key]:,.0f}" for key in ("min_ms", "max_ms"))
+            figures = f"{one['ms']:,.0f} | {least} to {most} | {one['times_as_fast']:.2f}"
+            print(f"| {row['stage']} | {name} | {figures} | {one['gradient']:.1e} |")
     for row in rows:
         told = ", ".join(f"{name} {spent} ms" for name, spent in row["optimizer_ms"].items())
         print(f"{row['stage']}: AdamW {told}")
