@@ -5,7 +5,8 @@
 Forward and backward passes of one step of each stage, from nothing, one thread, seconds of the
 thread, so that other programs of the machine do not count; medians of runs in turn, after one of
 each to warm up. `gradient` is how far the gradient is from that of the usual way: the norm of the
-difference over the norm. The optimizer is measured by itself.
+difference over the norm. The optimizer is measured by itself. `products` is the share of a profile
+of one step that products of matrices take, and beside it stands how fast these are by themselves.
 """
 
 from __future__ import annotations
@@ -134,6 +135,37 @@ def optimizers(training: _Training, repeats: int) -> dict[str, float]:
     return {name: round(1000 * statistics.median(spent), 2) for name, spent in seconds.items()}
 
 
+def product_share(training: _Training, given: tuple[Any, ...]) -> float:
+    """Of a forward and backward pass, by a profile, what products of matrices take."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        training._accumulated(*given)
+    found = profile.key_averages()
+    spent = {event.key: event.self_cpu_time_total for event in found}
+    products = sum(spent.get(f"aten::{name}", 0.0) for name in ("mm", "addmm", "bmm", "baddbmm"))
+    return round(products / sum(spent.values()), 3)
+
+
+def product_speed() -> dict[str, list[float]]:
+    """Least and most GFLOP/s of the products of a linear layer and its gradients, by type."""
+    rates: dict[str, list[float]] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        found = []
+        for tokens, cin, cout in ((2816, 192, 768), (2816, 768, 192), (2816, 192, 576)):
+            x, w, g = (
+                torch.randn(*shape).to(dtype)
+                for shape in ((tokens, cin), (cout, cin), (tokens, cout))
+            )
+            for a, b in ((x, w.t()), (g, w), (g.t(), x)):
+                spent = []
+                for _ in range(12):
+                    begun = time.thread_time()
+                    torch.mm(a, b)
+                    spent.append(time.thread_time() - begun)
+                found.append(2e-9 * tokens * cin * cout / statistics.median(spent))
+        rates[str(dtype).removeprefix("torch.")] = [round(min(found)), round(max(found))]
+    return rates
+
+
 def measure(
     recipe: str, stages: list[str], names: list[str], repeats: int, data: list[str]
 ) -> list[dict[str, Any]]:
@@ -144,12 +176,13 @@ def measure(
 
     def step(training: _Training, number: int, lanes: Any, micros: Any) -> Any:
         counts = {name: float(value) for name, value in _counts(micros).items()}
-        found = passes(training, names, repeats, (number, lanes, micros, counts))
+        given = number, lanes, micros, counts
         rows.append(
             {
                 "stage": training.name,
                 "patches": int(counts["patches"]),
-                "ways": found,
+                "ways": passes(training, names, repeats, given),
+                "products": product_share(training, given),
                 "optimizer_ms": optimizers(training, repeats),
             }
         )
@@ -187,7 +220,9 @@ def main() -> None:
             print(f"| {row['stage']} | {name} | {figures} | {one['gradient']:.1e} |")
     for row in rows:
         told = ", ".join(f"{name} {spent} ms" for name, spent in row["optimizer_ms"].items())
-        print(f"{row['stage']}: AdamW {told}")
+        print(f"{row['stage']}: AdamW {told}; products {row['products']:.0%}")
+    for name, (least, most) in product_speed().items():
+        print(f"products in {name}: {least:.0f} to {most:.0f} GFLOP/s")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from viq.bench import peer
+from viq.bench import peer, remote
 from viq.bench.batches import batches, drawn, write
 from viq.bench.quick import FALL, QuickWorkload, as_text, compared, quick
 from viq.bench.store_tables import as_text as store_text
@@ -92,6 +92,25 @@ def test_a_run_is_plain_data_with_all_ways(tmp_path: Path) -> None:
     machine = {key: "" for key in ("cpu", "cores", "torch_threads", "os", "python", "torch")}
     about = {"model": "m", "fingerprint": "f", "repeats": 1, "machine": machine}
     assert "65,536 tokens, 2 workers" in store_text({**about, "batches": result})
+
+
+def test_an_object_store_that_answers_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("s3fs", reason="reads S3: pip install 'viq[s3]'")
+    monkeypatch.setattr(remote, "peak_memory", lambda work, *given: work(*given))
+    monkeypatch.setattr(remote, "SPENT", 0.02)
+    result = remote.remote(INFO, 1200, tmp_path, 1)
+    assert json.loads(json.dumps(result)) == result
+    assert (result["shards"], result["skipped"]) == (2, {})
+    for steps in result["orders"].values():
+        for one in steps.values():
+            far, near = one["with"], one["without"]
+            # To open the store it asks twice, one after the other, and at least once for a shard.
+            assert far["first_s"]["median"] > 3 * result["latency_s"]
+            assert far["first_requests"]["median"] >= 3 and near["batches_per_s"]["median"] > 0
+            assert 0 < far["first_mib"]["median"] < result["mib"]
+    machine = {key: "" for key in ("cpu", "cores", "torch_threads", "os", "python", "torch")}
+    about = {"model": "m", "fingerprint": "f", "repeats": 1, "machine": machine}
+    assert "50 ms a request" in store_text({**about, "remote": result})
 
 
 def test_the_guard_measures_and_shows() -> None:
