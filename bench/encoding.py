@@ -53,7 +53,7 @@ def _worker(repo: Path, model: str, folder: str) -> subprocess.Popen[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", help="of pictures")
     parser.add_argument("--before", type=Path, help="another checkout, to compare viq-transform of")
     parser.add_argument("--repeats", type=int, default=5)
