@@ -168,7 +168,7 @@ class _Batches(IterableDataset):
                         gathered = _gathered(early, packer, some)
                         if self._slots and worker:
                             gathered = self._slots.put(gathered, mine, number // step)
-                    early.given()
+                    early.catch_up()
                     if gathered is not None:
                         yield 0, gathered
                     number += 1
@@ -177,7 +177,7 @@ class _Batches(IterableDataset):
                 found = None
                 if number % step == mine:
                     found = early.samples(samples) or [self._data[n] for n in samples.tolist()]
-                early.given()
+                early.catch_up()
                 if found is not None:
                     yield position, self._collate(found)
         except ViqError as error:  # raised in a worker, it would arrive as pages of traceback

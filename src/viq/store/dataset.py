@@ -330,10 +330,9 @@ class CodeDataset(IterableDataset):
         """Batches of all ranks from `at`, epoch and position, on.
 
         Args:
-            early: of the pass; `Early.given` is to be called when a batch was made.
+            early: of the pass; `Early.catch_up` is to be called when a batch was made.
         """
-        epoch, position = at
-        blocks = list(self._order.groups(epoch)) if self._shards.is_remote else []
+        blocks = list(self._order.groups(at[0])) if self._shards.is_remote else []
         with ahead_of(self._shards, blocks, self._turn()) as ahead:
 
             def fetch(numbers: np.ndarray) -> bool:
@@ -341,8 +340,9 @@ class CodeDataset(IterableDataset):
                 early.fetch(numbers)
                 shards = self._in_turn(self._shards_of(numbers))
                 if early.has(numbers):  # the way of bytes is narrow: first the batch, then the rest
-                    early.afterwards(lambda: (ahead.want(shards), ahead.follow(shards)))
+                    early.put_off(lambda: (ahead.want(shards), ahead.follow(shards)))
                     return True
+                early.catch_up()
                 ahead.want(shards)
                 return False
 
@@ -353,9 +353,8 @@ class CodeDataset(IterableDataset):
                 ahead.follow(self._shards_of(numbers).tolist())
                 return patches
 
-            for batch in cut(
-                self._order, epoch, position, patches_of=patches_of, tokens=tokens, samples=samples
-            ):
+            limits = {"tokens": tokens, "samples": samples}
+            for batch in cut(self._order, *at, patches_of=patches_of, **limits):
                 if not tokens and self._shards.is_remote and not fetch(batch.samples):
                     ahead.follow(self._shards_of(batch.samples).tolist())
                 yield batch

@@ -70,12 +70,12 @@ class Early:
         """Whether the groups of all these samples were fetched."""
         return self._at_hand(numbers) is not None
 
-    def afterwards(self, then: Callable[[], object]) -> None:
-        """Do this when the batch that is being made was made."""
+    def put_off(self, then: Callable[[], object]) -> None:
+        """Do this at the next `catch_up`: what would take bytes from the groups of a batch."""
         self._then.append(then)
 
-    def given(self) -> None:
-        """A batch was made."""
+    def catch_up(self) -> None:
+        """Do what was put off, as no batch waits for groups any more."""
         while self._then:
             self._then.pop(0)()
 
