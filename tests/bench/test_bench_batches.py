@@ -97,7 +97,7 @@ def test_a_run_is_plain_data_with_all_ways(tmp_path: Path) -> None:
 def test_an_object_store_that_answers_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("s3fs", reason="reads S3: pip install 'viq[s3]'")
     monkeypatch.setattr(remote, "peak_memory", lambda work, *given: work(*given))
-    monkeypatch.setattr(remote, "SPENT", 0.02)
+    monkeypatch.setattr(remote, "SPENT", 0.1)
     result = remote.remote(INFO, 1200, tmp_path, 1)
     assert json.loads(json.dumps(result)) == result
     assert (result["shards"], result["skipped"]) == (2, {})
