@@ -115,7 +115,7 @@ def passes(training: _Training, names: list[str], repeats: int, given: tuple[Any
 
 def optimizers(training: _Training, repeats: int) -> dict[str, float]:
     """Milliseconds of a step of AdamW, one weight after the other, in groups, and fused."""
-    options = {
+    options: dict[str, Any] = {
         "one by one": {"foreach": False},
         "foreach": {"foreach": True},
         "fused": {"fused": True},
@@ -197,7 +197,7 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("recipe", choices=[name for name in RECIPES if name not in ("so400m", "g")])
     parser.add_argument("--stage", action="append", default=[], help="again for more; all if none")
     parser.add_argument(

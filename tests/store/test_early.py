@@ -95,7 +95,8 @@ def test_the_first_batch_is_of_parts(
     url: str, here: Path, tmp_path: Path, asked: list[tuple[str, int]], limits: Any, packed: bool
 ) -> None:
     data = CodeDataset(url, shuffle=3, cache=tmp_path / "cache")
-    batches: Any = data.batches(**limits, packed=packed)
+    options: dict[str, Any] = {**limits, "packed": packed}
+    batches: Any = data.batches(**options)
     first = next(batches)
     begun = [pair for pair in asked if pair[1]]
     size = sum(path.stat().st_size for path in here.glob("*.parquet"))
@@ -103,7 +104,7 @@ def test_the_first_batch_is_of_parts(
     assert {name for name, _ in asked[: len(begun)]} == {name for name, _ in begun}
     assert asked[: len(begun)] == begun  # whole ones come after
     local = CodeDataset(here, shuffle=3, cache=tmp_path / "here")
-    wanted: Any = local.batches(**limits, packed=packed)
+    wanted: Any = local.batches(**options)
     assert text(first) == text(next(wanted))
     assert [text(batch) for batch in batches] == [text(batch) for batch in wanted]
     files = {path.name for path in (tmp_path / "cache" / CACHE).iterdir()}

@@ -51,7 +51,7 @@ class ObjectStore(ThreadingHTTPServer):
 
 class _Request(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: ObjectStore
+    server: ObjectStore  # pyright: ignore[reportIncompatibleVariableOverride]  # that makes it
 
     def log_message(self, format: str, *args: object) -> None: ...
 
