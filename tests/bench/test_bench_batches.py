@@ -107,7 +107,7 @@ def test_an_object_store_that_answers_late(tmp_path: Path, monkeypatch: pytest.M
             # To open the store it asks twice, one after the other, and at least once for a shard.
             assert far["first_s"]["median"] > 3 * result["latency_s"]
             assert far["first_requests"]["median"] >= 3 and near["batches_per_s"]["median"] > 0
-            assert 0 < far["first_mib"]["median"] < result["mib"]
+            assert 0 < far["first_mib"]["median"] < 2 * result["mib"]  # parts, and whole shards
     machine = {key: "" for key in ("cpu", "cores", "torch_threads", "os", "python", "torch")}
     about = {"model": "m", "fingerprint": "f", "repeats": 1, "machine": machine}
     assert "50 ms a request" in store_text({**about, "remote": result})
