@@ -26,7 +26,7 @@ from viq.eval.compare.figures import Measure, Networks, totals
 from viq.eval.compare.legibility import Reader
 from viq.eval.compare.run import Comparison, Options, chosen, compare
 from viq.eval.compare.tokenizers import PeerRow, TokenizerRow, load_tokenizer_row
-from viq.image.codecs import check_codec, fit_codec, lowest_quality, save_codec
+from viq.image.codecs import check_codec, fit_codec, save_codec
 from viq.image.open import ImageInput, open_image
 from viq.jobs.inputs import open_inputs
 from viq.metrics.images import psnr
@@ -403,19 +403,3 @@ def test_a_round_trip_of_a_tokenizer(photos):
     round_trip(str(photos / "2.png"), "viq-tiny", False, None, "cpu", None)
     with pytest.raises(ViqError):
         round_trip(str(photos / "2.png"), "no/such folder", False, None, "cpu", None)
-
-
-# AVIF
-
-
-def test_avif_files_are_at_most_as_large_as_asked():
-    photo = draw("gradient", (96, 128), 3).image
-    for limit in (600, 2000, 8000):
-        fitted = fit_codec(photo, "avif", limit)
-        assert fitted is not None
-        data, decoded, quality = fitted
-        assert len(data) <= limit and decoded.size == photo.size
-        assert save_codec(photo, "avif", quality) == data
-    assert lowest_quality("avif") == 0
-    with pytest.raises(ViqError, match="webp has no pictures of 16384x1 px"):
-        save_codec(Image.new("RGB", (16384, 1)), "webp", 50)
