@@ -82,6 +82,7 @@ def small() -> MllmRecipe:
         stages=(
             first,
             replace(second, loop=replace(second.loop, steps=12_000)),
+            replace(second, name="3-answers", loop=replace(second.loop, steps=3000)),
         ),
     )
 
