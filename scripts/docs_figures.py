@@ -51,6 +51,7 @@ def figures() -> dict[str, str]:
         "reading": reading(),
         "answers": answers(),
         "probes": probes(),
+        "drawing": drawing(),
         "way": way(),
         "packing": packing(),
         "stages": stages(),
@@ -99,6 +100,16 @@ def probes() -> Chart:
     head = "colour of the shape (12)"
     listed = [(row["codes of"], [number(row[head])]) for row in rows]
     return bars("Colours of a shape that a linear probe names, %", ("right",), listed)
+
+
+def drawing() -> Chart:
+    """The losses of a model that draws, on what it is trained on and on other pictures."""
+    rows = table("generation.md", "On codes of viq-transform", 1)
+    series = [
+        Series(name, [(number(row["steps"])[0], number(row[name])[0]) for row in rows])
+        for name in ("training", "held out")
+    ]
+    return rate_chart(series, "Loss of a patch, nats", across="steps")
 
 
 def growth() -> dict[str, Chart]:

@@ -41,6 +41,7 @@ from viq.data.sources.open import open_source
 from viq.data.text.text_tokenizer import train_text_tokenizer
 from viq.jobs.encode import encode
 from viq.mllm.generation import CodeGenerator, CodeGeneratorConfig, Sampling
+from viq.mllm.level_head import LevelHead
 from viq.mllm.text_to_image import TextToImagePipeline
 from viq.models.language.packed import packed_hidden
 from viq.models.language.vision_language import LanguageConfig, build_language
@@ -184,6 +185,7 @@ def test_drawing_follows_what_was_trained(model: CodeGenerator, words) -> None:
     unconditional = generation_prompt(None, grid, words)
     drawn = model.generate(prompts, unconditional, grid, LIKELIEST)
     assert drawn.shape == (3, 2, 3, 4) and int(drawn.max()) < 64_000
+    assert isinstance(model.head, LevelHead)
     seen: list[torch.Tensor] = []
     hook = model.head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     for caption, ids in zip(CAPTIONS, drawn, strict=True):
@@ -191,7 +193,7 @@ def test_drawing_follows_what_was_trained(model: CodeGenerator, words) -> None:
         pack = pack_generation([encode_generation(CodePair(caption=caption, codes=item), words)])
         model(pack.ids_L, pack.targets_L, pack.lengths, pack.codes_TS, pack.grids_hw, pack.scored_T)
         levels = model.head.sample(seen[-1], None, LIKELIEST, None)
-        assert torch.equal(model._codes(levels), pack.codes_TS)
+        assert torch.equal(model.head.codes_of(levels), pack.codes_TS)
     hook.remove()
     # A picture does not depend on those drawn beside it, nor guidance on itself.
     assert torch.equal(model.generate(prompts[1:2], unconditional, grid, LIKELIEST), drawn[1:2])
@@ -247,6 +249,57 @@ def test_pictures_of_sizes_of_their_own(
     assert [part.shape for part in parts] == [(1, n, 4) for n in range(1, 7)]
     for part in parts:  # what was written stays
         assert np.array_equal(part[0], told.ids.reshape(6, 4)[: part.shape[1]])
+
+
+@torch.no_grad()
+def test_of_several_pictures_the_best_described_is_kept(
+    model: CodeGenerator, words, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = TextToImagePipeline(model, words, load("viq-tiny"))
+    seen: list[tuple[str, list[Codes]]] = []
+    best = pipeline._best
+
+    def recorded(caption: str, candidates: list[Codes]) -> Codes:
+        seen.append((caption, candidates))
+        return best(caption, candidates)
+
+    monkeypatch.setattr(pipeline, "_best", recorded)
+    kept = pipeline.generate_codes(CAPTIONS, Sampling(candidates=3), size=(32, 16))
+    assert [caption for caption, _ in seen] == CAPTIONS
+    for chosen, (caption, candidates) in zip(kept, seen, strict=True):
+        assert len({codes.ids.tobytes() for codes in candidates}) == 3
+        nats = []
+        for codes in candidates:
+            pack = pack_generation(
+                [encode_description(CodePair(caption=caption, codes=codes), words)]
+            )
+            losses = model(
+                pack.ids_L, pack.targets_L, pack.lengths, pack.codes_TS, pack.grids_hw,
+                pack.scored_T,
+            )  # fmt: skip
+            nats.append(float(losses["text"]))
+        assert chosen is candidates[int(np.argmin(nats))] and len(set(nats)) == 3
+    with pytest.raises(ViqError, match="use 1 or more"):
+        Sampling(candidates=0)
+
+
+@torch.no_grad()
+def test_a_model_from_before_there_were_other_codes_is_read(
+    model: CodeGenerator, words, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    old = {"format", "levels", "tokenizer", "fingerprint", "grid", "most_patches",
+           "head_width", "digest"}  # fmt: skip
+    new = {"transform": None, "semantic": None, "detail_width": 0}
+    assert {name: values.pop(name) for name in new} == new and values.keys() <= old, values.keys()
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    again = CodeGenerator.from_pretrained(tmp_path)
+    names = {name.split(".")[0] for name in read_weights(tmp_path / "model.safetensors")}
+    assert names == {"read", "ahead", "head"}
+    prompt, free = (generation_prompt(caption, (2, 2), words) for caption in (CAPTIONS[0], None))
+    drawn = [each.generate([prompt], free, (2, 2), LIKELIEST) for each in (model, again)]
+    assert torch.equal(*drawn)
 
 
 # Commands
@@ -352,7 +405,8 @@ def test_commands(tmp_path: Path) -> None:
     done = call("train", "generation", "debug", "-o", run, "--json")
     assert done.exit_code == 0, done.output
     log = [json.loads(line) for line in (run / "draw/log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in log] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in log if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in log if "held_out/codes" in line] == [3, 6]
     assert {"loss", "loss/text", "loss/codes", "loss/next"} <= log[0].keys()
     caption = "a red circle left of a blue square"
     assert call("generate", caption, "-o", out, "--model", run, "--json").exit_code == 0

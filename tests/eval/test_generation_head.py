@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from viq.core.types import ViqError
-from viq.mllm.generation import LevelHead, Sampling, _draw
+from viq.mllm.level_head import LevelHead, Sampling, draw_level
 
 pytest.importorskip("transformers")
 LIKELIEST = Sampling(temperature=0)
@@ -41,10 +41,10 @@ def test_sampling_draws_from_that_likelihood() -> None:
 def test_temperature_top_p_and_guidance() -> None:
     logits = torch.tensor([[0.1, 0.5, 0.4, 0.0]]).log().expand(500, 4)
     seed = torch.Generator().manual_seed(0)
-    assert set(_draw(logits, LIKELIEST, seed).tolist()) == {1}
-    assert set(_draw(logits, Sampling(top_p=0.85), seed).tolist()) == {1, 2}
-    assert set(_draw(logits, Sampling(), seed).tolist()) == {0, 1, 2}
-    assert set(_draw(logits, Sampling(top_p=0.01), seed).tolist()) == {1}
+    assert set(draw_level([logits], LIKELIEST, seed).tolist()) == {1}
+    assert set(draw_level([logits], Sampling(top_p=0.85), seed).tolist()) == {1, 2}
+    assert set(draw_level([logits], Sampling(), seed).tolist()) == {0, 1, 2}
+    assert set(draw_level([logits], Sampling(top_p=0.01), seed).tolist()) == {1}
     head = LevelHead(8, (2, 3), 16)
     asked, unconditional = torch.randn(2, 5, 8)
     plain = head.sample(asked, None, LIKELIEST, None)

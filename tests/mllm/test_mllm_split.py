@@ -181,7 +181,7 @@ def test_a_generator_of_codes_says_words_as_the_language_model_does(
     torch.testing.assert_close(sums["text"], nats, rtol=1e-4, atol=0)  # packed attention
     seen: list[torch.Tensor] = []
     monkeypatch.setattr(
-        generation, "_draw", lambda logits, *_: seen.append(logits) or logits.argmax(-1)
+        generation, "draw_level", lambda logits, *_: seen.append(*logits) or seen[-1].argmax(-1)
     )
     (words,) = model.generate_text([ids_L.tolist()], range(2, 63), 1, 1, Sampling())
     last = causal(input_ids=ids_L[None]).logits[0, -1, [*range(2, 63), 1]]

@@ -143,9 +143,20 @@ class SamplingOptions:
     guidance: Annotated[
         float, typer.Option(help="How strongly the caption is followed; 1 plainly.")
     ] = 2.0
+    candidates: Annotated[
+        int,
+        typer.Option(
+            help="Pictures drawn of each sentence; the one that the model best describes is kept."
+        ),
+    ] = 1
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0
 
     def sampling(self) -> Sampling:
         from viq.mllm.generation import Sampling
 
-        return Sampling(temperature=self.temperature, top_p=self.top_p, guidance=self.guidance)
+        return Sampling(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            guidance=self.guidance,
+            candidates=self.candidates,
+        )

@@ -40,7 +40,8 @@ PANELS: dict[str, tuple[str, ...]] = {
         "skip_duplicates", "threshold",
     ),
     "Text and pictures": (
-        "prompt", "max_tokens", "temperature", "min_confidence", "top_p", "guidance", "seed",
+        "prompt", "max_tokens", "temperature", "min_confidence", "top_p", "guidance", "candidates",
+        "seed",
         "size", "count",
     ),
     "Measurement": (

@@ -300,7 +300,9 @@ def train_mllm(
 @guarded
 @grouped
 def train_generation(
-    recipe: Annotated[str, typer.Argument(help="tiny, qwen, debug, or a recipe file.json.")],
+    recipe: Annotated[
+        str, typer.Argument(help="tiny, transform, qwen, debug, or a recipe file.json.")
+    ],
     *,
     codes: Annotated[
         list[str] | None,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,18 @@ from viq.core import untrusted
 from viq.core.files import make_readable, write_atomically
 from viq.core.levels import check_levels
 from viq.core.quiet import quiet
-from viq.core.types import CODES_PER_PATCH, IGNORE, IMAGE_TOKEN, Grid, ViqError
+from viq.core.types import CODES_PER_PATCH, IGNORE, IMAGE_TOKEN, Grid
 from viq.mllm.cache_name import CACHE
+from viq.mllm.level_head import NEIGHBOURS, LevelHead, PatchHead, Sampling, draw_level
+from viq.mllm.transform_head import TransformHead
 from viq.models.language.heads import final_logits
 from viq.models.language.packed import base_of, packed_hidden, use_packed_attention
 from viq.models.language.vision_language import load_language
 from viq.models.layers.blocks import Mlp
 from viq.models.layers.places import PLACE_FEATURES, place_features
-from viq.models.tokenizer.fsq import FSQ
+from viq.models.tokenizer.embedder import CodeEmbedder
+from viq.models.tokenizer.semantic import MEANING_WIDTH, SemanticConfig
+from viq.models.tokenizer.transform_code import TransformConfig
 from viq.weights import checkpoint
 from viq.weights.verify import DIGEST, digest_of, digests_of, verify_all, write_digest
 
@@ -52,6 +56,8 @@ class CodeGeneratorConfig:
         grid: rows and columns of patches of the pictures it was trained on, the most frequent.
         most_patches: of a picture it was trained on; it chooses no larger size by itself.
         head_width: U.
+        transform, semantic: of a tokenizer with a transform code, and of its meaning.
+        detail_width: width of what its features say of pixels.
     """
 
     levels: tuple[int, ...]
@@ -60,6 +66,9 @@ class CodeGeneratorConfig:
     grid: tuple[int, int] = (6, 6)
     most_patches: int = 36
     head_width: int = 128
+    transform: TransformConfig | None = None
+    semantic: SemanticConfig | None = None
+    detail_width: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", check_levels(self.levels))
@@ -67,96 +76,15 @@ class CodeGeneratorConfig:
         untrusted.fingerprint(self.fingerprint, "fingerprint")
         for side in self.grid:
             untrusted.whole_number(side, "grid", 1, 2**16)
+        if self.transform is not None:
+            untrusted.whole_number(self.detail_width, "detail_width", self.transform.basis, 2**16)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How levels are drawn. Guidance moves away from what the model would draw without a caption:
-    logits become unconditional + guidance * (conditional - unconditional); 1 leaves it out."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    guidance: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.guidance < 0:
-            raise ViqError(
-                f"temperature {self.temperature}, top-p {self.top_p}, guidance {self.guidance}: "
-                "use temperature and guidance of at least 0 and a top-p above 0, at most 1"
-            )
-
-
-class LevelHead(nn.Module):
-    """The distribution of a patch's K levels given a hidden state, exactly factorised.
-
-    A softmax over 64,000 codes in four slots cannot be learned from few pictures, and most of its
-    weights would be for codes hardly ever seen; heads that are independent within a patch draw
-    mixtures (half a red corner, half a blue one). So levels follow one another, each a small
-    softmax (8, 8, 8, 5, 5, 5, four times) that knows all before it. The state of level k is a sum:
-    what the language model says, plus one embedding for each level already drawn, as in NADE
-    (Larochelle and Murray, 2011). A running sum gives all K states at once, so training costs one
-    pass of a small MLP; drawing takes K cheap steps a patch and none of the language model.
-    """
-
-    def __init__(self, width: int, levels: Sequence[int], head_width: int) -> None:
-        super().__init__()
-        self.choices = tuple(levels) * CODES_PER_PATCH  # of each of the K levels
-        count, w = len(self.choices), head_width
-        self.project = nn.Linear(width, w)
-        self.place = nn.Parameter(torch.empty(count, w).normal_(std=0.02))
-        self.drawn = nn.Parameter(torch.empty(count, max(levels), w).normal_(std=0.02))
-        self.norm = nn.LayerNorm(w)
-        self.mlp = Mlp(w, 2 * w, w)
-        self.final_norm = nn.LayerNorm(w)
-        self.out = nn.Parameter(torch.empty(count, max(levels), w).normal_(std=0.02))
-        self.bias = nn.Parameter(torch.zeros(count, max(levels)))
-
-    def forward(self, hidden_TE: Tensor, levels_TK: Tensor) -> Tensor:
-        """Negative log-likelihood (T,) of each patch, nats, fp32."""
-        places = torch.arange(len(self.choices), device=levels_TK.device)
-        drawn_TKU = self.drawn[places, levels_TK]
-        before_TKU = drawn_TKU.cumsum(1) - drawn_TKU
-        logits_TKl = self._logits(self.project(hidden_TE)[:, None] + before_TKU, places)
-        nats = F.cross_entropy(logits_TKl.flatten(0, 1), levels_TK.flatten(), reduction="none")
-        return nats.view_as(levels_TK).sum(1)
-
-    def sample(
-        self,
-        hidden_BE: Tensor,
-        free_BE: Tensor | None,
-        sampling: Sampling,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        """Levels (B, K), one after another.
-
-        Args:
-            free_BE: hidden states without the caption, for guidance.
-        """
-        states = [self.project(hidden_BE)]
-        if free_BE is not None:
-            states.append(self.project(free_BE))
-        levels = []
-        for k in range(len(self.choices)):
-            place = torch.tensor([k], device=hidden_BE.device)
-            asked, *unconditional = (self._logits(state[:, None], place)[:, 0] for state in states)
-            if unconditional:
-                asked = unconditional[0] + sampling.guidance * (asked - unconditional[0])
-                asked = asked.masked_fill(self._missing(place), -torch.inf)  # was inf - inf
-            levels.append(_draw(asked, sampling, generator))
-            states = [state + self.drawn[k, levels[-1]] for state in states]
-        return torch.stack(levels, 1)
-
-    def _logits(self, states_TkU: Tensor, places_k: Tensor) -> Tensor:
-        """Logits (T, k, most levels) of the levels at some places, fp32."""
-        x_TkU = states_TkU + self.place[places_k]
-        x_TkU = self.final_norm(x_TkU + self.mlp(self.norm(x_TkU)))
-        logits = torch.einsum("tkw,klw->tkl", x_TkU, self.out[places_k]).float()
-        return (logits + self.bias[places_k]).masked_fill(self._missing(places_k), -torch.inf)
-
-    def _missing(self, places_k: Tensor) -> Tensor:
-        """Which levels (k, most levels) do not exist there."""
-        choices = torch.tensor(self.choices, device=places_k.device)[places_k]
-        return torch.arange(self.bias.shape[1], device=places_k.device) >= choices[:, None]
+    @property
+    def width_read(self) -> int:
+        """F, values that a written patch is read as."""
+        if self.transform is None:
+            return CODES_PER_PATCH * len(self.levels)
+        return self.detail_width + (MEANING_WIDTH if self.semantic is not None else 0)
 
 
 class CodeGenerator(nn.Module):
@@ -167,10 +95,17 @@ class CodeGenerator(nn.Module):
         use_packed_attention(language)
         width = language.get_input_embeddings().embedding_dim
         self.config, self.language = config, language
-        self.fsq = FSQ(config.levels)
-        self.read = Mlp(CODES_PER_PATCH * len(config.levels), width, width)
+        self.read = Mlp(config.width_read, width, width)
         self.ahead = nn.Linear(PLACE_FEATURES, width)
-        self.head = LevelHead(width, config.levels, config.head_width)
+        self.head: PatchHead
+        self.around = None
+        if config.transform is None:
+            self.head = LevelHead(width, config.levels, config.head_width)
+        else:
+            self.head = TransformHead(
+                width, config.head_width, config.detail_width, config.transform, config.semantic
+            )
+            self.around = Mlp(NEIGHBOURS * (config.width_read + 1), width, width)
 
     def forward(
         self,
@@ -185,26 +120,30 @@ class CodeGenerator(nn.Module):
 
         Arguments are those of `viq.data.batching.generation_batches.GenerationBatch`.
         """
-        places_L = ids_L == IMAGE_TOKEN
-        words_LE = self.language.get_input_embeddings()(ids_L.masked_fill(places_L, 0))
-        patches_L = places_L.nonzero()[:, 0]
-        extra_LE = torch.zeros_like(words_LE)
-        if len(patches_L):
-            ahead_TE = torch.cat([self._ahead(grid) for grid in grids_hw])
-            values_TE = self.read_codes(codes_TS).to(words_LE.dtype)
-            # A patch's own place is told one token before it, where it is predicted.
-            extra_LE = extra_LE.index_put((patches_L,), values_TE)
-            ahead_TE = ahead_TE.to(words_LE.dtype)  # autocast gives half precision
-            extra_LE = extra_LE.index_put((patches_L - 1,), ahead_TE, accumulate=True)
-        inputs_LE = words_LE.masked_fill(places_L[:, None], 0) + extra_LE
-        hidden_LE = packed_hidden(self.language, inputs_LE, lengths)
+        hidden_LE, around_TNG = self._hidden(ids_L, lengths, codes_TS, grids_hw)
         scored_L = targets_L != IGNORE
         logits = self._words(hidden_LE[scored_L])
         text = F.cross_entropy(logits, targets_L[scored_L], reduction="sum")
+        patches_L = (ids_L == IMAGE_TOKEN).nonzero()[:, 0]
         written_TE = hidden_LE[patches_L[scored_T] - 1]
-        levels_TK = self.fsq.levels_of(codes_TS[scored_T]).flatten(1)
-        codes = self.head(written_TE, levels_TK).sum()
+        around_TNF = around_TNG[scored_T, :, :-1]
+        codes = self.head.nats(written_TE, codes_TS[scored_T], around_TNF).sum()
         return {"next": text + codes, "text": text, "codes": codes}
+
+    @torch.inference_mode()
+    def text_nats(
+        self,
+        ids_L: Tensor,
+        targets_L: Tensor,
+        lengths: Sequence[int],
+        codes_TS: Tensor,
+        grids_hw: Sequence[Grid],
+    ) -> Tensor:
+        """Nats of the scored words of each sample, fp32; arguments as of `forward`."""
+        hidden_LE, _ = self._hidden(ids_L, lengths, codes_TS, grids_hw)
+        logits = self._words(hidden_LE)
+        nats_L = F.cross_entropy(logits, targets_L, reduction="none", ignore_index=IGNORE)
+        return torch.stack([part.sum() for part in nats_L.split(list(lengths))])
 
     @torch.inference_mode()
     def generate(
@@ -222,13 +161,14 @@ class CodeGenerator(nn.Module):
             unconditional: the prompt without caption, for guidance.
             after: called after each patch with the indices (B, patches so far, S).
         """
-        guided = sampling.guidance != 1
+        guided, count = sampling.guidance != 1, grid[0] * grid[1]
         rows = [*prompts, *([unconditional] * len(prompts) if guided else [])]
-        ahead_TE = self._ahead(grid)
         inputs_BLE, mask_BL = self._padded(rows)
-        inputs_BLE[:, -1] += ahead_TE[0]
+        values_BTF = inputs_BLE.new_zeros(len(prompts), 0, self.config.width_read)
+        ahead_BE, around_BNF = self._coming(grid, values_BTF)
+        inputs_BLE[:, -1] += ahead_BE.repeat(1 + guided, 1)
         cache, written = None, []
-        for patch in range(grid[0] * grid[1]):
+        for patch in range(count):
             output = base_of(self.language).get_decoder()(
                 inputs_embeds=inputs_BLE,
                 attention_mask=mask_BL,
@@ -238,13 +178,16 @@ class CodeGenerator(nn.Module):
             )
             cache, hidden = output[CACHE], output.last_hidden_state[:, -1]
             asked, without = (hidden.chunk(2)) if guided else (hidden, None)
-            levels_BK = self.head.sample(asked, without, sampling, generator)
-            written.append(self._codes(levels_BK))
+            place = divmod(patch, grid[1])
+            written.append(self.head.write(asked, without, around_BNF, place, sampling, generator))
             if after is not None:
                 after(torch.stack(written, 1))
-            if patch + 1 < len(ahead_TE):
-                read_BE = self.read_codes(written[-1]) + ahead_TE[patch + 1]
-                inputs_BLE = read_BE.repeat(2 if guided else 1, 1)[:, None]
+            if patch + 1 < count:
+                values_BF = self.head.values(written[-1])
+                values_BTF = torch.cat([values_BTF, values_BF[:, None]], 1)
+                ahead_BE, around_BNF = self._coming(grid, values_BTF)
+                read_BE = self._read(values_BF) + ahead_BE
+                inputs_BLE = read_BE.repeat(1 + guided, 1)[:, None]
                 mask_BL = F.pad(mask_BL, (0, 1), value=1)
         return torch.stack(written, 1).unflatten(1, grid)
 
@@ -277,13 +220,20 @@ class CodeGenerator(nn.Module):
                 .last_hidden_state
             )
             logits = self._words(hidden_BLE[:, -1]).cpu()
-            words = choices[_draw(logits[:, choices], sampling, generator)].tolist()
+            words = choices[draw_level([logits[:, choices]], sampling, generator)].tolist()
             for i, word in zip(going, words, strict=True):
                 tokens[i].append(word)
             going = [i for i in going if tokens[i][-1] != end]
             if not going:
                 break
         return [words[:-1] if words[-1] == end else words for words in tokens]
+
+    def take_tables(self, embedder: CodeEmbedder) -> None:
+        """Have the tables of the tokenizer whose codes are written, where its codes need some."""
+        if isinstance(self.head, TransformHead):
+            own = self.head.quantizer.state_dict()
+            given = embedder.transform.state_dict()
+            self.head.quantizer.load_state_dict({name: given[name] for name in own})
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the language model in the Hugging Face manner, then what was added to it."""
@@ -326,10 +276,32 @@ class CodeGenerator(nn.Module):
         checkpoint.load_strictly(writer, own | weights, str(folder))
         return writer.requires_grad_(False).eval()
 
-    def read_codes(self, codes_TS: Tensor) -> Tensor:
-        """Input vectors (T, E) of written patches."""
-        values_TK = self.fsq.decode(codes_TS).flatten(1)
-        return self.read(values_TK.to(self.read.fc1.weight.dtype))
+    def _hidden(
+        self, ids_L: Tensor, lengths: Sequence[int], codes_TS: Tensor, grids_hw: Sequence[Grid]
+    ) -> tuple[Tensor, Tensor]:
+        """What the language model says at each token (L, E), and `_neighbours` of all patches;
+        arguments as of `forward`."""
+        places_L = ids_L == IMAGE_TOKEN
+        words_LE = self.language.get_input_embeddings()(ids_L.masked_fill(places_L, 0))
+        patches_L = places_L.nonzero()[:, 0]
+        extra_LE = torch.zeros_like(words_LE)
+        around_TNG = words_LE.new_zeros(0, NEIGHBOURS, self.config.width_read + 1)
+        if len(patches_L):
+            values_TF = self.head.values(codes_TS)
+            values_TE = self._read(values_TF).to(words_LE.dtype)
+            images = values_TF.split([rows * cols for rows, cols in grids_hw])
+            around_TNG = _neighbours(images, grids_hw)
+            ahead_TE = self._ahead(grids_hw, around_TNG)
+            # A patch's own place is told one token before it, where it is predicted.
+            extra_LE = extra_LE.index_put((patches_L,), values_TE)
+            ahead_TE = ahead_TE.to(words_LE.dtype)  # autocast gives half precision
+            extra_LE = extra_LE.index_put((patches_L - 1,), ahead_TE, accumulate=True)
+        inputs_LE = words_LE.masked_fill(places_L[:, None], 0) + extra_LE
+        return packed_hidden(self.language, inputs_LE, lengths), around_TNG
+
+    def _read(self, values_TF: Tensor) -> Tensor:
+        """Input vectors (T, E) of what written patches are read as."""
+        return self.read(values_TF.to(self.read.fc1.weight.dtype))
 
     def _words(self, hidden_AE: Tensor) -> Tensor:
         """The logits of words, in float32, as the language model gives them."""
@@ -345,21 +317,39 @@ class CodeGenerator(nn.Module):
         device = embed.weight.device
         return embed(ids.to(device)).clone(), mask.to(device)
 
-    def _ahead(self, grid: Grid) -> Tensor:
-        """What is added one token before each patch of a picture, (rows * cols, E)."""
-        return self.ahead(place_features(grid).to(self.ahead.weight))
+    def _ahead(self, grids_hw: Sequence[Grid], around_TNG: Tensor) -> Tensor:
+        """What is added one token before each patch of pictures, (T, E): its place and, of codes of
+        a transform, its neighbours."""
+        places = torch.cat([place_features(grid) for grid in grids_hw])
+        ahead_TE = self.ahead(places.to(self.ahead.weight))
+        if self.around is None:
+            return ahead_TE
+        return ahead_TE + self.around(around_TNG.flatten(1).to(self.around.fc1.weight.dtype))
 
-    def _codes(self, levels_BK: Tensor) -> Tensor:
-        """Codebook indices (B, S) of levels."""
-        basis = torch.tensor(self.fsq.basis, device=levels_BK.device)
-        return (levels_BK.unflatten(1, (CODES_PER_PATCH, -1)) * basis).sum(-1)
+    def _coming(self, grid: Grid, values_BTF: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the patch that comes after so many of each picture, `_ahead` (B, E) and what its
+        neighbours are read as (B, N, F)."""
+        pictures, patch, _ = values_BTF.shape
+        grids = [grid] * pictures
+        around_TNG = _neighbours(values_BTF, grids)
+        ahead_TE = self._ahead(grids, around_TNG)
+        ahead_BTE, around_BTNG = (x.unflatten(0, (pictures, -1)) for x in (ahead_TE, around_TNG))
+        return ahead_BTE[:, patch], around_BTNG[:, patch, :, :-1]
 
 
-def _draw(logits_Bl: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
-    """One of the levels of each row; temperature 0 takes the most probable."""
-    if sampling.temperature == 0:
-        return logits_Bl.argmax(-1)
-    chances, order = (logits_Bl / sampling.temperature).softmax(-1).sort(-1, descending=True)
-    beyond = chances.cumsum(-1) - chances >= sampling.top_p  # the first always stays
-    picked = torch.multinomial(chances.masked_fill(beyond, 0), 1, generator=generator)
-    return order.gather(-1, picked)[:, 0]
+def _neighbours(images: Iterable[Tensor], grids_hw: Sequence[Grid]) -> Tensor:
+    """What the patches left of each are read as, and those left above, above, and right above it:
+    (T, N, F + 1) of all pictures; the last value of each says that there is one.
+
+    Args:
+        images: what the patches of each are read as, (n, F) in raster order; maybe only the first
+            ones, of which then only the next patch has all its neighbours.
+    """
+    parts = []
+    for values_nF, (rows, cols) in zip(images, grids_hw, strict=True):
+        known_nF = F.pad(values_nF, (0, 1), value=1)
+        whole_TF = F.pad(known_nF, (0, 0, 0, rows * cols - len(known_nF)))
+        padded = F.pad(whole_TF.unflatten(0, (rows, cols)), (0, 0, 1, 1, 1, 0))
+        above = [padded[:-1, i : i + cols] for i in range(NEIGHBOURS - 1)]
+        parts.append(torch.stack([padded[1:, :cols], *above], 2).flatten(0, 1))
+    return torch.cat(parts)

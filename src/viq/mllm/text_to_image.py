@@ -18,8 +18,11 @@ from torch import Tensor
 from viq.core.codes import Codes
 from viq.core.types import CODES_PER_PATCH, PATCH_SIZE, Grid, Size, ViqError, grid_of
 from viq.data.batching.generation_batches import (
+    CodePair,
+    encode_description,
     generation_prompt,
     instruction_prompt,
+    pack_generation,
     parse_size,
     size_tokens,
 )
@@ -97,9 +100,14 @@ class TextToImagePipeline:
         grids = (
             [grid_of(size)] * len(captions) if size else self.choose_grids(captions, sampling, seed)
         )
-        codes: dict[int, Codes] = {}
+        drawn: dict[int, list[Codes]] = {number: [] for number in range(len(captions))}
         for grid in sorted(set(grids)):
-            alike = [number for number, found in enumerate(grids) if found == grid]
+            alike = [
+                number
+                for number, found in enumerate(grids)
+                if found == grid
+                for _ in range(sampling.candidates)
+            ]
             unconditional = generation_prompt(None, grid, self.text_tokenizer)
             for start in range(0, len(alike), _GROUP):
                 group = alike[start : start + _GROUP]
@@ -117,12 +125,25 @@ class TextToImagePipeline:
                 )
                 ids = found.cpu().numpy()
                 for number, each in zip(group, ids, strict=True):
-                    codes[number] = Codes(
+                    codes = Codes(
                         each.astype(np.uint16).reshape(*grid, CODES_PER_PATCH),
                         size or (grid[0] * PATCH_SIZE, grid[1] * PATCH_SIZE),
                         fingerprint=self.generator.config.fingerprint,
                     )
-        return [codes[number] for number in range(len(captions))]
+                    drawn[number].append(codes)
+        return [self._best(captions[number], found) for number, found in drawn.items()]
+
+    def _best(self, caption: str, candidates: Sequence[Codes]) -> Codes:
+        """Of some pictures the one that is most likely described by a caption."""
+        if len(candidates) == 1:
+            return candidates[0]
+        pairs = [CodePair(caption=caption, codes=codes) for codes in candidates]
+        pack = pack_generation([encode_description(pair, self.text_tokenizer) for pair in pairs])
+        pack = pack.to(next(self.generator.parameters()).device)
+        nats = self.generator.text_nats(
+            pack.ids_L, pack.targets_L, pack.lengths, pack.codes_TS, pack.grids_hw
+        )
+        return candidates[int(nats.argmin())]
 
     def choose_grids(
         self, captions: Sequence[str], sampling: Sampling, seed: int = 0

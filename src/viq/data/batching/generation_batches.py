@@ -183,12 +183,15 @@ class PairCorpus:
 
     def example(self, index: int, rng: random.Random) -> PairExample:
         """Raises CodesError for a damaged shard."""
-        task: Task = "describe"
-        if rng.random() >= self._caption_ratio:
-            task = (
-                "generate unconditionally" if rng.random() < self._caption_dropout else "generate"
-            )
+        task = choose_task(rng, self._caption_ratio, self._caption_dropout)
         return PairExample(pair=self.pair(index), task=task)
+
+
+def choose_task(rng: random.Random, caption_ratio: float, caption_dropout: float) -> Task:
+    """What is to be learnt from a pair, by the shares of `PairCorpus`."""
+    if rng.random() < caption_ratio:
+        return "describe"
+    return "generate unconditionally" if rng.random() < caption_dropout else "generate"
 
 
 def _pairs(row: Row) -> Iterator[CodePair]:

@@ -22,6 +22,8 @@ class GenerationRecipe:
         tokenizer: whose codes it writes: a bundled name, a folder, or a hub id.
         language: what writes them, all of it trained.
         pictures: drawn for training where no file of codes is given.
+        uses: 0: those are encoded first, and trained on again and again. Else new ones are drawn
+            and encoded as training goes on, each of which is used about so many times.
         size: of those, (height, width) px.
         samples: in a micro-batch.
         gradient_accumulation: micro-batches a step, shared by all processes.
@@ -35,6 +37,7 @@ class GenerationRecipe:
     language: LanguageConfig = field(default_factory=LanguageConfig)
     head_width: int = 128
     pictures: int = 6000
+    uses: int = 0
     size: Size = (96, 96)
     samples: int = 32
     gradient_accumulation: int = 1
@@ -49,3 +52,5 @@ class GenerationRecipe:
             raise ViqError(
                 f"recipe {self.name}: pictures, samples and gradient_accumulation must be 1 or more"
             )
+        if self.uses < 0:
+            raise ViqError(f"recipe {self.name}: uses must be 0 or more")

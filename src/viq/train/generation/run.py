@@ -1,7 +1,7 @@
 """Train a language model to write codes: `viq train generation RECIPE`.
 
 RUN/recipe.json, data.json   what runs, on what (viq/train/run_folder.py); a resumed run is the same
-RUN/codes.parquet      codes and captions of the pictures it draws, where none are given
+RUN/codes.parquet      codes and captions of the pictures it draws first, where none are given
 RUN/cache/             unpacked shards of the codes
 RUN/words/             text tokenizer, where the language model is trained from scratch
 RUN/draw/              log and checkpoints
@@ -10,13 +10,14 @@ RUN/model/             the model, as `viq generate --model RUN` reads it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from viq.core.files import folder_aside
 from viq.core.types import ViqError
@@ -27,7 +28,9 @@ from viq.data.batching.generation_batches import (
     GenerationStream,
     PairCorpus,
     add_image_tokens,
+    encode_generation,
     open_pairs,
+    pack_generation,
     write_pairs,
 )
 from viq.data.batching.mixture import Mixture, Part, Position
@@ -36,12 +39,14 @@ from viq.mllm.generation import LANGUAGE, CodeGenerator, CodeGeneratorConfig
 from viq.models.language.heads import check_head
 from viq.models.language.packed import check_packed
 from viq.models.language.vision_language import build_language, load_language
+from viq.models.tokenizer.embedder import CodeEmbedder
 from viq.models.tokenizer.loading import load
-from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store.folder import Store
 from viq.store.rows import StoreInfo
 from viq.train.distributed import make_accelerator, process_settings
+from viq.train.generation.drawn_pairs import DrawnPairs, encoded_shapes
 from viq.train.generation.recipe import TERMS, GenerationRecipe
+from viq.train.loop import LoopConfig
 from viq.train.loss_terms import Objective
 from viq.train.monitor import print_line
 from viq.train.observer import Observer, make_text_tokenizer
@@ -51,7 +56,7 @@ from viq.weights import checkpoint
 
 CODES, TEXT_TOKENIZER, STAGE, MODEL = "codes.parquet", "words", "draw", "model"
 CACHE = "cache"
-_GROUP = 64  # pictures encoded at a time
+_HELD_OUT = 64  # pictures that the loss is looked at, where the run draws its own
 
 
 class GenerationObjective(Objective):
@@ -68,6 +73,40 @@ class GenerationObjective(Objective):
         return self.model(
             pack.ids_L, pack.targets_L, pack.lengths, pack.codes_TS, pack.grids_hw, pack.scored_T
         )
+
+
+class GenerationObserver(Observer):
+    """Of a model that draws: its loss on pictures it is not trained on, too.
+
+    The log has them as `held_out/codes` and `held_out/text`, in nats a patch and a word.
+
+    Args:
+        held_out: those pictures; None: there are none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        loop: LoopConfig,
+        folder: Path,
+        accelerator: Any,
+        *,
+        objective: GenerationObjective,
+        held_out: GenerationBatch | None,
+        hidden: bool,
+        report_to: Sequence[str],
+    ) -> None:
+        super().__init__(name, loop, folder, accelerator, hidden=hidden, report_to=report_to)
+        self._objective, self._held_out = objective, held_out
+
+    def evaluate(self, step: int) -> None:
+        first = next(self._objective.parameters())
+        if self._held_out is None or not self.main or isinstance(first, DTensor):
+            return  # a model in shards is not put together for this
+        pack = self._held_out.to(first.device)
+        sums, counts = self._objective(pack), pack.counts
+        found = {name: float(sums[name]) / counts[TERMS[name]] for name in ("codes", "text")}
+        self.journal.log({"step": step} | {f"held_out/{name}": v for name, v in found.items()})
 
 
 @dataclass(kw_only=True)
@@ -111,7 +150,8 @@ class GenerationRun:
             return self.out / MODEL
         if main:
             empty_model(self.out / MODEL)  # now, rather than after hours of training
-        info, corpus = self._pairs()
+        embedder = CodeEmbedder.from_tokenizer(recipe.tokenizer)
+        corpus, held_out = self._pairs(embedder.config.fingerprint)
         texts = [
             UNCONDITIONAL_PROMPT,
             "user assistant describe the image 0123456789x",
@@ -121,12 +161,15 @@ class GenerationRun:
             recipe.language, self.out / TEXT_TOKENIZER, texts, self.accelerator
         )
         config = CodeGeneratorConfig(
-            levels=info.levels,
+            levels=embedder.config.levels,
             tokenizer=recipe.tokenizer,
-            fingerprint=info.fingerprint,
+            fingerprint=embedder.config.fingerprint,
             grid=corpus.grids.most_common(1)[0][0],
             most_patches=max(rows * cols for rows, cols in corpus.grids),
             head_width=recipe.head_width,
+            transform=embedder.config.transform,
+            semantic=embedder.config.semantic,
+            detail_width=embedder.transform.detail_width if embedder.config.transform else 0,
         )
         stage = Stage(
             name=STAGE,
@@ -135,10 +178,6 @@ class GenerationRun:
             seed=recipe.seed,
             gradient_accumulation=recipe.gradient_accumulation,
         )
-        observer = Observer(
-            STAGE, recipe.loop, stage.folder, self.accelerator,
-            hidden=self.hidden, report_to=self.report_to,
-        )  # fmt: skip
 
         def stream(lanes: range, positions: Mapping[int, Position]) -> GenerationStream:
             mixture = Mixture(
@@ -150,17 +189,28 @@ class GenerationRun:
                 mixture, text_tokenizer, samples=recipe.samples, lanes=lanes, positions=positions
             )
 
-        objective = self._objective(text_tokenizer, config)
+        def build() -> GenerationObjective:
+            return self._objective(text_tokenizer, config, embedder)
+
+        objective = build()
+        samples = [encode_generation(pair, text_tokenizer) for pair in held_out]
+        observer = GenerationObserver(
+            STAGE, recipe.loop, stage.folder, self.accelerator,
+            objective=objective, held_out=pack_generation(samples) if samples else None,
+            hidden=self.hidden, report_to=self.report_to,
+        )  # fmt: skip
         run_stage(stage, objective, stream, observer, self.accelerator)
         if main:
-            trained = rebuilt(stage, lambda: self._objective(text_tokenizer, config))
+            trained = rebuilt(stage, build)
             with folder_aside(self.out / MODEL) as aside:
                 text_tokenizer.save_pretrained(aside / LANGUAGE)
                 trained.model.save_pretrained(aside)
         self.accelerator.wait_for_everyone()
         return self.out / MODEL
 
-    def _objective(self, text_tokenizer: Any, config: CodeGeneratorConfig) -> GenerationObjective:
+    def _objective(
+        self, text_tokenizer: Any, config: CodeGeneratorConfig, embedder: CodeEmbedder
+    ) -> GenerationObjective:
         torch.manual_seed(self.recipe.seed)
         language = self.recipe.language
         size = add_image_tokens(text_tokenizer)
@@ -172,44 +222,50 @@ class GenerationRun:
             model = build_language(language, size)
         check_head(model)
         generator_model = CodeGenerator(model, config)
+        generator_model.take_tables(embedder)
         for line in check_packed(generator_model.language, 1):  # a picture goes on at any length
             if self.accelerator.is_main_process:
                 print_line(line)
         return GenerationObjective(generator_model)
 
-    def _pairs(self) -> tuple[StoreInfo, PairCorpus]:
-        """Who made the codes, and the codes with their captions; all of the recipe's tokenizer."""
-        stores = self.stores or [self.out / CODES]
+    def _pairs(self, wanted: str) -> tuple[PairCorpus | DrawnPairs, list[CodePair]]:
+        """What it trains on, all of the recipe's tokenizer, whose fingerprint is `wanted`; and
+        pictures that it does not train on, where it draws."""
+        recipe, path = self.recipe, self.out / CODES
+        ratios = {
+            "caption_ratio": recipe.caption_ratio,
+            "caption_dropout": recipe.caption_dropout,
+        }
+        held_out: list[CodePair] = []
         if not self.stores:
-            if self.accelerator.is_main_process and not (self.out / CODES).is_file():
-                self._draw(self.out / CODES)
+            tokenizer = load(recipe.tokenizer)
+            unseen = CaptionedShapes("held-out", recipe.size)
+            held_out = list(encoded_shapes(tokenizer, unseen, _HELD_OUT))
+            if recipe.uses:
+                drawn = DrawnPairs(
+                    tokenizer, recipe.size, uses=recipe.uses, seed=recipe.seed, **ratios
+                )
+                return drawn, held_out
+            if self.accelerator.is_main_process and not path.is_file():
+                info = StoreInfo(
+                    model=tokenizer.config.name,
+                    fingerprint=tokenizer.fingerprint,
+                    levels=tokenizer.levels,
+                    dtype=tokenizer.dtype_name,
+                )
+                shapes = CaptionedShapes("train", recipe.size, recipe.seed)
+                write_pairs(path, info, encoded_shapes(tokenizer, shapes, recipe.pictures))
             self.accelerator.wait_for_everyone()
-        found = [open_pairs(store, self.out / CACHE) for store in stores]
-        wanted = load(self.recipe.tokenizer).fingerprint
+        found = [open_pairs(store, self.out / CACHE) for store in self.stores or [path]]
         for store in found:
             info = store.data.info
             if info.fingerprint != wanted:
                 raise ViqError(
                     f"{store.name}: codes of tokenizer {info.fingerprint}, but "
-                    f"{self.recipe.tokenizer} is {wanted}: encode the pictures with it, or name "
+                    f"{recipe.tokenizer} is {wanted}: encode the pictures with it, or name "
                     "the other with --tokenizer"
                 )
-        corpus = PairCorpus(
-            found,
-            caption_ratio=self.recipe.caption_ratio,
-            caption_dropout=self.recipe.caption_dropout,
-        )
-        return found[0].data.info, corpus
-
-    def _draw(self, path: Path) -> None:
-        tokenizer = load(self.recipe.tokenizer)
-        info = StoreInfo(
-            model=tokenizer.config.name,
-            fingerprint=tokenizer.fingerprint,
-            levels=tokenizer.levels,
-            dtype=tokenizer.dtype_name,
-        )
-        write_pairs(path, info, encoded_shapes(tokenizer, self.recipe, "train"))
+        return PairCorpus(found, **ratios), held_out
 
 
 def _identity(place: str | Path) -> dict[str, Any]:
@@ -217,16 +273,3 @@ def _identity(place: str | Path) -> dict[str, Any]:
     store = Store(place)
     shards = [(shard.rows, shard.bytes, shard.sha256) for shard in store.shards]
     return entry(Path(place).stem, len(store), store.info.fingerprint, shards)
-
-
-def encoded_shapes(
-    tokenizer: VisualTokenizer, recipe: GenerationRecipe, split: Any, first: int = 0
-) -> Iterator[CodePair]:
-    """Captions and codes of `recipe.pictures` synthetic pictures."""
-    shapes = CaptionedShapes(split, recipe.size, recipe.seed)
-    for start in range(first, first + recipe.pictures, _GROUP):
-        stop = min(start + _GROUP, first + recipe.pictures)
-        drawn = [shapes.pair(number) for number in range(start, stop)]
-        codes = tokenizer.encode([pair.image for pair in drawn])
-        for pair, item in zip(drawn, codes, strict=True):
-            yield CodePair(caption=pair.caption, codes=item)
