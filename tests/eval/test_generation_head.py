@@ -1,6 +1,7 @@
 """The head of a model that draws: exact likelihoods, and sampling from them."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -53,6 +54,12 @@ def test_temperature_top_p_and_guidance() -> None:
     assert torch.equal(unasked, head.sample(unconditional, None, LIKELIEST, None))
     same = head.sample(asked, asked, Sampling(temperature=0, guidance=3), None)
     assert torch.equal(same, plain)
-    for bad in ({"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"guidance": -1}):
+    bad: list[dict[str, Any]] = [
+        {"temperature": -1},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"guidance": -1},
+    ]
+    for each in bad:
         with pytest.raises(ViqError, match="use temperature"):
-            Sampling(**bad)
+            Sampling(**each)
