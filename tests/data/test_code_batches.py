@@ -62,7 +62,7 @@ def test_an_epoch_unpacks_each_shard_once_though_few_fit_the_cache(
     corpus = opened(store, tmp_path / "cache")
     shards: ShardCache = corpus.source.data._shards  # type: ignore[attr-defined]
     in_use = 2 * (BLOCK // SAMPLES + 1)
-    monkeypatch.setattr(shards, "_max_bytes", in_use * shards[0].nbytes)
+    monkeypatch.setattr(shards, "max_bytes", in_use * shards[0].nbytes)
     unpacked, unpack = list[str](), shards._unpack
     monkeypatch.setattr(
         shards, "_unpack", lambda shard, path: (unpacked.append(shard.name), unpack(shard, path))
