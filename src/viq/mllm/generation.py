@@ -165,7 +165,8 @@ class CodeGenerator(nn.Module):
         rows = [*prompts, *([unconditional] * len(prompts) if guided else [])]
         inputs_BLE, mask_BL = self._padded(rows)
         values_BTF = inputs_BLE.new_zeros(len(prompts), 0, self.config.width_read)
-        ahead_BE, around_BNF = self._coming(grid, values_BTF)
+        places_TP = place_features(grid).to(self.ahead.weight)
+        ahead_BE, around_BNF = self._coming(grid, places_TP, values_BTF)
         inputs_BLE[:, -1] += ahead_BE.repeat(1 + guided, 1)
         cache, written = None, []
         for patch in range(count):
@@ -185,7 +186,7 @@ class CodeGenerator(nn.Module):
             if patch + 1 < count:
                 values_BF = self.head.values(written[-1])
                 values_BTF = torch.cat([values_BTF, values_BF[:, None]], 1)
-                ahead_BE, around_BNF = self._coming(grid, values_BTF)
+                ahead_BE, around_BNF = self._coming(grid, places_TP, values_BTF)
                 read_BE = self._read(values_BF) + ahead_BE
                 inputs_BLE = read_BE.repeat(1 + guided, 1)[:, None]
                 mask_BL = F.pad(mask_BL, (0, 1), value=1)
@@ -291,7 +292,7 @@ class CodeGenerator(nn.Module):
             values_TE = self._read(values_TF).to(words_LE.dtype)
             images = values_TF.split([rows * cols for rows, cols in grids_hw])
             around_TNG = _neighbours(images, grids_hw)
-            ahead_TE = self._ahead(grids_hw, around_TNG)
+            ahead_TE = self._ahead(torch.cat([*map(place_features, grids_hw)]), around_TNG)
             # A patch's own place is told one token before it, where it is predicted.
             extra_LE = extra_LE.index_put((patches_L,), values_TE)
             ahead_TE = ahead_TE.to(words_LE.dtype)  # autocast gives half precision
@@ -317,24 +318,28 @@ class CodeGenerator(nn.Module):
         device = embed.weight.device
         return embed(ids.to(device)).clone(), mask.to(device)
 
-    def _ahead(self, grids_hw: Sequence[Grid], around_TNG: Tensor) -> Tensor:
+    def _ahead(self, places_TP: Tensor, around_TNG: Tensor) -> Tensor:
         """What is added one token before each patch of pictures, (T, E): its place and, of codes of
         a transform, its neighbours."""
-        places = torch.cat([place_features(grid) for grid in grids_hw])
-        ahead_TE = self.ahead(places.to(self.ahead.weight))
+        ahead_TE = self.ahead(places_TP.to(self.ahead.weight))
         if self.around is None:
             return ahead_TE
         return ahead_TE + self.around(around_TNG.flatten(1).to(self.around.fc1.weight.dtype))
 
-    def _coming(self, grid: Grid, values_BTF: Tensor) -> tuple[Tensor, Tensor]:
+    def _coming(self, grid: Grid, places_TP: Tensor, values_BTF: Tensor) -> tuple[Tensor, Tensor]:
         """Of the patch that comes after so many of each picture, `_ahead` (B, E) and what its
-        neighbours are read as (B, N, F)."""
+        neighbours are read as (B, N, F).
+
+        Args:
+            places_TP: `place_features` of the grid.
+        """
         pictures, patch, _ = values_BTF.shape
-        grids = [grid] * pictures
-        around_TNG = _neighbours(values_BTF, grids)
-        ahead_TE = self._ahead(grids, around_TNG)
-        ahead_BTE, around_BTNG = (x.unflatten(0, (pictures, -1)) for x in (ahead_TE, around_TNG))
-        return ahead_BTE[:, patch], around_BTNG[:, patch, :, :-1]
+        row, cols = patch // grid[1], grid[1]
+        top = max(0, row - 1)  # a patch has no neighbours but in its row and in that above
+        lines = _neighbours(values_BTF[:, top * cols :], [(row - top + 1, cols)] * pictures)
+        around_BNG = lines.unflatten(0, (pictures, -1))[:, patch - top * cols]
+        ahead_BE = self._ahead(places_TP[patch].expand(pictures, -1), around_BNG)
+        return ahead_BE, around_BNG[..., :-1]
 
 
 def _neighbours(images: Iterable[Tensor], grids_hw: Sequence[Grid]) -> Tensor:

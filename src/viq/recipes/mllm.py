@@ -60,8 +60,8 @@ def small() -> MllmRecipe:
     """The bundled `viq-transform-chat`: 2.2M parameters, 28,286 synthetic pictures with up to six
     questions each, and stores of one's own.
 
-    Pictures of a single shape are there for the beginning: what to look for is not to be told from
-    anything else (docs/mllm.md).
+    Pictures of a single shape are the easiest to learn from: nothing has to be found by its name
+    first (docs/mllm.md).
 
     `viq train mllm small --codes STORE.. --synthetic`.
     """

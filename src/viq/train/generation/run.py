@@ -99,6 +99,7 @@ class GenerationObserver(Observer):
         super().__init__(name, loop, folder, accelerator, hidden=hidden, report_to=report_to)
         self._objective, self._held_out = objective, held_out
 
+    @torch.no_grad()
     def evaluate(self, step: int) -> None:
         first = next(self._objective.parameters())
         if self._held_out is None or not self.main or isinstance(first, DTensor):
