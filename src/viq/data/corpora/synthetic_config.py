@@ -14,3 +14,4 @@ class SyntheticConfig:
     kinds: Mapping[str, float] = field(default_factory=lambda: {"scene": 1.0})  # kind: share
     sides: tuple[int, int] = (64, 160)  # px
     questions: int = 6  # a picture, at most
+    seed: int = 0  # of another there are other pictures

@@ -48,5 +48,14 @@ class SyntheticCorpus:
         if not asked or rng.random() < 0.25:
             asked.append(Question(kind="caption", prompt="Describe the image.", answer=sentence))
         rng.shuffle(asked)
-        pairs = [(f"{self.name}/{q.kind}", q.prompt, q.answer) for q in asked]
+        # People write "Where" as often as "where", which are other tokens.
+        prompts = [_capitalized(q.prompt) if rng.random() < 0.5 else q.prompt for q in asked]
+        pairs = [
+            (f"{self.name}/{q.kind}", prompt, q.answer)
+            for q, prompt in zip(asked, prompts, strict=True)
+        ]
         return synthetic_example(self.key(index), drawing.image, pairs, sentence)
+
+
+def _capitalized(text: str) -> str:
+    return text[0].upper() + text[1:]

@@ -1,7 +1,7 @@
 """Pictures that the project draws, with their questions and exact answers, as a source of rows.
 
 What `viq encode` does with files it does with these: a store with conversations, without a
-download. Picture number n of a kind is always the same.
+download. Picture number n of a kind is the same for a seed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ class SyntheticSource(Source):
         total = sum(config.kinds.values())
         self._corpora = [
             (
-                SyntheticCorpus(kind, "train", sides=config.sides, limit=config.questions),
+                SyntheticCorpus(
+                    kind, "train", sides=config.sides, limit=config.questions, seed=config.seed
+                ),
                 round(config.pictures * share / total),
             )
             for kind, share in config.kinds.items()
