@@ -17,6 +17,7 @@ import numpy as np
 from viq.codec.class_tables import ClassTables
 from viq.codec.completion import Completion, Head
 from viq.codec.entropy_model import Known
+from viq.core.counts import codes_counted, ids_counted
 from viq.core.types import CODES_PER_PATCH, ViqError
 
 EDGES = np.array([1, 2, 3, 4, 5, 9])  # counts from which on patches are in the next group
@@ -60,7 +61,7 @@ class CountedTables(ClassTables, format=3):
     def _there(self, known: Known) -> tuple[np.ndarray, np.ndarray]:
         kept_ST, group_T = super()._there(known)
         if known.counts is not None:
-            group_T = group_of(known.counts.ravel())
+            group_T = group_of(codes_counted(known.counts.ravel()))
         return kept_ST, group_T
 
     def _by_group(
@@ -73,7 +74,9 @@ class CountedTables(ClassTables, format=3):
             each
             if about.counts is None or about.slots is None
             else self._completion.complete(
-                each.reshape(-1, CODES_PER_PATCH), about.counts.ravel(), about.slots.ravel()
+                each.reshape(-1, CODES_PER_PATCH),
+                ids_counted(about.counts.ravel()),
+                about.slots.ravel(),
             ).reshape(each.shape)
             for each, about in zip(ids, known, strict=True)
         ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from viq.core.counts import pack_counts, unpack_counts
+from viq.core.counts import PALETTE, ids_counted, pack_counts, unpack_counts
 from viq.core.errors import CodesError
 from viq.core.notebook import html_table
 from viq.core.types import (
@@ -34,6 +34,7 @@ MAGIC = b"ViQc"  # how .viq files begin
 
 _VERSION, _TYPED_VERSION = 1, 2  # the second has one more byte after the header: the dtype
 _COUNTED_VERSION = 3  # a number of codes for each patch
+_PALETTE_VERSION = 4  # the same, and some patches have palettes
 
 # dtype, whether fourth codes of even places are always kept, digest of the refinement, bytes of
 # the counts that follow; then ids, then words.
@@ -56,14 +57,15 @@ def detail_slots(grid: Grid, tile: int, meaning: bool) -> np.ndarray:
 
 def kept_ids(counts: np.ndarray, slots: np.ndarray) -> np.ndarray:
     """Which of the four ids of patches are part of the codes, bool (rows, cols, 4)."""
-    kept = np.arange(CODES_PER_PATCH) < counts[..., None]
+    kept = np.arange(CODES_PER_PATCH) < ids_counted(counts)[..., None]
     kept[..., -1] |= slots < CODES_PER_PATCH
     return kept
 
 
 def extra_codes(counts: np.ndarray, slots: np.ndarray) -> np.ndarray:
     """How many extra codes patches have, int64 (rows, cols)."""
-    return np.maximum(counts.astype(np.int64) - slots, 0)
+    counts = counts.astype(np.int64)
+    return np.where(counts >= PALETTE, counts - PALETTE, np.maximum(counts - slots, 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +82,10 @@ class Codes:
             few patches in a hundred, under the same fingerprint.
         counts: uint8 array (rows, cols), how many codes each patch has of its detail, from 1 on;
             None: its four ids. Ids beyond the count are not part of the codes and may be anything;
-            a tokenizer's `encode` and `complete` make them say what those before say.
+            a tokenizer's `encode` and `complete` make them say what those before say. 128 and more:
+            the first id alone, and a palette of so many extra codes beyond 128.
         extra: uint16 array of the codes beyond the fourth, patch after patch: words that refine
-            what the decoder paints. Empty without counts.
+            what the decoder paints, or those of a palette. Empty without counts.
         meaning: with counts, whether the fourth id in even rows and columns of a tile is of what it
             means: then it is there whatever the count, and no part of it.
         refinement: with counts, digest of the part of the tokenizer that reads extra codes.
@@ -122,7 +125,7 @@ class Codes:
         if self.counts is not None:
             if self.counts.dtype != np.uint8 or self.counts.shape != self.grid:
                 raise CodesError(f"counts of codes must be uint8 of shape {self.grid}")
-            if not self.counts.all():
+            if not (self.counts % PALETTE).all():
                 raise CodesError("a patch has 0 codes, but each has at least one: damaged")
             wanted = int(self.extra_counts.sum())
         if len(self.extra) != wanted:
@@ -134,6 +137,11 @@ class Codes:
         if self.counts is None:
             return np.zeros(self.grid, np.int64)
         return extra_codes(self.counts, self.slots)
+
+    @property
+    def palettes(self) -> np.ndarray:
+        """Which patches have a palette, bool (rows, cols)."""
+        return np.zeros(self.grid, bool) if self.counts is None else self.counts >= PALETTE
 
     @property
     def slots(self) -> np.ndarray:
@@ -198,14 +206,16 @@ class Codes:
 
         The CRC-32 in the header covers the rest of the header and what follows it. Codes that were
         made in another dtype than float32 have a byte for it before the ids, and version 2. Codes
-        with counts have version 3: only the ids that count, behind packed counts.
+        with counts have version 3, or 4 where there are palettes: only the ids that count, behind
+        packed counts.
         """
         payload = np.ascontiguousarray(self.ids, dtype="<u2").tobytes()
         version = _VERSION
         if self.dtype != FLOAT32:
             version, payload = _TYPED_VERSION, bytes([DTYPES.index(self.dtype)]) + payload
         if self.counts is not None:
-            version, payload = _COUNTED_VERSION, self._counted()
+            version = _PALETTE_VERSION if self.palettes.any() else _COUNTED_VERSION
+            payload = self._counted()
         fields = (
             MAGIC, version, PATCH_SIZE, self.tile, *self.size, int(self.fingerprint or "0", 16)
         )  # fmt: skip
@@ -213,7 +223,7 @@ class Codes:
         return _HEADER.pack(*fields, checksum) + payload
 
     def _counted(self) -> bytes:
-        """What follows the header in version 3."""
+        """What follows the header in versions 3 and 4."""
         assert self.counts is not None
         counts, stamp = pack_counts(self.counts), int(self.refinement or "0", 16)
         head = _COUNTED.pack(DTYPES.index(self.dtype), self.meaning, stamp, len(counts))
@@ -234,15 +244,15 @@ class Codes:
         if len(data) < _HEADER.size or data[:4] != MAGIC:
             raise CodesError("these bytes are not ViQ codes: they do not start with a ViQ header")
         magic, version, patch_size, tile, height, width, stamp, checksum = _HEADER.unpack_from(data)
-        if not _VERSION <= version <= _COUNTED_VERSION or patch_size != PATCH_SIZE:
+        if not _VERSION <= version <= _PALETTE_VERSION or patch_size != PATCH_SIZE:
             raise CodesError(
                 f"codes of format {version} with {patch_size}-px patches: this release reads "
-                f"formats {_VERSION} to {_COUNTED_VERSION} with {PATCH_SIZE}-px patches; update viq"
+                f"formats {_VERSION} to {_PALETTE_VERSION} with {PATCH_SIZE}-px patches; update viq"
             )
         rows, cols = bounded_grid((height, width), max_pixels)
         typed = int(version == _TYPED_VERSION)
         expected = _HEADER.size + typed + rows * cols * CODES_PER_PATCH * 2
-        if len(data) != expected and version != _COUNTED_VERSION:
+        if len(data) != expected and version < _COUNTED_VERSION:
             raise CodesError(
                 f"codes of a {height}x{width} px image take {expected} bytes, got {len(data)}: "
                 "the data is cut short or has something appended"
@@ -252,7 +262,7 @@ class Codes:
         if zlib.crc32(payload, zlib.crc32(head)) != checksum:
             raise CodesError("the checksum of these codes is wrong: the data is damaged")
         fingerprint = f"{stamp:016x}" if stamp else ""
-        if version == _COUNTED_VERSION:
+        if version >= _COUNTED_VERSION:
             return cls._from_counted(bytes(payload), (height, width), tile, fingerprint)
         if typed and not 0 < payload[0] < len(DTYPES):
             raise CodesError(f"codes made in dtype number {payload[0]}: update viq")

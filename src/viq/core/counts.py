@@ -1,37 +1,56 @@
-"""Small whole numbers of the patches of an image to few bytes, and back.
+"""How many codes each patch of an image has, and these numbers to few bytes and back.
 
-The number of a patch is like those of its neighbours. An adaptive range coder (the byte-wise one of
+A count up to 127 is of the four ids of a patch and of the words behind them. One of `PALETTE` and
+more is of a patch that has its first id alone and then, instead of what refines it, a palette with
+an index a pixel: `PALETTE` and how many words that takes.
+
+The count of a patch is like those of its neighbours. An adaptive range coder (the byte-wise one of
 LZMA) counts, for each size of the numbers to the left and above together, how often each number has
-come so far. Nothing is fitted, so a file needs no model to be read.
+come so far. Where there are palettes, it is told first of each patch whether it has one, and
+their numbers are counted apart. Nothing is fitted, so a file needs no model to be read.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
 from itertools import accumulate
+from typing import Protocol
 
 import numpy as np
 
 from viq.core.errors import CodesError
+
+PALETTE = 128
 
 _TOP, _WHOLE = 1 << 24, (1 << 32) - 1
 _CONTEXTS = (3, 4, 5, 7, 9, 12, 16, 22, 30, 42, 60, 90)  # sums of neighbours, from each on
 _GAIN, _MOST = 32, 1 << 13  # what a number adds to its weight; weights are halved beyond
 
 
+def ids_counted(counts: np.ndarray) -> np.ndarray:
+    """How many of a patch's ids count, int64; those of no palette may be more than there are."""
+    return np.where(counts >= PALETTE, 1, counts.astype(np.int64))
+
+
+def codes_counted(counts: np.ndarray) -> np.ndarray:
+    """How many codes patches have, words included, int64."""
+    return np.where(counts >= PALETTE, 1 - PALETTE, 0) + counts.astype(np.int64)
+
+
 def pack_counts(counts: np.ndarray) -> bytes:
-    """Bytes of counts (rows, cols), uint8: the largest, then a range code."""
-    largest = int(counts.max(initial=0))
+    """Bytes of counts (rows, cols), uint8: the largest number, `PALETTE` more if there are
+    palettes, then a range code."""
+    numbers, palettes = counts % PALETTE, counts >= PALETTE
+    head = int(numbers.max(initial=0)) + PALETTE * int(palettes.any())
     coder, table = _Encoder(), counts.tolist()
 
-    def next_of(row: int, col: int, weights: list[int], total: int) -> int:
-        number = table[row][col]
+    def symbol(row: int, col: int, weights: list[int], total: int, *, palette: bool) -> int:
+        number = table[row][col] // PALETTE if palette else table[row][col] % PALETTE
         coder.put(sum(weights[:number]), weights[number], total)
         return number
 
-    _each(counts.shape[0], counts.shape[1], largest, next_of)
-    return bytes([largest]) + coder.finish()
+    _each(counts.shape[0], counts.shape[1], head, symbol)
+    return bytes([head]) + coder.finish()
 
 
 def unpack_counts(data: bytes, rows: int, cols: int) -> np.ndarray:
@@ -44,38 +63,63 @@ def unpack_counts(data: bytes, rows: int, cols: int) -> np.ndarray:
         raise CodesError("counts of codes are missing: the data is damaged")
     coder = _Decoder(data[1:])
 
-    def next_of(row: int, col: int, weights: list[int], total: int) -> int:
+    def symbol(row: int, col: int, weights: list[int], total: int, *, palette: bool) -> int:
         ends = list(accumulate(weights))
         number = bisect_right(ends, coder.look(total))
         coder.take(ends[number] - weights[number], weights[number])
         return number
 
-    return np.array(_each(rows, cols, data[0], next_of), np.uint8).reshape(rows, cols)
+    return np.array(_each(rows, cols, data[0], symbol), np.uint8).reshape(rows, cols)
 
 
-def _each(
-    rows: int, cols: int, largest: int, next_of: Callable[[int, int, list[int], int], int]
-) -> list[list[int]]:
-    """Go through a grid in raster order; `next_of` gives the number of a place from the weights
-    that numbers have there, and their sum."""
-    tables = [_prior(context, largest) for context in range(len(_CONTEXTS) + 1)]
-    totals = [sum(weights) for weights in tables]
+class _Symbol(Protocol):
+    def __call__(self, row: int, col: int, weights: list[int], total: int, *, palette: bool) -> int:
+        """Code what a place has, given the weights of all that it might have, and their sum.
+
+        Args:
+            palette: whether it has one; else its number.
+        """
+        ...
+
+
+def _each(rows: int, cols: int, head: int, symbol: _Symbol) -> list[list[int]]:
+    """Go through a grid in raster order; gives counts."""
+    some, largest = divmod(head, PALETTE)
+    contexts = range(len(_CONTEXTS) + 1)
+    tables = [_Weights(_prior(c, largest)) for _ in range(1 + some) for c in contexts]
+    flags = [_Weights([1, 1]) for _ in range(3)]
     above, found = [0] * cols, []
     for row in range(rows):
         line, left = [], above[0] if cols else 0
         for col in range(cols):
-            context = bisect_right(_CONTEXTS, left + above[col])
-            weights = tables[context]
-            left = next_of(row, col, weights, totals[context])
+            flag, up = 0, above[col]
+            if some:
+                weights = flags[left // PALETTE + up // PALETTE]
+                flag = symbol(row, col, weights.each, weights.total, palette=True)
+                weights.add(flag)
+            near = bisect_right(_CONTEXTS, left % PALETTE + up % PALETTE)
+            weights = tables[flag * len(contexts) + near]
+            number = symbol(row, col, weights.each, weights.total, palette=False)
+            weights.add(number)
+            left = PALETTE * flag + number
             line.append(left)
-            weights[left] += _GAIN
-            totals[context] += _GAIN
-            if totals[context] > _MOST:
-                weights[:] = [(weight + 1) // 2 for weight in weights]
-                totals[context] = sum(weights)
         found.append(line)
         above = line
     return found
+
+
+class _Weights:
+    """How often each symbol of a context has come; what was long ago counts less."""
+
+    def __init__(self, each: list[int]) -> None:
+        self.each, self.total = each, sum(each)
+
+    def add(self, number: int) -> None:
+        self.each[number] += _GAIN
+        self.total += _GAIN
+        if self.total > _MOST:
+            self.each[:] = [(weight + 1) // 2 for weight in self.each]
+            self.total = sum(self.each)
 
 
 def _prior(context: int, largest: int) -> list[int]:

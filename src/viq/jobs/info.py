@@ -12,6 +12,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 from viq.core.codes import Codes
+from viq.core.counts import codes_counted
 from viq.core.files import BUNDLED, bundled, read_bytes, require_regular
 from viq.core.remote import Location, location, suffix_of
 from viq.core.types import CodesError
@@ -158,13 +159,14 @@ def _single(codes: Codes) -> dict[str, Any]:
 
 def _counts(codes: Sequence[Codes]) -> dict[str, Any]:
     """How many codes patches have, where they have counts."""
-    counts = [item.counts.ravel() for item in codes if item.counts is not None]
+    counts = [codes_counted(item.counts.ravel()) for item in codes if item.counts is not None]
     if not counts:
         return {}
     found = np.concatenate(counts)
     return {
         "refinement": codes[0].refinement,
         "extra_codes": sum(len(item.extra) for item in codes),
+        "palettes": sum(int(item.palettes.sum()) for item in codes),
         "codes_per_patch": {
             "least": int(found.min()),
             "mean": round(float(found.mean()), 3),

@@ -15,6 +15,7 @@ from viq.codec.completion import Completion
 from viq.codec.counted_tables import GROUPS, UNIT, CountedTables, group_of
 from viq.codec.phases import Step
 from viq.core.codes import Codes
+from viq.core.counts import codes_counted
 from viq.models.tokenizer.refinement import Refinement, nearest_levels
 from viq.models.tokenizer.transform_code import TransformCode
 from viq.train.class_tables import batches_of
@@ -98,7 +99,7 @@ def _counted(
         assert item.counts is not None
         ((parts, steps),) = batches_of(model, [item])
         if model.fits(parts).all():
-            yield parts, steps, group_of(item.counts.ravel())
+            yield parts, steps, group_of(codes_counted(item.counts.ravel()))
 
 
 def _integers(weights: np.ndarray) -> np.ndarray:

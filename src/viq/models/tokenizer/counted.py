@@ -1,5 +1,8 @@
 """Codes of a variable number a patch, of one image, turned into pixels.
 
+A patch with a palette shows its colours in place of what the decoder paints there, and the lapped
+filter leaves its borders alone: its neighbours are refined as if the image ended there.
+
 T = patches of an image in raster order, S = 4 slots, D = values of a patch, V = values in the basis
 of the code.
 """
@@ -14,7 +17,8 @@ from torch import Tensor
 
 from viq.core.codes import Codes
 from viq.core.types import CODES_PER_PATCH, PATCH_SIZE, CodesError, Grid, ViqError
-from viq.image.patches import unpatchify
+from viq.image.patches import patchify, unpatchify
+from viq.models.tokenizer import palette_stream
 from viq.models.tokenizer.refinement import Refinement
 from viq.models.tokenizer.transform_quantizer import TransformQuantizer
 from viq.weights.checkpoint import hashed
@@ -60,7 +64,7 @@ def require_refinement(model: VisualTokenizer, codes: Codes) -> None:
             f"{model.config.name} is {own}: load the tokenizer that made them"
         )
     most = parts_of(model)[1].config.words
-    if int(codes.extra_counts.max(initial=0)) > most:
+    if int(codes.extra_counts[~codes.palettes].max(initial=0)) > most:
         raise CodesError(f"a patch has more than {most} extra codes: the codes are damaged")
 
 
@@ -107,22 +111,53 @@ def paint(model: VisualTokenizer, ids_hwS: Tensor, counts_hw: Tensor, slots_hw: 
 
 
 class Words:
-    """The extra codes of an image, ready to be added to what is painted."""
+    """The extra codes of an image, ready to finish what is painted."""
 
     def __init__(self, model: VisualTokenizer, codes: Codes) -> None:
         self._quantizer, self._refinement = parts_of(model)
         self._stream = self._refinement.stream()
         self._codes, self._counts = codes, codes.extra_counts
-        self._owner = np.repeat(np.arange(self._counts.size), self._counts.ravel())
+        self._ends = np.cumsum(self._counts.ravel())
+        self._palettes = codes.palettes
 
-    def pixels(self, rows: slice, cols: slice) -> Tensor:
-        """What they add to pixels (3, H, W) of some patches."""
+    def finished(self, pixels: Tensor, rows: slice, cols: slice) -> Tensor:
+        """Painted pixels (3, H, W) of some patches, with all that is known of them."""
+        pixels = pixels + self._refined(rows, cols)
+        mine = self._palettes[rows, cols]
+        if not mine.any():
+            return pixels
+        numbers = np.arange(self._counts.size).reshape(self._counts.shape)[rows, cols]
+        shown_ND = torch.from_numpy(self._shown(numbers[mine])).to(pixels.device, pixels.dtype)
+        patches_TD = patchify(pixels).clone()
+        patches_TD[torch.from_numpy(mine.ravel()).to(pixels.device)] = shown_ND / 127.5 - 1
+        return unpatchify(patches_TD, (pixels.shape[1], pixels.shape[2]))
+
+    def _shown(self, numbers_N: np.ndarray) -> np.ndarray:
+        """Patches (N, D), uint8, of those with palettes."""
+        first = np.flatnonzero(self._palettes.ravel())[0]  # tells the colours of the picture
+        read = np.append(first, numbers_N[numbers_N != first])
+        found = palette_stream.decode(self._words(read), self._counts.ravel()[read])
+        shown = found.pixels().swapaxes(1, 2).reshape(len(read), -1)
+        return shown[len(read) - len(numbers_N) :]
+
+    def _words(self, numbers_N: np.ndarray) -> np.ndarray:
+        """Extra codes of some patches, one after another."""
+        counts, ends = self._counts.ravel()[numbers_N], self._ends[numbers_N]
+        parts = zip(ends - counts, ends, strict=True)
+        return np.concatenate([self._codes.extra[start:end] for start, end in parts])
+
+    def _refined(self, rows: slice, cols: slice) -> Tensor:
+        """What words add to pixels (3, H, W) of some patches."""
         top, left = max(0, rows.start - 1), max(0, cols.start - 1)  # the filter sees neighbours
         window = slice(top, rows.stop + 1), slice(left, cols.stop + 1)
         numbers = np.arange(self._counts.size).reshape(self._counts.shape)[window]
         patches_TD = self._patches(numbers.ravel())
         size = (numbers.shape[0] * PATCH_SIZE, numbers.shape[1] * PATCH_SIZE)
-        pixels = self._quantizer.code.lapped.inverse(unpatchify(patches_TD, size))
+        lapped, apart = self._quantizer.code.lapped, torch.from_numpy(self._palettes[window])
+        pixels = lapped.inverse(
+            unpatchify(patches_TD, size),
+            apart.to(patches_TD.device) if bool(apart.any()) else None,
+        )
         y, x = (rows.start - top) * PATCH_SIZE, (cols.start - left) * PATCH_SIZE
         height = (min(rows.stop, self._counts.shape[0]) - rows.start) * PATCH_SIZE
         width = (min(cols.stop, self._counts.shape[1]) - cols.start) * PATCH_SIZE
@@ -133,14 +168,12 @@ class Words:
         basis = self._refinement.basis
         patches_TD = basis.new_zeros(len(numbers_T), len(basis))
         counts_T = self._counts.ravel()[numbers_T]
-        some = np.flatnonzero(counts_T)
+        some = np.flatnonzero((counts_T > 0) & ~self._palettes.ravel()[numbers_T])
         if len(some):
-            mine = np.zeros(self._counts.size, bool)
-            mine[numbers_T] = True
             ids_TS = self._codes.ids.reshape(-1, CODES_PER_PATCH)[numbers_T[some]]
             classes = self._quantizer.code.classes(torch.from_numpy(ids_TS.astype(np.int64)))
             found = self._stream.decode(
-                self._codes.extra[mine[self._owner]], classes.numpy(), counts_T[some]
+                self._words(numbers_T[some]), classes.numpy(), counts_T[some]
             )
             coefficients = torch.from_numpy(found).to(basis.device, basis.dtype)
             where = torch.from_numpy(some).to(basis.device)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from viq.codec.entropy_model import EntropyModel
 from viq.core.codes import Codes
+from viq.core.counts import ids_counted
 from viq.core.types import CODES_PER_PATCH, CodesError, Grid, Size, ViqError, grid_of, tile_grid
 from viq.image.patches import (
     PatchBatch,
@@ -172,7 +173,7 @@ def checked_ids(model: VisualTokenizer, codes: Codes) -> Tensor:
 def _numbers(codes: Codes) -> tuple[np.ndarray, np.ndarray]:
     """Counts and slots of patches, int64 (rows, cols)."""
     slots = codes.slots
-    counts = slots if codes.counts is None else codes.counts.astype(np.int64)
+    counts = slots if codes.counts is None else ids_counted(codes.counts)
     return counts, slots
 
 
@@ -191,7 +192,7 @@ def decode_windows(model: VisualTokenizer, codes: Codes) -> Image.Image:
         size = min(whole[0], height - y), min(whole[1], width - x)
         pixels = unpatchify(patches.flatten(0, 1), whole, patch)
         if words is not None:
-            pixels = pixels + words.pixels(rows, cols)
+            pixels = words.finished(pixels, rows, cols)
         pixels = pixels[:, : size[0], : size[1]]
         image[y : y + size[0], x : x + size[1]] = denormalize(pixels).cpu().numpy()
     return Image.fromarray(image)

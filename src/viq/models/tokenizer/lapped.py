@@ -27,13 +27,21 @@ class LappedFilter(nn.Module):
         self.rotation: Tensor
         self.register_buffer("rotation", torch.eye(_HALF))  # orthogonal
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Filtered pixels (..., H, W), of any whole number of patches."""
-        return self._both_ways(pixels, self.matrix())
+    def forward(self, pixels: Tensor, apart: Tensor | None = None) -> Tensor:
+        """Filtered pixels (..., H, W), of any whole number of patches.
 
-    def inverse(self, pixels: Tensor) -> Tensor:
+        Args:
+            apart: patches (rows, cols) whose borders are left as they are.
+        """
+        matrix, (down, across) = self.matrix(), _borders(apart)
+        return _across(_down(pixels, matrix, down), matrix, across)
+
+    def inverse(self, pixels: Tensor, apart: Tensor | None = None) -> Tensor:
         """What `forward` was given."""
-        return self._both_ways(pixels, self.matrix().T)
+        matrix, (down, across) = self.matrix().T, _borders(apart)
+        if apart is None:
+            return _across(_down(pixels, matrix), matrix)  # the same, in the order it always had
+        return _down(_across(pixels, matrix, across), matrix, down)
 
     def matrix(self) -> Tensor:
         """(16, 16), acting on the pixels across one border."""
@@ -45,24 +53,39 @@ class LappedFilter(nn.Module):
         butterfly = butterfly / 2**0.5
         return butterfly.T @ torch.block_diag(same, rotation) @ butterfly
 
-    @staticmethod
-    def _both_ways(pixels: Tensor, matrix: Tensor) -> Tensor:
-        return _across(_down(pixels, matrix), matrix)
+
+def _borders(apart: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Borders that are left, as `_down` and `_across` want them."""
+    if apart is None:
+        return None, None
+    down, across = apart[1:] | apart[:-1], apart[:, 1:] | apart[:, :-1]
+    return (
+        down.repeat_interleave(PATCH_SIZE, 1)[:, None],
+        across.repeat_interleave(PATCH_SIZE, 0)[..., None],
+    )
 
 
-def _down(pixels: Tensor, matrix: Tensor) -> Tensor:
-    """Filter (..., H, W) at every border of patches within H; the outer half patches stay."""
+def _down(pixels: Tensor, matrix: Tensor, left: Tensor | None = None) -> Tensor:
+    """Filter (..., H, W) at every border of patches within H; the outer half patches stay.
+
+    Args:
+        left: borders (borders, 1, W) that stay as well.
+    """
     inner = pixels[..., _HALF:-_HALF, :]
     if not inner.shape[-2]:
         return pixels
-    inner = matrix @ inner.unflatten(-2, (-1, PATCH_SIZE))
+    inner = inner.unflatten(-2, (-1, PATCH_SIZE))
+    filtered = matrix @ inner
+    inner = filtered if left is None else torch.where(left, inner, filtered)
     return torch.cat([pixels[..., :_HALF, :], inner.flatten(-3, -2), pixels[..., -_HALF:, :]], -2)
 
 
-def _across(pixels: Tensor, matrix: Tensor) -> Tensor:
-    """The same within W."""
+def _across(pixels: Tensor, matrix: Tensor, left: Tensor | None = None) -> Tensor:
+    """The same within W; `left` is (H, borders, 1)."""
     inner = pixels[..., _HALF:-_HALF]
     if not inner.shape[-1]:
         return pixels
-    inner = inner.unflatten(-1, (-1, PATCH_SIZE)) @ matrix.T
+    inner = inner.unflatten(-1, (-1, PATCH_SIZE))
+    filtered = inner @ matrix.T
+    inner = filtered if left is None else torch.where(left, inner, filtered)
     return torch.cat([pixels[..., :_HALF], inner.flatten(-2), pixels[..., -_HALF:]], -1)

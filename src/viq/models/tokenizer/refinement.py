@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from viq.core import untrusted
+from viq.core.counts import PALETTE
 from viq.core.types import CODES_PER_PATCH, PATCH_SIZE
 from viq.models.tokenizer.refinement_stream import (
     BUCKETS,
@@ -46,7 +47,7 @@ class RefinementConfig:
     words: int = 64  # W
 
     def __post_init__(self) -> None:
-        untrusted.shape(self, directions=_D, words=128)
+        untrusted.shape(self, directions=_D, words=PALETTE - 1 - CODES_PER_PATCH)
 
 
 class Refinement(nn.Module):

@@ -77,10 +77,12 @@ class Choice:
     Attributes:
         errors_Tn: squared; column i is of i + 1 codes; infinite where there is no such number.
         least_T: the number of codes that a patch has at least.
+        palettes_Tn: which of these errors are of palettes, bool.
     """
 
     errors_Tn: np.ndarray
     least_T: np.ndarray
+    palettes_Tn: np.ndarray
 
     def at(self, price: float) -> np.ndarray:
         """Numbers of codes (T,) for a price of a code, in squared error; for an
@@ -91,6 +93,10 @@ class Choice:
         total = self.errors_Tn + np.float32(price) * numbers
         total[numbers < self.least_T[:, None]] = np.inf
         return total.argmin(1) + 1
+
+    def palettes(self, counts_T: np.ndarray) -> np.ndarray:
+        """Which patches have palettes with these numbers, bool (T,)."""
+        return np.take_along_axis(self.palettes_Tn, counts_T[:, None] - 1, 1)[:, 0]
 
     def error(self, counts_T: np.ndarray) -> float:
         """Squared error of all patches with these numbers."""
