@@ -13,31 +13,59 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from viq.codec.entropy_model import EntropyModel
-from viq.core.codes import COUNTED_HEADER_BYTES, Codes, detail_slots, extra_codes, kept_ids
+from viq.core.codes import COUNTED_HEADER_BYTES, Codes, extra_codes, kept_ids
 from viq.core.counts import PALETTE, pack_counts
-from viq.core.types import CODES_PER_PATCH, PATCH_SIZE, Grid, Size, ViqError, tile_grid
-from viq.image.patches import PatchBatch, denormalize, patchify, unpatchify
-from viq.models.tokenizer import counted, palette_search, palette_stream
+from viq.core.types import CODES_PER_PATCH, Grid, Size, ViqError
+from viq.models.tokenizer import counted, palette_stream
 from viq.models.tokenizer.palette_search import PaletteSearch
-from viq.models.tokenizer.transform_quantizer import PixelEncoder
+from viq.models.tokenizer.seen_image import SeenImage
 from viq.models.tokenizer.variable_rate import Choice, Rate
 
 if TYPE_CHECKING:
     from viq.models.tokenizer.inference import Tile
     from viq.models.tokenizer.tokenizer import VisualTokenizer
 
-_ROWS = 4096  # patches whose coefficients are at hand at a time
 _LEAST, _BUSY = 8, 6  # words of a patch at most: so many, and so many times the mean
 _STRICTNESS = (1.0, 0.7, 0.4, 0.0)  # of the error that numbers are first chosen for
-_MOST_OF_PALETTE = 80  # words; those of the colours of the picture come on top
 _TRIES = 8  # of meeting a size: how many bytes counts take is known only afterwards
+
+
+class _Known(NamedTuple):
+    """What is known of patches with some number of ids.
+
+    Attributes:
+        rest_TK, classes_T, over_T: as `SeenImage.rest` gives them.
+        gains_TW, modes_TW: as `Stream.search` gives them.
+    """
+
+    rest_TK: np.ndarray
+    classes_T: np.ndarray
+    over_T: np.ndarray
+    gains_TW: np.ndarray
+    modes_TW: np.ndarray
+
+
+class _Plan(NamedTuple):
+    """Numbers of codes.
+
+    Attributes:
+        counts_T: of codes, those of palettes included.
+        stored_T: as `Codes` has them.
+        cost: what is to be little: the squared error, or the bytes if a quality is asked for.
+    """
+
+    counts_T: np.ndarray
+    stored_T: np.ndarray
+    known: _Known
+    found: PaletteSearch
+    cost: float
 
 
 class CountedEncoder:
@@ -61,16 +89,11 @@ class CountedEncoder:
     ) -> None:
         self._model, self._size, self._grid, self._tile = model, size, grid, tile
         self._coder = coder
-        self._quantizer, self._refinement = counted.parts_of(model)
+        quantizer, self._refinement = counted.parts_of(model)
         self._stream = self._refinement.stream()
-        self._meaning = self._quantizer.code.config.shares
-        slots_hw = detail_slots(grid, tile, self._meaning)
-        self._slots_T = torch.from_numpy(slots_hw).flatten()
-        self._ids_nhwS = torch.zeros(CODES_PER_PATCH, *grid, CODES_PER_PATCH, dtype=torch.long)
-        self._errors_nhw = torch.zeros(CODES_PER_PATCH, *grid)
-        self._pixels = torch.zeros(3, grid[0] * PATCH_SIZE, grid[1] * PATCH_SIZE)
-        for where in tile_grid(grid, tile // PATCH_SIZE):
-            self._look(cut(where), where)
+        self._meaning = quantizer.code.config.shares
+        self._seen = SeenImage(model, cut, grid, size, tile)
+        self._slots_T = self._seen.slots_T
 
     def encode(self, rate: Rate) -> Codes:
         """Codes for a rate.
@@ -79,130 +102,85 @@ class CountedEncoder:
             ViqError: it cannot be met; says what can.
         """
         most = self._most_words(rate)
-        found = self._palettes(most)
-        rest_TK, classes_T, over_T = self._rest(self._slots_T)
-        gains_TW, modes_TW = self._stream.search(rest_TK, classes_T, most)
-        choice = self._choice(over_T, gains_TW, found)
-        base_T, fixed = self._slots_T, choice
+        found = self._seen.palettes(most)
+        known = self._known(self._slots_T, None, most)
+        plans, failure = list[_Plan](), None
+        # Palettes cost a few bytes, and their borders are not filtered: an image that has hardly
+        # any use for them is better off without.
+        for some in (found, found.none()) if len(found.words) else (found,):
+            try:
+                plans.append(self._plan(rate, known, some))
+                if plans[-1].stored_T.max() < PALETTE:
+                    break
+            except ViqError as error:
+                failure = error
+        if failure and not plans:
+            raise failure
+        return self._codes(min(plans, key=lambda plan: plan.cost))
+
+    def _plan(self, rate: Rate, known: _Known, found: PaletteSearch) -> _Plan:
+        """Numbers of codes for a rate. Raises `ViqError`: it cannot be met."""
+        choice = self._choice(known, found)
+        most, error = known.gains_TW.shape[1] - 1, rate.error_for(self._size)
+        fixed = choice
         for strictness in _STRICTNESS:
             counts_T = self._pick(choice, found, rate, strictness)
             palettes_T = choice.palettes(counts_T)
             base_T = self._base(counts_T, palettes_T)
-            whole = (base_T == self._slots_T).numpy()
-            rest_TK, classes_T, over_T = self._rest(base_T, palettes_T)
-            gains_TW[whole], modes_TW[whole] = self._stream.search(
-                rest_TK[whole], classes_T[whole], most
-            )
-            fixed = self._fixed(base_T, over_T, gains_TW, found, palettes_T)
-            error = rate.error_for(self._size)
+            known = self._known(base_T, palettes_T, most, known)
+            fixed = self._fixed(base_T, known, found, palettes_T)
             if error is None or fixed.error(fixed.at(0)) <= error:
                 break  # else those with fewer codes than slots are worse than was thought
         counts_T = self._pick(fixed, found, rate)
         stored_T = self._stored(counts_T, fixed.palettes(counts_T), found)
-        codes = self._made(stored_T)
-        refined = np.flatnonzero((stored_T < PALETTE) & (stored_T > self._slots_T.numpy()))
-        words_N = stored_T[refined] - self._slots_T.numpy()[refined]
+        cost = fixed.error(counts_T) if error is None else self._bytes(stored_T)
+        return _Plan(counts_T, stored_T, known, found, cost)
+
+    def _known(
+        self, base_T: Tensor, palettes_T: np.ndarray | None, most: int, before: _Known | None = None
+    ) -> _Known:
+        """What the decoder leaves with so many codes, and what words do about it where patches have
+        all ids; of the others that is taken from `before`."""
+        rest_TK, classes_T, over_T = self._seen.rest(base_T, palettes_T)
+        if before is None:
+            return _Known(
+                rest_TK, classes_T, over_T, *self._stream.search(rest_TK, classes_T, most)
+            )
+        gains_TW, modes_TW = before.gains_TW.copy(), before.modes_TW.copy()
+        whole = (base_T == self._slots_T).numpy()
+        gains_TW[whole], modes_TW[whole] = self._stream.search(
+            rest_TK[whole], classes_T[whole], most
+        )
+        return _Known(rest_TK, classes_T, over_T, gains_TW, modes_TW)
+
+    def _codes(self, plan: _Plan) -> Codes:
+        """Codes with the numbers of a plan."""
+        codes, slots_T = self._made(plan.stored_T), self._slots_T.numpy()
+        refined = np.flatnonzero((plan.stored_T < PALETTE) & (plan.stored_T > slots_T))
+        words_N, known = plan.stored_T[refined] - slots_T[refined], plan.known
         refining = self._stream.encode(
-            rest_TK[refined], classes_T[refined], words_N, modes_TW[refined, words_N]
-        )
-        return replace(
-            codes,
-            extra=self._merged(codes, refining, self._palette_words(counts_T, stored_T, found)),
-            refinement=counted.refinement_digest(self._model),
-        )
-
-    # What is known of patches
-
-    def _look(self, patches_TD: Tensor, where: Tile) -> None:
-        """Codes and errors of the patches of a tile for each number of codes up to four."""
-        code, refinement = self._quantizer.code, self._refinement
-        grid = (where[0].stop - where[0].start, where[1].stop - where[1].start)
-        batch = PatchBatch(patches_TD=patches_TD, grids_hw=(grid,))
-        patches_TD = self._model.encoder(batch)  # as they are; whoever watches it is told
-        seen = code.analyse(patches_TD.float(), grid)
-        mean_T = code.coarse[seen.coarse_T] + code.fine[seen.coarse_T, seen.fine_T]
-        outside_T = seen.energy_T - seen.values_TV.square().sum(1)
-        values_TV = seen.values_TV.clone()
-        values_TV[:, -1] += mean_T
-        for count in range(1, CODES_PER_PATCH + 1):
-            ids_TS = code.chosen(seen, refinement.tables(code, count), count)
-            said_TV = refinement.values(code, ids_TS, count)
-            error_T = outside_T + (said_TV - values_TV).square().sum(1)
-            self._ids_nhwS[count - 1][where] = ids_TS.unflatten(0, grid).cpu()
-            self._errors_nhw[count - 1][where] = error_T.unflatten(0, grid).cpu()
-        self._say_meaning(batch, where)
-        y, x = (slice(part.start * PATCH_SIZE, part.stop * PATCH_SIZE) for part in where)
-        size = (grid[0] * PATCH_SIZE, grid[1] * PATCH_SIZE)
-        self._pixels[:, y, x] = unpatchify(patches_TD.float(), size).cpu()
-
-    def _say_meaning(self, batch: PatchBatch, where: Tile) -> None:
-        """Put meaning into the fourth ids that are left to it."""
-        encoder = self._model.encoder
-        if not self._meaning or not isinstance(encoder, PixelEncoder):
-            return
-        said = encoder.meaning(batch)
-        assert said is not None
-        detail = self._quantizer.code.config.detail
-        for ids_hwS in self._ids_nhwS[:, where[0], where[1]]:
-            ids_hwS[::2, ::2, -1] = detail + said[0].cpu()
-
-    def _palettes(self, most: int) -> PaletteSearch:
-        """Palettes of all patches, of up to so many words."""
-        pixels_TP3 = patchify(denormalize(self._pixels).movedim(-1, 0)).unflatten(1, (3, -1)).mT
-        inside = torch.zeros(1, *self._pixels.shape[1:], dtype=torch.bool)
-        inside[:, : self._size[0], : self._size[1]] = True
-        inside_TP = patchify(inside.expand(3, -1, -1)).unflatten(1, (3, -1))[:, 0]
-        return palette_search.search(
-            pixels_TP3.contiguous().numpy(), inside_TP.numpy(), min(most, _MOST_OF_PALETTE)
-        )
-
-    def _ids(self, base_T: Tensor) -> Tensor:
-        """Completed ids (T, S) for numbers of codes up to a patch's slots."""
-        ids_nTS = self._ids_nhwS.flatten(1, 2)
-        picked_TS = ids_nTS[base_T - 1, torch.arange(len(base_T))]
-        shared_T = self._slots_T < CODES_PER_PATCH
-        picked_TS[shared_T, -1] = ids_nTS[0, shared_T, -1]
-        return counted.completed(self._model, picked_TS, base_T, self._slots_T)
-
-    def _rest(
-        self, base_T: Tensor, palettes_T: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What the decoder leaves with so many codes: coefficients (T, K), classes (T,), and the
-        squared error (T,) of patches, in the domain of the filter.
-
-        Args:
-            palettes_T: patches that have palettes; None: none has.
-        """
-        from viq.models.tokenizer.inference import painted_windows
-
-        base_T = torch.minimum(base_T, self._slots_T)
-        ids_hwS = self._ids(base_T).unflatten(0, self._grid)
-        rest = self._pixels.clone()
-        numbers = tuple(part.unflatten(0, self._grid) for part in (base_T, self._slots_T))
-        for rows, cols, patches_hwD in painted_windows(self._model, ids_hwS, numbers):
-            y, x = (slice(part.start * PATCH_SIZE, part.stop * PATCH_SIZE) for part in (rows, cols))
-            size = (y.stop - y.start, x.stop - x.start)
-            rest[:, y, x] -= unpatchify(patches_hwD.flatten(0, 1), size).float().cpu()
-        rest[:, self._size[0] :] = 0  # beyond the image nobody looks
-        rest[:, :, self._size[1] :] = 0
-        code = self._quantizer.code
-        apart = None
-        if palettes_T is not None and palettes_T.any():
-            apart = torch.from_numpy(palettes_T).unflatten(0, self._grid).to(code.basis.device)
-        patches_TD = patchify(code.lapped(rest.to(code.basis.device, code.basis.dtype), apart))
-        error_T = patches_TD.square().sum(1)
-        rest_TK = torch.cat([self._refinement.coefficients(p) for p in patches_TD.split(_ROWS)])
-        classes_T = code.classes(ids_hwS.flatten(0, 1))
-        return (
-            rest_TK.float().cpu().numpy(), classes_T.cpu().numpy(), error_T.float().cpu().numpy()
+            known.rest_TK[refined], known.classes_T[refined], words_N,
+            known.modes_TW[refined, words_N],
         )  # fmt: skip
+        coloured = np.flatnonzero(plan.stored_T >= PALETTE)
+        found = plan.found
+        colouring = palette_stream.encode(
+            found.taken(found.picks(coloured, plan.counts_T[coloured] - 1)),
+            found.numbered,
+            plan.stored_T[coloured] - PALETTE,
+        )
+        owned = np.repeat(codes.palettes.ravel(), codes.extra_counts.ravel())
+        extra = np.empty(len(owned), np.uint16)
+        extra[owned], extra[~owned] = colouring, refining
+        return replace(codes, extra=extra, refinement=counted.refinement_digest(self._model))
 
     # Numbers of codes
 
-    def _choice(self, over_T: np.ndarray, gains_TW: np.ndarray, found: PaletteSearch) -> Choice:
+    def _choice(self, known: _Known, found: PaletteSearch) -> Choice:
         """Errors by the number of codes; those of fewer than all slots are estimates."""
+        over_T, gains_TW = known.over_T, known.gains_TW
         slots_T = self._slots_T.numpy()
-        closed_nT = self._errors_nhw.flatten(1).numpy()
+        closed_nT = self._seen.errors_nT
         last_T = closed_nT[slots_T - 1, np.arange(len(slots_T))]
         share = min(1.0, float(over_T.sum()) / max(float(last_T.sum()), 1e-9))
         errors = np.full(
@@ -220,13 +198,13 @@ class CountedEncoder:
     def _fixed(
         self,
         base_T: Tensor,
-        over_T: np.ndarray,
-        gains_TW: np.ndarray,
+        known: _Known,
         found: PaletteSearch,
         palettes_T: np.ndarray,
     ) -> Choice:
         """Errors by the number of codes, where patches with fewer than all slots keep theirs, and
         those with palettes have palettes."""
+        over_T, gains_TW = known.over_T, known.gains_TW
         base, slots = base_T.numpy(), self._slots_T.numpy()
         errors = np.full((len(base), CODES_PER_PATCH + gains_TW.shape[1] - 1), np.inf, np.float32)
         errors[np.arange(len(base)), base - 1] = over_T
@@ -337,7 +315,7 @@ class CountedEncoder:
         slots_T = self._slots_T.numpy()
         base_T = self._base(stored_T, stored_T >= PALETTE)
         return Codes(
-            self._ids(base_T).unflatten(0, self._grid).numpy().astype(np.uint16),
+            self._seen.ids(base_T).unflatten(0, self._grid).numpy().astype(np.uint16),
             self._size,
             self._tile,
             self._model.fingerprint,
@@ -346,19 +324,3 @@ class CountedEncoder:
             np.zeros(int(extra_codes(stored_T, slots_T).sum()), np.uint16),
             self._meaning,
         )
-
-    def _palette_words(
-        self, counts_T: np.ndarray, stored_T: np.ndarray, found: PaletteSearch
-    ) -> np.ndarray:
-        """Words of all palettes, patch after patch."""
-        some = np.flatnonzero(stored_T >= PALETTE)
-        palettes = found.taken(found.picks(some, counts_T[some] - 1))
-        return palette_stream.encode(palettes, found.numbered, stored_T[some] - PALETTE)
-
-    @staticmethod
-    def _merged(codes: Codes, refining: np.ndarray, coloured: np.ndarray) -> np.ndarray:
-        """Extra codes of all patches, of those that refine and those of palettes."""
-        owned = np.repeat(codes.palettes.ravel(), codes.extra_counts.ravel())
-        extra = np.empty(len(owned), np.uint16)
-        extra[owned], extra[~owned] = coloured, refining
-        return extra

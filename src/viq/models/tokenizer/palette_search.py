@@ -1,8 +1,9 @@
 """Which patches of an image have few colours, and what their palettes bring.
 
-Each patch whose pixels are often like their neighbours is divided into one to eight colours
-(Lloyd's algorithm). More colours take more words and leave less error: of each number of words the
-best palette that fits is kept.
+Each patch whose pixels are often exactly like their neighbours is divided into one to eight colours
+(Lloyd's algorithm). Those of photos, smooth as they may be, are not: a palette can be nearer to
+them by squared error, but shows its steps. More colours take more words and leave less error: of
+each number of words the best palette that fits is kept.
 
 T = patches of an image, N = some of them, P = pixels of a patch, K = colours of a patch at most,
 W = words of a patch at most.
@@ -24,12 +25,14 @@ from viq.models.tokenizer.palette_stream import (
     words_of,
 )
 
-_ALIKE, _SHARE = 2, 0.4  # grey levels, and the share of pixels that differ by no more from the left
+_SHARE = (
+    0.4  # of pixels like their neighbours: print has more, three of a thousand patches of photos
+)
 _ROUNDS = 3  # of Lloyd's algorithm for each number of colours
 _CHUNK = 512  # patches divided at a time
 _SAMPLE = 2048  # patches in which the colours of a picture are looked for
 _BIN = 8  # grey levels: colours of a picture in one cell of so many share a number
-_USES = 3  # patches that have a colour, from which on a number is worth it
+_USES = 5  # patches that have a colour, from which on a number is worth it
 _FINE = 30.0  # squared grey levels: a patch whose colours are nearer needs no more of them
 _NEAR = 5  # grey levels in each channel of a colour from the number that it is told by, at most
 _PLACES = np.array([1 << 16, 1 << 8, 1])  # of red, green and blue in one number
@@ -59,6 +62,11 @@ class PaletteSearch(NamedTuple):
     words: np.ndarray
     numbered: np.ndarray
 
+    def none(self) -> PaletteSearch:
+        """The same without any palettes."""
+        errors_TW = np.full_like(self.errors_TW, np.inf)
+        return PaletteSearch(errors_TW, self.picks_TW, _EMPTY, self.words[:0], self.numbered[:0])
+
     def picks(self, patches: np.ndarray, words: np.ndarray) -> np.ndarray:
         """Which palettes some patches have with up to so many words each."""
         return self.picks_TW[patches, np.minimum(words, self.picks_TW.shape[1]) - 1]
@@ -77,7 +85,7 @@ def search(pixels_TP3: np.ndarray, inside_TP: np.ndarray, most: int) -> PaletteS
         inside_TP: which pixels are part of the image; errors of others do not count.
         most: W.
     """
-    rows = np.flatnonzero(_smoothness(pixels_TP3) >= _SHARE)
+    rows = np.flatnonzero(_evenness(pixels_TP3) >= _SHARE)
     numbered = _frequent(pixels_TP3[rows[:: max(1, len(rows) // _SAMPLE)]])
     errors_TW = np.full((len(pixels_TP3), most), np.inf, np.float32)
     picks_TW = np.zeros((len(pixels_TP3), most), np.int64)
@@ -103,12 +111,12 @@ def search(pixels_TP3: np.ndarray, inside_TP: np.ndarray, most: int) -> PaletteS
     return PaletteSearch(errors_TW, picks_TW, found, np.concatenate(words), numbered)
 
 
-def _smoothness(pixels_TP3: np.ndarray) -> np.ndarray:
-    """The share of pixels that are like the one to their left, (T,)."""
-    lines = pixels_TP3.reshape(-1, PATCH_SIZE, PATCH_SIZE, 3)
-    lower = np.minimum(lines[:, :, 1:], lines[:, :, :-1])
-    apart = np.maximum(lines[:, :, 1:], lines[:, :, :-1]) - lower
-    return (apart.max(3) <= _ALIKE).mean((1, 2)) if len(lines) else np.zeros(0)
+def _evenness(pixels_TP3: np.ndarray) -> np.ndarray:
+    """The share of pixels that are exactly like the one beside or above them, (T,)."""
+    packed = pixels_TP3.astype(np.int32) @ _PLACES.astype(np.int32)
+    lines = packed.reshape(-1, PATCH_SIZE, PATCH_SIZE)
+    across, down = lines[:, :, 1:] == lines[:, :, :-1], lines[:, 1:] == lines[:, :-1]
+    return (across.mean((1, 2)) + down.mean((1, 2))) / 2
 
 
 def _divided(pixels_NP3: np.ndarray) -> Iterator[Palettes]:
