@@ -287,7 +287,7 @@ class CountedEncoder:
 
     def _base(self, counts_T: np.ndarray, palettes_T: np.ndarray) -> Tensor:
         """How many ids of patches count (T,)."""
-        return torch.from_numpy(np.where(palettes_T, 1, np.minimum(counts_T, self._slots_T)))
+        return torch.minimum(torch.from_numpy(np.where(palettes_T, 1, counts_T)), self._slots_T)
 
     def _stored(
         self, counts_T: np.ndarray, palettes_T: np.ndarray, found: PaletteSearch
