@@ -25,8 +25,13 @@ REFINEMENT = RefinementConfig(directions=384, words=32)
 
 
 def pictures(count: int, first: int = 0) -> list[Image.Image]:
-    """Scenes of 128x96 px."""
-    return [draw("scene", (96, 128), first + i).image for i in range(count)]
+    """Scenes of 128x96 px with the noise of photos: without it, they would have palettes."""
+    found = []
+    for number in range(first, first + count):
+        noise = np.random.default_rng(number).integers(0, 2, (96, 128, 3))
+        noisy = np.asarray(draw("scene", (96, 128), number).image) + noise
+        found.append(Image.fromarray(noisy.clip(0, 255).astype(np.uint8)))
+    return found
 
 
 def saved_pictures(folder: Path, count: int, first: int = 0) -> Path:

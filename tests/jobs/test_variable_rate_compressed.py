@@ -19,12 +19,14 @@ from viq.jobs.encode import encode
 from viq.jobs.pipeline import EncodeOptions
 from viq.jobs.store.lint import lint
 from viq.jobs.store.merge import merge
+from viq.models.tokenizer.counted import parts_of
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.store.dataset import CodeDataset
 from viq.store.folder import Store
 from viq.store.rows import CodesReader
 from viq.store.salvage import rows_or_reasons
 from viq.train.class_tables import fit_class_tables
+from viq.train.counted_tables import fit_counted_tables
 from viq.train.entropy import train_entropy
 
 pytest.importorskip("constriction")
@@ -161,8 +163,10 @@ def test_what_counts_say_is_fitted_beside_tables(
 
 
 def test_counts_make_classes_cheaper(model: VisualTokenizer, photos: Path) -> None:
-    codes = model.encode(sorted(photos.iterdir())[::10], bpp=0.5)
-    entropy = model.entropy
+    codes = model.encode(sorted(photos.iterdir()), bpp=0.5)
+    quantizer, refinement = parts_of(model)
+    assert isinstance(model.entropy, CountedTables)
+    entropy = fit_counted_tables(model.entropy, codes, quantizer.code, refinement)
     even = CountedTables(
         entropy.tensors | {
             name: np.full_like(entropy.tensors[name], 1024) for name in ("group_high", "group_low")

@@ -141,8 +141,8 @@ def test_what_cannot_be_is_said_in_one_line() -> None:
 def test_counts_beyond_what_the_model_has_are_refused() -> None:
     model, image = refined_tokenizer(), pictures(1, 97)[0]
     (codes,) = model.encode(image, bpp=0.3)
-    counts = np.full(codes.grid, 255, np.uint8)
-    words = np.zeros(counts.size * 251, np.uint16)
+    counts = np.full(codes.grid, 127, np.uint8)
+    words = np.zeros(counts.size * 127 - int(codes.slots.sum()), np.uint16)
     hostile = Codes.from_bytes(replace(codes, counts=counts, extra=words).to_bytes())
     with pytest.raises(CodesError, match=f"more than {REFINEMENT.words} extra codes.*damaged"):
         model.decode(hostile)
@@ -183,7 +183,7 @@ def test_meaning_is_kept_whatever_the_count() -> None:
 def test_prices_give_the_best_numbers() -> None:
     """Against all ways to give 6 codes to three patches."""
     errors = np.array([[9, 5, 3, 2], [20, 8, 4, 1], [2, 1.5, 1.2, 1]], np.float32)
-    choice = Choice(errors, np.ones(3, np.int64))
+    choice = Choice(errors, np.ones(3, np.int64), np.zeros_like(errors, bool))
     counts = choice.within(6)
     assert counts.sum() <= 6
     grids = np.array(np.meshgrid(*[range(1, 5)] * 3)).reshape(3, -1).T
