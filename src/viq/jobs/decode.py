@@ -34,7 +34,7 @@ from viq.core.errors import first_line
 from viq.core.files import DEFAULT_MODEL
 from viq.core.names import PATH_BYTES, folded, hashed, portable
 from viq.core.outputs import Manifest, require_folder
-from viq.core.remote import Location, RemoteError, RemoteFolder
+from viq.core.remote import Location, RemoteError, RemoteFolder, location
 from viq.core.remote_outputs import RemoteManifest
 from viq.core.types import FLOAT32, CodesError, ViqError
 from viq.core.untrusted import below
@@ -151,7 +151,7 @@ def decode_files(
             `any_tokenizer`.
         ViqError: files that are there would be replaced, and not `overwrite`.
     """
-    start = time.perf_counter()
+    start, out = time.perf_counter(), location(out)
     manifest = _manifest(out)
     parts = [part for path in paths for part in _parts(path, tokenizer, any_tokenizer)]
     report = Summary(failures=[_failure(str(p.path), p.broken) for p in parts if p.broken])

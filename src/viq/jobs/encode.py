@@ -16,7 +16,7 @@ from typing import Any
 
 from viq.core.files import write_atomically
 from viq.core.process import ALONE, Place
-from viq.core.remote import Location, suffix_of
+from viq.core.remote import Location, location, suffix_of
 from viq.core.types import ViqError
 from viq.data.sources.base import Source
 from viq.jobs.destination import begin_afresh, check_out, list_failures, stops_named
@@ -81,7 +81,7 @@ def encode(
             begun otherwise or held by another process, a full disk; or `strict` is not met.
         KeyboardInterrupt: with a line that says what is kept for the same call again.
     """
-    options = options or EncodeOptions()
+    options, out = options or EncodeOptions(), location(out)
     is_store = check_out(out, len(source), overwrite)
     if not is_store and (place.world > 1 or retry_failed):
         raise ViqError(f"-o {out}: ranks and --retry-failed work on stores; give a folder")

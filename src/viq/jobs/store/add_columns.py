@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from viq.core.remote import Location
+from viq.core.remote import Location, location
 from viq.core.types import ViqError
 from viq.core.untrusted import printable
 from viq.data.sources.base import Source
@@ -47,7 +47,7 @@ def add_columns(
     Raises:
         ViqError: a key comes twice in the table, a column is there already, or as `open_job`.
     """
-    store = Store(path)
+    store, out = Store(path), location(out)
     joined = _Joined(table, key_column, replace_columns)
     keys = [sample[0].key for sample in samples_of(store.rows(columns=()))]
     without = sum(key not in joined.places for key in keys)

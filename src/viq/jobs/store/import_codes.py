@@ -27,7 +27,7 @@ import numpy as np
 from viq.core.codes import Codes
 from viq.core.files import open_regular, read_bytes
 from viq.core.levels import codebook_size
-from viq.core.remote import Location
+from viq.core.remote import Location, location
 from viq.core.types import (
     CODES_PER_PATCH,
     MAX_PATCHES,
@@ -67,6 +67,7 @@ def import_codes(
     Raises:
         ViqError: a file is of another kind, damaged, or of another tokenizer; or as `open_job`.
     """
+    out = location(out)
     files = [file for path in paths for file in _files(path)]
     if not files:
         raise ViqError(f"{paths[0]}: holds no {', '.join(_KINDS)} or .tar file; check the path")

@@ -14,7 +14,7 @@ from typing import Any
 
 from viq.codec.entropy_model import EntropyModel
 from viq.core.files import written_aside
-from viq.core.remote import Location, RemoteFolder
+from viq.core.remote import Location, RemoteFolder, location
 from viq.core.types import CodesError, ViqError
 from viq.store.columns import Extras
 from viq.store.folder import SINGLE, Index, Store
@@ -47,7 +47,7 @@ def merge(
     Raises:
         ViqError: stores of different tokenizers, a key that is there twice, or as `open_job`.
     """
-    stores = [Store(path) for path in paths]
+    stores, out = [Store(path) for path in paths], location(out)
     info = replace(stores[0].info, entropy=entropy.digest if entropy else "")
     for store in stores[1:]:
         if store.info.fingerprint != info.fingerprint:
@@ -140,7 +140,7 @@ def export_webdataset(
     Raises:
         ViqError: no finished store, or `out` holds other files.
     """
-    store = Store(path)
+    store, out = Store(path), location(out)
     remote = RemoteFolder(out) if isinstance(out, str) else None
     if remote is not None:
         remote.require_writable()
