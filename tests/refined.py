@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from viq.data.synthetic.draw import draw
 from viq.image.patches import normalize, patchify
@@ -32,6 +32,16 @@ def pictures(count: int, first: int = 0) -> list[Image.Image]:
         noisy = np.asarray(draw("scene", (96, 128), number).image) + noise
         found.append(Image.fromarray(noisy.clip(0, 255).astype(np.uint8)))
     return found
+
+
+def page(width: int = 160, height: int = 128) -> Image.Image:
+    """Print on white, and a red field: patches of few colours."""
+    image = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(image)
+    for line in range(height // 16):
+        pen.text((3, 16 * line + 2), f"line {line}: 7.50 total {line * 31}", fill="black")
+    pen.rectangle((100, 70, 150, 110), fill=(200, 30, 30))
+    return image
 
 
 def saved_pictures(folder: Path, count: int, first: int = 0) -> Path:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from refined import pictures, plain_tokenizer, refined_tokenizer, saved_pictures
+from refined import page, pictures, plain_tokenizer, refined_tokenizer, saved_pictures
 
 from viq.codec import CountedTables, EntropyModel
 from viq.core.codes import Codes
@@ -174,3 +175,15 @@ def test_counts_make_classes_cheaper(model: VisualTokenizer, photos: Path) -> No
         entropy.levels, entropy.fingerprint,
     )  # fmt: skip
     assert entropy.bits(codes) < even.bits(codes)
+
+
+def test_of_a_palette_the_first_id_is_packed(model: VisualTokenizer) -> None:
+    (codes,), entropy = model.encode(page(), bpp=0.5, compress=True), model.entropy
+    assert codes.palettes.mean() > 0.3
+    assert entropy.stored_bytes(codes) <= 0.5 * 160 * 128 / 8
+    payload = entropy.compress([codes])
+    (read,) = entropy.decompress(payload, [codes.size], [0], [codes.counts], codes.meaning)
+    np.testing.assert_array_equal(read.ids, codes.ids)
+    assert (
+        model.decode(replace(codes, ids=read.ids))[0].tobytes() == model.decode(codes)[0].tobytes()
+    )

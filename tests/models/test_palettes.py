@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
-from refined import pictures, refined_tokenizer
+from PIL import Image
+from refined import page, pictures, refined_tokenizer
 
 from viq.core.codes import Codes
 from viq.core.counts import PALETTE, codes_counted, ids_counted
 from viq.core.types import CodesError
+from viq.data.sources.open import open_source
+from viq.jobs.decode import decode_files
+from viq.jobs.encode import encode
+from viq.jobs.info import describe
+from viq.jobs.pipeline import EncodeOptions
+from viq.jobs.store.lint import lint
 from viq.models.tokenizer import inference, palette_search, palette_stream
 from viq.models.tokenizer.lapped import LappedFilter
 from viq.models.tokenizer.palette_stream import COLOURS, Palettes
+from viq.store.dataset import CodeDataset
+from viq.store.folder import Store
+
+BPP = EncodeOptions(bpp=0.5)
 
 
 def some_palettes(count: int, seed: int, numbered: np.ndarray) -> Palettes:
@@ -80,16 +91,6 @@ def test_borders_that_are_kept_apart_come_back_and_stay() -> None:
     assert torch.equal(filtered[:, 16:32, 32:48], pixels[:, 16:32, 32:48])
     assert not torch.allclose(filtered[:, :16, :16], pixels[:, :16, :16])
     assert torch.equal(lapped(pixels, torch.zeros_like(apart)), lapped(pixels))
-
-
-def page(width: int = 160, height: int = 128) -> Image.Image:
-    """Print on white."""
-    image = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(image)
-    for line in range(height // 16):
-        draw.text((3, 16 * line + 2), f"line {line}: 7.50 total {line * 31}", fill="black")
-    draw.rectangle((100, 70, 150, 110), fill=(200, 30, 30))
-    return image
 
 
 def squared_error(image: Image.Image, shown: Image.Image) -> float:
@@ -165,3 +166,23 @@ def test_tiles_share_the_colours_of_the_picture() -> None:
     tiled = tokenizer.encode(page(), bpp=0.5, tile=64)[0]
     assert tiled.palettes.any() and tiled.tile == 64
     assert squared_error(page(), tokenizer.decode(tiled)[0]) < 1000
+
+
+def test_stores_keep_them(tmp_path: Path, codes: Codes) -> None:
+    tokenizer = refined_tokenizer()
+    (tmp_path / "pages").mkdir()
+    page().save(tmp_path / "pages/page.png")
+    pictures(1)[0].save(tmp_path / "pages/photo.png")
+    encode(tokenizer, open_source(str(tmp_path / "pages")), tmp_path / "store", BPP)
+    found = {Path(row.key).stem: row.codes for row in Store(tmp_path / "store").rows()}
+    assert found["page"] == codes and found["photo"] is not None
+    assert not found["photo"].palettes.any()
+    assert lint(tmp_path / "store")["problems"] == 0
+    facts = describe(str(tmp_path / "store/part-00000.parquet"))
+    assert facts["palettes"] == codes.palettes.sum()
+    assert facts["codes_per_patch"]["greatest"] < PALETTE
+    sample = next(iter(CodeDataset(tmp_path / "store", cache=tmp_path / "cache")))
+    assert sample.codes[0].ids.shape == codes.ids.shape
+    decode_files(tokenizer, [tmp_path / "store"], tmp_path / "shown")
+    shown = Image.open(next((tmp_path / "shown").rglob("*page*.png")))
+    assert shown.tobytes() == tokenizer.decode(codes)[0].tobytes()
