@@ -182,7 +182,7 @@ def test_of_a_palette_the_first_id_is_packed(model: VisualTokenizer) -> None:
     assert codes.palettes.mean() > 0.3
     assert entropy.stored_bytes(codes) <= 0.5 * 160 * 128 / 8
     payload = entropy.compress([codes])
-    (read,) = entropy.decompress(payload, [codes.size], [0], [codes.counts], codes.meaning)
+    (read,) = entropy.decompress(payload, [codes.size], [codes.tile], [codes.counts], codes.meaning)
     np.testing.assert_array_equal(read.ids, codes.ids)
     assert (
         model.decode(replace(codes, ids=read.ids))[0].tobytes() == model.decode(codes)[0].tobytes()
