@@ -43,7 +43,6 @@ def transform() -> GenerationRecipe:
     return replace(
         recipe,
         name="transform",
-        # As of models that read codes: with 0.02 and higher rates it hardly learns to look.
         language=replace(recipe.language, initializer_range=0.07),
         tokenizer="viq-transform",
         uses=2,

@@ -57,7 +57,7 @@ def tiny() -> MllmRecipe:
 
 
 def small() -> MllmRecipe:
-    """The bundled `viq-transform-chat`: 2.2M parameters, 28,286 synthetic pictures with up to six
+    """The bundled `viq-transform-chat`: 2.2M parameters, 56,572 synthetic pictures with up to six
     questions each, and stores of one's own.
 
     Pictures of a single shape are the easiest to learn from: nothing has to be found by its name
@@ -74,15 +74,15 @@ def small() -> MllmRecipe:
             width=192, depth=4, heads=6, mlp_width=512, vocabulary=1024, initializer_range=0.07
         ),
         synthetic=SyntheticConfig(
-            pictures=28_286,
-            kinds={"plain": 4.0, "scene": 2.0, "chart": 1.0, "single": 4.0},
+            pictures=56_572,
+            kinds={"plain": 3.5, "scene": 2.75, "chart": 1.25, "single": 3.5},
             sides=(48, 176),
             questions=6,
         ),
         stages=(
             first,
             replace(second, loop=replace(second.loop, steps=12_000)),
-            replace(second, name="3-answers", loop=replace(second.loop, steps=3000)),
+            replace(second, name="3-answers", loop=replace(second.loop, steps=15_000)),
         ),
     )
 
