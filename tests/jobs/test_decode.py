@@ -212,18 +212,20 @@ def test_no_row_takes_more_memory_than_the_bounds_say(tmp_path: Path) -> None:
             lists = pa.ListArray.from_arrays(ends, pa.array(ids))
             writer.write_table(pa.table([pa.array([key]), *numbers, lists], schema=schema(info)))
     code = (
-        "import sys, viq.cli\n"
+        "import sys, viq, viq.cli\n"
+        "def peak(): return int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
+        "viq.load()\n"
+        "before = peak()  # torch alone takes from 200 to 600 MB, as it was built\n"
         "sys.argv = ['viq', 'decode', *sys.argv[1:]]\n"
         "try: viq.cli.main()\n"
-        "finally: print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0], "
-        "file=sys.stderr)"
+        "finally: print(peak() - before, file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, path, "-o", tmp_path / "out"], capture_output=True, text=True
     )
-    *said, peak = done.stderr.splitlines()
+    *said, more = done.stderr.splitlines()
     assert done.returncode == 3 and len(said) == 1 and "200,000,000 pixels" in said[0]
-    assert int(peak) < 600_000  # KiB
+    assert int(more) < 240_000  # KiB
     assert (tmp_path / "out" / "small.png").exists()
 
 
