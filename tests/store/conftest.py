@@ -1,5 +1,6 @@
 """A tiny tokenizer, pictures and codes that tests of stores share."""
 
+import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,17 @@ def tokenizer() -> VisualTokenizer:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_store(tmp_path_factory.mktemp("store"), [30, 0, 25, 300, 1])
+
+
+@pytest.fixture(params=["fork", "forkserver"])
+def start(request: pytest.FixtureRequest) -> Iterator[str]:
+    """How processes begin: as a copy, or anew, with what they are sent (Linux from Python 3.14)."""
+    if request.param not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {request.param} here")
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method(request.param, force=True)
+    yield request.param
+    multiprocessing.set_start_method(before, force=True)
 
 
 @pytest.fixture(scope="module")

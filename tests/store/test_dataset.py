@@ -2,10 +2,13 @@
 
 import json
 import multiprocessing
+import pickle
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from code_stores import INFO, codes_of, opened, taken, write_store
 from hypothesis import given
 from hypothesis import strategies as st
@@ -220,6 +223,20 @@ def test_epochs_advance_in_the_workers_of_a_loader(
     assert [s.key for s in loader] == epochs[3]
     data.set_epoch(1)
     assert [s.key for s in loader] == epochs[1] and data.epoch == 2
+
+
+def test_what_is_not_shared_is_sent_as_a_copy(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor would be moved into shared memory as it is sent, away from what writes to it."""
+
+    def fail(self: object) -> None:
+        raise RuntimeError("no shared memory")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", fail)
+    data = opened(store, shuffle=0)
+    for epoch in (1, 2):
+        data.set_epoch(epoch)
+        sent = pickle.loads(ForkingPickler.dumps(data))
+        assert (sent.epoch, data.epoch) == (epoch, epoch)
 
 
 def as_it_is(sample: object) -> object:

@@ -199,7 +199,7 @@ def test_numbers_that_are_missing_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_batches_larger_than_the_memory_that_workers_share(
-    store: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
+    store: Path, monkeypatch: pytest.MonkeyPatch, shared: bool, start: str
 ) -> None:
     monkeypatch.setattr(batches_module, "_PATCHES_TOGETHER", 15)
     if not shared:

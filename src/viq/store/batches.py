@@ -97,7 +97,7 @@ class _Slots:
     def put(self, gathered: Gathered, worker: int, number: int) -> Gathered:
         """What a worker hands over, for its item of this number."""
         ids = gathered.whole.ids
-        if self._slots is None or len(ids) > _PATCHES_TOGETHER:
+        if self._slots is None or len(ids) > self._slots.shape[2]:
             return gathered
         slot = number % (_AHEAD + 1)
         self._slots[worker, slot, : len(ids)].numpy()[...] = ids.view(np.int16)

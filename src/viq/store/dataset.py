@@ -234,7 +234,8 @@ class CodeDataset(IterableDataset):
         Args:
             tokens: limit of patches in a batch, which a single larger sample may exceed.
             samples: limit of samples in a batch.
-            workers: processes that read ahead; 0 reads in this one.
+            workers: processes that read ahead; 0 reads in this one. From Python 3.14 on a script
+                calls this under `if __name__ == "__main__":`, and `collate` is no lambda.
             collate: makes a batch of its samples, in the worker; by default a list.
             packed: give `PackedCodes`, arrays of the whole batch: the same samples in the same
                 order, many times as fast as a list of them.

@@ -36,10 +36,11 @@ class Epochs:
         self.__setstate__({"words": torch.zeros(4, _PLACES, dtype=torch.int64)})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"words": self._shared}
+        # Memory that is not shared yet would be moved as it is sent, away from `_words`.
+        return {"words": self._shared if self._shared.is_shared() else self._words.copy()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._shared: torch.Tensor = state["words"]
+        self._shared = torch.as_tensor(state["words"])
         with suppress(RuntimeError):  # no shared memory here: workers forget what they count
             self._shared.share_memory_()  # nothing if it is shared already
         self._words = self._shared.numpy()
