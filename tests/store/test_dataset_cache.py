@@ -162,7 +162,7 @@ def test_nothing_is_left_after_an_interrupt(store: Path, tmp_path: Path) -> None
 
 
 ENDS = """
-import pathlib, sys, time, viq
+import multiprocessing, pathlib, sys, time, viq
 from viq.store import cache
 begun, ending, write = pathlib.Path(sys.argv[3]), pathlib.Path(sys.argv[4]), cache.write
 
@@ -173,23 +173,29 @@ def slow(path, schema, batches):
     time.sleep(0.5)  # for whoever would kill this process
     write(path, schema, batches)
 
-cache.write = slow
-data = viq.CodeDataset(sys.argv[1], cache=sys.argv[2], columns=())
-batches = data.batches(samples=1, workers=1)
-next(batches)  # of a shard that was unpacked before; the worker reads ahead of it
-while not begun.exists():
-    time.sleep(0.01)
-ending.touch()
-raise KeyboardInterrupt
+cache.write = slow  # in a worker, too: it is forked with this, or imports this file
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[5])
+    data = viq.CodeDataset(sys.argv[1], cache=sys.argv[2], columns=())
+    batches = data.batches(samples=1, workers=1)
+    next(batches)  # of a shard that was unpacked before; the worker reads ahead of it
+    while not begun.exists():
+        time.sleep(0.01)
+    ending.touch()
+    raise KeyboardInterrupt
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked with what is patched")
-def test_a_worker_ends_what_it_unpacks_when_the_process_ends(tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere a fork after threads may end the process"
+)
+@pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])  # the last since Python 3.14
+def test_a_worker_ends_what_it_unpacks_when_the_process_ends(start: str, tmp_path: Path) -> None:
     store = write_store(tmp_path / "store", [1, 5])
     assert CodeDataset(store, cache=tmp_path / "cache", columns=())[0].key == "key0"
-    places = (store, tmp_path / "cache", tmp_path / "begun", tmp_path / "ending")
-    done = subprocess.run([sys.executable, "-c", ENDS, *map(str, places)], capture_output=True)
+    (tmp_path / "ends.py").write_text(ENDS)
+    places = [tmp_path / name for name in ("ends.py", "store", "cache", "begun", "ending")]
+    done = subprocess.run([sys.executable, *map(str, places), start], capture_output=True)
     assert done.returncode != 0 and b"KeyboardInterrupt" in done.stderr
     assert len(unpacked(tmp_path / "cache")) == 2  # no file under another name
 

@@ -115,9 +115,10 @@ def test_the_first_batch_is_of_parts(
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("viq")]
 
 
+@pytest.mark.parametrize("start", ["fork"], indirect=True)  # memory:// is of one process
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_epoch_is_the_same_from_a_folder(
-    url: str, here: Path, tmp_path: Path, workers: int
+    url: str, here: Path, tmp_path: Path, workers: int, start: str
 ) -> None:
     same(here, url, tmp_path, tokens=90, packed=True, workers=workers)
     same(here, url, tmp_path, tokens=90, packed=True, workers=workers)  # from the cache

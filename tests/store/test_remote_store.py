@@ -156,9 +156,13 @@ def test_compressed_codes_behind_a_url(bucket: str, pictures: Path) -> None:
     assert len(list(Store(out))) == 1
 
 
+# Not of a server of forks: it keeps the environment, and so the bucket, of when it began.
+@pytest.mark.parametrize("start", ["fork", "spawn"], indirect=True)
 @pytest.mark.parametrize("packed", [True, False])
-def test_workers_read_from_a_bucket(bucket: str, here: Path, tmp_path: Path, packed: bool) -> None:
-    """They are forked from a process whose connections they cannot use."""
+def test_workers_read_from_a_bucket(
+    bucket: str, here: Path, tmp_path: Path, packed: bool, start: str
+) -> None:
+    """They begin from a process whose connections they cannot use."""
     folder = RemoteFolder(f"{bucket}/read")
     for path in here.iterdir():
         folder.put(path, path.name)
