@@ -130,10 +130,11 @@ def _stopped_in_order(batches: Iterator[Any]) -> Iterator[Iterator[Any]]:
     # Of a loader, it waits seconds at most; a generator in this process lets go of its threads.
     stop = getattr(batches, "_shutdown_workers", None) or batches.close  # type: ignore[attr-defined]
     atexit.register(stop)
+    unregister = atexit.unregister  # modules are empty by when a script's own generators end
     try:
         yield batches
     finally:
-        atexit.unregister(stop)
+        unregister(stop)
         stop()
 
 
