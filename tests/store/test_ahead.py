@@ -72,10 +72,12 @@ def test_the_first_batch_does_not_wait_for_all_shards(
 ) -> None:
     data = CodeDataset(url, cache=tmp_path / "cache", shuffle=0)
     monkeypatch.setattr("viq.store.ahead._AHEAD", 0)
-    names = fetched(monkeypatch)
+    gate, done = threading.Semaphore(8), list[int]()  # whatever comes after eight waits
+    fetched(monkeypatch, before=lambda: gate.acquire(timeout=60), after=lambda: done.append(1))
     found = data.batches(tokens=12, packed=True)
     first = next(found)
-    assert 0 < len(names) < 12
+    assert 0 < len(done) <= 8
+    gate.release(12)
     for place, number in enumerate(first.samples.tolist()):
         ids = codes_of(number).ids.reshape(-1, 4)
         assert (first.ids[first.offsets[place] : first.offsets[place + 1]] == ids).all()

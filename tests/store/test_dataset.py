@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import pickle
+import subprocess
+import sys
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -328,3 +330,22 @@ def test_keys_of_any_script_and_none_at_all(tmp_path: Path) -> None:
     with CodesWriter(tmp_path / "empty.parquet", INFO) as writer:
         writer.add("", None)
     assert CodeDataset(tmp_path / "empty.parquet", cache=tmp_path / "cache")[0].key == ""
+
+
+HELD = """
+import sys
+import viq
+
+batches = None
+if __name__ == "__main__":
+    data = viq.CodeDataset(sys.argv[1], shuffle=0, cache=sys.argv[2])
+    batches = data.batches(tokens=64, workers=1)
+    next(batches)
+"""
+
+
+def test_batches_that_a_script_holds_to_its_end_say_nothing(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "held.py").write_text(HELD)
+    command = [sys.executable, tmp_path / "held.py", store, tmp_path / "cache"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
