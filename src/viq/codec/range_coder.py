@@ -54,6 +54,17 @@ class RangeEncoder:
         count[short] += 1
         self._low[rows], self._range[rows], self._count[rows] = low, width, count
 
+    def code(self, rows: slice | np.ndarray, starts: np.ndarray, symbols: np.ndarray) -> np.ndarray:
+        """The next symbols (n,) of some streams, from tables; gives them.
+
+        Args:
+            starts: where each symbol begins in `TOTAL`, and where the last ends (n, symbols + 1).
+        """
+        each = np.arange(len(symbols))
+        start = starts[each, symbols]
+        self.put(rows, start, starts[each, symbols + 1] - start)
+        return symbols
+
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
         """Words (N, words), uint16, and how many of them each stream has (N,)."""
         last = (self._low + _LEAST - np.uint64(1)) >> _OUT  # the next multiple, within the range
@@ -94,3 +105,14 @@ class RangeDecoder:
         width[short] <<= _SHIFT
         place[short] += 1
         self._code[rows], self._range[rows], self._next[rows] = code, width, place
+
+    def code(
+        self, rows: slice | np.ndarray, starts: np.ndarray, symbols: np.ndarray | None = None
+    ) -> np.ndarray:
+        """As that of `RangeEncoder`; gives the symbols that were found, whatever it is given."""
+        del symbols
+        found = (self.look(rows)[:, None] >= starts[:, 1:-1]).sum(1)
+        each = np.arange(len(found))
+        start = starts[each, found]
+        self.take(rows, start, starts[each, found + 1] - start)
+        return found

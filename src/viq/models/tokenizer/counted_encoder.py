@@ -11,9 +11,8 @@ W = words of a patch at most.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,16 +20,12 @@ from torch import Tensor
 
 from viq.codec.entropy_model import EntropyModel
 from viq.core.codes import COUNTED_HEADER_BYTES, Codes, extra_codes, kept_ids
-from viq.core.counts import PALETTE, pack_counts
-from viq.core.types import CODES_PER_PATCH, Grid, Size, ViqError
+from viq.core.counts import PALETTE, ids_counted, pack_counts
+from viq.core.types import CODES_PER_PATCH, ViqError
 from viq.models.tokenizer import counted, palette_stream
 from viq.models.tokenizer.palette_search import PaletteSearch
 from viq.models.tokenizer.seen_image import SeenImage
 from viq.models.tokenizer.variable_rate import Choice, Rate
-
-if TYPE_CHECKING:
-    from viq.models.tokenizer.inference import Tile
-    from viq.models.tokenizer.tokenizer import VisualTokenizer
 
 _LEAST, _BUSY = 8, 6  # words of a patch at most: so many, and so many times the mean
 _STRICTNESS = (1.0, 0.7, 0.4, 0.0)  # of the error that numbers are first chosen for
@@ -72,28 +67,15 @@ class CountedEncoder:
     """One image on its way to codes.
 
     Args:
-        cut: patches (rows*cols, D) of a tile.
-        size: (height, width) px of the image.
-        tile: px, as in `Codes`.
+        seen: the image.
         coder: makes the bytes that a rate is about; None: those of a .viq file.
     """
 
-    def __init__(
-        self,
-        model: VisualTokenizer,
-        cut: Callable[[Tile], Tensor],
-        grid: Grid,
-        size: Size,
-        tile: int,
-        coder: EntropyModel | None = None,
-    ) -> None:
-        self._model, self._size, self._grid, self._tile = model, size, grid, tile
-        self._coder = coder
-        quantizer, self._refinement = counted.parts_of(model)
+    def __init__(self, seen: SeenImage, coder: EntropyModel | None = None) -> None:
+        self._seen, self._coder = seen, coder
+        self._size, self._slots_T = seen.size, seen.slots_T
+        _, self._refinement = counted.parts_of(seen.model)
         self._stream = self._refinement.stream()
-        self._meaning = quantizer.code.config.shares
-        self._seen = SeenImage(model, cut, grid, size, tile)
-        self._slots_T = self._seen.slots_T
 
     def encode(self, rate: Rate) -> Codes:
         """Codes for a rate.
@@ -126,7 +108,7 @@ class CountedEncoder:
         for strictness in _STRICTNESS:
             counts_T = self._pick(choice, found, rate, strictness)
             palettes_T = choice.palettes(counts_T)
-            base_T = self._base(counts_T, palettes_T)
+            base_T = self._base(self._stored(counts_T, palettes_T, found))
             known = self._known(base_T, palettes_T, most, known)
             fixed = self._fixed(base_T, known, found, palettes_T)
             if error is None or fixed.error(fixed.at(0)) <= error:
@@ -172,7 +154,7 @@ class CountedEncoder:
         owned = np.repeat(codes.palettes.ravel(), codes.extra_counts.ravel())
         extra = np.empty(len(owned), np.uint16)
         extra[owned], extra[~owned] = colouring, refining
-        return replace(codes, extra=extra, refinement=counted.refinement_digest(self._model))
+        return replace(codes, extra=extra, refinement=counted.refinement_digest(self._seen.model))
 
     # Numbers of codes
 
@@ -285,9 +267,9 @@ class CountedEncoder:
 
     # Codes
 
-    def _base(self, counts_T: np.ndarray, palettes_T: np.ndarray) -> Tensor:
+    def _base(self, stored_T: np.ndarray) -> Tensor:
         """How many ids of patches count (T,)."""
-        return torch.minimum(torch.from_numpy(np.where(palettes_T, 1, counts_T)), self._slots_T)
+        return torch.minimum(torch.from_numpy(ids_counted(stored_T)), self._slots_T)
 
     def _stored(
         self, counts_T: np.ndarray, palettes_T: np.ndarray, found: PaletteSearch
@@ -305,7 +287,7 @@ class CountedEncoder:
         """Of a file with these counts, or compressed."""
         if self._coder is not None:
             return self._coder.stored_bytes(self._made(stored_T))
-        packed = len(pack_counts(stored_T.astype(np.uint8).reshape(self._grid)))
+        packed = len(pack_counts(stored_T.astype(np.uint8).reshape(self._seen.grid)))
         slots_T = self._slots_T.numpy()
         codes = kept_ids(stored_T, slots_T).sum() + extra_codes(stored_T, slots_T).sum()
         return COUNTED_HEADER_BYTES + packed + 2 * int(codes)
@@ -313,14 +295,14 @@ class CountedEncoder:
     def _made(self, stored_T: np.ndarray) -> Codes:
         """Codes with these counts, whose extra ones are still 0."""
         slots_T = self._slots_T.numpy()
-        base_T = self._base(stored_T, stored_T >= PALETTE)
+        ids_TS = self._seen.ids(self._base(stored_T))
         return Codes(
-            self._seen.ids(base_T).unflatten(0, self._grid).numpy().astype(np.uint16),
+            ids_TS.unflatten(0, self._seen.grid).numpy().astype(np.uint16),
             self._size,
-            self._tile,
-            self._model.fingerprint,
-            self._model.dtype_name,
-            stored_T.astype(np.uint8).reshape(self._grid),
+            self._seen.tile,
+            self._seen.model.fingerprint,
+            self._seen.model.dtype_name,
+            stored_T.astype(np.uint8).reshape(self._seen.grid),
             np.zeros(int(extra_codes(stored_T, slots_T).sum()), np.uint16),
-            self._meaning,
+            self._seen.meaning,
         )

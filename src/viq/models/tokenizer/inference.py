@@ -31,6 +31,7 @@ from viq.image.patches import (
 )
 from viq.models.tokenizer import counted
 from viq.models.tokenizer.counted_encoder import CountedEncoder
+from viq.models.tokenizer.seen_image import SeenImage
 from viq.models.tokenizer.transform_code import pad_mode_of
 from viq.models.tokenizer.variable_rate import Rate
 
@@ -119,7 +120,8 @@ def encode_counted(
         size: Size = (image.shape[0], image.shape[1])
         grid = grid_of(size, model.config.encoder.patch_size)
         used, cut = tile if max(size) > tile else 0, partial(_cut, model, image)
-        codes.append(CountedEncoder(model, cut, grid, size, used, coder).encode(rate))
+        seen = SeenImage(model, cut, grid, size, used)
+        codes.append(CountedEncoder(seen, coder).encode(rate))
     return codes
 
 

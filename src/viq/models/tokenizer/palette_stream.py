@@ -18,7 +18,7 @@ N = patches, P = 256 pixels of a patch in raster order, K = colours of a patch a
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -36,6 +36,9 @@ _LEFT, _ABOVE, _RIGHT, _CORNER, _OTHER, _ALIKE = 20, 20, 5, 1, 2, 60
 _COME = 10  # what one that has come adds
 _PATTERNS = 15  # ways in which four pixels can be alike
 _MARGIN = 0.25  # bits that rounding of frequencies to 14 bits takes from a stream, at most
+
+
+_Coder: TypeAlias = RangeEncoder | RangeDecoder  # is told symbols, or tells them
 
 
 class Palettes(NamedTuple):
@@ -106,43 +109,6 @@ def _near(indices_NP: np.ndarray, pixel: int) -> np.ndarray:
     return ((left * COLOURS + above) * COLOURS + right) * COLOURS + corner
 
 
-class _Coder(Protocol):
-    """A side of the range coder that is told symbols, or tells them."""
-
-    def code(self, rows: slice | np.ndarray, starts: np.ndarray, symbols: np.ndarray) -> np.ndarray:
-        """The next symbols of some streams.
-
-        Args:
-            starts: where symbols begin in `TOTAL`, and where they end (n, symbols + 1).
-            symbols: that are there (n,), which a decoder does not look at.
-        """
-        ...
-
-
-class _Writer:
-    def __init__(self, coder: RangeEncoder) -> None:
-        self._coder = coder
-
-    def code(self, rows: slice | np.ndarray, starts: np.ndarray, symbols: np.ndarray) -> np.ndarray:
-        each = np.arange(len(symbols))
-        start = starts[each, symbols]
-        self._coder.put(rows, start, starts[each, symbols + 1] - start)
-        return symbols
-
-
-class _Reader:
-    def __init__(self, coder: RangeDecoder) -> None:
-        self._coder = coder
-
-    def code(self, rows: slice | np.ndarray, starts: np.ndarray, symbols: np.ndarray) -> np.ndarray:
-        del symbols
-        place = self._coder.look(rows)
-        found = (place[:, None] >= starts[:, 1:-1]).sum(1)
-        each = np.arange(len(found))
-        self._coder.take(rows, starts[each, found], starts[each, found + 1] - starts[each, found])
-        return found
-
-
 def encode(palettes: Palettes, numbered: np.ndarray, words_N: np.ndarray) -> np.ndarray:
     """Words of patches, one after another, uint16.
 
@@ -153,7 +119,7 @@ def encode(palettes: Palettes, numbered: np.ndarray, words_N: np.ndarray) -> np.
     if not len(words_N):
         return np.zeros(0, np.uint16)
     coder = RangeEncoder(len(words_N), int(words_N.max()) + 2)
-    _walk(_Writer(coder), palettes, numbered)
+    _walk(coder, palettes, numbered)
     words, counts = coder.finish()
     assert (counts <= words_N).all()
     return words[np.arange(words.shape[1]) < words_N[:, None]]
@@ -171,7 +137,7 @@ def decode(words: np.ndarray, words_N: np.ndarray) -> Palettes:
         return nothing
     table = np.zeros((count, int(words_N.max())), np.uint16)
     table[np.arange(table.shape[1]) < words_N[:, None]] = words
-    return _walk(_Reader(RangeDecoder(table)), nothing, np.zeros((0, 3), np.uint8))
+    return _walk(RangeDecoder(table), nothing, np.zeros((0, 3), np.uint8))
 
 
 def words_of(palettes: Palettes, numbered: np.ndarray) -> np.ndarray:

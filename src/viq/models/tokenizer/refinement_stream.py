@@ -137,7 +137,7 @@ class Stream:
         rank = np.argsort(-self.cuts[cuts], kind="stable")
         values, buckets = self._arranged(values_NK, classes_N, steps)
         coder = RangeEncoder(len(rank), int(words_N.max()) + 2)
-        self._put(coder, slice(None), self.mode_starts[words_N[rank] - 1], modes_N[rank])
+        coder.code(slice(None), self.mode_starts[words_N[rank] - 1], modes_N[rank])
         magnitudes, negative = self._magnitudes(values, steps), values < 0
         context, longest = Context(len(rank)), self.cuts[cuts][rank]
         for place in range(int(longest.max())):
@@ -161,7 +161,7 @@ class Stream:
         table = np.zeros((len(words_N), int(words_N.max())), np.uint16)
         table[np.arange(table.shape[1]) < words_N[:, None]] = words
         coder = RangeDecoder(table)
-        modes, _ = self._get(coder, slice(None), self.mode_starts[words_N - 1], signed=False)
+        modes = coder.code(slice(None), self.mode_starts[words_N - 1])
         steps, cuts = np.divmod(modes, len(self.cuts))
         rank = np.argsort(-self.cuts[cuts], kind="stable")
         context, longest = Context(len(rank)), self.cuts[cuts][rank]
@@ -170,7 +170,7 @@ class Stream:
             rows = slice(0, len(chosen))
             bucket = self._buckets(self.sizes[classes_N[chosen], place], steps[chosen])
             table = self.starts[bucket, context.levels(rows)]
-            symbol, negative = self._get(coder, chosen, table, signed=True)
+            symbol, negative = self._get(coder, chosen, table)
             context.update(symbol.astype(np.int32), self.expected[bucket], rows)
             size = (symbol + self.offsets[bucket, symbol]) * self.steps[steps[chosen]]
             where = self.order[classes_N[chosen], place]
@@ -198,21 +198,20 @@ class Stream:
         rows: slice,
         starts: np.ndarray,
         symbols: np.ndarray,
-        negative: np.ndarray | None = None,
+        negative: np.ndarray,
     ) -> None:
-        """Symbols of tables (n, symbols + 1); with `negative` the sign goes along, half a symbol
-        above 0 being for either."""
+        """Symbols of tables (n, symbols + 1) with their signs: half a symbol above 0 is for
+        either."""
         each = np.arange(len(symbols))
         start = starts[each, symbols]
         size = starts[each, symbols + 1] - start
-        if negative is not None:
-            size = np.where(symbols > 0, size // 2, size)
-            start = np.where((symbols > 0) & negative, start + size, start)
+        size = np.where(symbols > 0, size // 2, size)
+        start = np.where((symbols > 0) & negative, start + size, start)
         coder.put(rows, start, size)
 
     @staticmethod
     def _get(
-        coder: RangeDecoder, rows: slice | np.ndarray, starts: np.ndarray, *, signed: bool
+        coder: RangeDecoder, rows: slice | np.ndarray, starts: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Symbols, and whether they are negative."""
         place = coder.look(rows)
@@ -220,11 +219,9 @@ class Stream:
         each = np.arange(len(symbols))
         start = starts[each, symbols]
         size = starts[each, symbols + 1] - start
-        negative = np.zeros(len(symbols), bool)
-        if signed:
-            size = np.where(symbols > 0, size // 2, size)
-            negative = (symbols > 0) & (place >= start + size)
-            start = np.where(negative, start + size, start)
+        size = np.where(symbols > 0, size // 2, size)
+        negative = (symbols > 0) & (place >= start + size)
+        start = np.where(negative, start + size, start)
         coder.take(rows, start, size)
         return symbols, negative
 

@@ -38,6 +38,8 @@ class SeenImage:
         tile: px, as in `Codes`.
 
     Attributes:
+        model, grid, size, tile: as given.
+        meaning: whether fourth ids of even places are of what they mean.
         slots_T: how many ids of each patch are numbered by its count.
     """
 
@@ -49,10 +51,10 @@ class SeenImage:
         size: Size,
         tile: int,
     ) -> None:
-        self._model, self._size, self._grid = model, size, grid
+        self.model, self.grid, self.size, self.tile = model, grid, size, tile
         self._quantizer, self._refinement = counted.parts_of(model)
-        self._meaning = self._quantizer.code.config.shares
-        self.slots_T = torch.from_numpy(detail_slots(grid, tile, self._meaning)).flatten()
+        self.meaning = self._quantizer.code.config.shares
+        self.slots_T = torch.from_numpy(detail_slots(grid, tile, self.meaning)).flatten()
         self._ids_nhwS = torch.zeros(CODES_PER_PATCH, *grid, CODES_PER_PATCH, dtype=torch.long)
         self._errors_nhw = torch.zeros(CODES_PER_PATCH, *grid)
         self._pixels = torch.zeros(3, grid[0] * PATCH_SIZE, grid[1] * PATCH_SIZE)
@@ -68,7 +70,7 @@ class SeenImage:
         """Palettes of all patches, of up to so many words."""
         pixels_TP3 = patchify(denormalize(self._pixels).movedim(-1, 0)).unflatten(1, (3, -1)).mT
         inside = torch.zeros(1, *self._pixels.shape[1:], dtype=torch.bool)
-        inside[:, : self._size[0], : self._size[1]] = True
+        inside[:, : self.size[0], : self.size[1]] = True
         inside_TP = patchify(inside.expand(3, -1, -1)).unflatten(1, (3, -1))[:, 0]
         return palette_search.search(
             pixels_TP3.contiguous().numpy(), inside_TP.numpy(), min(most, _MOST_OF_PALETTE)
@@ -80,7 +82,7 @@ class SeenImage:
         picked_TS = ids_nTS[base_T - 1, torch.arange(len(base_T))]
         shared_T = self.slots_T < CODES_PER_PATCH
         picked_TS[shared_T, -1] = ids_nTS[0, shared_T, -1]
-        return counted.completed(self._model, picked_TS, base_T, self.slots_T)
+        return counted.completed(self.model, picked_TS, base_T, self.slots_T)
 
     def rest(
         self, base_T: Tensor, palettes_T: np.ndarray | None = None
@@ -94,19 +96,19 @@ class SeenImage:
         from viq.models.tokenizer.inference import painted_windows
 
         base_T = torch.minimum(base_T, self.slots_T)
-        ids_hwS = self.ids(base_T).unflatten(0, self._grid)
+        ids_hwS = self.ids(base_T).unflatten(0, self.grid)
         rest = self._pixels.clone()
-        numbers = tuple(part.unflatten(0, self._grid) for part in (base_T, self.slots_T))
-        for rows, cols, patches_hwD in painted_windows(self._model, ids_hwS, numbers):
+        numbers = tuple(part.unflatten(0, self.grid) for part in (base_T, self.slots_T))
+        for rows, cols, patches_hwD in painted_windows(self.model, ids_hwS, numbers):
             y, x = (slice(part.start * PATCH_SIZE, part.stop * PATCH_SIZE) for part in (rows, cols))
             size = (y.stop - y.start, x.stop - x.start)
             rest[:, y, x] -= unpatchify(patches_hwD.flatten(0, 1), size).float().cpu()
-        rest[:, self._size[0] :] = 0  # beyond the image nobody looks
-        rest[:, :, self._size[1] :] = 0
+        rest[:, self.size[0] :] = 0  # beyond the image nobody looks
+        rest[:, :, self.size[1] :] = 0
         code = self._quantizer.code
         apart = None
         if palettes_T is not None and palettes_T.any():
-            apart = torch.from_numpy(palettes_T).unflatten(0, self._grid).to(code.basis.device)
+            apart = torch.from_numpy(palettes_T).unflatten(0, self.grid).to(code.basis.device)
         patches_TD = patchify(code.lapped(rest.to(code.basis.device, code.basis.dtype), apart))
         error_T = patches_TD.square().sum(1)
         rest_TK = torch.cat([self._refinement.coefficients(p) for p in patches_TD.split(_ROWS)])
@@ -120,7 +122,7 @@ class SeenImage:
         code, refinement = self._quantizer.code, self._refinement
         grid = (where[0].stop - where[0].start, where[1].stop - where[1].start)
         batch = PatchBatch(patches_TD=patches_TD, grids_hw=(grid,))
-        patches_TD = self._model.encoder(batch)  # as they are; whoever watches it is told
+        patches_TD = self.model.encoder(batch)  # as they are; whoever watches it is told
         seen = code.analyse(patches_TD.float(), grid)
         mean_T = code.coarse[seen.coarse_T] + code.fine[seen.coarse_T, seen.fine_T]
         outside_T = seen.energy_T - seen.values_TV.square().sum(1)
@@ -139,8 +141,8 @@ class SeenImage:
 
     def _say_meaning(self, batch: PatchBatch, where: Tile) -> None:
         """Put meaning into the fourth ids that are left to it."""
-        encoder = self._model.encoder
-        if not self._meaning or not isinstance(encoder, PixelEncoder):
+        encoder = self.model.encoder
+        if not self.meaning or not isinstance(encoder, PixelEncoder):
             return
         said = encoder.meaning(batch)
         assert said is not None
