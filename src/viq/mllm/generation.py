@@ -16,6 +16,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -351,10 +352,12 @@ def _neighbours(images: Iterable[Tensor], grids_hw: Sequence[Grid]) -> Tensor:
             ones, of which then only the next patch has all its neighbours.
     """
     parts = []
-    for values_nF, (rows, cols) in zip(images, grids_hw, strict=True):
-        known_nF = F.pad(values_nF, (0, 1), value=1)
-        whole_TF = F.pad(known_nF, (0, 0, 0, rows * cols - len(known_nF)))
-        padded = F.pad(whole_TF.unflatten(0, (rows, cols)), (0, 0, 1, 1, 1, 0))
-        above = [padded[:-1, i : i + cols] for i in range(NEIGHBOURS - 1)]
-        parts.append(torch.stack([padded[1:, :cols], *above], 2).flatten(0, 1))
+    pairs = zip(images, grids_hw, strict=True)
+    for (_, (rows, cols)), run in groupby(pairs, lambda pair: (len(pair[0]), pair[1])):
+        values_BnF = torch.stack([values_nF for values_nF, _ in run])
+        missing = rows * cols - values_BnF.shape[1]
+        whole_BTF = F.pad(F.pad(values_BnF, (0, 1), value=1), (0, 0, 0, missing))
+        padded = F.pad(whole_BTF.unflatten(1, (rows, cols)), (0, 0, 1, 1, 1, 0))
+        above = [padded[:, :-1, i : i + cols] for i in range(NEIGHBOURS - 1)]
+        parts.append(torch.stack([padded[:, 1:, :cols], *above], 3).flatten(0, 2))
     return torch.cat(parts)

@@ -128,6 +128,12 @@ class TransformHead(PatchHead):
 
         Whether a fourth code is meaning, and its phase, are taken as known: its place says both.
         """
+        # Amounts of a sharp coefficient lie closer than half precision tells apart.
+        kind, dtype = hidden_TE.device.type, self.project.weight.dtype
+        with torch.autocast(kind, enabled=False):
+            return self._nats(hidden_TE.to(dtype), codes_TS, around_TNF.to(dtype))
+
+    def _nats(self, hidden_TE: Tensor, codes_TS: Tensor, around_TNF: Tensor) -> Tensor:
         code = self.quantizer.code
         said, meant_T = code.unpack(codes_TS), code.meaning(codes_TS)
         short_T = meant_T >= 0

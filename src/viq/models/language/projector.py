@@ -88,6 +88,15 @@ def _windows(grid: Grid, merge_size: int) -> Tensor:
     return F.unfold(padded, merge_size, stride=merge_size)[0].T.long()
 
 
+@functools.lru_cache(maxsize=1024)
+def _order(rows: int, cols: int) -> Tensor:
+    """Windows of one image as its tokens (L,) name them; -1: end of a row, -2: begin, -3: end."""
+    lines = torch.cat(
+        [torch.arange(rows * cols).view(rows, cols), torch.full((rows, 1), -1)], dim=1
+    )
+    return torch.cat([torch.tensor([-2]), lines.flatten(), torch.tensor([-3])])
+
+
 class MergeProjector(nn.Module):
     """Weighted sums over windows, the weights made from each member and its window's mean."""
 
@@ -125,16 +134,18 @@ class MergeProjector(nn.Module):
 
     def forward(self, features_TC: Tensor, grids_hw: Sequence[Grid]) -> list[Tensor]:
         """Tokens (L, E) of each image, marks included; L is `viq.core.types.language_tokens`."""
-        tokens, start = [], 0
         merged_RE = self.merged(features_TC, grids_hw)
-        for grid in grids_hw:
-            rows, cols = (-(-side // self.config.merge_size) for side in grid)
-            image = merged_RE[start : start + rows * cols]
-            if self.place is not None:
-                image = image + self.place(place_features((rows, cols)).to(image))
-            image = image.view(rows, cols, -1)
-            newline = self.newline.expand(rows, 1, -1)
-            lines = torch.cat([image, newline], dim=1).flatten(0, 1)
-            tokens.append(torch.cat([self.begin[None], lines, self.end[None]]))
+        sides = [tuple(-(-side // self.config.merge_size) for side in grid) for grid in grids_hw]
+        if self.place is not None and sides:
+            places_RP = torch.cat([place_features((rows, cols)) for rows, cols in sides])
+            merged_RE = merged_RE + self.place(places_RP.to(merged_RE))
+        table_RE = torch.cat([merged_RE, self.newline[None], self.begin[None], self.end[None]])
+        orders, start = list[Tensor](), 0
+        for rows, cols in sides:
+            order_L = _order(rows, cols)
+            orders.append(torch.where(order_L < 0, len(merged_RE) - 1 - order_L, order_L + start))
             start += rows * cols
-        return tokens
+        if not orders:
+            return []
+        tokens_LE = table_RE[torch.cat(orders).to(table_RE.device)]
+        return list(tokens_LE.split([len(order_L) for order_L in orders]))

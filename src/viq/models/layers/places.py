@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -13,8 +14,12 @@ _WAVES = 4  # a side is told apart down to an eighth by waves, beyond by the pla
 PLACE_FEATURES = 4 * _WAVES + 4
 
 
+@functools.lru_cache(maxsize=1024)
+@torch.inference_mode(False)  # what is kept may be trained on later
 def place_features(grid: Grid) -> Tensor:
     """Place of each cell of a grid in raster order, (rows * cols, `PLACE_FEATURES`), fp32.
+
+    It is kept, so not to be written to.
 
     For rows, then for columns: sines and cosines of the middle of a cell as a share of the side,
     with half a period, one, two and four on it, then the cell's number and the side, in sixteenths.

@@ -216,15 +216,20 @@ class SemanticReader(nn.Module):
             tokens_hwC = self(values(ids_rc[::GROUP, ::GROUP])[None].to(self.norm.weight.dtype))[0]
             wide_rcC = tokens_hwC.repeat_interleave(GROUP, 0).repeat_interleave(GROUP, 1)
             return wide_rcC[: ids_rc.shape[0], : ids_rc.shape[1]].flatten(0, 1)
-        told_rc = ids_rc >= 0
-        rows_r, cols_c = told_rc.any(1), told_rc.any(0)
+        return self.tokens_of_equal(ids_rc[None], values)[0]
+
+    def tokens_of_equal(self, ids_nrc: Tensor, values: SemanticValues) -> Tensor:
+        """`tokens` of n images of one size, whose groups are at the same places: (n, r * c,
+        width)."""
+        told_nrc = ids_nrc >= 0
+        rows_r, cols_c = told_nrc.any(2).any(0), told_nrc.any(1).any(0)
         if not bool(rows_r.any()):
-            return self.norm.weight.new_zeros(ids_rc.numel(), len(self.norm.weight))
-        ids_hw = ids_rc[rows_r][:, cols_c]
-        values_hwv = values(ids_hw.clamp_min(0)).masked_fill((ids_hw < 0)[..., None], 0)
-        tokens_hwC = self(values_hwv[None].to(self.norm.weight.dtype))[0]
+            return self.norm.weight.new_zeros(*told_nrc.flatten(1).shape, len(self.norm.weight))
+        ids_nhw = ids_nrc[:, rows_r][:, :, cols_c]
+        values_nhwv = values(ids_nhw.clamp_min(0)).masked_fill((ids_nhw < 0)[..., None], 0)
+        tokens_nhwC = self(values_nhwv.to(self.norm.weight.dtype))
         row_r, col_c = ((some.cumsum(0) - 1).clamp_min(0) for some in (rows_r, cols_c))
-        return tokens_hwC[row_r][:, col_c].flatten(0, 1)
+        return tokens_nhwC[:, row_r][:, :, col_c].flatten(1, 2)
 
 
 class _Mix(nn.Module):

@@ -86,8 +86,7 @@ class TransformQuantizer(nn.Module):
         Raises:
             ViqError: the grids are not those of so many patches.
         """
-        values_TV = self.code.dequantize(ids_TS) / self.scale
-        parts = [values_TV, self.class_embedding[self.code.classes(ids_TS)]]
+        parts = [self.detail_features(ids_TS)]
         if self.meaning is not None and self.reader is not None:
             said_T = self.code.meaning(ids_TS).clamp_max(self.meaning.ids - 1)
             if sum(lengths := lengths_of(grids_hw)) != len(ids_TS):
@@ -100,8 +99,13 @@ class TransformQuantizer(nn.Module):
                 self.reader.tokens(said.view(grid), self.meaning)
                 for said, grid in zip(images, grids_hw, strict=True)
             ]
-            parts.append(torch.cat(tokens) if tokens else values_TV[:, :0])
+            parts.append(torch.cat(tokens) if tokens else parts[0][:, :0])
         return torch.cat(parts, 1)
+
+    def detail_features(self, ids_TS: Tensor) -> Tensor:
+        """The part of features that says of pixels, of codes (T, S)."""
+        values_TV = self.code.dequantize(ids_TS) / self.scale
+        return torch.cat([values_TV, self.class_embedding[self.code.classes(ids_TS)]], 1)
 
     def detail(self, features_TC: Tensor) -> Tensor:
         """What features say of pixels: all but meaning."""

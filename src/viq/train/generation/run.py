@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -110,6 +110,20 @@ class GenerationObserver(Observer):
         self.journal.log({"step": step} | {f"held_out/{name}": v for name, v in found.items()})
 
 
+class RunParts(NamedTuple):
+    """Of a run: what it trains on, and of what its model is made.
+
+    Attributes:
+        held_out: pictures that it does not train on; none where codes are given.
+    """
+
+    corpus: PairCorpus | DrawnPairs
+    held_out: list[CodePair]
+    text_tokenizer: Any
+    config: CodeGeneratorConfig
+    embedder: CodeEmbedder
+
+
 @dataclass(kw_only=True)
 class GenerationRun:
     """One run folder.
@@ -151,27 +165,8 @@ class GenerationRun:
             return self.out / MODEL
         if main:
             empty_model(self.out / MODEL)  # now, rather than after hours of training
-        embedder = CodeEmbedder.from_tokenizer(recipe.tokenizer)
-        corpus, held_out = self._pairs(embedder.config.fingerprint)
-        texts = [
-            UNCONDITIONAL_PROMPT,
-            "user assistant describe the image 0123456789x",
-            *sorted(corpus.captions),
-        ]
-        text_tokenizer = make_text_tokenizer(
-            recipe.language, self.out / TEXT_TOKENIZER, texts, self.accelerator
-        )
-        config = CodeGeneratorConfig(
-            levels=embedder.config.levels,
-            tokenizer=recipe.tokenizer,
-            fingerprint=embedder.config.fingerprint,
-            grid=corpus.grids.most_common(1)[0][0],
-            most_patches=max(rows * cols for rows, cols in corpus.grids),
-            head_width=recipe.head_width,
-            transform=embedder.config.transform,
-            semantic=embedder.config.semantic,
-            detail_width=embedder.transform.detail_width if embedder.config.transform else 0,
-        )
+        parts = self.parts()
+        corpus, text_tokenizer = parts.corpus, parts.text_tokenizer
         stage = Stage(
             name=STAGE,
             folder=self.out / STAGE,
@@ -191,10 +186,10 @@ class GenerationRun:
             )
 
         def build() -> GenerationObjective:
-            return self._objective(text_tokenizer, config, embedder)
+            return self.objective(parts)
 
         objective = build()
-        samples = [encode_generation(pair, text_tokenizer) for pair in held_out]
+        samples = [encode_generation(pair, text_tokenizer) for pair in parts.held_out]
         observer = GenerationObserver(
             STAGE, recipe.loop, stage.folder, self.accelerator,
             objective=objective, held_out=pack_generation(samples) if samples else None,
@@ -203,18 +198,47 @@ class GenerationRun:
         run_stage(stage, objective, stream, observer, self.accelerator)
         if main:
             trained = rebuilt(stage, build)
-            with folder_aside(self.out / MODEL) as aside:
-                text_tokenizer.save_pretrained(aside / LANGUAGE)
-                trained.model.save_pretrained(aside)
+            self.write(trained, text_tokenizer)
         self.accelerator.wait_for_everyone()
         return self.out / MODEL
 
-    def _objective(
-        self, text_tokenizer: Any, config: CodeGeneratorConfig, embedder: CodeEmbedder
-    ) -> GenerationObjective:
+    def parts(self) -> RunParts:
+        """What is trained on, and of what the model is made. Draws and encodes pictures where
+        that was not done."""
+        embedder = CodeEmbedder.from_tokenizer(self.recipe.tokenizer)
+        corpus, held_out = self._pairs(embedder.config.fingerprint)
+        texts = [
+            UNCONDITIONAL_PROMPT,
+            "user assistant describe the image 0123456789x",
+            *sorted(corpus.captions),
+        ]
+        text_tokenizer = make_text_tokenizer(
+            self.recipe.language, self.out / TEXT_TOKENIZER, texts, self.accelerator
+        )
+        config = CodeGeneratorConfig(
+            levels=embedder.config.levels,
+            tokenizer=self.recipe.tokenizer,
+            fingerprint=embedder.config.fingerprint,
+            grid=corpus.grids.most_common(1)[0][0],
+            most_patches=max(rows * cols for rows, cols in corpus.grids),
+            head_width=self.recipe.head_width,
+            transform=embedder.config.transform,
+            semantic=embedder.config.semantic,
+            detail_width=embedder.transform.detail_width if embedder.config.transform else 0,
+        )
+        return RunParts(corpus, held_out, text_tokenizer, config, embedder)
+
+    def write(self, objective: GenerationObjective, text_tokenizer: Any) -> None:
+        """The model that was trained, whole or absent."""
+        with folder_aside(self.out / MODEL) as aside:
+            text_tokenizer.save_pretrained(aside / LANGUAGE)
+            objective.model.save_pretrained(aside)
+
+    def objective(self, parts: RunParts) -> GenerationObjective:
+        """What is optimised, before its first step."""
         torch.manual_seed(self.recipe.seed)
         language = self.recipe.language
-        size = add_image_tokens(text_tokenizer)
+        size = add_image_tokens(parts.text_tokenizer)
         if language.name:
             model = load_language(language.name)
             if size > model.get_input_embeddings().num_embeddings:
@@ -222,8 +246,8 @@ class GenerationRun:
         else:
             model = build_language(language, size)
         check_head(model)
-        generator_model = CodeGenerator(model, config)
-        generator_model.take_tables(embedder)
+        generator_model = CodeGenerator(model, parts.config)
+        generator_model.take_tables(parts.embedder)
         for line in check_packed(generator_model.language, 1):  # a picture goes on at any length
             if self.accelerator.is_main_process:
                 print_line(line)
