@@ -4,7 +4,12 @@
     python scripts/gpu_day.py --minutes 8 --out DIR --data photos.parquet  # where the GPU is
     python scripts/gpu_day.py --page DIR  # afterwards: tables and plots
 
-Parts run in order of worth: parity, mllm, encode, train. Each result is a line of
+    python scripts/gpu_day.py --keep --chat RUN --codes STORE --where licence_tier=permissive
+    python scripts/gpu_day.py --only chat --chat RUN --out DIR  # and draw, with --draw RUN
+    python scripts/gpu_day.py --assemble DIR --chat RUN
+
+Parts run in order of worth: parity, mllm, encode, train; chat and draw train the language model of
+a run of `viq train mllm` or `viq train generation`, where one is given. Each result is a line of
 DIR/results.jsonl as soon as it is there; the same command goes on where it was stopped. `--device
 cpu --tiny` runs every part in small shapes.
 """
@@ -18,7 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))  # of this checkout, which need not be installed
 
-PARTS = ("parity", "mllm", "encode", "train")
+PARTS = ("parity", "mllm", "encode", "chat", "draw", "train")
+_NEED_RUN = ("chat", "draw")
 _GOLDEN = ROOT / "tests" / "golden"
 _RESERVE = {"mllm": 0.45, "encode": 0.2}  # of the whole time, left to the parts after this one
 
@@ -32,6 +38,8 @@ def main() -> int:
             return _pack(options)
         if options.page:
             return _page(options)
+        if options.keep or options.assemble:
+            return _runs(options)
         return _child(options) if options.child else _run(options)
     except ViqError as error:
         print(f"gpu_day: {error}", file=sys.stderr)
@@ -73,6 +81,7 @@ def _child(options: argparse.Namespace) -> int:
         about |= {"gpu_memory_gib": round(memory / 2**30, 1), "cuda": torch.version.cuda}
     cells.note("machine", "machine", {**about, "device": wanted, "tiny": options.tiny})
     parts = options.only.split(",") if options.only else PARTS
+    parts = [part for part in parts if part not in _NEED_RUN or getattr(options, part)]
     try:
         for part in PARTS:
             if part in parts:
@@ -105,6 +114,14 @@ def _measure(part: str, cells, options: argparse.Namespace) -> None:
 
         work = tiny.ENCODE if options.tiny else encode_cells.EncodeScale()
         encode_cells.measure(cells, work, **(tiny.ENCODE_OPTIONS if options.tiny else {}))
+    elif part == "chat":
+        from viq.bench.gpu import chat_cells
+
+        chat_cells.measure(cells, options.chat)
+    elif part == "draw":
+        from viq.bench.gpu import draw_cells
+
+        draw_cells.measure(cells, options.draw)
     else:
         from viq.bench.gpu import train_cells
         from viq.recipes.tokenizer import train_small
@@ -119,6 +136,25 @@ def _pack(options: argparse.Namespace) -> int:
     count = pack_photos(options.photos or [], options.pack, mib=options.mib)
     size = options.pack.stat().st_size / 2**20
     print(f"{options.pack}: {count} photos, {size:.1f} MiB")
+    return 0
+
+
+def _runs(options: argparse.Namespace) -> int:
+    """Make samples of runs ready, or models of what was trained on them."""
+    from viq.bench.gpu import chat_cells, draw_cells
+
+    if options.chat and options.keep:
+        where = dict(each.split("=", 1) for each in options.where or [])
+        out = options.chat / chat_cells.KEPT
+        count = chat_cells.keep(options.chat, options.codes or [], where, out)
+        print(f"{out}: {count} conversations")
+    if options.draw and options.keep:
+        out = options.draw / draw_cells.KEPT
+        print(f"{out}: {draw_cells.keep(options.draw, out)} pictures")
+    if options.chat and options.assemble:
+        print(chat_cells.assemble(options.assemble, options.chat))
+    if options.draw and options.assemble:
+        print(draw_cells.assemble(options.assemble, options.draw))
     return 0
 
 
@@ -145,6 +181,13 @@ def _options() -> argparse.Namespace:
         "--photos", action="append", help="data of photos for --pack; again for more"
     )
     parser.add_argument("--mib", type=float, default=5.0, help="size of that file, at most")
+    parser.add_argument("--chat", type=Path, metavar="RUN", help="of viq train mllm")
+    parser.add_argument("--draw", type=Path, metavar="RUN", help="of viq train generation")
+    parser.add_argument("--keep", action="store_true", help="make samples of RUN ready")
+    parser.add_argument("--codes", action="append", type=Path, metavar="STORE",
+                        help="stores of --chat RUN; again for more")  # fmt: skip
+    parser.add_argument("--where", action="append", metavar="COLUMN=VALUE", help="of --codes")
+    parser.add_argument("--assemble", type=Path, metavar="DIR", help="models of what was trained")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=0.0, help=argparse.SUPPRESS)
     options = parser.parse_args()

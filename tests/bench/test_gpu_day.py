@@ -1,27 +1,47 @@
 """What is measured on a machine with one GPU, here on the CPU in tiny shapes: every part runs to
 its end, and what it compares is the same; what fails or hangs takes nothing else along."""
 
+import itertools
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from viq.bench.gpu import encode_cells, mllm_cells, parity, tables, tiny, train_cells
+from viq.bench.gpu import (
+    chat_cells,
+    draw_cells,
+    encode_cells,
+    mllm_cells,
+    parity,
+    tables,
+    tiny,
+    train_cells,
+)
 from viq.bench.gpu.cells import RESULTS, Cells, read_results, supervised
+from viq.bench.gpu.kept import KeptSamples
 from viq.bench.mllm_work import pack_samples, tokenizer_shape
 from viq.core.measure import environment, machine
-from viq.core.types import ViqError
+from viq.core.types import IMAGE_TOKEN, ViqError, language_tokens
 from viq.data.corpora.corpora import split_of
 from viq.data.synthetic.draw import draw
+from viq.mllm.generation import CodeGenerator
+from viq.mllm.loading import load_mllm
+from viq.models.tokenizer.embedder import CodeEmbedder
 from viq.models.tokenizer.presets import g
 from viq.models.tokenizer.tokenizer import VisualTokenizer
+from viq.recipes import generation as generation_recipes
+from viq.recipes import mllm as mllm_recipes
 from viq.recipes.tokenizer import train_small
+from viq.train.distributed import make_accelerator
+from viq.train.mllm.run import MllmRun
 from viq.train.tokenizer.objectives import DecoderObjective
 
 pytest.importorskip("transformers")
@@ -69,7 +89,7 @@ def test_every_part_ends_and_nothing_fails(measured: Path) -> None:
 def test_tables_and_plots(measured: Path) -> None:
     files = tables.write_page(measured, train_small())
     assert [file.name for file in files] == [
-        "page.md", "gpu-encode.png", "gpu-mllm.png", "gpu-train.png",
+        "page.md", "gpu-encode.svg", "gpu-mllm.svg", "gpu-train.svg",
     ]  # fmt: skip
     text = files[0].read_text()
     assert "| 0.5b 4k |" in text and "| 50% |" in text  # the paper's saving, in a step
@@ -98,6 +118,80 @@ def test_the_trained_decoder_comes_back_whole(measured: Path, tmp_path: Path) ->
         train_cells.assemble(tmp_path, train_small(), tiny.SMALL.decoder)
     with pytest.raises(ViqError, match="holds no decoder-0"):
         train_cells.assemble(tmp_path / "nothing", train_small())
+
+
+def test_a_model_that_answers_goes_on_from_kept_samples(tmp_path: Path) -> None:
+    recipe = mllm_recipes.debug()
+    first = replace(recipe.stages[0], loop=replace(recipe.stages[0].loop, steps=1))
+    last = replace(first, name="2-answers", parts=("projector", "language"))
+    recipe = replace(recipe, stages=(first, last))
+    run = MllmRun(
+        recipe=recipe, out=tmp_path / "run", accelerator=make_accelerator("float32"), hidden=True
+    )
+    run.train()
+    shutil.rmtree(run.out / "2-answers")
+    count = chat_cells.keep(run.out, [], None, run.out / chat_cells.KEPT)
+    kept = KeptSamples.load(run.out / chat_cells.KEPT)
+    assert count == len(kept.groups) > 20
+
+    embedder = CodeEmbedder.from_tokenizer(recipe.tokenizer)
+    ids = torch.from_numpy(kept.codes_TS.astype("int64"))
+    grids = [(int(rows), int(cols)) for rows, cols in kept.grids]
+    with torch.inference_mode():
+        expected = embedder(ids, grids)
+    assert torch.allclose(chat_cells.kept_features(embedder, kept, CPU), expected, atol=1e-5)
+
+    # What is packed is what the run's own stream would pack of these samples.
+    packed = kept.packed([3, 1])
+    assert packed.lengths == tuple(int(kept.starts[i + 1] - kept.starts[i]) for i in (3, 1))
+    assert packed.grids_hw == (grids[kept.pictures[3]], grids[kept.pictures[1]])
+    assert int((packed.ids_L == IMAGE_TOKEN).sum()) == sum(map(language_tokens, packed.grids_hw))
+
+    cells = cells_in(tmp_path)
+    chat_cells.measure(cells, run.out, seconds=0.5)
+    (line,) = [each for each in read_results(tmp_path) if each["cell"] == "answers"]
+    assert line["steps"] >= 1 and "failed" not in line
+    folder = chat_cells.assemble(tmp_path, run.out)
+    before, _ = load_mllm(run.out / "1-projector" / "model")
+    after, _ = load_mllm(folder)
+    old, new = before.state_dict(), after.state_dict()
+    moved = {
+        name
+        for name in old
+        if not torch.equal(old[name], new[name])
+        and not torch.equal(old[name].half(), new[name].half())
+    }
+    assert any("language_model" in name for name in moved)
+    assert not any("embedder" in name or "whitener" in name for name in moved)
+    (tmp_path / "answers-0.safetensors").unlink()
+    with pytest.raises(ViqError, match="holds no answers-0"):
+        chat_cells.assemble(tmp_path, run.out)
+    with pytest.raises(ViqError, match="holds no samples"):
+        KeptSamples.load(tmp_path / RESULTS)
+
+
+def test_a_model_that_draws_goes_on_from_kept_samples(tmp_path: Path) -> None:
+    run, recipe = tmp_path / "run", generation_recipes.debug()
+    run.mkdir()
+    (run / "recipe.json").write_text(json.dumps(asdict(recipe)))
+    assert draw_cells.keep(run, run / draw_cells.KEPT) == recipe.pictures
+    kept = KeptSamples.load(run / draw_cells.KEPT)
+    cells = cells_in(tmp_path)
+    draw_cells.measure(cells, run, seconds=0.5)
+    (line,) = [each for each in read_results(tmp_path) if each["cell"] == "drawing"]
+    assert line["steps"] >= 1 and "failed" not in line
+    model = CodeGenerator.from_pretrained(draw_cells.assemble(tmp_path, run))
+    assert model.config.most_patches == int(kept.grids.prod(1).max())
+
+
+def test_all_of_a_group_come_before_any_comes_again() -> None:
+    samples = [([1, 2], [-100, 2], -1, number % 3) for number in range(30)]
+    kept = KeptSamples.of(samples, [np.zeros((1, 1, 4), np.uint16)])
+    drawn = list(itertools.islice(kept.drawn({0: 3.0, 1: 1.0, 2: 0.0}, seed=0), 400))
+    first = [number for number in drawn if number % 3 == 0]
+    assert len(set(first[:10])) == 10 and first[:10] != first[10:20]
+    assert {number % 3 for number in drawn} == {0, 1}
+    assert 250 < len(first) < 350
 
 
 def test_known_codes_train_as_codes_that_are_made() -> None:

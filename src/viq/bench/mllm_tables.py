@@ -115,7 +115,7 @@ def chart(result: dict[str, Any]) -> Chart:
     group = bar * len(ways) + 12
     drawing = Chart(720, top + group * len(cells) + 40, "Seconds a training step")
     marks = ticks(0, longest)
-    right, bottom = drawing.width - 60, top + group * len(cells)
+    right, bottom = drawing.width - 150, top + group * len(cells)  # room for what codes save
 
     def across(seconds: float) -> float:
         return left + seconds / marks[-1] * (right - left)

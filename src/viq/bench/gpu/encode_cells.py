@@ -58,6 +58,7 @@ def measure(
     part = _Part(cells, work)
     rough = part.flops * (work.repeats + 1) / _FLOPS if work.scale == REAL else 1.0
     cells.run("encode", "peak", part.peak, expected=10)
+    cells.run("encode", "block", part.block, expected=_SETUP_S + 2)
     cells.run("encode", "trunk", part.trunk, expected=6 * rough + _SETUP_S)
     cells.run("encode", "codes", part.codes, expected=4 * rough + _SETUP_S)
     if compiled:
@@ -91,6 +92,54 @@ class _Part:
             times = compare({name: _calling(torch.mm, a, b)}, 4 * self.work.repeats)[name]
             result[name] = {**times, "tflops": 2 * m * k * n / times["median_s"] / 1e12}
         return {"products": result, "dtype": str(self.dtype).removeprefix("torch.")}
+
+    @torch.inference_mode()
+    def block(self) -> dict[str, Any]:
+        """What a block of the trunk is made of, each part alone, and ways to compute attention."""
+        encoder, rows = self.config.encoder, len(self.batch.patches_TD)
+        width, mlp, heads = encoder.width, encoder.mlp_width, encoder.heads
+        lengths = lengths_of(self.batch.grids_hw)
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(*shape, device=self.device, dtype=self.dtype)
+
+        x_TC, wide_TM = random(rows, width), random(rows, mlp)
+        q, k, v = (random(rows, heads, width // heads) for _ in range(3))
+        products = {"qkv": (width, 3 * width), "out": (width, width), "mlp in": (width, mlp),
+                    "mlp out": (mlp, width)}  # fmt: skip
+        ways: dict[str, Callable[[], Any]] = {}
+        flops: dict[str, float] = {}
+        for name, (a, b) in products.items():
+            x, weight, bias = (wide_TM if a == mlp else x_TC), random(b, a), random(b)
+            ways[f"product, {name}"] = _calling(F.linear, x, weight, bias)
+            flops[f"product, {name}"] = 2.0 * rows * a * b
+        ones = random(width)
+        ways["layer norm"] = _calling(F.layer_norm, x_TC, (width,), ones, ones)
+        ways["gelu"] = lambda: F.gelu(wide_TM, approximate="tanh")
+        ways["sum"] = _calling(torch.add, x_TC, x_TC)
+        own = attention.packed_attention
+        ways["attention"] = lambda: own(q, k, v, lengths)
+        ways["attention, heads of 128"] = lambda: own(*padded, lengths)
+        padded = [F.pad(each, (0, 128 - each.shape[-1])) for each in (q, k, v)]
+        if self.device.type == "cuda":
+            for backend in ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION"):
+                ways[f"attention, loop, {backend}"] = self._with(backend, q, k, v, lengths)
+        for name in ways:
+            if name.startswith("attention"):
+                flops[name] = 4.0 * width * sum(length**2 for length in lengths)
+        times = compare(ways, self.work.repeats)
+        rates = {n: flops[n] / times[n]["median_s"] / 1e12 for n in times if n in flops}
+        return {"times": times, "tflops": rates}
+
+    def _with(self, backend: str, *qkv_lengths: Any) -> Callable[[], Any]:
+        """Attention image after image by one backend of PyTorch."""
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        def run() -> Any:
+            with sdpa_kernel(getattr(SDPBackend, backend)):
+                return attention.looped_attention(*qkv_lengths)
+
+        return run
 
     @torch.inference_mode()
     def trunk(self) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from typing import Any
 from viq.bench.gpu.cells import RESULTS, read_results
 from viq.bench.mllm_tables import PAPER, chart, over_limit, saving
 from viq.bench.mllm_work import LANGUAGES
-from viq.core.files import write_atomically, written_aside
+from viq.core.files import write_atomically
 from viq.core.types import ViqError
-from viq.report.charts import Box, Chart, Line, Words, curve, labels, ticks, to_image
+from viq.report.charts import Box, Chart, Line, Words, curve, labels, ticks, to_svg
 from viq.train.tokenizer.recipe import TokenizerRecipe
 
 _KINDS = ("forward", "step")
@@ -35,10 +35,9 @@ def write_page(folder: Path, recipe: TokenizerRecipe) -> list[Path]:
     results = by_part(read_results(folder))
     if not results:
         raise ViqError(f"{folder}: has no {RESULTS}: measure first, with --out {folder}")
-    pictures = {f"{name}.png": drawn for name, drawn in charts(results).items()}
+    pictures = {f"{name}.svg": drawn for name, drawn in charts(results).items()}
     for name, drawn in pictures.items():
-        with written_aside(folder / name) as aside:
-            to_image(drawn, 2).save(aside, "PNG")
+        write_atomically(folder / name, to_svg(drawn).encode())
     text = as_markdown(results, sorted(pictures))
     write_atomically(folder / "page.md", text.encode())
     made = [folder / "page.md", *(folder / name for name in sorted(pictures))]
@@ -72,6 +71,8 @@ def as_markdown(results: Results, pictures: Sequence[str] = ()) -> str:
         ("parity", "The same codes on a GPU", _parity),
         ("mllm", "Steps on codes, with a tower in the loop, and on text alone", _mllm),
         ("encode", "Encoding at the shape of SigLIP2-g", _encode),
+        ("chat", "A model that answers, trained on this GPU", _chat),
+        ("draw", "A model that draws, trained on this GPU", _draw),
         ("train", "A larger decoder, trained on this GPU", _train),
     ):
         if part in results:
@@ -84,7 +85,7 @@ def as_markdown(results: Results, pictures: Sequence[str] = ()) -> str:
     ]
     if missing:
         lines += ["", "## Not measured", "", *missing]
-    lines += ["", *(f"![{name.removesuffix('.png')}]({name})" for name in pictures)]
+    lines += ["", *(f"![{name.removesuffix('.svg')}]({name})" for name in pictures)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -184,6 +185,7 @@ def _encode(cells: dict[str, dict[str, Any]]) -> list[str]:
     lines = []
     if peak:
         lines += [f"Peak of a large product: {peak:.0f} TFLOP/s.", ""]
+    lines += _block(cells)
     for name, section in _encode_sections(cells):
         rows = [("", "patches/s", "TFLOP/s", "of the peak", "seconds", "times the first")]
         first = next(iter(section["times"].values()))["median_s"]
@@ -195,6 +197,40 @@ def _encode(cells: dict[str, dict[str, Any]]) -> list[str]:
         lines += [f"{name} ({section['images']} images, {section['patches']:,} patches):", "",
                   *_pipes(rows), ""]  # fmt: skip
     return lines[:-1]
+
+
+def _block(cells: dict[str, dict[str, Any]]) -> list[str]:
+    """What a block of the trunk is made of."""
+    found = cells.get("block", {})
+    if "times" not in found:
+        return []
+    rows: list[tuple[str, ...]] = [("part of a block of the trunk", "ms", "TFLOP/s")]
+    for name, spent in found["times"].items():
+        rate = found["tflops"].get(name)
+        rows.append((name, f"{1e3 * spent['median_s']:.3g}", "" if rate is None else f"{rate:.0f}"))
+    return [*_pipes(rows), ""]
+
+
+def _chat(cells: dict[str, dict[str, Any]]) -> list[str]:
+    line = cells.get("answers", {})
+    return [_language(line, "conversations", "tokens")]
+
+
+def _draw(cells: dict[str, dict[str, Any]]) -> list[str]:
+    line = cells.get("drawing", {})
+    return [_language(line, "pictures", "samples")]
+
+
+def _language(line: dict[str, Any], kept: str, unit: str) -> str:
+    """What a language model was trained on, and how fast."""
+    if "trained_s" not in line:
+        return "Not trained."
+    count = line["samples" if kept == "conversations" else "pictures"]
+    return (
+        f"{line['parameters'] / 1e6:.1f}M parameters, {line['steps']:,} steps in "
+        f"{line['trained_s']:.0f} s after {line['prepared_s']:.0f} s to begin, on {count:,} "
+        f"{kept}; {line[f'{unit}_per_s']:,.0f} {unit} a second."
+    )
 
 
 def _train(cells: dict[str, dict[str, Any]]) -> list[str]:

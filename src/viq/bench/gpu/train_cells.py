@@ -23,6 +23,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from viq.bench.gpu.cells import Cells, append
+from viq.bench.gpu.kept import PART_BYTES, read_parts, save_parts
 from viq.core.files import write_atomically
 from viq.core.types import PATCH_SIZE, ViqError
 from viq.data.batching.mixture import Position
@@ -42,10 +43,9 @@ from viq.train.loop import Hooks, LoopConfig, train
 from viq.train.tokenizer.handover import frozen_but
 from viq.train.tokenizer.objectives import DecoderObjective
 from viq.train.tokenizer.recipe import StageConfig, TokenizerRecipe
-from viq.weights.checkpoint import load_strictly, read_weights, write_weights
+from viq.weights.checkpoint import load_strictly
 
 BASE = "viq-transform"
-PART_BYTES = 14 * 2**20  # of a file of weights: some machines hand back no larger ones
 _SCALES = (1.0, 0.75, 0.5)
 _TAKEN = 2**28  # values of patches that are kept on the device, about a gigabyte of bytes
 _SHARE = 0.8  # of what is left goes into steps; the rest is for evaluation and saving
@@ -371,19 +371,7 @@ def _decoder(tokenizer: VisualTokenizer) -> torch.nn.Module:
 
 def save_decoder(tokenizer: VisualTokenizer, folder: Path, limit: int = PART_BYTES) -> list[str]:
     """The decoder in bfloat16, in files of at most `limit` bytes (or one tensor): their names."""
-    parts: list[dict[str, Tensor]] = [{}]
-    room = limit
-    for name, tensor in _decoder(tokenizer).state_dict().items():
-        rounded = tensor.detach().to("cpu", torch.bfloat16).contiguous()
-        if parts[-1] and rounded.nbytes > room:
-            parts.append({})
-            room = limit
-        parts[-1][name] = rounded
-        room -= rounded.nbytes
-    names = [f"decoder-{number}.safetensors" for number in range(len(parts))]
-    for name, part in zip(names, parts, strict=True):
-        write_weights(folder / name, part)
-    return names
+    return save_parts(_decoder(tokenizer).state_dict(), folder, "decoder", torch.bfloat16, limit)
 
 
 def assemble(
@@ -394,12 +382,7 @@ def assemble(
     Raises:
         ViqError: it holds none, or not all of it.
     """
-    files = sorted(folder.glob("decoder-*.safetensors"))
-    if not files:
-        raise ViqError(f"{folder}: holds no decoder-0.safetensors: nothing was trained there")
+    weights = read_parts(folder, "decoder")
     tokenizer = small(recipe, decoder)
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        weights |= read_weights(file, dtype=torch.float32)
     load_strictly(_decoder(tokenizer), weights, str(folder))
     return tokenizer
