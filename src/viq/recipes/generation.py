@@ -52,6 +52,23 @@ def transform() -> GenerationRecipe:
     )
 
 
+def base() -> GenerationRecipe:
+    """12.5M parameters from scratch on codes of `viq-transform`, 75,000 pictures encoded first.
+    Minutes of a GPU (`scripts/gpu_day.py --only draw`), a day of a CPU."""
+    recipe = transform()
+    optim = replace(recipe.loop.optim, warmup_ratio=0.03, decay_ratio=0.5)
+    return replace(
+        recipe,
+        name="base",
+        language=LanguageConfig(width=384, depth=6, heads=6, mlp_width=1024, vocabulary=512),
+        head_width=256,
+        uses=0,
+        pictures=75_000,
+        samples=128,
+        loop=replace(recipe.loop, steps=2500, ema_decay=0.999, optim=optim),
+    )
+
+
 def debug() -> GenerationRecipe:
     """The whole path in seconds, for tests and first steps."""
     recipe = tiny()
@@ -90,6 +107,7 @@ def qwen() -> GenerationRecipe:
 RECIPES: Mapping[str, Callable[[], GenerationRecipe]] = {
     "tiny": tiny,
     "transform": transform,
+    "base": base,
     "debug": debug,
     "qwen": qwen,
 }

@@ -1,7 +1,7 @@
 """Complete configurations of multimodal language models: `viq train mllm NAME`.
 
 `tiny` needs nothing but a CPU: pictures that the project draws, a language model from scratch.
-`small` is that of the bundled `viq-transform-chat`, which also saw photos.
+`small` takes photos, too; `base` is that of the bundled `viq-transform-chat`, for a GPU.
 `qwen` is for Qwen2.5 of any size and your own data; `qwen-16k` packs longer sequences.
 """
 
@@ -57,7 +57,7 @@ def tiny() -> MllmRecipe:
 
 
 def small() -> MllmRecipe:
-    """The bundled `viq-transform-chat`: 2.2M parameters, 56,572 synthetic pictures with up to six
+    """2.2M parameters, some three hours of a CPU: 56,572 synthetic pictures with up to six
     questions each, and stores of one's own.
 
     Pictures of a single shape are the easiest to learn from: nothing has to be found by its name
@@ -83,6 +83,34 @@ def small() -> MllmRecipe:
             first,
             replace(second, loop=replace(second.loop, steps=12_000)),
             replace(second, name="3-answers", loop=replace(second.loop, steps=15_000)),
+        ),
+    )
+
+
+def base() -> MllmRecipe:
+    """The bundled `viq-transform-chat`: 6.7M parameters, 60,000 synthetic pictures, and stores of
+    one's own. Minutes of a GPU (`scripts/gpu_day.py --only chat`), many hours of a CPU.
+
+    Steps are sixteen times as large as those of `small`, whose rate they have.
+    """
+    recipe = small()
+    assert recipe.synthetic is not None
+    first, second, _ = recipe.stages
+    optim = replace(second.loop.optim, warmup_ratio=0.03, decay_ratio=0.6)
+    return replace(
+        recipe,
+        name="base",
+        language=LanguageConfig(
+            width=256, depth=8, heads=8, mlp_width=704, vocabulary=1024, initializer_range=0.0625
+        ),
+        synthetic=replace(recipe.synthetic, pictures=60_000),
+        stages=(
+            first,
+            replace(
+                second,
+                data=replace(second.data, gradient_accumulation=16),
+                loop=replace(second.loop, steps=3200, ema_decay=0.999, optim=optim),
+            ),
         ),
     )
 
@@ -177,6 +205,7 @@ def qwen_16k() -> MllmRecipe:
 RECIPES: Mapping[str, Callable[[], MllmRecipe]] = {
     "tiny": tiny,
     "small": small,
+    "base": base,
     "debug": debug,
     "qwen": qwen,
     "qwen-lora": qwen_lora,

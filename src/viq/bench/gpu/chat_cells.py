@@ -45,7 +45,6 @@ from viq.weights.checkpoint import from_dict, read_object
 
 KEPT = "kept.npz"
 _TELLINGS = 3  # of a sample whose words are drawn at random, such as a label
-_TOKENS = 16_384  # of a step
 _CHUNK = 256  # pictures of one size whose features are computed at once
 _RESERVE_S = 6.0  # for saving
 
@@ -121,7 +120,7 @@ def _trained(cells: Cells, run: Path, seconds: float | None) -> dict[str, Any]:
     features_TC = kept_features(embedder, kept, device)
     model.model.embedder = _Kept(features_TC)
     prepared = time.monotonic() - begun
-    batches = _Batches(kept, recipe.seed)
+    batches = _Batches(kept, recipe)
     told = time.monotonic()
     steps = train_for(
         objective, batches.batch, stage.loop.optim, stage.loop.losses,
@@ -183,18 +182,20 @@ class _Kept(nn.Module):
 
 @dataclass
 class _Batches:
-    """Packed conversations of some 16,000 tokens; a store weighs the square root of its samples."""
+    """Packed conversations, of about as many tokens as a step of the recipe has; a store weighs the
+    square root of its samples."""
 
     kept: KeptSamples
-    seed: int
+    recipe: MllmRecipe
     tokens: int = 0
 
     def __post_init__(self) -> None:
         groups, sizes = np.unique(self.kept.groups, return_counts=True)
         weights = dict(zip(groups.tolist(), np.sqrt(sizes).tolist(), strict=True))
-        self._numbers = self.kept.drawn(weights, self.seed)
-        self._lengths = np.diff(self.kept.starts)
-        self._each = max(1, int(_TOKENS / self._lengths.mean()))
+        self._numbers = self.kept.drawn(weights, self.recipe.seed)
+        data = self.recipe.stages[-1].data
+        mean = len(self.kept.ids) / len(self.kept.groups)
+        self._each = max(1, int(data.tokens * data.gradient_accumulation / mean))
 
     def batch(self) -> CodeBatch:
         packed = self.kept.packed(list(islice(self._numbers, self._each)))

@@ -53,7 +53,6 @@ from viq.weights.checkpoint import from_dict, read_object, to_dict
 
 KEPT, CONFIG = "kept.npz", "kept.json"
 _DRAWN, _FREE, _TOLD = range(3)  # groups: drawn to a caption, to none, and described
-_SAMPLES = 128  # of a step
 _RESERVE_S = 6.0  # for saving
 
 
@@ -113,27 +112,33 @@ def _trained(cells: Cells, run: Path, seconds: float | None) -> dict[str, Any]:
     return {
         "pictures": len(kept.grids), "patches": len(kept.codes_TS),
         "parameters": sum(p.numel() for p in objective.parameters() if p.requires_grad),
-        "steps": steps, "samples": steps * _SAMPLES, "samples_per_s": steps * _SAMPLES / spent,
+        "steps": steps, "samples": steps * batches.each,
+        "samples_per_s": steps * batches.each / spent,
         "prepared_s": prepared, "trained_s": spent, "files": files,
     }  # fmt: skip
 
 
 @dataclass
 class _Batches:
-    """Packs of samples; what each is, by the shares of the recipe."""
+    """Packs of samples; what each is, by the shares of the recipe.
+
+    Attributes:
+        each: samples of a step.
+    """
 
     kept: KeptSamples
     recipe: GenerationRecipe
     device: torch.device
 
     def __post_init__(self) -> None:
+        self.each = self.recipe.samples * self.recipe.gradient_accumulation
         told, free = self.recipe.caption_ratio, self.recipe.caption_dropout
         weights = {_DRAWN: (1 - told) * (1 - free), _FREE: (1 - told) * free, _TOLD: told}
         self._numbers = self.kept.drawn(weights, self.recipe.seed)
         self._codes_TS = torch.from_numpy(self.kept.codes_TS.astype(np.int64)).to(self.device)
 
     def batch(self) -> GenerationBatch:
-        packed = self.kept.packed(list(islice(self._numbers, _SAMPLES)))
+        packed = self.kept.packed(list(islice(self._numbers, self.each)))
         sizes = torch.tensor([rows * cols for rows, cols in packed.grids_hw])
         written = torch.tensor([group != _TOLD for group in packed.groups])
         return GenerationBatch(

@@ -10,9 +10,10 @@ T = patches of all images, D = values of a patch, S = 4 slots.
 
 from __future__ import annotations
 
+import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ BASE = "viq-transform"
 _SCALES = (1.0, 0.75, 0.5)
 _TAKEN = 2**28  # values of patches that are kept on the device, about a gigabyte of bytes
 _SHARE = 0.8  # of what is left goes into steps; the rest is for evaluation and saving
+_PREPARE = 0.25  # of the time is for codes, at most
 _SEEN = 12  # held-out photos
 
 
@@ -113,7 +115,7 @@ def _trained(
     frozen_but(objective, stage)
     tokenizer.to(device)
     pictures, held = _pictures(photos, work)
-    data = CodedPictures.of(tokenizer, pictures, work, device)
+    data = CodedPictures.of(tokenizer, pictures, work, device, _PREPARE * cells.left())
     prepared = time.monotonic() - begun
     judged = [(name, picture) for name, picture in held if min(picture.size) >= PATCH_SIZE]
     before = _judged(load(BASE, device=device), judged)
@@ -280,27 +282,41 @@ class CodedPictures:
         pictures: Sequence[Image.Image],
         work: SmallWork,
         device: torch.device,
+        seconds: float = math.inf,
     ) -> CodedPictures:
         """Each picture at every scale, every other one mirrored, and its codes as `encode` gives
-        them."""
-        pixels, ids, grids, taken = [], [], [], 0
+        them; those that there is time for."""
+        pixels, ids, grids = [], [], []
+        begun = time.monotonic()
         with torch.inference_mode():
-            for number, picture in enumerate(_varied(pictures, work.scales)):
-                batch = PatchBatch(
-                    patches_TD=patchify(normalize(np.asarray(picture))).to(device),
-                    grids_hw=((picture.height // PATCH_SIZE, picture.width // PATCH_SIZE),),
-                )
-                taken += batch.patches_TD.numel()
-                if number and taken > _TAKEN:
+            for batch in _packed(_varied(pictures, work.scales), work.patches):
+                if sum(part.numel() for part in pixels) + batch.patches_TD.numel() > _TAKEN:
                     break
+                patches_TD = batch.patches_TD.to(device)
+                batch = PatchBatch(patches_TD=patches_TD, grids_hw=batch.grids_hw)
                 ids.append(tokenizer.ids(batch).int())
-                pixels.append(_bytes(batch.patches_TD))
+                pixels.append(_bytes(patches_TD))
                 grids += batch.grids_hw
+                if time.monotonic() - begun > seconds:
+                    break
         starts = np.cumsum([0, *(rows * cols for rows, cols in grids)])[:-1].tolist()
         return cls(
             pixels_TD=torch.cat(pixels).clone(), ids_TS=torch.cat(ids).clone(),
             grids=tuple(grids), starts=tuple(starts),
         )  # fmt: skip
+
+
+def _packed(pictures: Iterable[Image.Image], patches: int) -> Iterator[PatchBatch]:
+    """Pictures in batches of about so many patches: a GPU takes as long for one alone."""
+    parts, grids = list[Tensor](), list[tuple[int, int]]()
+    for picture in pictures:
+        parts.append(patchify(normalize(np.asarray(picture))))
+        grids.append((picture.height // PATCH_SIZE, picture.width // PATCH_SIZE))
+        if sum(map(len, parts)) >= patches:
+            yield PatchBatch(patches_TD=torch.cat(parts), grids_hw=tuple(grids))
+            parts, grids = [], []
+    if parts:
+        yield PatchBatch(patches_TD=torch.cat(parts), grids_hw=tuple(grids))
 
 
 def _bytes(patches_TD: Tensor) -> Tensor:
