@@ -115,12 +115,12 @@ class _Part:
             flops[f"product, {name}"] = 2.0 * rows * a * b
         ones = random(width)
         ways["layer norm"] = _calling(F.layer_norm, x_TC, (width,), ones, ones)
-        ways["gelu"] = lambda: F.gelu(wide_TM, approximate="tanh")
+        ways["gelu"] = _calling(F.gelu, wide_TM)
         ways["sum"] = _calling(torch.add, x_TC, x_TC)
         own = attention.packed_attention
         ways["attention"] = lambda: own(q, k, v, lengths)
-        ways["attention, heads of 128"] = lambda: own(*padded, lengths)
-        padded = [F.pad(each, (0, 128 - each.shape[-1])) for each in (q, k, v)]
+        wide_q, wide_k, wide_v = (F.pad(each, (0, 128 - each.shape[-1])) for each in (q, k, v))
+        ways["attention, heads of 128"] = lambda: own(wide_q, wide_k, wide_v, lengths)
         if self.device.type == "cuda":
             for backend in ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION"):
                 way = self._with(backend, q, k, v, lengths)
