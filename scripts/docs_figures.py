@@ -13,6 +13,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from viq.bench.gpu.cells import read_results
+from viq.bench.gpu.tables import by_part
+from viq.bench.gpu.tables import charts as gpu_charts
 from viq.bench.growth_tables import UNITS
 from viq.bench.growth_tables import chart as growth_chart
 from viq.recipes.registry import RECIPES
@@ -56,6 +59,7 @@ def figures() -> dict[str, str]:
         "packing": packing(),
         "stages": stages(),
         **growth(),
+        **on_a_gpu(),
         "ablations": ablations(),
     }
     return {name: standing(to_svg(chart)) for name, chart in made.items()}
@@ -110,6 +114,11 @@ def drawing() -> Chart:
         for name in ("training", "held out")
     ]
     return rate_chart(series, "Loss of a patch, nats", across="steps")
+
+
+def on_a_gpu() -> dict[str, Chart]:
+    """What `scripts/gpu_day.py` measured."""
+    return gpu_charts(by_part(read_results(ROOT / "docs/gpu")))
 
 
 def growth() -> dict[str, Chart]:
