@@ -145,12 +145,11 @@ def _trained(cells: Cells, run: Path, seconds: float | None) -> dict[str, Any]:
 def kept_features(embedder: Any, kept: KeptSamples, device: torch.device) -> Tensor:
     """Features (T, C) of the codes of all pictures, fp32, pictures of one size together."""
     codes_TS = torch.from_numpy(kept.codes_TS.astype(np.int64)).to(device)
-    firsts = np.concatenate([[0], kept.grids.prod(1).cumsum()])
     found: Tensor | None = None
     for grid in np.unique(kept.grids, axis=0):
         numbers = np.flatnonzero((kept.grids == grid).all(1))
         for some in np.split(numbers, range(_CHUNK, len(numbers), _CHUNK)):
-            rows = torch.from_numpy(firsts[some][:, None] + np.arange(grid.prod())).to(device)
+            rows = torch.from_numpy(kept.firsts[some][:, None] + np.arange(grid.prod())).to(device)
             values = _features(embedder, codes_TS[rows.flatten()], tuple(grid.tolist()), len(some))
             if found is None:
                 found = values.new_empty(len(codes_TS), values.shape[1])
@@ -217,7 +216,7 @@ def assemble(folder: Path, run: Path) -> Path:
         stage, run / recipe.stages[-2].name / MODEL, recipe.seed
     )
     take_weights(objective, folder, "answers")
-    running._write(objective.model, processor, run / stage.name / MODEL)
+    running.write(objective.model, processor, run / stage.name / MODEL)
     return run / stage.name / MODEL
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,7 @@ class KeptSamples:
         """These samples in one sequence."""
         spans = [slice(self.starts[i], self.starts[i + 1]) for i in numbers]
         shown = [int(self.pictures[i]) for i in numbers if self.pictures[i] >= 0]
-        firsts = self._firsts
-        rows = [np.arange(firsts[i], firsts[i + 1]) for i in shown]
+        rows = [np.arange(self.firsts[i], self.firsts[i + 1]) for i in shown]
         return KeptBatch(
             ids_L=torch.from_numpy(np.concatenate([self.ids[s] for s in spans])).long(),
             targets_L=torch.from_numpy(np.concatenate([self.targets[s] for s in spans])).long(),
@@ -121,8 +121,9 @@ class KeptSamples:
             groups=tuple(self.groups[numbers].tolist()),
         )
 
-    @property
-    def _firsts(self) -> Array:
+    @cached_property
+    def firsts(self) -> Array:
+        """Where the patches of each picture begin, and the end, (m + 1,)."""
         return np.concatenate([[0], self.grids.prod(1).cumsum()])
 
 

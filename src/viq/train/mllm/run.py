@@ -234,7 +234,7 @@ class MllmRun:
         run_stage(plan, objective, stream, observer, self.accelerator)
         if self.accelerator.is_main_process:
             trained = rebuilt(plan, lambda: self.objective(stage, previous, plan.seed)[0])
-            self._write(trained.model, processor, plan.folder / MODEL)
+            self.write(trained.model, processor, plan.folder / MODEL)
 
     def objective(
         self, stage: MllmStage, previous: Path | None, seed: int
@@ -294,7 +294,7 @@ class MllmRun:
         fit_whitening(model, self.corpora[0])
         return model, processor
 
-    def _write(self, model: ViQForConditionalGeneration, processor: Any, folder: Path) -> None:
+    def write(self, model: ViQForConditionalGeneration, processor: Any, folder: Path) -> None:
         """Model and processor, whole or absent."""
         if hasattr(model.language_model, "merge_and_unload"):
             model.model.language_model = model.language_model.merge_and_unload()
