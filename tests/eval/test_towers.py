@@ -260,7 +260,8 @@ def test_the_command(
     assert run.exit_code == 3, run.output
     assert "qlip:A (codes)" in run.stdout and "knn, whitened" in run.stdout
     assert "licence of the weights of qlip:A: MIT" in run.stdout
-    assert run.stderr.strip() == "viq: failed: dall:E: no peer is called 'dall'"
+    said = run.stderr.strip().splitlines()[-1]  # on a slow machine after a line of progress
+    assert said == "viq: failed: dall:E: no peer is called 'dall'"
     saved = json.loads((tmp_path / "out.json").read_text())
     assert saved["towers"].keys() == {str(ours), "qlip:A"}
     run = CliRunner().invoke(app, [*command[:2], *command[4:], "--towers", "qlip:A", "--json"])
