@@ -41,7 +41,7 @@ def main() -> int:
         if options.keep or options.assemble:
             return _runs(options)
         return _child(options) if options.child else _run(options)
-    except ViqError as error:
+    except (ViqError, OSError) as error:
         print(f"gpu_day: {error}", file=sys.stderr)
         return 2
 
@@ -142,10 +142,11 @@ def _pack(options: argparse.Namespace) -> int:
 def _runs(options: argparse.Namespace) -> int:
     """Make samples of runs ready, or models of what was trained on them."""
     from viq.bench.gpu import chat_cells, draw_cells
+    from viq.cli.common import conditions
 
     if options.chat and options.keep:
-        where = dict(each.split("=", 1) for each in options.where or [])
         out = options.chat / chat_cells.KEPT
+        where = conditions(options.where)
         count = chat_cells.keep(options.chat, options.codes or [], where, out)
         print(f"{out}: {count} conversations")
     if options.draw and options.keep:
@@ -192,6 +193,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0.0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     unknown = set(options.only.split(",")) - set(PARTS) if options.only else set()
+    wanted = options.only.split(",") if options.only else []
+    for part in (name for name in _NEED_RUN if name in wanted and not getattr(options, name)):
+        parser.error(f"--only {part}: give --{part} RUN")
+    if (options.keep or options.assemble) and not (options.chat or options.draw):
+        parser.error("--keep and --assemble: give --chat RUN or --draw RUN")
     if unknown:
         parser.error(f"--only {','.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
     return options

@@ -14,8 +14,7 @@ T = patches of all pictures, S = 4 slots, C = width of a feature.
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,15 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from viq.bench.gpu.cells import Cells, append
-from viq.bench.gpu.kept import (
-    PART_BYTES,
-    KeptSamples,
-    save_parts,
-    take_weights,
-    train_for,
-    trained_weights,
-)
+from viq.bench.gpu.cells import Cells
+from viq.bench.gpu.kept import KeptSamples, Lesson, run_lesson, take_weights
 from viq.core.types import ViqError, language_tokens
 from viq.data.batching.code_batches import CodeBatch, CodeCorpus, open_stores
 from viq.data.text.chat_format import TextPack, encode_chat
@@ -44,12 +36,12 @@ from viq.train.mllm.run import CODES, MllmRun
 from viq.weights.checkpoint import from_dict, read_object
 
 KEPT = "kept.npz"
+_CELL = "answers"
 _TELLINGS = 3  # of a sample whose words are drawn at random, such as a label
 _CHUNK = 256  # pictures of one size whose features are computed at once
-_RESERVE_S = 6.0  # for saving
 
 
-def keep(run: Path, stores: Sequence[Path], where: Mapping[str, str] | None, out: Path) -> int:
+def keep(run: Path, stores: Sequence[Path], where: dict[str, str] | None, out: Path) -> int:
     """Write the training samples of a run as tokens; gives their number.
 
     Args:
@@ -59,7 +51,7 @@ def keep(run: Path, stores: Sequence[Path], where: Mapping[str, str] | None, out
     recipe = _recipe(run)
     _, processor = load_mllm(run / recipe.stages[-2].name / MODEL)
     fingerprint = MllmRun(recipe=recipe, out=run).fingerprint
-    corpora = open_stores(stores, "train", fingerprint=fingerprint, where=dict(where or {}) or None)
+    corpora = open_stores(stores, "train", fingerprint=fingerprint, where=where)
     corpora += open_stores([run / CODES], "train", fingerprint=fingerprint)
     samples: list[tuple[Sequence[int], Sequence[int], int, int]] = []
     pictures: list[Any] = []
@@ -103,12 +95,10 @@ def measure(cells: Cells, run: Path, *, seconds: float | None = None) -> None:
         run: with `KEPT` in it.
         seconds: of training; None: what is left.
     """
-    left = cells.left() if seconds is None else seconds + 60
-    cells.run("chat", "answers", lambda: _trained(cells, run, seconds), expected=max(1.0, left - 1))
+    run_lesson(cells, "chat", _CELL, lambda: _lesson(run, cells.device), seconds)
 
 
-def _trained(cells: Cells, run: Path, seconds: float | None) -> dict[str, Any]:
-    begun, device = time.monotonic(), cells.device
+def _lesson(run: Path, device: torch.device) -> Lesson:
     recipe, kept = _recipe(run), KeptSamples.load(run / KEPT)
     stage = recipe.stages[-1]
     objective, _ = MllmRun(recipe=recipe, out=run).objective(
@@ -116,29 +106,17 @@ def _trained(cells: Cells, run: Path, seconds: float | None) -> dict[str, Any]:
     )
     objective.to(device)
     model = cast(Any, objective.model)
-    embedder = model.model.embedder
-    features_TC = kept_features(embedder, kept, device)
-    model.model.embedder = _Kept(features_TC)
-    prepared = time.monotonic() - begun
+    model.model.embedder = _Kept(kept_features(model.model.embedder, kept, device))
     batches = _Batches(kept, recipe)
-    told = time.monotonic()
-    steps = train_for(
-        objective, batches.batch, stage.loop.optim, stage.loop.losses,
-        seconds=seconds if seconds is not None else cells.left() - _RESERVE_S,
-        device=device, ema_decay=stage.loop.ema_decay,
-        log=lambda record: append(cells.folder, {"part": "chat", "cell":
-                                                 f"step {record['step']}", **record}),
+    return Lesson(
+        objective=objective, batch=batches.batch, loop=stage.loop,
+        facts={
+            "samples": len(kept.groups), "pictures": len(kept.grids),
+            "patches": len(kept.codes_TS),
+            "parameters": sum(p.numel() for p in model.language_model.parameters()),
+        },
+        done=lambda steps: {"tokens": batches.tokens},
     )  # fmt: skip
-    spent = time.monotonic() - told
-    model.model.embedder = embedder
-    files = save_parts(trained_weights(objective), cells.folder, "answers", torch.float16,
-                       PART_BYTES)  # fmt: skip
-    return {
-        "samples": len(kept.groups), "pictures": len(kept.grids), "patches": len(kept.codes_TS),
-        "parameters": sum(p.numel() for p in model.language_model.parameters()),
-        "steps": steps, "tokens": batches.tokens, "tokens_per_s": batches.tokens / spent,
-        "prepared_s": prepared, "trained_s": spent, "files": files,
-    }  # fmt: skip
 
 
 @torch.inference_mode()
@@ -215,7 +193,7 @@ def assemble(folder: Path, run: Path) -> Path:
     objective, processor = running.objective(
         stage, run / recipe.stages[-2].name / MODEL, recipe.seed
     )
-    take_weights(objective, folder, "answers")
+    take_weights(objective, folder, _CELL)
     running.write(objective.model, processor, run / stage.name / MODEL)
     return run / stage.name / MODEL
 

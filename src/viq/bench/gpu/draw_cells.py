@@ -12,7 +12,6 @@ T = patches, S = 4 slots.
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,15 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from viq.bench.gpu.cells import Cells, append
-from viq.bench.gpu.kept import (
-    PART_BYTES,
-    KeptSamples,
-    save_parts,
-    take_weights,
-    train_for,
-    trained_weights,
-)
+from viq.bench.gpu.cells import Cells
+from viq.bench.gpu.kept import KeptSamples, Lesson, run_lesson, take_weights
 from viq.core.files import write_atomically
 from viq.core.types import ViqError
 from viq.data.batching.generation_batches import (
@@ -46,28 +38,28 @@ from viq.train.generation.run import (
     TEXT_TOKENIZER,
     GenerationObjective,
     GenerationRun,
-    RunParts,
+    ModelParts,
 )
 from viq.train.observer import make_text_tokenizer
 from viq.weights.checkpoint import from_dict, read_object, to_dict
 
 KEPT, CONFIG = "kept.npz", "kept.json"
+_CELL = "drawing"
 _DRAWN, _FREE, _TOLD = range(3)  # groups: drawn to a caption, to none, and described
-_RESERVE_S = 6.0  # for saving
 
 
 def keep(run: Path, out: Path) -> int:
     """Write the pictures of a run, which it draws and encodes first, with their captions as
     tokens, and the shape of its model; gives their number."""
     recipe = _recipe(run)
-    parts = GenerationRun(recipe=recipe, out=run).parts()
-    if parts.corpus.length is None:
+    corpus, _, parts = GenerationRun(recipe=recipe, out=run).parts()
+    if corpus.length is None:
         raise ViqError(f"{run / RECIPE}: draws while it trains: set uses to 0")
     words, pictures = parts.text_tokenizer, []
     add_image_tokens(words)
     samples: list[tuple[list[int], list[int], int, int]] = []
-    for number in range(parts.corpus.length):
-        pair = parts.corpus.pair(number)
+    for number in range(corpus.length):
+        pair = corpus.pair(number)
         pictures.append(pair.codes.ids[..., :4])
         for group, told in (
             (_DRAWN, encode_generation(pair, words)),
@@ -88,34 +80,22 @@ def measure(cells: Cells, run: Path, *, seconds: float | None = None) -> None:
         run: with `KEPT` in it.
         seconds: of training; None: what is left.
     """
-    left = cells.left() if seconds is None else seconds + 60
-    cells.run("draw", "drawing", lambda: _trained(cells, run, seconds), expected=max(1.0, left - 1))
+    run_lesson(cells, "draw", _CELL, lambda: _lesson(run, cells.device), seconds)
 
 
-def _trained(cells: Cells, run: Path, seconds: float | None) -> dict[str, Any]:
-    begun, device = time.monotonic(), cells.device
+def _lesson(run: Path, device: torch.device) -> Lesson:
     recipe, kept = _recipe(run), KeptSamples.load(run / KEPT)
     objective, _ = _begun(run)
     objective.to(device)
     batches = _Batches(kept, recipe, device)
-    prepared, told = time.monotonic() - begun, time.monotonic()
-    steps = train_for(
-        objective, batches.batch, recipe.loop.optim, recipe.loop.losses,
-        seconds=seconds if seconds is not None else cells.left() - _RESERVE_S,
-        device=device, ema_decay=recipe.loop.ema_decay,
-        log=lambda record: append(cells.folder, {"part": "draw", "cell":
-                                                 f"step {record['step']}", **record}),
+    return Lesson(
+        objective=objective, batch=batches.batch, loop=recipe.loop,
+        facts={
+            "pictures": len(kept.grids), "patches": len(kept.codes_TS),
+            "parameters": sum(p.numel() for p in objective.parameters() if p.requires_grad),
+        },
+        done=lambda steps: {"samples": steps * batches.each},
     )  # fmt: skip
-    spent = time.monotonic() - told
-    files = save_parts(trained_weights(objective), cells.folder, "drawing", torch.float16,
-                       PART_BYTES)  # fmt: skip
-    return {
-        "pictures": len(kept.grids), "patches": len(kept.codes_TS),
-        "parameters": sum(p.numel() for p in objective.parameters() if p.requires_grad),
-        "steps": steps, "samples": steps * batches.each,
-        "samples_per_s": steps * batches.each / spent,
-        "prepared_s": prepared, "trained_s": spent, "files": files,
-    }  # fmt: skip
 
 
 @dataclass
@@ -155,7 +135,7 @@ def assemble(folder: Path, run: Path) -> Path:
         ViqError: the folder holds no weights, or not all of them.
     """
     objective, words = _begun(run)
-    take_weights(objective, folder, "drawing")
+    take_weights(objective, folder, _CELL)
     running = GenerationRun(recipe=_recipe(run), out=run)
     running.write(objective, words)
     return run / "model"
@@ -170,8 +150,7 @@ def _begun(run: Path) -> tuple[GenerationObjective, Any]:
         recipe.language, run / TEXT_TOKENIZER, [], running.accelerator
     )  # that the run has made
     embedder = CodeEmbedder.from_tokenizer(recipe.tokenizer)
-    parts = RunParts(None, [], words, config, embedder)  # pyright: ignore[reportArgumentType]
-    return running.objective(parts), words
+    return running.objective(ModelParts(words, config, embedder)), words
 
 
 def _recipe(run: Path) -> GenerationRecipe:

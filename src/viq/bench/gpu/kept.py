@@ -18,20 +18,24 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from viq.bench.gpu.cells import Cells, append
 from viq.core.files import written_aside
 from viq.core.types import IGNORE, Grid, ViqError
 from viq.train.ema import _Average
+from viq.train.loop import LoopConfig
 from viq.train.loss_terms import Objective, weighted
-from viq.train.optim import OptimConfig, make_optimizer, set_rate
+from viq.train.optim import make_optimizer, set_rate
 from viq.weights.checkpoint import load_strictly, read_weights, write_weights
 
 PART_BYTES = 14 * 2**20  # of a file of weights: some machines hand back no larger ones
+_RESERVE_S = 6.0  # for saving
 _MOMENTS = 100_000  # into which the time is divided for the rate
 Array = npt.NDArray[Any]
 
@@ -88,7 +92,7 @@ class KeptSamples:
         try:
             with np.load(path, allow_pickle=False) as found:
                 return cls(**{f.name: found[f.name] for f in fields(cls)})
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
             raise ViqError(f"{path}: holds no samples ({error}): make it with --keep") from None
 
     def drawn(self, weights: Mapping[int, float], seed: int) -> Iterator[int]:
@@ -142,12 +146,10 @@ class KeptBatch:
 def train_for(
     objective: Objective,
     batch: Callable[[], Any],
-    optim: OptimConfig,
-    losses: Mapping[str, float],
+    loop: LoopConfig,
     *,
     seconds: float,
     device: torch.device,
-    ema_decay: float = 0.0,
     every: float = 5.0,
     log: Callable[[dict[str, float]], None] = lambda record: None,
 ) -> int:
@@ -155,14 +157,14 @@ def train_for(
 
     Args:
         batch: makes the next micro-batch, which is a step; called on a thread.
-        losses: weights of terms.
+        loop: rates, losses and moving average; its number of steps does not count.
         every: seconds between calls of `log` with the means since the last.
 
     Raises:
         ViqError: the loss is no longer a number.
     """
-    optimizer = make_optimizer(objective, optim)
-    average = _Average(objective, ema_decay, None) if ema_decay else None
+    optimizer = make_optimizer(objective, loop.optim)
+    average = _Average(objective, loop.ema_decay, None) if loop.ema_decay else None
     trained = [p for p in objective.parameters() if p.requires_grad]
     half = device.type == "cuda"
     cast = torch.autocast("cuda", torch.bfloat16) if half else nullcontext()
@@ -174,13 +176,13 @@ def train_for(
         while (spent := time.monotonic() - begun) < seconds:
             micro = coming.result()
             coming = ahead.submit(batch)
-            rate = set_rate(optimizer, optim, int(spent / seconds * _MOMENTS), _MOMENTS)
+            rate = set_rate(optimizer, loop.optim, int(spent / seconds * _MOMENTS), _MOMENTS)
             counts = {name: float(value) for name, value in micro.counts.items()}
             with cast:
                 terms = objective(micro.to(device))
-            loss = weighted(terms, counts, losses, objective.counted_in)
+            loss = weighted(terms, counts, loop.losses, objective.counted_in)
             loss.backward()
-            nn.utils.clip_grad_norm_(trained, optim.clip_norm or math.inf)
+            nn.utils.clip_grad_norm_(trained, loop.optim.clip_norm or math.inf)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if average:
@@ -196,6 +198,55 @@ def train_for(
     if average:
         average.apply(objective)
     return steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What a cell trains, on its device.
+
+    Attributes:
+        batch: makes the next micro-batch.
+        loop: as `train_for` takes it.
+        facts: for the line of the cell.
+        done: what was learnt from, by unit, of so many steps.
+    """
+
+    objective: Objective
+    batch: Callable[[], Any]
+    loop: LoopConfig
+    facts: Mapping[str, Any]
+    done: Callable[[int], Mapping[str, int]]
+
+
+def run_lesson(
+    cells: Cells, part: str, cell: str, begin: Callable[[], Lesson], seconds: float | None
+) -> None:
+    """The one cell of a part: train for so many seconds (None: what is left), and save the weights
+    as `cell`-0.safetensors and so on."""
+
+    def work() -> dict[str, Any]:
+        begun = time.monotonic()
+        lesson = begin()
+        told = time.monotonic()
+        steps = train_for(
+            lesson.objective, lesson.batch, lesson.loop,
+            seconds=seconds if seconds is not None else cells.left() - _RESERVE_S,
+            device=cells.device,
+            log=lambda record: append(cells.folder, {"part": part, "cell":
+                                                     f"step {record['step']}", **record}),
+        )  # fmt: skip
+        spent = time.monotonic() - told
+        done = lesson.done(steps)
+        files = save_parts(trained_weights(lesson.objective), cells.folder, cell, torch.float16,
+                           PART_BYTES)  # fmt: skip
+        return {
+            **lesson.facts, "steps": steps, **done,
+            **{f"{unit}_per_s": count / spent for unit, count in done.items()},
+            "prepared_s": told - begun, "trained_s": spent, "files": files,
+        }  # fmt: skip
+
+    left = cells.left() if seconds is None else seconds + 60
+    cells.run(part, cell, work, expected=max(1.0, left - 1))
 
 
 def trained_weights(objective: Objective) -> dict[str, Tensor]:

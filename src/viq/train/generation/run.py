@@ -110,15 +110,9 @@ class GenerationObserver(Observer):
         self.journal.log({"step": step} | {f"held_out/{name}": v for name, v in found.items()})
 
 
-class RunParts(NamedTuple):
-    """Of a run: what it trains on, and of what its model is made.
+class ModelParts(NamedTuple):
+    """Of what the model of a run is made."""
 
-    Attributes:
-        held_out: pictures that it does not train on; none where codes are given.
-    """
-
-    corpus: PairCorpus | DrawnPairs
-    held_out: list[CodePair]
     text_tokenizer: Any
     config: CodeGeneratorConfig
     embedder: CodeEmbedder
@@ -165,8 +159,7 @@ class GenerationRun:
             return self.out / MODEL
         if main:
             empty_model(self.out / MODEL)  # now, rather than after hours of training
-        parts = self.parts()
-        corpus, text_tokenizer = parts.corpus, parts.text_tokenizer
+        corpus, held_out, parts = self.parts()
         stage = Stage(
             name=STAGE,
             folder=self.out / STAGE,
@@ -182,14 +175,18 @@ class GenerationRun:
                 lanes=recipe.gradient_accumulation,
             )
             return GenerationStream(
-                mixture, text_tokenizer, samples=recipe.samples, lanes=lanes, positions=positions
+                mixture,
+                parts.text_tokenizer,
+                samples=recipe.samples,
+                lanes=lanes,
+                positions=positions,
             )
 
         def build() -> GenerationObjective:
             return self.objective(parts)
 
         objective = build()
-        samples = [encode_generation(pair, text_tokenizer) for pair in parts.held_out]
+        samples = [encode_generation(pair, parts.text_tokenizer) for pair in held_out]
         observer = GenerationObserver(
             STAGE, recipe.loop, stage.folder, self.accelerator,
             objective=objective, held_out=pack_generation(samples) if samples else None,
@@ -198,13 +195,13 @@ class GenerationRun:
         run_stage(stage, objective, stream, observer, self.accelerator)
         if main:
             trained = rebuilt(stage, build)
-            self.write(trained, text_tokenizer)
+            self.write(trained, parts.text_tokenizer)
         self.accelerator.wait_for_everyone()
         return self.out / MODEL
 
-    def parts(self) -> RunParts:
-        """What is trained on, and of what the model is made. Draws and encodes pictures where
-        that was not done."""
+    def parts(self) -> tuple[PairCorpus | DrawnPairs, list[CodePair], ModelParts]:
+        """What is trained on, pictures that are held out where the run draws, and of what the model
+        is made. Draws and encodes pictures where that was not done."""
         embedder = CodeEmbedder.from_tokenizer(self.recipe.tokenizer)
         corpus, held_out = self._pairs(embedder.config.fingerprint)
         texts = [
@@ -226,7 +223,7 @@ class GenerationRun:
             semantic=embedder.config.semantic,
             detail_width=embedder.transform.detail_width if embedder.config.transform else 0,
         )
-        return RunParts(corpus, held_out, text_tokenizer, config, embedder)
+        return corpus, held_out, ModelParts(text_tokenizer, config, embedder)
 
     def write(self, objective: GenerationObjective, text_tokenizer: Any) -> None:
         """The model that was trained, whole or absent."""
@@ -234,7 +231,7 @@ class GenerationRun:
             text_tokenizer.save_pretrained(aside / LANGUAGE)
             objective.model.save_pretrained(aside)
 
-    def objective(self, parts: RunParts) -> GenerationObjective:
+    def objective(self, parts: ModelParts) -> GenerationObjective:
         """What is optimised, before its first step."""
         torch.manual_seed(self.recipe.seed)
         language = self.recipe.language
