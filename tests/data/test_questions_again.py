@@ -15,7 +15,7 @@ DRAWN = (*RICH_KINDS, *SIMPLE_KINDS)
 YES_NO = ("exists", "relation", "chart_compare", "has_word")
 
 
-def random_drawings(count: int = 900) -> list[SyntheticImage]:
+def random_drawings(count: int = 2200) -> list[SyntheticImage]:
     sizes = ((64, 64), (96, 96), (128, 224), (256, 200), (48, 120))
     return [draw(DRAWN[i % len(DRAWN)], sizes[i % len(sizes)], i) for i in range(count)]
 
@@ -24,7 +24,7 @@ def again(question: Question, about: SyntheticImage) -> list[str]:
     """All answers that the facts allow, found without the code under test."""
     kind, words = question.kind, words_of(question)
     family = kind.split("_")[0]
-    if about.kind in ("shapes", "scene", "plain", "single"):
+    if about.kind in ("shapes", "scene", "plain", "single", "several"):
         return _shapes_again(kind, words, about.facts, about.image.size)
     if family == "chart":
         return _chart_again(kind, words, about.facts)

@@ -56,7 +56,8 @@ def test_smallest_and_longest_sizes(kind, size):
 def test_unknown_kind_names_the_kinds():
     with pytest.raises(
         ValueError,
-        match="'photo': use one of text, chart, shapes, gradient, scene, word, plain, single$",
+        match="'photo': use one of text, chart, shapes, gradient, scene, word, plain, single, "
+        "several$",
     ):
         draw("photo", (64, 64), 0)
 

@@ -202,6 +202,28 @@ def test_drawn_pictures_beside_a_store(places: dict[str, Path], tmp_path: Path) 
     assert {"kinds", "conversations"} <= made.row(0).extras.keys()
 
 
+def test_training_goes_on_from_a_trained_model(places: dict[str, Path], tmp_path: Path) -> None:
+    """Its words, whitening and weights are kept; a model of other codes is refused."""
+    first = run(places, tmp_path / "first", recipe(places, slice(1))).train()
+    still = debug().stages[0]
+    optim = replace(still.loop.optim, learning_rate=0.0)
+    still = replace(still, loop=replace(still.loop, optim=optim))
+    further = replace(recipe(places, start=str(tmp_path / "first")), stages=(still,))
+    out = run(places, tmp_path / "further", further).train()
+    old, new = weights(first), weights(out)
+    assert old.keys() == new.keys()
+    assert all(torch.equal(old[name], new[name]) for name in old)
+    assert not (tmp_path / "further" / "words").exists()
+    assert load_mllm(out)[1].tokenizer.get_vocab() == load_mllm(first)[1].tokenizer.get_vocab()
+
+    with pytest.raises(
+        ViqError, match="viq-tiny-chat: reads the codes of tokenizer .* --tokenizer"
+    ):
+        run(places, tmp_path / "other", recipe(places, start="viq-tiny-chat")).train()
+    with pytest.raises(ViqError, match="has a language model of its own"):
+        recipe(places, start="viq-tiny-chat", language=LanguageConfig(name="gpt2"))
+
+
 def test_the_loss_goes_down(places: dict[str, Path], tmp_path: Path) -> None:
     chosen = recipe(places, slice(2, 3))
     stage = chosen.stages[0]

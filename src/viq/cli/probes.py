@@ -185,8 +185,10 @@ def features(
         raise ViqError("--photos: give --towers too, whose features are to name what is in them")
     if seeds is None:
         seeds = _SEEDS_OF_TOWERS if towers else _SEEDS
+    recipe = tiny()  # whose rate and initial weights let a small language model look
     config = ProbeConfig(
-        seeds=seeds, steps=steps, language=tiny().language,
+        seeds=seeds, steps=steps, language=recipe.language,
+        learning_rate=recipe.stages[-1].loop.optim.learning_rate,
         train_pictures=pictures, test_pictures=max(20, pictures * 3 // 10),
     )  # fmt: skip
     found = _labelled(photos, label, questions.where)

@@ -237,7 +237,8 @@ def train_mllm(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="tiny, small, qwen, qwen-lora, qwen-16k, debug, or a recipe file.json."
+            help="tiny, small, base, finetune, qwen, qwen-lora, qwen-16k, debug, or a recipe "
+            "file.json."
         ),
     ],
     *,
@@ -260,6 +261,13 @@ def train_mllm(
         str | None, typer.Option(help="That made the codes: bundled name, folder, or hub id.")
     ] = None,
     language: Language = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            help="Go on from a trained model: bundled name, folder, or hub id. Default of "
+            "finetune: viq-transform-chat."
+        ),
+    ] = None,
     where: Where = None,
     cache: Annotated[
         Path | None, typer.Option(help="Folder for unpacked shards. Default: in the run folder.")
@@ -271,12 +279,13 @@ def train_mllm(
 
     Examples:
         viq train mllm tiny
+        viq train mllm finetune --codes codes --out runs/mine
         viq train mllm qwen-lora --codes codes --language Qwen/Qwen2.5-0.5B --out runs/qwen
     """
     from viq.recipes.mllm import RECIPES
     from viq.train.mllm.recipe import MllmRecipe
 
-    places = {"tokenizer": tokenizer, "language": language}
+    places = {"tokenizer": tokenizer, "language": language, "start": start}
     chosen = _find(recipe, RECIPES, MllmRecipe, places, options)
     _begin(chosen, options)
     from viq.train.mllm.run import MllmRun

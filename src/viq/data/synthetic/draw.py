@@ -30,6 +30,7 @@ _SIMPLE: dict[str, _Draw] = {
     "word": draw_word,
     "plain": lambda size, rng, system_fonts: draw_plain(size, rng),
     "single": lambda size, rng, system_fonts: draw_plain(size, rng, "single", (1,)),
+    "several": lambda size, rng, system_fonts: draw_plain(size, rng, "several", (1, 2, 3, 4)),
 }
 _DRAW = _RICH | _SIMPLE
 KINDS: tuple[str, ...] = tuple(_RICH)  # what tokenizers train on: adding one changes their data

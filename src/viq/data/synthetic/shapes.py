@@ -171,13 +171,13 @@ def draw_scene(size: tuple[int, int], rng: random.Random, system_fonts: bool) ->
 def draw_plain(
     size: tuple[int, int], rng: random.Random, kind: str = "plain", counts: tuple[int, ...] = (1, 2)
 ) -> SyntheticImage:
-    """1 or 2 big shapes on paper or on black, not alike in both shape and colour; facts as above.
+    """Big shapes on paper or on black, no two alike in both shape and colour; facts as above.
 
     Diameters are a third to half of the short side: what a coarse decoder still shows clearly.
 
     Args:
         kind: of the picture.
-        counts: how many shapes there may be, each as likely.
+        counts: how many shapes there may be, each as likely; fewer where there is no room.
     """
     short = min(size)
     radii = max(3, math.ceil(short / 6)), max(4, short // 4)

@@ -37,6 +37,12 @@ def looped_attention(
     q_TNc: Tensor, k_TNc: Tensor, v_TNc: Tensor, lengths: Sequence[int], *, causal: bool = False
 ) -> Tensor:
     """The plain twin: one attention call for each run of images of equal length."""
+    half = q_TNc.dtype in (torch.float16, torch.bfloat16)
+    if half and q_TNc.requires_grad and q_TNc.device.type == "cpu":
+        # On CPUs the backward pass in half precision takes ten times as long.
+        with torch.autocast("cpu", enabled=False):
+            q, k, v = (x.float() for x in (q_TNc, k_TNc, v_TNc))
+            return looped_attention(q, k, v, lengths, causal=causal).to(q_TNc.dtype)
     shared = q_TNc.shape[1] != k_TNc.shape[1]
     outputs, start = [], 0
     for length, run in groupby(lengths):

@@ -62,6 +62,8 @@ class MllmRecipe:
         language: what reads them; adapters and gradient checkpointing are of the stages.
         merge_size: patches a side of a visual token.
         image_positions: visual tokens are told their row and column (`ViQConfig`).
+        start: a trained model that training goes on from, in place of the parts that `language`,
+            `merge_size` and `image_positions` describe: a bundled name, a folder, or a hub id.
         synthetic: pictures that are drawn and encoded where no store is given; None: never.
     """
 
@@ -71,9 +73,15 @@ class MllmRecipe:
     language: LanguageConfig = field(default_factory=LanguageConfig)
     merge_size: int = 2
     image_positions: bool = False
+    start: str | None = None
     synthetic: SyntheticConfig | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_stage_names(self.name, [stage.name for stage in self.stages])
         check_language(self.name, self.language)
+        if self.start is not None and self.language.name is not None:
+            raise ViqError(
+                f"recipe {self.name}: start {self.start} has a language model of its own: "
+                f"leave out {self.language.name}"
+            )

@@ -167,11 +167,12 @@ class MllmRun:
             self.accelerator,
             overwrite=self.overwrite,
             report_to=self.report_to,
-            reads=[*self.stores, *self.texts, self.recipe.tokenizer, self.recipe.language.name],
-        )
+            reads=[*self.stores, *self.texts, self.recipe.tokenizer, self.recipe.language.name,
+                   self.recipe.start],
+        )  # fmt: skip
         self.corpora = [*given, *self._drawn()], texts
         first = self.out / self.recipe.stages[0].name / MODEL / checkpoint.CONFIG_FILE
-        if not first.is_file():
+        if not first.is_file() and self.recipe.start is None:
             # All processes together, and once: a stage is built twice, at its end by one of them.
             self.text_tokenizer = make_text_tokenizer(
                 self.recipe.language,
@@ -226,7 +227,7 @@ class MllmRun:
                 self._mixture(stage, plan.seed),
                 lanes=lanes,
                 tokenizer=processor.tokenizer,
-                merge_size=self.recipe.merge_size,
+                merge_size=processor.merge_size,
                 positions=positions,
                 threads=self.threads,
             )
@@ -242,20 +243,23 @@ class MllmRun:
         """What a stage optimises, before its first step, and the processor of the model.
 
         Args:
-            previous: folder of the model of the stage before.
+            previous: folder of the model of the stage before; None: of the first stage.
+
+        Raises:
+            ViqError: the model that the recipe goes on from cannot be loaded, or reads other codes.
         """
         torch.manual_seed(seed)
         half = self.accelerator.mixed_precision == "bf16"
         frozen = stage.adapter is not None or "language" not in stage.parts
         dtype = torch.bfloat16 if half and frozen else torch.float32
-        if previous is not None:
-            model, processor = load_mllm(previous)
+        if previous is None and self.recipe.start is None:
+            model, processor = self._begin(stage, dtype)
+        else:
+            model, processor = self._started() if previous is None else load_mllm(previous)
             for name in MODULES["language"]:
                 model.get_submodule(name).to(dtype)
             processor.max_length = stage.data.chat.max_length
             processor.system = stage.data.chat.system
-        else:
-            model, processor = self._begin(stage, dtype)
         model.requires_grad_(False).train()
         for part in stage.parts:
             for name in MODULES[part]:
@@ -276,8 +280,21 @@ class MllmRun:
             self._said.add(line)
             print_line(line)
 
+    def _started(self) -> tuple[Any, Any]:
+        """The model that the recipe goes on from, and its processor."""
+        start = self.recipe.start
+        assert start is not None
+        model, processor = load_mllm(start)
+        if processor.fingerprint != self.fingerprint:
+            raise ViqError(
+                f"{start}: reads the codes of tokenizer {processor.fingerprint}, not of "
+                f"{self.recipe.tokenizer} ({self.fingerprint}); give its own as --tokenizer"
+            )
+        processor.max_pixels = largest(self.corpora[0]) or processor.max_pixels
+        return model, processor
+
     def _begin(self, stage: MllmStage, dtype: torch.dtype) -> tuple[Any, Any]:
-        """Model and processor of the first stage."""
+        """Model and processor of the first stage, made of parts."""
         config = self.recipe.language
         embedder = CodeEmbedder.from_tokenizer(self.recipe.tokenizer)
         processor = make_processor(

@@ -22,6 +22,7 @@ _ABOUT = {
     "scene": shapes,
     "plain": shapes,
     "single": shapes,
+    "several": shapes,
     "chart": charts,
     "text": pages,
     "word": pages,

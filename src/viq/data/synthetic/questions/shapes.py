@@ -45,7 +45,7 @@ def ask(drawing: SyntheticImage, rng: random.Random) -> Iterator[Draft]:
     size = (height, width)
     if drawing.kind != "single":  # there it is always the same
         yield "count", str(len(shapes)), {}
-    if drawing.kind not in ("plain", "single"):
+    if drawing.kind in ("shapes", "scene"):  # else it is paper or black
         yield "background", _BACKGROUNDS[drawing.facts["background"]], {}
     if min(s.size for s in shapes) < _LEAST_SHAPE:
         return
