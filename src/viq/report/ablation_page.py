@@ -14,6 +14,7 @@ _INKS = {"confirmed": "green", "contradicted": "warn"}  # of verdicts; others ar
 _NAMES = {
     "understanding": "understanding", "probe_names": "names, linear probe",
     "reader": "reader, mean", "place_and_count": "place and count",
+    "looked": "place and count, fresh reader",
     "kodak_db": "Kodak crops, dB, linear map", "perplexity": "perplexity of codes",
     "used": "codes used",
 }  # fmt: skip

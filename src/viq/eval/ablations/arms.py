@@ -88,7 +88,7 @@ CLAIMS = (
     Claim(ablation="reconstruction", says="+ reconstruction: more of the pixels",
           better="base", worse="no-reconstruction", outcome="kodak_db"),
     Claim(ablation="rope", says="2D RoPE > no position, questions of place and count",
-          better="base", worse="no-position", outcome="place_and_count"),
+          better="base", worse="no-position", outcome="looked"),
     Claim(ablation="simvq", says="FSQ >= SimVQ at equal bits",
           better="base", worse="simvq", margin=_NO_LOSS),
     Claim(ablation="limit", says="L-infinity >= L2 bottleneck",
@@ -98,7 +98,7 @@ CLAIMS = (
 )  # fmt: skip
 # Section 2 of docs/ablations.md: what the reader sees of the base arm's pictures.
 FEATURES = ("codes", "continuous", "teacher", "blind")
-CONTINUOUS = "continuous"  # the ablation's name in `--only`
+CONTINUOUS, ROPE = "continuous", "rope"  # names of ablations in `--only`
 FEATURE_CLAIM = Claim(
     ablation=CONTINUOUS, says="codes within 2 points of their own continuous features",
     better="codes", worse="continuous", outcome="reader", margin=2.0,
@@ -135,6 +135,9 @@ class AblationConfig:
         align, proximal, codes: steps of the stages 1, 2-1 and 2-2.
         language: the reader of training, from nothing.
         exam: the reader that `continuous` trains on frozen features (`eval/probes/`).
+        looking: pictures of one shape, and as many of several, that a reader of its own is trained
+            on for `rope`: where, and how many.
+        looking_exam: this reader.
     """
 
     name: str = "short"
@@ -162,6 +165,12 @@ class AblationConfig:
     exam: ProbeConfig = ProbeConfig(
         max_side=80, steps=1500, tokens=640, learning_rate=1e-3, seeds=1,
         language=LanguageConfig(width=128, depth=2, heads=2, mlp_width=256, vocabulary=800,
+                                initializer_range=0.09),
+    )  # fmt: skip
+    looking: int = 3000
+    looking_exam: ProbeConfig = ProbeConfig(
+        max_side=80, steps=1500, tokens=640, learning_rate=1e-3, seeds=1, positions=True,
+        language=LanguageConfig(width=128, depth=2, heads=2, mlp_width=256, vocabulary=400,
                                 initializer_range=0.09),
     )  # fmt: skip
 
@@ -195,6 +204,11 @@ def debug() -> AblationConfig:
         language=LanguageConfig(width=32, depth=1, heads=2, mlp_width=64, vocabulary=400),
         exam=ProbeConfig(
             max_side=48, steps=3, tokens=200, seeds=1,
+            language=LanguageConfig(width=32, depth=1, heads=2, mlp_width=64, vocabulary=400),
+        ),
+        looking=4,
+        looking_exam=ProbeConfig(
+            max_side=48, steps=3, tokens=200, seeds=1, positions=True,
             language=LanguageConfig(width=32, depth=1, heads=2, mlp_width=64, vocabulary=400),
         ),
     )  # fmt: skip

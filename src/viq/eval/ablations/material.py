@@ -43,7 +43,7 @@ from viq.weights import checkpoint
 _FITTED_TO = 400  # pictures whose vectors give the principal directions
 _NAME = "what is in the photo?"
 _CROP = 256  # px, of the pictures that reconstruction is measured on
-_FILE = "features.safetensors"
+_FILE, _LOOKING_FILE = "features.safetensors", "looking.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +69,7 @@ class Material:
         vectors: fp16 (T, 320) of each picture: the network's own, for the comparison with codes.
         named: numbers of the pictures that are photos with names, as `labels` has them.
         crops: pictures for the quality of reconstruction; never trained on.
+        whiten: the network's vectors of a picture to the channels (T, F), fp16, of `seen`.
     """
 
     benchmark: ProbeBenchmark
@@ -78,6 +79,19 @@ class Material:
     named: tuple[int, ...]
     labels: Labels
     crops: Pictures
+    whiten: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looking:
+    """More drawn pictures, asked where their shape is or how many there are.
+
+    Attributes:
+        benchmark: questions; its pictures are `pictures.pixels`.
+    """
+
+    benchmark: ProbeBenchmark
+    pictures: Pictures
 
 
 def gather(
@@ -122,7 +136,33 @@ def gather(
         named=tuple(number for number, _, _ in named),
         labels=Labels.of([name for _, name, _ in named], [held for _, _, held in named]),
         crops=Pictures(pixels=tuple(middles), seen=tuple(seen[count:])),
+        whiten=whiten,
     )
+
+
+def gather_looking(material: Material, config: AblationConfig, folder: Path) -> Looking:
+    """Draw and read the pictures that a reader of places and numbers is trained and asked on.
+
+    The network's vectors come from `folder`, or go there. Held-out pictures are those of `gather`,
+    by their numbers; training pictures begin with its own.
+    """
+    rng = random.Random(1)
+    gathered = _Gathered()
+    asked = [("shape", SingleShape, "place"), ("counted", CountedShapes, "count")]
+    sides = {"": _trained_sides(config), "larger": config.larger}
+    groups = [(False, "", config.looking), (True, "", config.drawn_test),
+              (True, "larger", config.larger_test)]  # fmt: skip
+    for held, size, count in groups:
+        for name, corpus, kind in asked:
+            one = _One(corpus("held-out" if held else "train", sides[size]), kind, size or name)
+            for index in range(count):
+                gathered.add(one.example(index, rng), held, config)
+    vectors = _vectors(gathered.pictures, folder / _LOOKING_FILE, lambda: None)
+    benchmark = benchmark_of(gathered.pictures, gathered.examples, config.looking_exam, rng)
+    seen = tuple(material.whiten(vector) for vector in vectors)
+    return Looking(
+        benchmark=benchmark, pictures=Pictures(pixels=benchmark.pictures, seen=seen)
+    )  # fmt: skip
 
 
 class _Gathered:
@@ -167,32 +207,41 @@ def _photos(
     return named
 
 
-class _Larger:
-    """Pictures of another corpus, whose kinds of question say that they are larger."""
+class _One:
+    """Pictures of another corpus, asked one kind of question.
+
+    Args:
+        group: what the question is counted under; "larger" ones have drawings of their own.
+    """
 
     length, samples = None, None
 
-    def __init__(self, corpus: SingleShape | CountedShapes, kind: str) -> None:
-        self.name, self._corpus, self._kind = f"larger {corpus.name}", corpus, kind
+    def __init__(self, corpus: SingleShape | CountedShapes, kind: str, group: str) -> None:
+        self.name, self._corpus = f"{group} {corpus.name}", corpus
+        self._kind, self._group = kind, group
 
     def key(self, index: int) -> str:
         return f"{self.name}:{index}"
 
     def example(self, index: int, rng: random.Random) -> Example:
-        # Numbers that the other held-out pictures do not reach.
-        found = self._corpus.example(index + (1 << 20), rng)
+        first = 1 << 20 if self._group == "larger" else 0  # numbers that no other picture reaches
+        found = self._corpus.example(index + first, rng)
         turns = found.chat.turns
         place = [kind.split("/")[1] for kind in found.kinds].index(self._kind)
         question, answer = turns[2 * place], turns[2 * place + 1]
         text = question.text.replace("<image>", "").strip()
-        asked = [(f"larger/{self._kind}", text, answer.text)]
+        asked = [(f"{self._group}/{self._kind}", text, answer.text)]
         return synthetic_example(self.key(index), found.pictures[0], asked)
+
+
+def _trained_sides(config: AblationConfig) -> tuple[int, int]:
+    return config.max_side * 4 // 7, config.max_side
 
 
 def _drawn(config: AblationConfig) -> dict[bool, list[tuple[Corpus, int]]]:
     """Corpora of drawn pictures and how many of each, by whether they are held out."""
     third, held, larger = config.drawn // 3, config.drawn_test, config.larger_test
-    sides = (config.max_side * 4 // 7, config.max_side)
+    sides = _trained_sides(config)
     shapes, counted = (
         SingleShape("held-out", config.larger),
         CountedShapes("held-out", config.larger),
@@ -207,8 +256,8 @@ def _drawn(config: AblationConfig) -> dict[bool, list[tuple[Corpus, int]]]:
             (SingleShape("held-out", sides), held),
             (CountedShapes("held-out", sides), held),
             (ChartKinds("held-out"), held),
-            (_Larger(shapes, "place"), larger),
-            (_Larger(counted, "count"), larger),
+            (_One(shapes, "place", "larger"), larger),
+            (_One(counted, "count", "larger"), larger),
         ],
     }
 

@@ -5,6 +5,8 @@
                question (`READER_KINDS`), each of which is also there
 `understanding`    mean of these two
 `place_and_count`  mean of these two kinds, on pictures of trained sizes and on larger ones
+`looked`       mean of these two on pictures of trained sizes, by a reader that is trained anew on
+               the codes' features of other pictures
 `kodak_db`     PSNR of the middle 256 px of the Kodak pictures, painted by a linear map of the
                features of 3 x 3 patches, fitted to training pictures by least squares
 `perplexity`, `used`   of the codes of all these and the training pictures: perplexity, and how
@@ -25,8 +27,9 @@ from torch import Tensor
 
 from viq.core.types import Grid, grid_of
 from viq.eval.ablations.arms import AblationConfig
-from viq.eval.ablations.material import Material, Pictures
+from viq.eval.ablations.material import Looking, Material, Pictures
 from viq.eval.ablations.model import SeenBatch, batch_of, code_ids
+from viq.eval.probes.benchmark import ProbeBenchmark
 from viq.eval.probes.classifiers import mean_and_deviation, whitened
 from viq.eval.probes.understanding import score_reader, train_probe
 from viq.image.patches import denormalize, lengths_of, normalize, patchify, unpatchify
@@ -39,6 +42,10 @@ from viq.models.tokenizer.tokenizer import VisualTokenizer
 READER_KINDS = {
     "name": "photo/name", "colour": "shape/color", "shape": "shape/shape", "place": "shape/place",
     "background": "shape/background", "count": "counted/count", "chart": "chart/kind",
+}  # fmt: skip
+LOOKED = {
+    "place, fresh reader": "shape/place", "count, fresh reader": "counted/count",
+    "place, larger, fresh reader": "larger/place", "count, larger, fresh reader": "larger/count",
 }  # fmt: skip
 LARGER = {"place, larger": "larger/place", "count, larger": "larger/count"}
 _GROUP = 48  # pictures a pass
@@ -83,7 +90,7 @@ def measure(
 
     found = features_of(material.pictures, counted)
     names = probe_names(found, material)
-    white = whitener_of(found, material)
+    white = whitener_of(found, material.benchmark)
     clear = tuple(white(feature) for feature in found)
     score = score_reader(
         reader.eval(), material.benchmark.test,
@@ -102,9 +109,9 @@ def measure(
     }
 
 
-def whitener_of(features: Sequence[Tensor], material: Material) -> Whitener:
+def whitener_of(features: Sequence[Tensor], benchmark: ProbeBenchmark) -> Whitener:
     """Fitted to the features of training pictures."""
-    trained = [question.picture for question in material.benchmark.train]
+    trained = [question.picture for question in benchmark.train]
     whitener = Whitener(features[0].shape[1])
     whitener.fit(torch.cat([features[number] for number in trained[:: _stride(trained)]]))
     return whitener
@@ -139,7 +146,28 @@ def exam(
     return _by_kind(score)
 
 
-def _grids(material: Material) -> list[Grid]:
+def look(
+    tokenizer: VisualTokenizer, looking: Looking, config: AblationConfig, seed: int
+) -> dict[str, float]:
+    """Right answers in percent about places and numbers (`LOOKED`), of a reader that is trained
+    anew on whitened features of codes and told where its tokens lie; and `looked`."""
+    found = features_of(looking.pictures, lambda batch: tokenizer(batch).features_TC)
+    white = whitener_of(found, looking.benchmark)
+    clear = [white(feature) for feature in found]
+    score = train_probe(
+        replace(looking.benchmark, pictures=()),
+        lambda numbers: torch.cat([clear[number] for number in numbers]),
+        clear[0].shape[1],
+        _grids(looking),
+        config.looking_exam,
+        seed,
+        lambda step: None,
+    )
+    answers = {name: score.get(kind, 0.0) for name, kind in LOOKED.items()}
+    return {"looked": fmean([*answers.values()][:2]), **answers}
+
+
+def _grids(material: Material | Looking) -> list[Grid]:
     return [grid_of(picture.shape[:2]) for picture in material.benchmark.pictures]
 
 

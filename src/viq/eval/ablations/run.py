@@ -4,6 +4,7 @@ OUT/settings.json           sizes, budgets and data; other ones are refused
 OUT/features.safetensors    what the pretrained network sees in the pictures
 OUT/seed-N/ARM.json         measures of a finished arm
 OUT/seed-N/features-KIND.json   those of the reader of the base arm's codes and their alternatives
+OUT/seed-N/looked-ARM.json  those of the reader of places and numbers
 OUT/seed-N/STAGE-*.safetensors  weights after a stage
 OUT/ablations.json, .md, .svg   the results so far
 """
@@ -33,11 +34,12 @@ from viq.eval.ablations.arms import (
     CONTINUOUS,
     FEATURE_CLAIM,
     FEATURES,
+    ROPE,
     AblationConfig,
     arms_of,
 )
-from viq.eval.ablations.material import Material, gather
-from viq.eval.ablations.measures import exam, features_of, measure, whitener_of
+from viq.eval.ablations.material import Looking, Material, gather, gather_looking
+from viq.eval.ablations.measures import exam, features_of, look, measure, whitener_of
 from viq.eval.ablations.model import SeenBatch
 from viq.eval.ablations.training import train_arm
 from viq.eval.ablations.verdict import judge, judge_features
@@ -47,7 +49,7 @@ from viq.models.tokenizer.tokenizer import VisualTokenizer
 from viq.report.ablation_page import chart_svg, page
 from viq.weights.checkpoint import read_object
 
-_SETTINGS, _RESULT = "settings.json", "ablations"
+_SETTINGS, _RESULT, _LOOKED = "settings.json", "ablations", "looked-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +159,11 @@ def _work(
         for seed in seeds:
             _seed(study, ablation, seed, material, say)
             collect(study)
+    if ROPE in study.ablations and len(seeds):
+        looking = gather_looking(material, study.config, study.out)
+        for seed in seeds:
+            _looked(study, seed, material, looking, say)
+            collect(study)
 
 
 @tiny_as_zero()
@@ -189,6 +196,23 @@ def _seed(
         _features(study, seed, material, folder, say)
 
 
+@tiny_as_zero()
+def _looked(
+    study: Study, seed: int, material: Material, looking: Looking, say: Callable[[str], None]
+) -> None:
+    """A reader of places and numbers, trained anew, on the codes of the arms with and without
+    positions."""
+    folder = study.out / f"seed-{seed}"
+    for arm in arms_of((ROPE,)):
+        path = folder / f"{_LOOKED}{arm.name}.json"
+        if path.is_file():
+            continue
+        tokenizer, _ = train_arm(arm, seed, material, study.config, folder, lambda record: None)
+        measures = look(tokenizer, looking, study.config, seed)
+        write_atomically(path, (json.dumps({"measures": measures}, indent=1) + "\n").encode())
+        say(f"seed {seed}, {arm.name}: places and numbers {measures['looked']:.1f}")
+
+
 def _features(
     study: Study, seed: int, material: Material, folder: Path, say: Callable[[str], None]
 ) -> None:
@@ -202,7 +226,7 @@ def _features(
     for kind, path in paths.items():
         features = _of_kind(kind, tokenizer, material)
         if kind != "blind":
-            white = whitener_of(features, material)
+            white = whitener_of(features, material.benchmark)
             features = [white(feature) for feature in features]
         measures = exam(features, material, study.config, seed)
         write_atomically(path, (json.dumps({"measures": measures}, indent=1) + "\n").encode())
@@ -228,6 +252,10 @@ def _of_kind(kind: str, tokenizer: VisualTokenizer, material: Material) -> Seque
 def collect(study: Study) -> dict[str, Any]:
     """The results of all finished arms; written as JSON, a table and a plot."""
     runs = _read(study, [arm.name for arm in arms_of(study.ablations)], "")
+    for name, looked in _read(study, list(runs), _LOOKED).items():
+        for seed, measures in looked.items():
+            if seed in runs[name]:
+                runs[name][seed] |= measures
     features = _read(study, FEATURES, "features-") if CONTINUOUS in study.ablations else {}
     claims = [judge(c, runs) for c in CLAIMS if c.ablation in study.ablations]
     claims.append(judge_features(FEATURE_CLAIM, features))
@@ -264,11 +292,12 @@ def _read(
 
 
 def _means(runs: dict[str, dict[int, dict[str, float]]]) -> dict[str, dict[str, Any]]:
-    """`of_seeds` of every measure, by arm."""
-    return {
-        name: {
-            outcome: of_seeds([by_seed[seed][outcome] for seed in sorted(by_seed)])
-            for outcome in next(iter(by_seed.values()))
-        }
-        for name, by_seed in runs.items()
-    }
+    """`of_seeds` of every measure, by arm, over the seeds that have it."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, by_seed in runs.items():
+        values: dict[str, list[float]] = {}
+        for seed in sorted(by_seed):
+            for outcome, value in by_seed[seed].items():
+                values.setdefault(outcome, []).append(value)
+        found[name] = {outcome: of_seeds(list_) for outcome, list_ in values.items()}
+    return found

@@ -51,8 +51,11 @@ def judge_features(claim: Claim, runs: Runs) -> dict[str, Any] | None:
 
 
 def paired(runs: Runs, better: str, worse: str, outcome: str) -> dict[str, Any] | None:
-    """`of_pairs` over the seeds that both have; None if there are none."""
-    ours, theirs = runs.get(better, {}), runs.get(worse, {})
+    """`of_pairs` over the seeds that have this outcome of both; None if there are none."""
+    ours, theirs = (
+        {seed: measures for seed, measures in runs.get(arm, {}).items() if outcome in measures}
+        for arm in (better, worse)
+    )
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
         return None

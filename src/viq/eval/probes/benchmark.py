@@ -34,6 +34,7 @@ class ProbeConfig:
     steps: int = 1000
     tokens: int = 640  # a step
     learning_rate: float = 2e-3
+    positions: bool = False  # the reader is told the row and column of visual tokens
     seeds: int = 3
     language: LanguageConfig = LanguageConfig(
         width=128, depth=2, heads=2, mlp_width=384, vocabulary=1024

@@ -108,7 +108,9 @@ def train_probe(
         progress: called with the number of each step.
     """
     torch.manual_seed(seed)
-    reader = VisionLanguageModel(build_language(config.language, benchmark.vocabulary), width)
+    reader = VisionLanguageModel(
+        build_language(config.language, benchmark.vocabulary), width, positions=config.positions
+    )
     train_in_memory(
         _ReaderObjective(reader, features, grids),
         map(_Pack, _packs(benchmark.train, config.tokens, random.Random(seed))),
