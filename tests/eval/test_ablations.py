@@ -42,7 +42,7 @@ def study(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> run.Study:
     out = tmp_path_factory.mktemp("study") / "out"
     return run.Study(
         config=debug(), out=out, photos=(str(photos),), crops=(str(_picture(out.parent)),),
-        ablations=("simvq", "limit", "continuous"), seeds=1,
+        ablations=("rope", "simvq", "limit", "continuous"), seeds=1,
     )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def result(study: run.Study) -> dict[str, Any]:
 
 
 def test_arms_are_measured_and_paired(study: run.Study, result: dict[str, Any]) -> None:
-    assert list(result["arms"]) == ["base", "simvq", "l2", "batch-norm"]
+    assert list(result["arms"]) == ["base", "no-position", "simvq", "l2", "batch-norm"]
     base = {name: found["mean"] for name, found in result["arms"]["base"].items()}
     kinds = ("name", "colour", "shape", "place", "background", "count", "chart")
     assert base["reader"] == pytest.approx(sum(base[k] for k in kinds) / 7, abs=0.02)
@@ -69,10 +69,13 @@ def test_arms_are_measured_and_paired(study: run.Study, result: dict[str, Any]) 
         c.says for c in CLAIMS if c.ablation in study.ablations
     ] + ["codes within 2 points of their own continuous features"]
     assert {claim["verdict"] for claim in result["claims"]} == {OPEN}  # of one seed
-    assert set(result["not_run"]) == {"proximal", "distill", "reconstruction", "rope"}
+    assert set(result["not_run"]) == {"proximal", "distill", "reconstruction"}
+    looked = [base[f"{kind}, fresh reader"] for kind in ("place", "count")]
+    assert base["looked"] == pytest.approx(sum(looked) / 2, abs=0.02)
+    assert "looked" in result["arms"]["no-position"] and "looked" not in result["arms"]["simvq"]
     stages = {path.name for path in (study.out / "seed-0").glob("*.safetensors")}
-    # Alignment once, the three limits, and codes after each of them and by SimVQ.
-    assert [sum(name.startswith(p) for name in stages) for p in ("1-", "2-1-", "2-2-")] == [1, 3, 4]
+    # Alignment once, the three limits, and codes after each of them, by SimVQ, without positions.
+    assert [sum(name.startswith(p) for name in stages) for p in ("1-", "2-1-", "2-2-")] == [1, 3, 5]
 
 
 def test_a_stopped_study_goes_on_to_the_same_figures(
