@@ -1,13 +1,15 @@
 """Probes: a small language model learns to answer from features, by the one training loop."""
 
+import random
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from viq.core.types import IGNORE, IMAGE_TOKEN, language_tokens
+from viq.data.synthetic.draw import draw
 from viq.data.text.chat_format import EncodedChat
-from viq.eval.probes.benchmark import ProbeBenchmark, ProbeConfig, ProbeQuestion
+from viq.eval.probes.benchmark import LargePrint, ProbeBenchmark, ProbeConfig, ProbeQuestion
 from viq.eval.probes.understanding import train_probe
 from viq.models.language.vision_language import LanguageConfig
 
@@ -44,3 +46,17 @@ def test_a_reader_learns_what_the_features_tell() -> None:
     assert train_probe(benchmark, features, 8, grids, CONFIG, 0, steps.append) == score
     blind = train_probe(benchmark, lambda p: features(p) * 0, 8, grids, CONFIG, 0, steps.append)
     assert blind["all"] <= 50
+
+
+def test_large_print_is_asked_for_its_lines_and_its_first_letter() -> None:
+    """One line has a first letter; of two lines it is not said whose."""
+    counts = set()
+    for index in range(30):
+        example = LargePrint("held-out").example(index, random.Random(index))
+        answers = [turn.text for turn in example.chat.turns[1::2]]
+        again = draw("word", example.pictures[0].size[::-1], 2 * index + 1)
+        lines = again.facts["lines"]
+        wanted = [str(len(lines))] + ([lines[0][0].lower()] if len(lines) == 1 else [])
+        assert answers == wanted
+        counts.add(len(lines))
+    assert counts == {1, 2}

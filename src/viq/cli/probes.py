@@ -192,7 +192,7 @@ def features(
         train_pictures=pictures, test_pictures=max(20, pictures * 3 // 10),
     )  # fmt: skip
     found = _labelled(photos, label, questions.where)
-    benchmark = make_benchmark(questions.rows(), config)
+    benchmark = make_benchmark(questions.rows(), config, printed=not towers)
     if towers:
         _compare_towers(names_of(towers) or [], benchmark, config, found, out, as_json)
     else:

@@ -80,15 +80,21 @@ class ProbeBenchmark:
 
 
 def make_benchmark(
-    rows: Sequence[tuple[RowCorpus, RowCorpus]], config: ProbeConfig, seed: int = 0
+    rows: Sequence[tuple[RowCorpus, RowCorpus]],
+    config: ProbeConfig,
+    seed: int = 0,
+    *,
+    printed: bool = False,
 ) -> ProbeBenchmark:
     """Gather pictures and questions.
 
     Args:
         rows: (train, held-out) corpora of the same files.
+        printed: also large print, a third of what is drawn.
     """
     rng = random.Random(seed)
-    drawn = [(corpus("train"), corpus("held-out")) for corpus in (SingleShape, ChartKinds)]
+    kinds = (SingleShape, ChartKinds, LargePrint) if printed else (SingleShape, ChartKinds)
+    drawn = [(corpus("train"), corpus("held-out")) for corpus in kinds]
     pictures: list[np.ndarray] = []
     gathered: dict[bool, list[tuple[int, Example]]] = {False: [], True: []}
     for held, wanted in ((False, config.train_pictures), (True, config.test_pictures)):
@@ -212,6 +218,28 @@ class ChartKinds:
         size = (rng.randint(96, 160), rng.randint(96, 160))
         drawing = synthetic.draw("chart", size, 2 * index + self._odd)
         asked = {"kind": ("what kind of chart is this?", drawing.facts["mark"])}
+        return _example(self.key(index), drawing, asked)
+
+
+class LargePrint:
+    """One or two words of 12 to 40 px, asked for the number of lines, and if there is one line, for
+    its first letter or digit."""
+
+    name, length, samples = "print", None, None
+
+    def __init__(self, split: Split) -> None:
+        self._odd = int(split == "held-out")
+
+    def key(self, index: int) -> str:
+        return f"{self.name}:{index}"
+
+    def example(self, index: int, rng: random.Random) -> Example:
+        size = (rng.randint(48, 96), rng.randint(96, 112))
+        drawing = synthetic.draw("word", size, 2 * index + self._odd)
+        lines = drawing.facts["lines"]
+        asked = {"lines": ("how many lines are there?", str(len(lines)))}
+        if len(lines) == 1:
+            asked["letter"] = ("what is the first letter?", lines[0][0].lower())
         return _example(self.key(index), drawing, asked)
 
 
