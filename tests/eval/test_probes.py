@@ -48,8 +48,8 @@ def test_a_reader_learns_what_the_features_tell() -> None:
     assert blind["all"] <= 50
 
 
-def test_large_print_is_asked_for_its_lines_and_its_first_letter() -> None:
-    """One line has a first letter; of two lines it is not said whose."""
+def test_large_print_is_asked_for_its_lines_and_its_first_character() -> None:
+    """One line has a first character; of two lines it is not said whose."""
     counts = set()
     for index in range(30):
         example = LargePrint("held-out").example(index, random.Random(index))

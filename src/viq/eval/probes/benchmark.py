@@ -223,7 +223,7 @@ class ChartKinds:
 
 class LargePrint:
     """One or two words of 12 to 40 px, asked for the number of lines, and if there is one line, for
-    its first letter or digit."""
+    its first character."""
 
     name, length, samples = "print", None, None
 
@@ -239,7 +239,7 @@ class LargePrint:
         lines = drawing.facts["lines"]
         asked = {"lines": ("how many lines are there?", str(len(lines)))}
         if len(lines) == 1:
-            asked["letter"] = ("what is the first letter?", lines[0][0].lower())
+            asked["character"] = ("what is the first character?", lines[0][0].lower())
         return _example(self.key(index), drawing, asked)
 
 
