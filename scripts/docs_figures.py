@@ -9,6 +9,7 @@ the page.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,10 +93,10 @@ def reading() -> Chart:
 
 def answers() -> Chart:
     """What the bundled language model answers right, beside the same without the image."""
-    rows = table("mllm.md", "What the small models know", 1)
-    heads = ("right", "other images", "most frequent")
+    rows = table("mllm.md", "What the small models know", 2)
+    heads = ("right", "other images", "before")
     listed = [(next(iter(row.values())), [number(row[head]) for head in heads]) for row in rows]
-    return bars("Right answers of viq-tiny-chat, %", heads, listed)
+    return bars("Right answers of viq-transform-chat, %", heads, listed)
 
 
 def probes() -> Chart:
@@ -160,7 +161,8 @@ def bars(title: str, series: Sequence[str], rows: Sequence[Row]) -> Chart:
     drawing.items.append(Words(0, 16, title, "ink", _TITLE))
     left = 10 + max(text_width(name, 12) for name, _ in rows)
     fine = any(value % 1 for _, each in rows for value, _ in each if value == value)
-    values = [value + half for _, each in rows for value, half in each if value == value]
+    most = 100.0 if title.endswith("%") else math.inf
+    values = [min(most, value + half) for _, each in rows for value, half in each if value == value]
     marks = ticks(0, max(values), 5)
     right = _WIDTH - 62
 
@@ -183,7 +185,7 @@ def bars(title: str, series: Sequence[str], rows: Sequence[Row]) -> Chart:
         for place, (value, half) in enumerate(each):
             if value == value:
                 drawing.items.append(Box(left, y, across(value) - left, bar - 2, inks[place]))
-                ends = [across(max(0, value - half)), across(value + half)]
+                ends = [across(max(0, value - half)), across(min(most, value + half))]
                 if half:
                     line = [(ends[0], y + bar / 2 - 1), (ends[1], y + bar / 2 - 1)]
                     drawing.items.append(Line(line, "ink"))

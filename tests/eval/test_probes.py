@@ -54,7 +54,8 @@ def test_large_print_is_asked_for_its_lines_and_its_first_character() -> None:
     for index in range(30):
         example = LargePrint("held-out").example(index, random.Random(index))
         answers = [turn.text for turn in example.chat.turns[1::2]]
-        again = draw("word", example.pictures[0].size[::-1], 2 * index + 1)
+        width, height = example.pictures[0].size
+        again = draw("word", (height, width), 2 * index + 1)
         lines = again.facts["lines"]
         wanted = [str(len(lines))] + ([lines[0][0].lower()] if len(lines) == 1 else [])
         assert answers == wanted
