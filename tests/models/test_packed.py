@@ -83,6 +83,21 @@ def test_mixed_precision_reaches_the_kernel_in_half(monkeypatch: pytest.MonkeyPa
     assert set(seen) == {(torch.bfloat16,) * 3 + (True,)}
 
 
+def test_training_in_half_on_a_cpu_is_that_of_float32_rounded() -> None:
+    q, k, v = (torch.randn(sum(LENGTHS), 2, 8).bfloat16().requires_grad_() for _ in range(3))
+    wide = q_wide, k_wide, v_wide = tuple(x.detach().float().requires_grad_() for x in (q, k, v))
+    gradient = torch.randn(sum(LENGTHS), 2, 8).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = looped_attention(q, k, v, LENGTHS, causal=True)
+    found.backward(gradient)
+    wanted = looped_attention(q_wide, k_wide, v_wide, LENGTHS, causal=True)
+    wanted.backward(gradient.float())
+    assert found.dtype == torch.bfloat16 and torch.equal(found, wanted.bfloat16())
+    for x, w in zip((q, k, v), wide, strict=True):
+        assert x.grad is not None and w.grad is not None
+        assert torch.equal(x.grad, w.grad.bfloat16())
+
+
 def test_the_model_still_generates() -> None:
     ids = torch.tensor([[0, 0, 7, 8, 9], [1, 2, 3, 4, 5]])
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])

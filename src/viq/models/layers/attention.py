@@ -39,22 +39,20 @@ def looped_attention(
     """The plain twin: one attention call for each run of images of equal length."""
     half = q_TNc.dtype in (torch.float16, torch.bfloat16)
     if half and q_TNc.requires_grad and q_TNc.device.type == "cpu":
-        # On CPUs the backward pass in half precision takes ten times as long.
+        # On CPUs the backward pass is far slower in half precision (bench/half_attention.py).
         with torch.autocast("cpu", enabled=False):
             q, k, v = (x.float() for x in (q_TNc, k_TNc, v_TNc))
             return looped_attention(q, k, v, lengths, causal=causal).to(q_TNc.dtype)
     shared = q_TNc.shape[1] != k_TNc.shape[1]
-    outputs, start = [], 0
-    for length, run in groupby(lengths):
-        count = len(list(run))
-        stop = start + count * length
-        q, k, v = (
-            x[start:stop].unflatten(0, (count, length)).transpose(1, 2)
-            for x in (q_TNc, k_TNc, v_TNc)
-        )
+    runs = [(length, len(list(run))) for length, run in groupby(lengths)]
+    # The gradient of one split is one joining; that of slices, zeros of the whole for each of them.
+    sizes = [length * count for length, count in runs]
+    parts = zip(*(x.split(sizes) for x in (q_TNc, k_TNc, v_TNc)), strict=True)
+    outputs = []
+    for (length, count), each in zip(runs, parts, strict=True):
+        q, k, v = (x.unflatten(0, (count, length)).transpose(1, 2) for x in each)
         out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=shared)
         outputs.append(out.transpose(1, 2).flatten(0, 1))
-        start = stop
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
