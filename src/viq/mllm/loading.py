@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +87,32 @@ def load_mllm(
     """Model and processor, ready to answer.
 
     Args:
-        name: "viq-tiny-chat" comes with the package; or a run folder of `viq train mllm`, of which
+        name: of a model that comes with the package; or a run folder of `viq train mllm`, of which
             the last finished stage is taken; a folder of `save_pretrained`; or a hub id.
 
     Raises:
         ViqError: no model there.
+    """
+    place = _place(name)
+    with _as_viq_error(place):
+        with quiet():
+            model = ViQForConditionalGeneration.from_pretrained(str(place), dtype=dtype)
+        processor = ViQProcessor.from_pretrained(str(place))
+    return model.to(device).eval(), processor
+
+
+def load_config(name: str | Path) -> ViQConfig:
+    """The config alone, of the same places as `load_mllm`. Raises as it does."""
+    place = _place(name)
+    with _as_viq_error(place):
+        return ViQConfig.from_pretrained(str(place))
+
+
+def _place(name: str | Path) -> str | Path:
+    """The folder of a model, or what is no folder here and may be a hub id.
+
+    Raises:
+        ViqError: a folder of something else.
     """
     folder = bundled(name) or Path(name)
     if (folder / RECIPE).is_file():
@@ -101,16 +124,19 @@ def load_mllm(
                 f"{folder}: holds no multimodal model{f' but a {kind}' if kind else ''}; give a "
                 "run folder of viq train mllm"
             )
-        name = folder
+        return folder
+    return name
+
+
+@contextmanager
+def _as_viq_error(place: str | Path) -> Iterator[None]:
+    """What damage makes the libraries raise, which is anyone's guess, in one line."""
     try:
-        with quiet():
-            model = ViQForConditionalGeneration.from_pretrained(str(name), dtype=dtype)
-        processor = ViQProcessor.from_pretrained(str(name))
-    except Exception as error:  # what damage makes the libraries raise is anyone's guess
+        yield
+    except Exception as error:
         raise ViqError(
-            f"{name}: cannot be loaded ({first_line(error, 400)}); give a run folder"
+            f"{place}: cannot be loaded ({first_line(error, 400)}); give a run folder"
         ) from None
-    return model.to(device).eval(), processor
 
 
 def _last_stage(run: Path) -> Path:

@@ -121,8 +121,8 @@ def finetune() -> MllmRecipe:
     """A trained model goes on with data of one's own: `viq train mllm finetune --codes STORE`.
 
     Everything but the path from codes to features is trained, at a third of the rate that a model
-    has from nothing. With `--synthetic` also on pictures of several shapes and of large print, in
-    which `base` was weak.
+    has from nothing. With `--synthetic` also on the pictures, of several shapes and of large print
+    among others, with which the bundled model went on after `base`.
     """
     recipe = base()
     assert recipe.synthetic is not None

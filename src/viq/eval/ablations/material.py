@@ -60,6 +60,18 @@ class Pictures:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Looking:
+    """Drawn pictures, asked where their shape is or how many there are, for a reader of their own.
+
+    Attributes:
+        benchmark: questions; its pictures are `pictures.pixels`.
+    """
+
+    benchmark: ProbeBenchmark
+    pictures: Pictures
+
+
+@dataclass(frozen=True, kw_only=True)
 class Material:
     """What every arm is trained and measured on.
 
@@ -69,7 +81,7 @@ class Material:
         vectors: fp16 (T, 320) of each picture: the network's own, for the comparison with codes.
         named: numbers of the pictures that are photos with names, as `labels` has them.
         crops: pictures for the quality of reconstruction; never trained on.
-        whiten: the network's vectors of a picture to the channels (T, F), fp16, of `seen`.
+        looking: where they are asked for.
     """
 
     benchmark: ProbeBenchmark
@@ -79,19 +91,7 @@ class Material:
     named: tuple[int, ...]
     labels: Labels
     crops: Pictures
-    whiten: Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Looking:
-    """More drawn pictures, asked where their shape is or how many there are.
-
-    Attributes:
-        benchmark: questions; its pictures are `pictures.pixels`.
-    """
-
-    benchmark: ProbeBenchmark
-    pictures: Pictures
+    looking: Looking | None
 
 
 def gather(
@@ -102,12 +102,15 @@ def gather(
     config: AblationConfig,
     folder: Path,
     progress: Callable[[], None] = lambda: None,
+    *,
+    looking: bool = False,
 ) -> Material:
     """Draw and read all pictures; the network's vectors come from `folder`, or go there.
 
     Args:
         crops: pictures whose middle 256 px are reconstructed.
         progress: called for each picture that the network sees.
+        looking: also `Material.looking`.
 
     Raises:
         ViqError: too few photos with labels, or the network's package is missing.
@@ -136,16 +139,17 @@ def gather(
         named=tuple(number for number, _, _ in named),
         labels=Labels.of([name for _, name, _ in named], [held for _, _, held in named]),
         crops=Pictures(pixels=tuple(middles), seen=tuple(seen[count:])),
-        whiten=whiten,
+        looking=_looking(whiten, config, folder, progress) if looking else None,
     )
 
 
-def gather_looking(material: Material, config: AblationConfig, folder: Path) -> Looking:
-    """Draw and read the pictures that a reader of places and numbers is trained and asked on.
-
-    The network's vectors come from `folder`, or go there. Held-out pictures are those of `gather`,
-    by their numbers; training pictures begin with its own.
-    """
+def _looking(
+    whiten: Callable[[Tensor], Tensor],
+    config: AblationConfig,
+    folder: Path,
+    progress: Callable[[], None],
+) -> Looking:
+    """The network's vectors come from `folder`, or go there; `whiten` makes channels of them."""
     rng = random.Random(1)
     gathered = _Gathered()
     asked = [("shape", SingleShape, "place"), ("counted", CountedShapes, "count")]
@@ -157,12 +161,10 @@ def gather_looking(material: Material, config: AblationConfig, folder: Path) -> 
             one = _One(corpus("held-out" if held else "train", sides[size]), kind, size or name)
             for index in range(count):
                 gathered.add(one.example(index, rng), held, config)
-    vectors = _vectors(gathered.pictures, folder / _LOOKING_FILE, lambda: None)
+    vectors = _vectors(gathered.pictures, folder / _LOOKING_FILE, progress)
     benchmark = benchmark_of(gathered.pictures, gathered.examples, config.looking_exam, rng)
-    seen = tuple(material.whiten(vector) for vector in vectors)
-    return Looking(
-        benchmark=benchmark, pictures=Pictures(pixels=benchmark.pictures, seen=seen)
-    )  # fmt: skip
+    seen = tuple(whiten(vector) for vector in vectors)
+    return Looking(benchmark=benchmark, pictures=Pictures(pixels=benchmark.pictures, seen=seen))
 
 
 class _Gathered:

@@ -29,7 +29,7 @@ from viq.core.types import Grid, grid_of
 from viq.eval.ablations.arms import AblationConfig
 from viq.eval.ablations.material import Looking, Material, Pictures
 from viq.eval.ablations.model import SeenBatch, batch_of, code_ids
-from viq.eval.probes.benchmark import ProbeBenchmark
+from viq.eval.probes.benchmark import ProbeBenchmark, ProbeConfig
 from viq.eval.probes.classifiers import mean_and_deviation, whitened
 from viq.eval.probes.understanding import score_reader, train_probe
 from viq.image.patches import denormalize, lengths_of, normalize, patchify, unpatchify
@@ -122,28 +122,14 @@ def _stride(numbers: Sequence[int]) -> int:
 
 
 def exam(
-    features: Sequence[Tensor],
-    material: Material,
-    config: AblationConfig,
-    seed: int,
-    progress: Callable[[int], None] = lambda step: None,
+    features: Sequence[Tensor], material: Material, config: AblationConfig, seed: int
 ) -> dict[str, float]:
     """Right answers in percent, by kind of question, of a reader that is trained anew.
 
     Args:
         features: whitened, of every picture.
     """
-    benchmark = material.benchmark
-    score = train_probe(
-        replace(benchmark, pictures=()),
-        lambda numbers: torch.cat([features[number] for number in numbers]),
-        features[0].shape[1],
-        _grids(material),
-        config.exam,
-        seed,
-        progress,
-    )
-    return _by_kind(score)
+    return _by_kind(_read(features, material, config.exam, seed))
 
 
 def look(
@@ -153,22 +139,28 @@ def look(
     anew on whitened features of codes and told where its tokens lie; and `looked`."""
     found = features_of(looking.pictures, lambda batch: tokenizer(batch).features_TC)
     white = whitener_of(found, looking.benchmark)
-    clear = [white(feature) for feature in found]
-    score = train_probe(
-        replace(looking.benchmark, pictures=()),
-        lambda numbers: torch.cat([clear[number] for number in numbers]),
-        clear[0].shape[1],
-        _grids(looking),
-        config.looking_exam,
-        seed,
-        lambda step: None,
-    )
+    score = _read([white(feature) for feature in found], looking, config.looking_exam, seed)
     answers = {name: score.get(kind, 0.0) for name, kind in LOOKED.items()}
     return {"looked": fmean([*answers.values()][:2]), **answers}
 
 
-def _grids(material: Material | Looking) -> list[Grid]:
-    return [grid_of(picture.shape[:2]) for picture in material.benchmark.pictures]
+def _read(
+    features: Sequence[Tensor], about: Material | Looking, config: ProbeConfig, seed: int
+) -> dict[str, float]:
+    """Score of a reader that is trained anew on features of every picture, by kind."""
+    return train_probe(
+        replace(about.benchmark, pictures=()),
+        lambda numbers: torch.cat([features[number] for number in numbers]),
+        features[0].shape[1],
+        _grids(about),
+        config,
+        seed,
+        lambda step: None,
+    )
+
+
+def _grids(about: Material | Looking) -> list[Grid]:
+    return [grid_of(picture.shape[:2]) for picture in about.benchmark.pictures]
 
 
 def _by_kind(score: Mapping[str, float]) -> dict[str, float]:

@@ -38,7 +38,7 @@ from viq.eval.ablations.arms import (
     AblationConfig,
     arms_of,
 )
-from viq.eval.ablations.material import Looking, Material, gather, gather_looking
+from viq.eval.ablations.material import Material, gather
 from viq.eval.ablations.measures import exam, features_of, look, measure, whitener_of
 from viq.eval.ablations.model import SeenBatch
 from viq.eval.ablations.training import train_arm
@@ -133,6 +133,7 @@ def _material(study: Study, say: Callable[[str], None]) -> Material:
     material = gather(
         concatenate([open_source(place) for place in study.photos]), study.label,
         dict(study.where), _images(crops), study.config, study.out,
+        looking=ROPE in study.ablations,
     )  # fmt: skip
     facts = material.labels.facts(0)
     say(
@@ -158,11 +159,6 @@ def _work(
     for ablation in study.ablations:
         for seed in seeds:
             _seed(study, ablation, seed, material, say)
-            collect(study)
-    if ROPE in study.ablations and len(seeds):
-        looking = gather_looking(material, study.config, study.out)
-        for seed in seeds:
-            _looked(study, seed, material, looking, say)
             collect(study)
 
 
@@ -192,23 +188,24 @@ def _seed(
             f"{measures['kodak_db']:.2f} dB; {record['seconds_trained']:.0f} + "
             f"{record['seconds_measured']:.0f} s"
         )
+    if ablation == ROPE:
+        _looked(study, seed, material, folder, say)
     if ablation == CONTINUOUS:
         _features(study, seed, material, folder, say)
 
 
-@tiny_as_zero()
 def _looked(
-    study: Study, seed: int, material: Material, looking: Looking, say: Callable[[str], None]
+    study: Study, seed: int, material: Material, folder: Path, say: Callable[[str], None]
 ) -> None:
     """A reader of places and numbers, trained anew, on the codes of the arms with and without
     positions."""
-    folder = study.out / f"seed-{seed}"
+    assert material.looking is not None
     for arm in arms_of((ROPE,)):
         path = folder / f"{_LOOKED}{arm.name}.json"
         if path.is_file():
             continue
         tokenizer, _ = train_arm(arm, seed, material, study.config, folder, lambda record: None)
-        measures = look(tokenizer, looking, study.config, seed)
+        measures = look(tokenizer, material.looking, study.config, seed)
         write_atomically(path, (json.dumps({"measures": measures}, indent=1) + "\n").encode())
         say(f"seed {seed}, {arm.name}: places and numbers {measures['looked']:.1f}")
 

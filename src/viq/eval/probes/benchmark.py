@@ -147,20 +147,28 @@ def benchmark_of(
     )
 
 
-class _Shapes:
-    """Synthetic pictures of shapes, endless; each part has others."""
+class _Drawn:
+    """Pictures that the project draws, endless; each part has others."""
 
     name, length, samples = "", None, None
+
+    def __init__(self, split: Split) -> None:
+        self._odd = int(split == "held-out")
+
+    def key(self, index: int) -> str:
+        return f"{self.name}:{index}"
+
+
+class _Shapes(_Drawn):
+    """Pictures of shapes."""
 
     def __init__(self, split: Split, sides: tuple[int, int] = (64, 112)) -> None:
         """
         Args:
             sides: px, the smallest and the largest side of a picture.
         """
-        self._odd, self._sides = int(split == "held-out"), sides
-
-    def key(self, index: int) -> str:
-        return f"{self.name}:{index}"
+        super().__init__(split)
+        self._sides = sides
 
 
 class SingleShape(_Shapes):
@@ -203,16 +211,10 @@ class CountedShapes(_Shapes):
         return _example(self.key(index), drawing, asked)
 
 
-class ChartKinds:
+class ChartKinds(_Drawn):
     """Drawn charts, asked for their kind."""
 
-    name, length, samples = "chart", None, None
-
-    def __init__(self, split: Split) -> None:
-        self._odd = int(split == "held-out")
-
-    def key(self, index: int) -> str:
-        return f"{self.name}:{index}"
+    name = "chart"
 
     def example(self, index: int, rng: random.Random) -> Example:
         size = (rng.randint(96, 160), rng.randint(96, 160))
@@ -221,17 +223,11 @@ class ChartKinds:
         return _example(self.key(index), drawing, asked)
 
 
-class LargePrint:
+class LargePrint(_Drawn):
     """One or two words of 12 to 40 px, asked for the number of lines, and if there is one line, for
     its first character."""
 
-    name, length, samples = "print", None, None
-
-    def __init__(self, split: Split) -> None:
-        self._odd = int(split == "held-out")
-
-    def key(self, index: int) -> str:
-        return f"{self.name}:{index}"
+    name = "print"
 
     def example(self, index: int, rng: random.Random) -> Example:
         size = (rng.randint(48, 96), rng.randint(96, 112))

@@ -39,7 +39,7 @@ from viq.data.corpora.synthetic_config import SyntheticConfig
 from viq.jobs.encode import encode
 from viq.jobs.pipeline import EncodeOptions
 from viq.metrics.run_log import SKIPPED, read_lines
-from viq.mllm.loading import MODEL, assemble, load_mllm, make_processor
+from viq.mllm.loading import MODEL, assemble, load_config, load_mllm, make_processor
 from viq.mllm.modeling import ViQForConditionalGeneration
 from viq.mllm.old_weights import current_name
 from viq.models.language.packed import check_packed, use_packed_attention
@@ -160,6 +160,8 @@ class MllmRun:
         if any(stage.adapter for stage in self.recipe.stages):
             require_peft()  # hours before the stage that needs it
         given, texts = self._given()
+        if self.recipe.start is not None:
+            self._check_start(self.recipe.start)
         open_run(
             self.out,
             self.recipe,
@@ -180,15 +182,15 @@ class MllmRun:
                 first_texts([c for group in self.corpora for c in group], self.recipe.seed),
                 self.accelerator,
             )
-        folder: Path | None = None
+        previous, folder = self.recipe.start, self.out
         for number, stage in enumerate(self.recipe.stages):
-            previous, folder = folder, self.out / stage.name / MODEL
+            folder = self.out / stage.name / MODEL
             if not (folder / checkpoint.CONFIG_FILE).is_file():
                 if main:
                     empty_model(folder)  # now, rather than after hours of training
                 self._stage(stage, number, previous)
             self.accelerator.wait_for_everyone()
-        assert folder is not None
+            previous = folder
         return folder
 
     def listed(self) -> dict[str, int]:
@@ -201,7 +203,7 @@ class MllmRun:
         cut = sum(key.endswith(CUT) for key in keys)
         return {"skipped": len(keys) - cut, "cut": cut}
 
-    def _stage(self, stage: MllmStage, number: int, previous: Path | None) -> None:
+    def _stage(self, stage: MllmStage, number: int, previous: str | Path | None) -> None:
         plan = Stage(
             name=stage.name,
             folder=self.out / stage.name,
@@ -238,28 +240,26 @@ class MllmRun:
             self.write(trained.model, processor, plan.folder / MODEL)
 
     def objective(
-        self, stage: MllmStage, previous: Path | None, seed: int
+        self, stage: MllmStage, previous: str | Path | None, seed: int
     ) -> tuple[CodesObjective, Any]:
         """What a stage optimises, before its first step, and the processor of the model.
 
         Args:
-            previous: folder of the model of the stage before; None: of the first stage.
-
-        Raises:
-            ViqError: the model that the recipe goes on from cannot be loaded, or reads other codes.
+            previous: the model of the stage before, or the one that the recipe goes on from.
         """
         torch.manual_seed(seed)
         half = self.accelerator.mixed_precision == "bf16"
         frozen = stage.adapter is not None or "language" not in stage.parts
         dtype = torch.bfloat16 if half and frozen else torch.float32
-        if previous is None and self.recipe.start is None:
-            model, processor = self._begin(stage, dtype)
-        else:
-            model, processor = self._started() if previous is None else load_mllm(previous)
+        if previous is not None:
+            model, processor = load_mllm(previous)
             for name in MODULES["language"]:
                 model.get_submodule(name).to(dtype)
             processor.max_length = stage.data.chat.max_length
             processor.system = stage.data.chat.system
+        else:
+            model, processor = self._begin(stage, dtype)
+        processor.max_pixels = largest(self.corpora[0]) or processor.max_pixels
         model.requires_grad_(False).train()
         for part in stage.parts:
             for name in MODULES[part]:
@@ -280,18 +280,14 @@ class MllmRun:
             self._said.add(line)
             print_line(line)
 
-    def _started(self) -> tuple[Any, Any]:
-        """The model that the recipe goes on from, and its processor."""
-        start = self.recipe.start
-        assert start is not None
-        model, processor = load_mllm(start)
-        if processor.fingerprint != self.fingerprint:
+    def _check_start(self, start: str) -> None:
+        """See that the model to go on from reads the codes of the recipe's tokenizer."""
+        read = load_config(start).embedder.fingerprint
+        if read not in ("", self.fingerprint):
             raise ViqError(
-                f"{start}: reads the codes of tokenizer {processor.fingerprint}, not of "
-                f"{self.recipe.tokenizer} ({self.fingerprint}); give its own as --tokenizer"
+                f"{start}: reads the codes of tokenizer {read}, not of {self.recipe.tokenizer} "
+                f"({self.fingerprint}); give its own as --tokenizer"
             )
-        processor.max_pixels = largest(self.corpora[0]) or processor.max_pixels
-        return model, processor
 
     def _begin(self, stage: MllmStage, dtype: torch.dtype) -> tuple[Any, Any]:
         """Model and processor of the first stage, made of parts."""
@@ -300,7 +296,6 @@ class MllmRun:
         processor = make_processor(
             self.text_tokenizer, embedder, merge_size=self.recipe.merge_size, chat=stage.data.chat
         )
-        processor.max_pixels = largest(self.corpora[0]) or processor.max_pixels
         if config.name:
             language = load_language(config.name, dtype)
         else:
@@ -395,7 +390,7 @@ def largest(corpora: Sequence[CodeCorpus]) -> int | None:
     """Area in px that images of these stores were shrunk to; None if of any it is not known."""
     limits = [cast(CodeSource, c.source).data.options.get("max_pixels") for c in corpora]
     known = [limit for limit in limits if limit]
-    return max(known) if len(known) == len(limits) else None
+    return max(known, default=None) if len(known) == len(limits) else None
 
 
 @torch.no_grad()
