@@ -36,8 +36,8 @@ test-lmms: $(LMMS_VENV)/.made
 # Lint, format and types, beside the tests in continuous integration.
 check: $(VENV)/.dev
 	$(BIN)/lint-imports
-	$(BIN)/ruff check src tests scripts
-	$(BIN)/ruff format --check src tests scripts
+	$(BIN)/ruff check src tests scripts bench
+	$(BIN)/ruff format --check src tests scripts bench
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # Speeds as ratios beside the last ones, in under three minutes; fails if one fell by more than 15 %.
