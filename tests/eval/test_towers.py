@@ -197,6 +197,17 @@ def test_a_tower_of_ours_gives_codes_and_what_is_before_them_tile_by_tile(ours: 
     assert torch.equal(features.view(3, 6, -1), torch.cat([left, right], 1))
 
 
+def test_a_transform_code_is_a_tower_with_the_network_that_taught_it() -> None:
+    tower = towers.open_tower("viq-transform")
+    assert tower.kinds == ("codes", "continuous", "teacher")
+    image, widths = tiny.picture(3, 1030, 40), []
+    for kind in tower.kinds:
+        features, grid = tower.features(image, kind)
+        assert grid == (65, 3) and len(features) == 65 * 3 and features.isfinite().all()
+        widths.append(features.shape[1])
+    assert widths[0] == widths[1] != widths[2]
+
+
 def test_a_tokenizer_without_codes_is_no_tower(tmp_path: Path) -> None:
     tiny.tokenizer("proximal").save_pretrained(tmp_path)
     with pytest.raises(ViqError, match="train its FSQ stage first"):

@@ -426,6 +426,9 @@ def test_the_command_line_from_nothing_to_an_answer(
         found = report["kinds"][kind]
         assert 0 <= found["answers"]["all"]["mean"] <= 100
         assert found["steps_per_second"]["mean"] > 0 < found["peak_mib"]["mean"]
+    right = {kind: found["answers"]["all"]["mean"] for kind, found in report["kinds"].items()}
+    for kind, found in report["differences"].items():
+        assert found["all"]["mean"] == pytest.approx(right["codes"] - right[kind], abs=0.02)
     gone = CliRunner().invoke(app, ["chat", "gone.png", "What?", "--model", str(out)])
     assert gone.exit_code == 2 and "viq: gone.png: does not exist" in gone.output
     wrong = CliRunner().invoke(app, ["chat", "x.png", "What?", "--model", str(tmp_path)])

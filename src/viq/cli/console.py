@@ -174,7 +174,7 @@ def show_record(record: dict[str, Any]) -> None:
 
 
 def show_quality(result: dict[str, Any]) -> None:
-    """Codes beside continuous features: answers in percent, steps a second, memory."""
+    """Codes beside other features: answers in percent, steps a second, memory."""
     kinds = result["kinds"]
     print("mean over seeds ± half-width of the 95% interval")
     measured = {
@@ -188,13 +188,21 @@ def show_quality(result: dict[str, Any]) -> None:
             for kind, cells in measured.items()
         ),
     )
-    groups = sorted(name for name in kinds["codes"]["answers"].keys() - {"all"} if "/" not in name)
-    print("\nright answers by source of the pictures, %")
+    print("\nright answers by kind of question, %, and points that codes have more or less")
+    asked = [name for name in sorted(kinds["codes"]["answers"]) if name in result["questions"]]
     table(
-        ["", *groups],
+        ["", "questions", *kinds, *(f"codes - {kind}" for kind in result["differences"])],
         (
-            [kind, *(f"{found['answers'][group]['mean']:.1f}" for group in groups)]
-            for kind, found in kinds.items()
+            [
+                name,
+                f"{result['questions'][name]:,}",
+                *(f"{found['answers'][name]['mean']:.1f}" for found in kinds.values()),
+                *(
+                    f"{found[name]['mean']:+.1f} ± {found[name]['half_width']:.1f}"
+                    for found in result["differences"].values()
+                ),
+            ]
+            for name in asked
         ),
     )
 

@@ -144,7 +144,7 @@ def understanding(
 @grouped
 def features(
     *,
-    model: Model = "viq-tiny",
+    model: Model = "viq-transform",
     towers: Annotated[
         list[str] | None,
         typer.Option(help="Compare these instead, by commas: models of ours, and siglip2:DIR, "
@@ -168,15 +168,15 @@ def features(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Train the same language model on codes, on continuous features, and blind; compare them.
+    """Train the same language model on codes, on what they round, and on nothing; compare them.
 
     Examples:
-        viq eval features --model viq-tiny
+        viq eval features --model viq-transform
         viq eval features --towers viq-tiny,siglip2:DIR --photos photos.parquet -o towers.json
     """
     from viq.core.outputs import require_free
     from viq.core.types import ViqError
-    from viq.eval.probes.benchmark import ProbeConfig, make_benchmark
+    from viq.eval.probes.benchmark import FEW, WIDE, ProbeConfig, make_benchmark
     from viq.recipes.mllm import tiny
 
     require_free(out, overwrite=overwrite)
@@ -192,7 +192,7 @@ def features(
         train_pictures=pictures, test_pictures=max(20, pictures * 3 // 10),
     )  # fmt: skip
     found = _labelled(photos, label, questions.where)
-    benchmark = make_benchmark(questions.rows(), config, printed=not towers)
+    benchmark = make_benchmark(questions.rows(), config, drawn=FEW if towers else WIDE)
     if towers:
         _compare_towers(names_of(towers) or [], benchmark, config, found, out, as_json)
     else:
@@ -215,9 +215,10 @@ def _compare_kinds(
     model: str, benchmark: ProbeBenchmark, config: ProbeConfig, out: Path | None, as_json: bool
 ) -> None:
     """Codes and continuous features of one model."""
-    from viq.eval.probes.features import KINDS, compare_features
+    from viq.eval.probes.features import compare_features, compared
 
-    with progress("training", config.seeds * len(KINDS), hidden=as_json) as advance:
+    runs = config.seeds * len(compared(model))
+    with progress("training", runs, hidden=as_json) as advance:
         result = compare_features(
             benchmark, model, config, progress=advance, done=partial(save_json, out)
         )

@@ -238,7 +238,9 @@ def _of_kind(kind: str, tokenizer: VisualTokenizer, material: Material) -> Seque
         return [vector.new_zeros(len(vector), 1).float() for vector in material.vectors]
 
     def given(batch: SeenBatch) -> Tensor:
-        return tokenizer(batch).features_TC if kind == "codes" else tokenizer.encoder(batch)
+        if kind == "codes":
+            return tokenizer(batch).features_TC
+        return tokenizer.continuous_features(batch)
 
     return features_of(material.pictures, given)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,21 +84,20 @@ def make_benchmark(
     config: ProbeConfig,
     seed: int = 0,
     *,
-    printed: bool = False,
+    drawn: Sequence[Callable[[Split], Corpus]] | None = None,
 ) -> ProbeBenchmark:
     """Gather pictures and questions.
 
     Args:
         rows: (train, held-out) corpora of the same files.
-        printed: also large print, a third of what is drawn.
+        drawn: what is drawn, as many pictures of each; None: `FEW`.
     """
     rng = random.Random(seed)
-    kinds = (SingleShape, ChartKinds, LargePrint) if printed else (SingleShape, ChartKinds)
-    drawn = [(corpus("train"), corpus("held-out")) for corpus in kinds]
+    kinds = [(corpus("train"), corpus("held-out")) for corpus in drawn or FEW]
     pictures: list[np.ndarray] = []
     gathered: dict[bool, list[tuple[int, Example]]] = {False: [], True: []}
     for held, wanted in ((False, config.train_pictures), (True, config.test_pictures)):
-        for group, share in _shares([p[held] for p in drawn], [p[held] for p in rows], wanted):
+        for group, share in _shares([p[held] for p in kinds], [p[held] for p in rows], wanted):
             for example in _examples(group, share, rng):
                 image = limit_pixels(example.pictures[0], config.max_side**2)
                 gathered[held].append((len(pictures), example))
@@ -237,6 +236,10 @@ class LargePrint(_Drawn):
         if len(lines) == 1:
             asked["character"] = ("what is the first character?", lines[0][0].lower())
         return _example(self.key(index), drawing, asked)
+
+
+FEW: tuple[Callable[[Split], Corpus], ...] = (SingleShape, ChartKinds)
+WIDE: tuple[Callable[[Split], Corpus], ...] = (*FEW, CountedShapes, LargePrint)
 
 
 def _example(

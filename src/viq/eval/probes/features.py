@@ -1,10 +1,12 @@
 """Codes against continuous features: the same small language model, data and steps on both.
 
 On codes, a step reads integers and runs the frozen embedder, as `viq train mllm` does. On
-continuous features, what the encoder gives before quantization, a step runs the frozen encoder on
-pixels, as training without a discrete tokenizer must. Every run has a process of its own, so that
-its memory is its own. Pictures, questions and score are those of `viq eval understanding`. A third
-model is blind, it sees nothing of the pictures but their sizes: what words alone are worth.
+continuous features, what becomes codes before it is rounded, a step runs the frozen encoder on
+pixels, as training without a discrete tokenizer must. Where the tokenizer carries the pretrained
+network that taught its codes, another model reads what that gives. Every run has a process of its
+own, so that its memory is its own. Pictures, questions and score are those of `viq eval
+understanding`. A last model is blind, it sees nothing of the pictures but their sizes: what words
+alone are worth.
 
 T = patches of several pictures, C = width of features.
 """
@@ -15,6 +17,7 @@ import multiprocessing
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -27,9 +30,9 @@ from torch import Tensor
 
 from viq.core.types import Grid, grid_of
 from viq.eval.probes.benchmark import ProbeBenchmark, ProbeConfig
-from viq.eval.probes.understanding import Features, train_probe
-from viq.image.patches import lengths_of, normalize, pack
-from viq.metrics.intervals import of_seeds
+from viq.eval.probes.understanding import Features, kinds_of, read_features, train_probe
+from viq.image.patches import lengths_of
+from viq.metrics.intervals import of_pairs, of_seeds
 from viq.models.language.projector import Whitener
 from viq.models.layers.ambient import tiny_as_zero
 from viq.models.tokenizer.embedder import CodeEmbedder
@@ -38,7 +41,6 @@ from viq.models.tokenizer.tokenizer import VisualTokenizer
 _WARM_UP = 10  # first steps, which no speed is taken from
 _FITTED_TO = 200  # pictures whose features tell the spread of all
 Kind = Features | Literal["blind"]
-KINDS: tuple[Kind, ...] = ("codes", "continuous", "blind")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,11 @@ class _Task:
     codes: tuple[np.ndarray, ...]  # of each picture, (patches, 4)
     config: ProbeConfig
     threads: int
+
+
+def compared(tokenizer: str) -> tuple[Kind, ...]:
+    """What `compare_features` trains on of a tokenizer, by name."""
+    return (*kinds_of(VisualTokenizer.from_pretrained(tokenizer)), "blind")
 
 
 def compare_features(
@@ -71,9 +78,11 @@ def compare_features(
         done: called with the result so far, as soon as all kinds have a run.
 
     Returns:
-        settings, and by kind: `answers` (percent, by kind of question), `steps_per_second` and
-        `peak_mib`, each with mean, half-width of the 95% interval, and each seed's value.
+        settings; by kind: `answers` (percent, by kind of question), `steps_per_second` and
+        `peak_mib`, each with mean, half-width of the 95% interval, and each seed's value;
+        `differences`: by kind, answers from codes less answers from that, paired by seed.
     """
+    kinds = compared(tokenizer)
     codes = VisualTokenizer.from_pretrained(tokenizer).encode([*benchmark.pictures])
     task = _Task(
         kind="codes",
@@ -85,18 +94,22 @@ def compare_features(
         config=config,
         threads=torch.get_num_threads(),
     )
-    runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
+    runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     result: dict[str, Any] = {}
     for seed in range(config.seeds):
-        for kind in KINDS:
+        for kind in kinds:
             runs[kind].append(_alone(_only_needed(replace(task, kind=kind, seed=seed))))
             progress()
         result = {
             "settings": {**asdict(config), "vocabulary": benchmark.vocabulary},
             "tokenizer": tokenizer,
             "pictures": len(benchmark.pictures),
-            "questions": len(benchmark.test),
+            "questions": dict(Counter(question.kind for question in benchmark.test))
+            | {"all": len(benchmark.test)},
             "kinds": {kind: _summary(list_) for kind, list_ in runs.items()},
+            "differences": {
+                kind: _differences(runs["codes"], runs[kind]) for kind in kinds if kind != "codes"
+            },
         }
         done(result)
     return result
@@ -104,7 +117,7 @@ def compare_features(
 
 def _only_needed(task: _Task) -> _Task:
     """Codes travel without pixels, pixels without codes."""
-    if task.kind != "continuous":
+    if task.kind in ("codes", "blind"):
         task = replace(task, benchmark=replace(task.benchmark, pictures=()))
     return task if task.kind == "codes" else replace(task, codes=())
 
@@ -145,13 +158,13 @@ def _peak_bytes() -> int:
 
 def _features(task: _Task) -> tuple[Callable[[Sequence[int]], Tensor], int]:
     """Features (T, C) of pictures by their numbers, whitened as for `viq train mllm`, and C."""
-    if task.kind == "blind":
+    kind = task.kind
+    if kind == "blind":
         return lambda pictures: torch.zeros(
             sum(lengths_of([task.grids[p] for p in pictures])), 1
         ), 1
-    if task.kind == "codes":
+    if kind == "codes":
         embedder = CodeEmbedder.from_tokenizer(task.tokenizer).requires_grad_(False)
-        width = embedder.config.width
 
         def gathered(pictures: Sequence[int]) -> Tensor:
             ids = np.concatenate([task.codes[picture] for picture in pictures])
@@ -160,16 +173,15 @@ def _features(task: _Task) -> tuple[Callable[[Sequence[int]], Tensor], int]:
 
     else:
         tokenizer = VisualTokenizer.from_pretrained(task.tokenizer)
-        width = tokenizer.width
 
         @torch.no_grad()
         def gathered(pictures: Sequence[int]) -> Tensor:
-            images = [normalize(task.benchmark.pictures[picture]) for picture in pictures]
-            return tokenizer.encoder(pack(images))
+            return read_features(tokenizer, [task.benchmark.pictures[p] for p in pictures], kind)
 
-    whitener = Whitener(width)
-    whitener.fit(gathered(range(min(_FITTED_TO, len(task.grids)))))
-    return lambda pictures: whitener(gathered(pictures)), width
+    sample_TC = gathered(range(min(_FITTED_TO, len(task.grids))))
+    whitener = Whitener(sample_TC.shape[1])
+    whitener.fit(sample_TC)
+    return lambda pictures: whitener(gathered(pictures)), sample_TC.shape[1]
 
 
 def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -179,4 +191,15 @@ def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         **{
             name: of_seeds([run[name] for run in runs]) for name in ("steps_per_second", "peak_mib")
         },
+    }
+
+
+def _differences(
+    runs: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Answers of runs less those of others of the same seeds, points of percent, by question."""
+    ours, theirs = [run["answers"] for run in runs], [run["answers"] for run in others]
+    return {
+        kind: of_pairs([score[kind] for score in ours], [score[kind] for score in theirs])
+        for kind in sorted({kind for score in ours for kind in score})
     }

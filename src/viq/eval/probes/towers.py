@@ -1,7 +1,8 @@
 """Vision towers behind one way to read features: tokenizers of ours and those of others.
 
-A tower of ours has features of its codes and, before quantization, continuous ones. One of another
-kind has what `viq.eval.peers` gives of it: features of codes, of SigLIP2 continuous ones.
+A tower of ours has features of its codes, continuous ones before quantization, and where it carries
+the network that taught it, those of that. One of another kind has what `viq.eval.peers` gives of
+it: features of codes, of SigLIP2 continuous ones.
 
 T = patches of a picture, C = width of features.
 """
@@ -17,8 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from viq.core.types import Grid, Size, ViqError, grid_of, tile_grid
-from viq.eval.probes.understanding import Features
-from viq.image.patches import normalize, pack
+from viq.eval.probes.understanding import Features, kinds_of, read_features
 from viq.models.tokenizer.tokenizer import VisualTokenizer
 
 if TYPE_CHECKING:
@@ -66,32 +66,36 @@ def open_tower(name: str) -> Tower:
 class _OurTower:
     """A tokenizer, which reads pictures at their own sizes."""
 
-    kinds: tuple[Features, ...] = ("codes", "continuous")
     licence: str | None = None
 
     def __init__(self, name: str) -> None:
         self._tokenizer = VisualTokenizer.from_pretrained(name)
         _ = self._tokenizer.codebook_size  # says what to do where there are no codes yet
+        self.kinds: tuple[Features, ...] = kinds_of(self._tokenizer)
 
     def features(self, image: Image.Image, kind: Features) -> tuple[Tensor, Grid]:
-        if kind == "continuous":
-            return _continuous(self._tokenizer, np.asarray(image))
+        if kind != "codes":
+            return _uncoded(self._tokenizer, np.asarray(image), kind)
         (codes,) = self._tokenizer.encode(image)
         return self._tokenizer.embed(codes)[0].float(), codes.grid
 
 
 @torch.inference_mode()
-def _continuous(tokenizer: VisualTokenizer, pixels: np.ndarray) -> tuple[Tensor, Grid]:
-    """What the encoder gives of a picture (H, W, 3), in the tiles in which it is encoded."""
+def _uncoded(tokenizer: VisualTokenizer, pixels: np.ndarray, kind: Features) -> tuple[Tensor, Grid]:
+    """Features of a picture (H, W, 3) without codes, in the tiles in which it is encoded."""
     patch = tokenizer.config.encoder.patch_size
     grid = grid_of((pixels.shape[0], pixels.shape[1]), patch)
     side = tokenizer.config.tile // patch
-    features_hwC = torch.empty(*grid, tokenizer.width)
+    found: Tensor | None = None
     for where in tile_grid(grid, side if max(grid) > side else 0):
         rows, cols = (slice(part.start * patch, part.stop * patch) for part in where)
-        tile = features_hwC[where]
-        tile.copy_(tokenizer.encoder(pack([normalize(pixels[rows, cols])])).view_as(tile))
-    return features_hwC.flatten(0, 1), grid
+        tile_TC = read_features(tokenizer, [pixels[rows, cols]], kind)
+        if found is None:
+            found = tile_TC.new_empty(*grid, tile_TC.shape[1])
+        part_hwC = found[where]
+        part_hwC.copy_(tile_TC.view_as(part_hwC))
+    assert found is not None  # a picture has a tile at least
+    return found.flatten(0, 1), grid
 
 
 class _PeerTower:

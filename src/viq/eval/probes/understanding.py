@@ -29,31 +29,50 @@ from viq.image.patches import lengths_of, normalize, pack
 from viq.metrics.intervals import of_seeds
 from viq.models.language.vision_language import AnswerScore, VisionLanguageModel, build_language
 from viq.models.tokenizer.tokenizer import VisualTokenizer
+from viq.models.tokenizer.transform_code import pad_mode_of
 from viq.train.in_memory import train_in_memory
 from viq.train.loss_terms import Objective
 
-Features = Literal["codes", "continuous"]
+Features = Literal["codes", "continuous", "teacher"]
 Gathered = Callable[[Sequence[int]], Tensor]  # numbers of pictures to their features (T, C)
 _GROUP = 32  # pictures a pass
 _PROBE_CLASS = 15  # fewest training pictures of an answer that a probe tells apart
+
+
+def kinds_of(tokenizer: VisualTokenizer) -> tuple[Features, ...]:
+    """Features that a tokenizer has."""
+    semantic = getattr(tokenizer.encoder, "semantic", None)
+    return ("codes", "continuous") if semantic is None else ("codes", "continuous", "teacher")
+
+
+def read_features(
+    tokenizer: VisualTokenizer, pictures: Sequence[np.ndarray], kind: Features
+) -> Tensor:
+    """Features (T, C) of pictures (H, W, 3), uint8, one after another: of their codes; of what
+    codes round; of the pretrained network whose meaning they learned (`kinds_of`)."""
+    config = tokenizer.config
+    pad_mode = pad_mode_of(config.quantizer.transform)
+    batch = pack([*map(normalize, pictures)], config.encoder.patch_size, pad_mode)
+    if kind == "codes":
+        return tokenizer.features(tokenizer.ids(batch), batch.grids_hw)
+    if kind == "continuous":
+        return tokenizer.continuous_features(batch)
+    return tokenizer.encoder.trunk_features(batch)
 
 
 @torch.inference_mode()
 def features_of(
     tokenizer: VisualTokenizer, pictures: Sequence[np.ndarray], kind: Features
 ) -> list[Tensor]:
-    """Features (T, C) of each picture: of its codes, or the encoder's tokens before the quantizer.
+    """Features (T, C) of each picture, as `read_features` gives them.
 
     Pictures are small here and run in groups.
     """
     found: list[Tensor] = []
     for start in range(0, len(pictures), _GROUP):
-        batch = pack([normalize(p) for p in pictures[start : start + _GROUP]])
-        if kind == "codes":
-            features_TC = tokenizer.features(tokenizer.ids(batch), batch.grids_hw)
-        else:
-            features_TC = tokenizer.encoder(batch)
-        found += [part.clone() for part in features_TC.split(lengths_of(batch.grids_hw))]
+        group = pictures[start : start + _GROUP]
+        lengths = lengths_of([grid_of(picture.shape[:2]) for picture in group])
+        found += [part.clone() for part in read_features(tokenizer, group, kind).split(lengths)]
     return found
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from viq.core import untrusted
 from viq.core.levels import check_levels, codebook_size
-from viq.core.types import PATCH_SIZE, ViqError
+from viq.core.types import PATCH_SIZE, Grid, ViqError
 from viq.models.layers.ambient import by_default
 from viq.models.layers.efficientnet import STRIDE_16, STRIDE_32, WIDTHS, Trunk
 from viq.models.tokenizer.fsq import FSQ
@@ -92,11 +92,23 @@ class SemanticValues:
         phases = phases_of(*z_hwd.shape[-3:-1], device=z_hwd.device)
         return self.fsq.codebook_size * phases + self.fsq.indices(z_hwd)
 
+    def unrounded(self, z_hwd: Tensor) -> Tensor:
+        """Values (h, w, 24) of what `SemanticEncoder.pick` gives: those of its ids, not rounded."""
+        bounded_hwd = self.fsq.bound(z_hwd)
+        values_hwd = bounded_hwd / bounded_hwd.new_tensor(self.fsq.half_width)
+        return self.scatter(values_hwd, phases_of(*z_hwd.shape[:2], device=z_hwd.device))
+
     @staticmethod
     def scatter(values: Tensor, phases: Tensor) -> Tensor:
         """Values (..., 6) of groups of some phases (...) at their places (..., 24), else 0."""
         own = F.one_hot(phases, PHASES).to(values.dtype)
         return (own[..., :, None] * values[..., None, :]).flatten(-2)
+
+
+def of_patches(groups_hwC: Tensor, grid: Grid) -> Tensor:
+    """What each patch of a grid has of its group, (r * c, C), row by row."""
+    wide_rcC = groups_hwC.repeat_interleave(GROUP, 0).repeat_interleave(GROUP, 1)
+    return wide_rcC[: grid[0], : grid[1]].flatten(0, 1)
 
 
 def phases_of(rows: int, columns: int, device: torch.device | None = None) -> Tensor:
@@ -140,12 +152,12 @@ class SemanticEncoder(nn.Module):
         Args:
             pixels_3HW: RGB in [-1, 1], sides of whole patches.
         """
-        return self._picked(pixels_3HW).flatten(0, 1)
+        return self.picked(pixels_3HW).flatten(0, 1)
 
     @torch.no_grad()
     def ids(self, pixels_3HW: Tensor) -> Tensor:
         """Ids (h, w) int64 in [0, 32000): 8000 x phase + index in the FSQ codebook."""
-        return self.values.encode(self._picked(pixels_3HW))
+        return self.values.encode(self.picked(pixels_3HW))
 
     def features(self, images_nCHW: Tensor) -> Tensor:
         """Numbers (n, h, w, I) of the trunk for each group, in its own units.
@@ -180,10 +192,15 @@ class SemanticEncoder(nn.Module):
         own_hwp = F.one_hot(phases_of(rows, columns, z.device), PHASES).to(z.dtype)
         return (z.unflatten(-1, (PHASES, _DIMENSIONS)) * own_hwp[..., None]).sum(-2)
 
-    def _picked(self, pixels_3HW: Tensor) -> Tensor:
+    def picked(self, pixels_3HW: Tensor) -> Tensor:
+        """Six values (h, w, d) of each group of an image before FSQ, as `forward` gives them."""
         with by_default(pixels_3HW.device):
-            features = self.features(pixels_3HW[None].to(self.mean.dtype))
-            return self.pick(self.standardised(features))[0]
+            return self.pick(self.trunk_features(pixels_3HW)[None])[0]
+
+    def trunk_features(self, pixels_3HW: Tensor) -> Tensor:
+        """Standardised numbers (h, w, I) of the trunk for each group of an image."""
+        with by_default(pixels_3HW.device):
+            return self.standardised(self.features(pixels_3HW[None].to(self.mean.dtype)))[0]
 
 
 class SemanticReader(nn.Module):
@@ -214,8 +231,7 @@ class SemanticReader(nn.Module):
         """
         if torch.compiler.is_exporting():  # a graph is of whole pictures: every second patch
             tokens_hwC = self(values(ids_rc[::GROUP, ::GROUP])[None].to(self.norm.weight.dtype))[0]
-            wide_rcC = tokens_hwC.repeat_interleave(GROUP, 0).repeat_interleave(GROUP, 1)
-            return wide_rcC[: ids_rc.shape[0], : ids_rc.shape[1]].flatten(0, 1)
+            return of_patches(tokens_hwC, (ids_rc.shape[0], ids_rc.shape[1]))
         return self.tokens_of_equal(ids_rc[None], values)[0]
 
     def tokens_of_equal(self, ids_nrc: Tensor, values: SemanticValues) -> Tensor:

@@ -143,6 +143,15 @@ class VisualTokenizer(nn.Module):
             return self.quantizer.features(ids_TS, grids_hw)
         return self._learned.dequantize(self._fsq.fsq.decode(ids_TS))
 
+    def continuous_features(self, batch: PatchBatch) -> Tensor:
+        """Features (T, C) of packed images before anything is rounded: tokens of the encoder; of a
+        transform code, its features with the values that codes round."""
+        if isinstance(self.quantizer, TransformQuantizer):
+            assert isinstance(self.encoder, PixelEncoder)
+            meaning = self.encoder.unrounded_meaning(batch)
+            return self.quantizer.unrounded_features(self.encoder(batch), batch.grids_hw, meaning)
+        return self.encoder(batch)
+
     def pooled(self, features_TC: Tensor, grids_hw: Sequence[Grid]) -> Tensor:
         """Semantic token (n, C) of each image."""
         return self.pool_head(self.pool_norm(features_TC), lengths_of(grids_hw))

@@ -270,9 +270,7 @@ class TransformCode(nn.Module):
 
     def analyse(self, patches_TD: Tensor, grid: Grid) -> Analysed:
         """What one image, patches of pixels in [-1, 1], gives to choose classes for."""
-        size = (grid[0] * PATCH_SIZE, grid[1] * PATCH_SIZE)
-        pixels = self.lapped(unpatchify(patches_TD.to(self.basis.dtype), size))
-        values_TV, energy_T = self._project(patchify(pixels))
+        values_TV, energy_T = self._projected(patches_TD, grid)
         coarse_T, fine_T = self.mean_digits(values_TV[:, -1].contiguous())
         mean_T = self.coarse[coarse_T] + self.fine[coarse_T, fine_T]
         energy_T = energy_T - values_TV[:, -1].square()
@@ -296,10 +294,17 @@ class TransformCode(nn.Module):
         )
         return Indices(classes_T, seen.coarse_T, seen.fine_T, levels_TQ)
 
-    def _project(self, patches_TD: Tensor) -> tuple[Tensor, Tensor]:
-        """Values (T, V) of patches in the basis, and their energy (T,)."""
+    def unrounded(self, patches_TD: Tensor, grid: Grid) -> Tensor:
+        """Values (T, V) of one image in the shared basis, in the units of `dequantize`: what its
+        codes round, and what they leave out."""
+        return self._projected(patches_TD, grid)[0]
+
+    def _projected(self, patches_TD: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Values (T, V) of one image in the basis, and the energy (T,) of its patches."""
+        size = (grid[0] * PATCH_SIZE, grid[1] * PATCH_SIZE)
+        pixels = self.lapped(unpatchify(patches_TD.to(self.basis.dtype), size))
         values, energies = [], []
-        for part_TD in patches_TD.split(_GROUP):  # which stay in a processor's cache
+        for part_TD in patchify(pixels).split(_GROUP):  # which stay in a processor's cache
             offset_TD = part_TD - self.centre
             values.append(offset_TD @ self.basis)
             energies.append(offset_TD.square_().sum(1))

@@ -11,7 +11,7 @@ T = patches, S = 4 slots, V = values of a patch, J = classes, C = width of a fea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from viq.models.tokenizer.semantic import (
     SemanticEncoder,
     SemanticReader,
     SemanticValues,
+    of_patches,
 )
 from viq.models.tokenizer.transform_code import CODEBOOK, TransformCode, TransformConfig
 
@@ -44,12 +45,34 @@ class PixelEncoder(nn.Module):
         """Ids (group rows, group columns) of 2x2 patches of each image; None without meaning."""
         if self.semantic is None:
             return None
-        found = []
-        parts = batch.patches_TD.split(lengths_of(batch.grids_hw))
-        for patches_TD, (rows, cols) in zip(parts, batch.grids_hw, strict=True):
-            pixels = unpatchify(patches_TD, (rows * PATCH_SIZE, cols * PATCH_SIZE))
-            found.append(self.semantic.ids(pixels))
-        return found
+        return [self.semantic.ids(pixels) for pixels in _images(batch)]
+
+    def unrounded_meaning(self, batch: PatchBatch) -> list[Tensor] | None:
+        """What becomes ids of meaning, (group rows, group columns, 6) of each image; None without
+        meaning."""
+        if self.semantic is None:
+            return None
+        return [self.semantic.picked(pixels) for pixels in _images(batch)]
+
+    def trunk_features(self, batch: PatchBatch) -> Tensor:
+        """Standardised numbers (T, 432) of the pretrained trunk, of each patch those of its group.
+
+        Raises:
+            ViqError: the tokenizer has no such trunk.
+        """
+        if self.semantic is None:
+            raise ViqError("codes of this tokenizer hold no meaning, so it has no pretrained trunk")
+        images = zip(_images(batch), batch.grids_hw, strict=True)
+        return torch.cat(
+            [of_patches(self.semantic.trunk_features(pixels), grid) for pixels, grid in images]
+        )
+
+
+def _images(batch: PatchBatch) -> Iterator[Tensor]:
+    """Pixels (3, H, W) of each image, sides of whole patches."""
+    parts = batch.patches_TD.split(lengths_of(batch.grids_hw))
+    for patches_TD, (rows, cols) in zip(parts, batch.grids_hw, strict=True):
+        yield unpatchify(patches_TD, (rows * PATCH_SIZE, cols * PATCH_SIZE))
 
 
 class TransformQuantizer(nn.Module):
@@ -100,6 +123,30 @@ class TransformQuantizer(nn.Module):
                 for said, grid in zip(images, grids_hw, strict=True)
             ]
             parts.append(torch.cat(tokens) if tokens else parts[0][:, :0])
+        return torch.cat(parts, 1)
+
+    def unrounded_features(
+        self, patches_TD: Tensor, grids_hw: Sequence[Grid], meaning: list[Tensor] | None = None
+    ) -> Tensor:
+        """Features (T, C), like those of codes, with values that are not rounded: of pixels all in
+        the shared basis, and the class that their codes would have; of meaning what the reader
+        makes of values before FSQ.
+
+        Args:
+            patches_TD: pixels in [-1, 1].
+            meaning: of each image what `PixelEncoder.unrounded_meaning` gives.
+        """
+        patches_TD = patches_TD.float()
+        images = zip(patches_TD.split(lengths_of(grids_hw)), grids_hw, strict=True)
+        values_TV = torch.cat([self.code.unrounded(part_TD, grid) for part_TD, grid in images])
+        classes_T = self.code.classes(self.code.ids(patches_TD, grids_hw))
+        parts = [values_TV / self.scale, self.class_embedding[classes_T]]
+        if self.meaning is not None and self.reader is not None:
+            assert meaning is not None
+            dtype = self.reader.norm.weight.dtype
+            tokens = [self.reader(self.meaning.unrounded(z)[None].to(dtype))[0] for z in meaning]
+            pairs = zip(tokens, grids_hw, strict=True)
+            parts.append(torch.cat([of_patches(part_hwC, grid) for part_hwC, grid in pairs]))
         return torch.cat(parts, 1)
 
     def detail_features(self, ids_TS: Tensor) -> Tensor:
