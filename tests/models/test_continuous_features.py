@@ -35,7 +35,7 @@ def test_codes_round_what_continuous_features_say(
 ) -> None:
     exact, coded = (read(transform, picture, kind) for kind in ("continuous", "codes"))
     assert exact.shape == coded.shape
-    basis, detail = transform.config.quantizer.transform.basis, transform.quantizer.detail_width
+    basis, detail = transform.quantizer.code.config.basis, transform.quantizer.detail_width
     assert torch.equal(exact[:, basis:detail], coded[:, basis:detail])  # the class is the same
     pixels = [transform.quantizer.values(found) for found in (exact, coded)]
     meaning = [found[:, detail:] for found in (exact, coded)]
