@@ -238,6 +238,7 @@ class LargePrint(_Drawn):
         return _example(self.key(index), drawing, asked)
 
 
+# What is drawn: for many tokenizers in minutes, and to compare kinds of features of one.
 FEW: tuple[Callable[[Split], Corpus], ...] = (SingleShape, ChartKinds)
 WIDE: tuple[Callable[[Split], Corpus], ...] = (*FEW, CountedShapes, LargePrint)
 

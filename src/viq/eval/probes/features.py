@@ -4,9 +4,9 @@ On codes, a step reads integers and runs the frozen embedder, as `viq train mllm
 continuous features, what becomes codes before it is rounded, a step runs the frozen encoder on
 pixels, as training without a discrete tokenizer must. Where the tokenizer carries the pretrained
 network that taught its codes, another model reads what that gives. Every run has a process of its
-own, so that its memory is its own. Pictures, questions and score are those of `viq eval
-understanding`. A last model is blind, it sees nothing of the pictures but their sizes: what words
-alone are worth.
+own, so that its memory is its own. The score is that of `viq eval understanding`, pictures and
+questions are more varied. A last model is blind, it sees nothing of the pictures but their sizes:
+what words alone are worth.
 
 T = patches of several pictures, C = width of features.
 """
