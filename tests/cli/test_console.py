@@ -58,7 +58,14 @@ def test_the_tables_of_probes_name_every_source(capsys: pytest.CaptureFixture[st
         -4:
     ]
     kind = {"answers": {"all": cell, "drawn": cell}, "steps_per_second": cell, "peak_mib": cell}
-    console.show_quality({"kinds": {"codes": kind, "blind": kind}})
+    asked, differences = {"all": 3000, "drawn": 2000}, {"blind": {"all": cell, "drawn": cell}}
+    console.show_quality(
+        {"questions": asked, "kinds": {"codes": kind, "blind": kind}, "differences": differences}
+    )
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "codes 61.23 ± 1.50 61.23 ± 1.50 61.23 ± 1.50" in lines
-    assert lines[-3:] == ["drawn", "codes 61.2", "blind 61.2"]
+    assert lines[-3:] == [
+        "questions codes blind codes - blind",
+        "all 3,000 61.2 61.2 +61.2 ± 1.5",
+        "drawn 2,000 61.2 61.2 +61.2 ± 1.5",
+    ]
