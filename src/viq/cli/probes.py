@@ -217,10 +217,10 @@ def _compare_kinds(
     """Codes and continuous features of one model."""
     from viq.eval.probes.features import compare_features, compared
 
-    runs = config.seeds * len(compared(model))
-    with progress("training", runs, hidden=as_json) as advance:
+    kinds = compared(model)
+    with progress("training", config.seeds * len(kinds), hidden=as_json) as advance:
         result = compare_features(
-            benchmark, model, config, progress=advance, done=partial(save_json, out)
+            benchmark, model, kinds, config, progress=advance, done=partial(save_json, out)
         )
     if as_json:
         show_json(result)

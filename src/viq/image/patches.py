@@ -95,15 +95,9 @@ def unpatchify(patches: Tensor, size: Size, patch_size: int = PATCH_SIZE) -> Ten
     return pixels[..., : size[0], : size[1]]
 
 
-def pack(
-    images: Sequence[Tensor], patch_size: int = PATCH_SIZE, pad_mode: str = PAD_MODES[0]
-) -> PatchBatch:
-    """Pack pixels (3, H, W) of any sizes, values in [-1, 1], into one sequence.
-
-    Args:
-        pad_mode: of `patchify`.
-    """
+def pack(images: Sequence[Tensor], patch_size: int = PATCH_SIZE) -> PatchBatch:
+    """Pack pixels (3, H, W) of any sizes, values in [-1, 1], into one sequence."""
     return PatchBatch(
-        patches_TD=torch.cat([patchify(image, patch_size, pad_mode) for image in images]),
+        patches_TD=torch.cat([patchify(image, patch_size) for image in images]),
         grids_hw=tuple(grid_of((i.shape[-2], i.shape[-1]), patch_size) for i in images),
     )

@@ -58,13 +58,14 @@ class _Task:
 
 
 def compared(tokenizer: str) -> tuple[Kind, ...]:
-    """What `compare_features` trains on of a tokenizer, by name."""
+    """What `compare_features` can train on of a tokenizer, by name."""
     return (*kinds_of(VisualTokenizer.from_pretrained(tokenizer)), "blind")
 
 
 def compare_features(
     benchmark: ProbeBenchmark,
     tokenizer: str,
+    kinds: Sequence[Kind],
     config: ProbeConfig,
     *,
     progress: Callable[[], None] = lambda: None,
@@ -74,6 +75,7 @@ def compare_features(
 
     Args:
         tokenizer: bundled name, folder or hub id.
+        kinds: of `compared`, "codes" among them.
         progress: called after each run.
         done: called with the result so far, as soon as all kinds have a run.
 
@@ -82,7 +84,6 @@ def compare_features(
         `peak_mib`, each with mean, half-width of the 95% interval, and each seed's value;
         `differences`: by kind, answers from codes less answers from that, paired by seed.
     """
-    kinds = compared(tokenizer)
     codes = VisualTokenizer.from_pretrained(tokenizer).encode([*benchmark.pictures])
     task = _Task(
         kind="codes",

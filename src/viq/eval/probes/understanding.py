@@ -25,11 +25,11 @@ from viq.core.types import IGNORE, Grid, grid_of
 from viq.data.text.chat_format import pack_chats
 from viq.eval.probes.benchmark import ProbeBenchmark, ProbeConfig, ProbeQuestion, _group
 from viq.eval.probes.classifiers import logistic
-from viq.image.patches import lengths_of, normalize, pack
+from viq.image.patches import PatchBatch, lengths_of, normalize
 from viq.metrics.intervals import of_seeds
 from viq.models.language.vision_language import AnswerScore, VisionLanguageModel, build_language
+from viq.models.tokenizer.inference import whole_patches
 from viq.models.tokenizer.tokenizer import VisualTokenizer
-from viq.models.tokenizer.transform_code import pad_mode_of
 from viq.train.in_memory import train_in_memory
 from viq.train.loss_terms import Objective
 
@@ -50,9 +50,11 @@ def read_features(
 ) -> Tensor:
     """Features (T, C) of pictures (H, W, 3), uint8, one after another: of their codes; of what
     codes round; of the pretrained network whose meaning they learned (`kinds_of`)."""
-    config = tokenizer.config
-    pad_mode = pad_mode_of(config.quantizer.transform)
-    batch = pack([*map(normalize, pictures)], config.encoder.patch_size, pad_mode)
+    patch = tokenizer.config.encoder.patch_size
+    batch = PatchBatch(
+        patches_TD=torch.cat([whole_patches(tokenizer, normalize(each)) for each in pictures]),
+        grids_hw=tuple(grid_of(each.shape[:2], patch) for each in pictures),
+    )
     if kind == "codes":
         return tokenizer.features(tokenizer.ids(batch), batch.grids_hw)
     if kind == "continuous":

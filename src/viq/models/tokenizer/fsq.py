@@ -36,6 +36,11 @@ class FSQ:
         half = z.new_tensor(self.half)
         return (z + z.new_tensor(self.shift)).tanh() * half - z.new_tensor(self.offset)
 
+    def unrounded(self, z: Tensor) -> Tensor:
+        """What `quantize` rounds, in its units: (..., d) in about [-1, 1]."""
+        bounded = self.bound(z)
+        return bounded / bounded.new_tensor(self.half_width)
+
     def quantize(self, z: Tensor) -> Tensor:
         """Codes (..., d) in about [-1, 1]; the gradient passes straight through the rounding."""
         bounded = self.bound(z)

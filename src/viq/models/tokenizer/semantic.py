@@ -94,9 +94,9 @@ class SemanticValues:
 
     def unrounded(self, z_hwd: Tensor) -> Tensor:
         """Values (h, w, 24) of what `SemanticEncoder.pick` gives: those of its ids, not rounded."""
-        bounded_hwd = self.fsq.bound(z_hwd)
-        values_hwd = bounded_hwd / bounded_hwd.new_tensor(self.fsq.half_width)
-        return self.scatter(values_hwd, phases_of(*z_hwd.shape[:2], device=z_hwd.device))
+        return self.scatter(
+            self.fsq.unrounded(z_hwd), phases_of(*z_hwd.shape[:2], device=z_hwd.device)
+        )
 
     @staticmethod
     def scatter(values: Tensor, phases: Tensor) -> Tensor:

@@ -282,7 +282,7 @@ class SemanticObjective(Objective):
     def _values(self, x_nhwI: Tensor, rounded: bool) -> Tensor:
         """The 24 values of each group, as a reader of codes has them."""
         fsq, z = self.encoder.values.fsq, self.encoder.pick(x_nhwI)
-        values = fsq.quantize(z) if rounded else fsq.bound(z) / z.new_tensor(fsq.half_width)
+        values = fsq.quantize(z) if rounded else fsq.unrounded(z)
         phases = phases_of(*z.shape[1:3], device=z.device)
         return SemanticValues.scatter(values, phases.expand(z.shape[:3]))
 
